@@ -1,0 +1,113 @@
+"""Batches for `model.fit` on any backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ranking.data.packing import PackedRows
+from keras_ranking.data.requests import Requests, _take
+
+Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+class PackedDataset(keras.utils.PyDataset):  # type: ignore[misc]
+    """Packed rows as `(inputs, targets, sample weights)`, shuffled each epoch by seed.
+
+    | part    | content                                                                                          |
+    |---------|--------------------------------------------------------------------------------------------------|
+    | inputs  | `time`, `segment` (and `session`) int32 (B, T); features and actions by name, (B, T) or (B, T, size) |
+    | targets | by task, float32 (B, T, 3): label, position (0 = none), request (counted within the row)         |
+    | weights | by task, float32 (B, T): 0 for padding, context, history-only events and unknown labels          |
+
+    Every batch has the same shape: the last one is filled up with empty rows, which weigh nothing, so that a compiled step
+    is traced once.
+
+    Args:
+        rows: from `pack`.
+        batch_size: B, rows a batch.
+        inputs: names of the inputs wanted, for example those of a model; None: all the schema allows.
+        shuffle: a new order of rows each epoch.
+        seed: of the shuffle; epoch e uses (seed, e), so a run can be repeated, and resumed.
+    """
+
+    def __init__(
+        self, rows: PackedRows, batch_size: int, inputs: Sequence[str] | None = None, shuffle: bool = True, seed: int = 0, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
+        sequences, schema = rows.sequences, rows.sequences.schema
+        known = [column.name for column in (*schema.features_known("item", "context"), *schema.actions)]
+        known += ["time", "segment"] + (["session"] if sequences.session is not None else [])
+        self.inputs = list(known if inputs is None else inputs)
+        for name in self.inputs:
+            if name not in known:
+                raise ValueError(f"`inputs` must be inputs that the schema allows, {known}. Received: {name!r}")
+        self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
+        self.epoch = 0
+        self._order = self._ordered()
+
+    def _ordered(self) -> np.ndarray:
+        order = np.arange(len(self.rows.index))
+        return np.random.default_rng((self.seed, self.epoch)).permutation(order) if self.shuffle else order
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows.index) / self.batch_size)
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+        self._order = self._ordered()
+
+    def __getitem__(self, batch: int) -> Batch:
+        chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        sequences = self.rows.sequences
+        spare = self.batch_size - len(chosen)
+        index = np.pad(self.rows.index[chosen], ((0, spare), (0, 0)), constant_values=-1)
+        segment = np.pad(self.rows.segment[chosen], ((0, spare), (0, 0)))
+        target = np.pad(self.rows.target[chosen], ((0, spare), (0, 0)))
+        x: dict[str, np.ndarray] = {}
+        for name in self.inputs:
+            if name == "segment":
+                x[name] = segment
+            else:
+                special = {"time": sequences.time, "session": sequences.session}
+                x[name] = _take(special[name] if name in special else sequences.columns[name], index)  # type: ignore[arg-type]
+        request = _take(sequences.request, index)
+        change = np.ones(index.shape, dtype=bool)
+        change[:, 1:] = (request[:, 1:] != request[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
+        run = np.cumsum(change, axis=1)
+        y, weights = {}, {}
+        for task, labels in sequences.labels.items():
+            label = _take(labels, index)
+            weights[task] = (target & ~np.isnan(label)).astype(np.float32)
+            y[task] = np.stack([np.nan_to_num(label), _take(sequences.position, index), run], axis=-1).astype(np.float32)
+        return x, y, weights
+
+
+class RequestDataset(keras.utils.PyDataset):  # type: ignore[misc]
+    """Requests as serving tensors, `(inputs,)` in order, for `predict` of a serving model.
+
+    Args:
+        requests: from `keras_ranking.data.requests`.
+        batch_size: requests a batch.
+        names: serving tensors wanted: the serving model's input names.
+    """
+
+    def __init__(self, requests: Requests, batch_size: int, names: Sequence[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
+        self.requests, self.batch_size, self.names = requests, batch_size, list(names)
+        self._candidates = int((requests.candidate_end - requests.candidate_begin).max(initial=1))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.requests) / self.batch_size)
+
+    def __getitem__(self, batch: int) -> tuple[dict[str, np.ndarray]]:
+        which = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.requests)))
+        return (self.requests.tensors(which, self.names, candidates=self._candidates),)

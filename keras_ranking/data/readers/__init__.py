@@ -1,0 +1,1 @@
+"""Readers of public logs, each returning a `Log`."""

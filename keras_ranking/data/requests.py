@@ -1,0 +1,126 @@
+"""Requests: one member, one time, a history of L events and N candidates, as serving sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.data.sequences import Sequences, build_sequences
+from keras_ranking.schema import Schema
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Q requests as slices of member streams: nothing is copied until a batch is made.
+
+    Attributes:
+        sequences: the streams.
+        history_begin, history_end: (Q,) events of the member before the request's time, the newest `max_history` of them.
+        candidate_begin, candidate_end: (Q,) the impressions of the request.
+        time: (Q,) int32 request time.
+    """
+
+    sequences: Sequences
+    history_begin: np.ndarray
+    history_end: np.ndarray
+    candidate_begin: np.ndarray
+    candidate_end: np.ndarray
+    time: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def tensors(
+        self, which: Sequence[int] | np.ndarray, names: Sequence[str], history: int | None = None, candidates: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Serving tensors of the chosen requests.
+
+        Args:
+            which: (B,) indices of requests.
+            names: the tensors wanted, such as `history_click`, `candidate_age`, `history_length` (a model's input names).
+            history, candidates: L and N to pad to; None: the longest of the batch (at least 1).
+
+        Raises:
+            ValueError: a name that no column of the streams answers to, or a size too small for the batch.
+        """
+        which = np.asarray(which, dtype=np.int64)
+        past = _padded(self.history_begin[which], self.history_end[which], history, "history")
+        shown = _padded(self.candidate_begin[which], self.candidate_end[which], candidates, "candidates")
+        sequences = self.sequences
+        out: dict[str, np.ndarray] = {}
+        for name in names:
+            side, _, column = name.partition("_")
+            if name == "history_length":
+                out[name] = (past >= 0).sum(axis=1).astype(np.int32)
+            elif name == "candidate_count":
+                out[name] = (shown >= 0).sum(axis=1).astype(np.int32)
+            elif name == "request_time":
+                out[name] = self.time[which]
+            elif name == "history_time":
+                out[name] = _take(sequences.time, past)
+            elif side in ("history", "candidate") and column in sequences.columns:
+                out[name] = _take(sequences.columns[column], past if side == "history" else shown)
+            else:
+                raise ValueError(f"`names` must be serving tensors of the schema's columns. Received: {name!r}")
+        return out
+
+    def candidate_index(self, which: Sequence[int] | np.ndarray, candidates: int | None = None) -> np.ndarray:
+        """(B, N) int64: event of each candidate slot, -1 beyond the request's candidates."""
+        which = np.asarray(which, dtype=np.int64)
+        return _padded(self.candidate_begin[which], self.candidate_end[which], candidates, "candidates")
+
+
+def requests(events: pd.DataFrame | Sequences, schema: Schema | None = None, max_history: int | None = None) -> Requests:
+    """Cut a log into requests: each list of candidates with the member's events strictly before it.
+
+    Only requests with at least one target event are made (see `build_sequences`).
+
+    Args:
+        events: a log, or streams from `build_sequences`.
+        schema: needed where `events` is a log.
+        max_history: L at most; None: all. The newest are kept.
+    """
+    if isinstance(events, Sequences):
+        sequences = events
+    elif schema is None:
+        raise ValueError("`schema` must be given with a log. Received: schema=None")
+    else:
+        sequences = build_sequences(events, schema)
+    bounds = sequences.request_starts
+    begin, end = bounds[:-1], bounds[1:]
+    seen = np.concatenate([[0], np.cumsum(sequences.target)])
+    wanted = seen[end] > seen[begin]
+    begin, end = begin[wanted], end[wanted]
+    member = sequences.member
+    # First event of the same member at the same time: a later request of that second must not see an earlier one.
+    fresh = np.ones(sequences.num_events, dtype=bool)
+    fresh[1:] = (sequences.time[1:] != sequences.time[:-1]) | (member[1:] != member[:-1])
+    tick = np.maximum.accumulate(np.where(fresh, np.arange(sequences.num_events), 0))
+    history_end = tick[begin] if len(begin) else begin
+    history_begin = sequences.offsets[member[begin]] if len(begin) else begin
+    if max_history is not None:
+        if max_history < 0:
+            raise ValueError(f"`max_history` must not be negative. Received: max_history={max_history}")
+        history_begin = np.maximum(history_begin, history_end - max_history)
+    return Requests(sequences, history_begin, history_end, begin, end, sequences.time[begin])
+
+
+def _padded(begin: np.ndarray, end: np.ndarray, size: int | None, name: str) -> np.ndarray:
+    longest = int((end - begin).max(initial=0))
+    size = max(longest, 1) if size is None else size
+    if longest > size:
+        raise ValueError(f"`{name}` must be at least the longest of the batch, {longest}. Received: {name}={size}")
+    index = begin[:, None] + np.arange(size)[None, :]
+    return np.where(index < end[:, None], index, -1)
+
+
+def _take(column: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """`column[index]`, zero where index is -1."""
+    if not len(column):
+        return np.zeros((*index.shape, *column.shape[1:]), dtype=column.dtype)
+    taken = column[np.maximum(index, 0)]
+    taken[index < 0] = 0
+    return taken

@@ -1,0 +1,351 @@
+"""A feed simulator with planted effects, so that a test can ask whether a model recovers what is truly there.
+
+The chance that an impression is clicked is the product of being examined and being relevant (the examination hypothesis):
+
+    P(click | position p) = examination[bucket(p)] * relevance
+    relevance = sigmoid(base + member + taste[member, day, topic] + quality[item] + author[author]
+                        - freshness * age in days + mood[session] + device + hour)
+    P(like | click)  = sigmoid(like_base + like_taste * taste)
+    dwell | click    = exp(dwell_base + dwell_taste * taste + noise) seconds
+
+| planted effect | where it is |
+|---|---|
+| taste | N(0, taste_scale^2) per member and topic, in no column: only a member's own history shows it |
+| drift | every day a share `drift` of a taste's variance is renewed: taste' = sqrt(1 - drift) taste + sqrt(drift) new |
+| recency | relevance falls by `freshness` logits for each day of an item's age |
+| item quality | in no column; `editor_score` is a noisy view of it, and the counts of its clicks another |
+| position bias | `examination` per position bucket; constant inside a bucket, so P(click | bucket k) / P(click | bucket 0) is exactly examination[k] / examination[0] for every row |
+| session mood | N(0, mood_scale^2) shared by all impressions of a session: labels inside one are correlated |
+| late feedback | an impression's actions reach the log `feedback_seconds` after it, at most `feedback_delay` |
+| confounding | the policy shows first what is fresh and has a high editor score; in a share `random_share` of the requests it shuffles instead |
+
+The policy reads logged columns and noise alone, so position is independent of relevance given the features: plain CTR by
+position is confounded, a model of features and position is not, and in the shuffled requests even the plain CTR is right.
+All of this is our design; the size of every effect is an argument or stands in `_EFFECTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.data.counts import point_in_time_counts
+from keras_ranking.data.readers.log import Log
+from keras_ranking.schema import Category, Id, Number, Schema, Task
+
+START = 1_767_225_600  # 2026-01-01 00:00:00 UTC, a Thursday
+DEVICES = ("mobile", "desktop", "tablet")
+_EFFECTS = {
+    "base": -1.5,
+    "member": 0.5,
+    "quality": 0.7,
+    "editor_noise": 0.7,
+    "author": 0.3,
+    "hour": 0.25,
+    "like_base": -1.2,
+    "like_taste": 0.8,
+    "dwell_base": 3.0,
+    "dwell_taste": 0.4,
+    "dwell_noise": 0.6,
+}
+_DEVICE_EFFECT = np.array([0.0, 0.2, -0.2])
+_SLOT = 7200  # a session starts in the first half of a two-hour slot of its member and lasts at most 50 minutes: none overlap
+_MAX_REQUESTS, _MAX_GAP = 6, 600
+_LIFETIME = 3 * 86400  # an item can be a candidate for three days
+_BLOCK = 20_000  # requests whose candidates are drawn at once; bounds the memory
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The planted parameters, row by row of `SimulatedLog.events` where an array has n rows.
+
+    Args:
+        examination: (K,) chance that a position of bucket k is looked at.
+        boundaries: upper bounds of the position buckets: bucket = number of boundaries b with position > b.
+        relevance: (n,) chance of a click once examined.
+        click_probability: (n, K) chance of a click at a position of bucket k.
+        like_given_click: (n,) chance of a like once clicked.
+        bucket: (n,) bucket of the position shown.
+        shuffled: (n,) whether the request was shuffled uniformly.
+        mood: (n,) logit shift of the session.
+        taste: (members, days, topics) logit.
+        item_quality: (items,) logit; item_id is the place in this array.
+    """
+
+    examination: np.ndarray
+    boundaries: tuple[int, ...]
+    relevance: np.ndarray
+    click_probability: np.ndarray
+    like_given_click: np.ndarray
+    bucket: np.ndarray
+    shuffled: np.ndarray
+    mood: np.ndarray
+    taste: np.ndarray
+    item_quality: np.ndarray
+
+    @property
+    def position_ratio(self) -> np.ndarray:
+        """(K,) P(click | bucket k) / P(click | bucket 0), the same for every row."""
+        return np.asarray(self.examination / self.examination[0])
+
+    @property
+    def click(self) -> np.ndarray:
+        """(n,) true chance of a click at the position shown: no score has a higher expected AUC."""
+        return np.asarray(self.click_probability[np.arange(len(self.bucket)), self.bucket])
+
+    @property
+    def like(self) -> np.ndarray:
+        """(n,) true chance of a like at the position shown."""
+        return np.asarray(self.click * self.like_given_click)
+
+
+@dataclass(frozen=True)
+class SimulatedLog(Log):
+    """A simulated `Log` with the `truth` behind it."""
+
+    truth: Truth = field(kw_only=True)
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return np.asarray(1.0 / (1.0 + np.exp(-logit)))
+
+
+def _requests(members: int, days: int, sessions_per_day: float, rng: np.random.Generator) -> pd.DataFrame:
+    """One row per request, sorted by time: member, session, time, device."""
+    slots = days * 86400 // _SLOT
+    hours = (np.arange(slots) * _SLOT // 3600 + 1) % 24
+    evening = np.log(1.0 + 0.8 * np.cos(2 * np.pi * (hours - 20) / 24))
+    activity = rng.gamma(3.0, 1 / 3.0, size=members)
+    count = np.clip(rng.poisson(sessions_per_day * days * activity), 1, max(slots // 2, 1))
+    # The `count` largest of weight + Gumbel noise are a draw without replacement with those weights.
+    place = np.argsort(-(evening + rng.gumbel(size=(members, slots))), axis=1)
+    chosen = np.arange(slots) < count[:, None]
+    member = np.repeat(np.arange(members), count)
+    start = place[chosen] * _SLOT + rng.integers(0, _SLOT // 2, size=len(member))
+    favourite = rng.choice(len(DEVICES), size=members, p=[0.6, 0.3, 0.1])
+    device = np.where(rng.random(len(member)) < 0.85, favourite[member], rng.choice(len(DEVICES), size=len(member)))
+    length = 1 + np.minimum(rng.poisson(1.5, size=len(member)), _MAX_REQUESTS - 1)
+    session = np.repeat(np.arange(len(member)), length)
+    gap = np.ceil(np.minimum(30 + rng.exponential(240, size=len(session)), _MAX_GAP)).astype(np.int64)
+    first = np.concatenate(([0], np.cumsum(length)[:-1]))
+    gap[first] = 0
+    elapsed = np.cumsum(gap)
+    time = start[session] + elapsed - elapsed[first][session]
+    frame = pd.DataFrame({"member": member[session], "session": session, "time": time, "device": device[session]})
+    return frame.sort_values(["time", "member"], ignore_index=True)
+
+
+def _draw_candidates(time: np.ndarray, born: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+    """(requests, width) distinct items, uniform over those born at most `_LIFETIME` before the request. `born` is sorted."""
+    stop = np.searchsorted(born, time, side="right")
+    start = np.searchsorted(born, time - _LIFETIME, side="left")
+    out = np.empty((len(time), width), dtype=np.int64)
+    for begin in range(0, len(time), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        low, alive = start[rows], (stop - start)[rows]
+        keys = rng.random((len(low), int(alive.max())), dtype=np.float32)
+        keys[np.arange(keys.shape[1]) >= alive[:, None]] = 2.0
+        out[rows] = low[:, None] + np.argpartition(keys, width - 1, axis=1)[:, :width]
+    return out
+
+
+def _tastes(members: int, days: int, topics: int, scale: float, drift: float, rng: np.random.Generator) -> np.ndarray:
+    """(members, days, topics); every day has the same spread, and correlation sqrt(1 - drift) with the day before."""
+    taste = rng.normal(0, scale, size=(members, days, topics)).astype(np.float32)
+    for day in range(1, days):
+        taste[:, day] = np.sqrt(1 - drift) * taste[:, day - 1] + np.sqrt(drift) * taste[:, day]
+    return taste
+
+
+def _check(members: int, days: int, sizes: tuple[int, int], examination: np.ndarray, boundaries: tuple[int, ...], shares: dict[str, float]) -> None:
+    for name, value in (("members", members), ("days", days)):
+        if int(value) != value or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+    if not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(f"`list_size` must be (smallest, largest) with 1 <= smallest <= largest. Received: list_size={sizes}")
+    if len(examination) != len(boundaries) + 1 or not ((examination > 0) & (examination <= 1)).all():
+        raise ValueError(
+            f"`examination` must hold one chance in (0, 1] for each of the {len(boundaries) + 1} buckets. Received: examination={examination.tolist()}"
+        )
+    if list(boundaries) != sorted(set(boundaries)) or (boundaries and boundaries[0] < 1):
+        raise ValueError(f"`boundaries` must be increasing positions >= 1. Received: boundaries={boundaries}")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"`{name}` must be between 0 and 1. Received: {name}={share}")
+
+
+def simulated_schema(topics: int = 8) -> Schema:
+    """The schema of a simulated log with this number of topics."""
+    return Schema(
+        member="member_id",
+        time="time",
+        session="session_id",
+        request="request_id",
+        position="position",
+        features=(
+            Id("item_id", buckets=4096),
+            Id("author_id", buckets=512),
+            Category("topic", vocabulary=tuple(f"topic_{topic}" for topic in range(topics))),
+            Number("age_hours", transform="log1p_standardise"),
+            Number("editor_score", transform="standardise"),
+            Category("device", vocabulary=DEVICES, known="context"),
+            Category("hour", vocabulary=tuple(map(str, range(24))), known="context"),
+            Number("item_views_24h", transform="log1p_standardise", known="context"),
+            Number("item_click_rate_24h", transform="standardise", known="context"),
+            Number("item_click_rate_all", transform="standardise", known="context"),
+        ),
+        actions=(Number("click"), Number("like"), Number("dwell_seconds", transform="log1p_standardise")),
+        tasks=(Task("click"), Task("like")),
+    )
+
+
+def simulate(
+    members: int = 1200,
+    days: int = 14,
+    seed: int = 0,
+    *,
+    sessions_per_day: float = 0.33,
+    items_per_day: int = 80,
+    topics: int = 8,
+    authors: int = 64,
+    list_size: tuple[int, int] = (10, 12),
+    examination: Sequence[float] = (1.0, 0.6, 0.35),
+    boundaries: tuple[int, ...] = (1, 4),
+    random_share: float = 0.5,
+    taste_scale: float = 1.6,
+    drift: float = 0.03,
+    freshness: float = 0.3,
+    mood_scale: float = 0.5,
+    feedback_delay: int = 600,
+    split: tuple[float, float] = (0.7, 0.85),
+) -> SimulatedLog:
+    """Simulate a feed: members, sessions, requests of shown items, and what the members did.
+
+    The module's docstring has the formulas and the list of planted effects.
+
+    Args:
+        members, days: size of the log.
+        seed: the same seed gives the same log.
+        sessions_per_day: mean per member; a session has 2.5 requests on average, half a minute to ten minutes apart.
+        items_per_day: new items a day; an item can be shown for three days.
+        topics, authors: an author writes on one topic.
+        list_size: smallest and largest number of items of a request.
+        examination: chance that a position is looked at, per bucket.
+        boundaries: upper bounds of the position buckets; (1, 4) = first, 2 to 4, 5 and below.
+        random_share: share of requests that are shuffled uniformly instead of ranked by the policy.
+        taste_scale: standard deviation of a member's taste for a topic, in logits.
+        drift: share of a taste's variance that is renewed every day.
+        freshness: logits lost for each day of an item's age.
+        mood_scale: standard deviation of a session's mood, in logits.
+        feedback_delay: seconds after which every action of an impression is in the log; the counts lag by as much.
+        split: shares of the period at which validation and test begin.
+
+    Returns:
+        `SimulatedLog`: events sorted by time, with the columns of `simulated_schema`, `split`, `feedback_seconds` (delay of the
+        row's actions) and `shuffled` (whether the policy shuffled the request); the schema; the truth.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Example:
+        >>> log = simulate(members=50, days=3, seed=1)
+        >>> bool(log.events["click"].mean() < log.truth.relevance.mean())
+        True
+    """
+    exam = np.asarray(examination, dtype=np.float64)
+    _check(members, days, list_size, exam, boundaries, {"random_share": random_share, "drift": drift})
+    parts = np.random.default_rng(seed).spawn(5)
+    requests = _requests(members, days, sessions_per_day, parts[0])
+
+    # Items are born evenly from three days before the start on, so that the first request already has a full choice.
+    rng = parts[1]
+    width = list_size[1]
+    total = max(items_per_day * (days + 3), 1)
+    if items_per_day * 2 < width:
+        raise ValueError(f"`items_per_day` must leave a choice for lists of {width}. Received: items_per_day={items_per_day}")
+    born = np.sort(rng.integers(-_LIFETIME, days * 86400, size=total))
+    author = rng.integers(0, authors, size=total)
+    topic = (np.arange(authors) % topics)[author]
+    quality = rng.normal(0, _EFFECTS["quality"], size=total)
+    editor = np.round(quality + rng.normal(0, _EFFECTS["editor_noise"], size=total), 3)
+    author_effect = rng.normal(0, _EFFECTS["author"], size=authors)
+
+    rng = parts[2]
+    taste = _tastes(members, days, topics, taste_scale, drift, rng)
+    member_effect = rng.normal(0, _EFFECTS["member"], size=members)
+    mood = rng.normal(0, mood_scale, size=int(requests["session"].max()) + 1)
+
+    # The lists, as (requests, width) tables with the unused places of short lists masked out.
+    rng = parts[3]
+    time = requests["time"].to_numpy()
+    items = _draw_candidates(time, born, width, rng)
+    size = rng.integers(list_size[0], list_size[1] + 1, size=len(time))
+    age_days = (time[:, None] - born[items]) / 86400
+    shuffled = rng.random(len(time)) < random_share
+    policy = editor[items] - 0.5 * age_days + rng.normal(0, 0.3, size=items.shape)
+    policy = np.where(shuffled[:, None], rng.random(items.shape), policy)
+    policy[np.arange(width) >= size[:, None]] = -np.inf
+    items = np.take_along_axis(items, np.argsort(-policy, axis=1), axis=1)
+    used = np.arange(width) < size[:, None]
+    request, place = np.nonzero(used)
+    item = items[used]
+    row = requests.iloc[request]
+    member, session, device = row["member"].to_numpy(), row["session"].to_numpy(), row["device"].to_numpy()
+    seconds = time[request]
+    hour = seconds // 3600 % 24
+
+    rng = parts[4]
+    liking = taste[member, seconds // 86400, topic[item]].astype(np.float64)
+    logit = _EFFECTS["base"] + member_effect[member] + liking + quality[item] + author_effect[author[item]]
+    logit += mood[session] + _DEVICE_EFFECT[device] + _EFFECTS["hour"] * np.cos(2 * np.pi * (hour - 21) / 24)
+    relevance = _sigmoid(logit - freshness * (seconds - born[item]) / 86400)
+    bucket = np.searchsorted(np.asarray(boundaries), place + 1, side="left")
+    like_given_click = _sigmoid(_EFFECTS["like_base"] + _EFFECTS["like_taste"] * liking)
+    click = rng.random(len(item)) < exam[bucket] * relevance
+    like = click & (rng.random(len(item)) < like_given_click)
+    noise = rng.normal(0, _EFFECTS["dwell_noise"], size=len(item))
+    dwell = np.where(click, np.exp(_EFFECTS["dwell_base"] + _EFFECTS["dwell_taste"] * liking + noise), 0.0)
+    feedback = np.ceil(np.minimum(rng.exponential(feedback_delay / 4, size=len(item)) + 1e-9, feedback_delay)).astype(np.int64)
+
+    events = pd.DataFrame(
+        {
+            "member_id": member,
+            "time": START + seconds,
+            "session_id": session,
+            "request_id": request,
+            "position": place + 1,
+            "item_id": item,
+            "author_id": author[item],
+            "topic": pd.Categorical.from_codes(topic[item], [f"topic_{index}" for index in range(topics)]).astype("str"),
+            "age_hours": np.round((seconds - born[item]) / 3600, 3),
+            "editor_score": editor[item],
+            "device": np.asarray(DEVICES, dtype=object)[device],
+            "hour": hour,
+            "click": click.astype(np.int8),
+            "like": like.astype(np.int8),
+            "dwell_seconds": np.round(dwell, 1),
+            "feedback_seconds": feedback,
+            "shuffled": shuffled[request],
+        }
+    )
+    counts = point_in_time_counts(events, "item_id", [86400, None], actions=["click"], delay=feedback_delay)
+    for column, source in (("views_24h", "views_24h"), ("click_rate_24h", "click_rate_24h"), ("click_rate_all", "click_rate_all")):
+        events[f"item_{column}"] = counts[f"item_id_{source}"]
+    edges = np.floor(np.asarray(split) * days * 86400)
+    events["split"] = np.asarray(["train", "validation", "test"], dtype=object)[np.searchsorted(edges, seconds, side="right")]
+    truth = Truth(
+        examination=exam,
+        boundaries=tuple(boundaries),
+        relevance=relevance,
+        click_probability=relevance[:, None] * exam,
+        like_given_click=like_given_click,
+        bucket=bucket,
+        shuffled=shuffled[request],
+        mood=mood[session],
+        taste=taste,
+        item_quality=quality,
+    )
+    return SimulatedLog(events=events, schema=simulated_schema(topics), name="simulated", truth=truth)

@@ -1,0 +1,59 @@
+"""Item and action tokens side by side, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class Interleave(keras.layers.Layer):  # type: ignore[misc]
+    """`[x_1, a_1, x_2, a_2, ...]` from item tokens x and action tokens a: an action stands behind the item it followed.
+
+    The layout of Feed-SR (2602.12354, stated); CADET's is unknown, and this is our default for it.
+
+    Call arguments:
+        inputs: item tokens (B, T, D).
+        actions: action tokens (B, T, D).
+
+    Output:
+        (B, 2T, D).
+    """
+
+    def build(self, inputs_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Any, actions: Any) -> Any:
+        shape = ops.shape(inputs)
+        return ops.reshape(ops.stack([inputs, ops.cast(actions, inputs.dtype)], axis=2), (shape[0], 2 * shape[1], inputs.shape[-1]))
+
+    def compute_output_shape(self, inputs_shape: Any, actions_shape: Any = None) -> tuple[int | None, ...]:
+        length = inputs_shape[1]
+        return (inputs_shape[0], None if length is None else 2 * length, inputs_shape[2])
+
+    def compute_output_spec(self, inputs: Any, actions: Any) -> Any:
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class ItemTokens(keras.layers.Layer):  # type: ignore[misc]
+    """The item tokens of an interleaved row: every second token, from the first. The read-out of Feed-SR (stated).
+
+    Call arguments:
+        inputs: (B, 2T, D).
+
+    Output:
+        (B, T, D).
+    """
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        return inputs[:, ::2]
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        length = input_shape[1]
+        return (input_shape[0], None if length is None else (length + 1) // 2, input_shape[2])

@@ -1,0 +1,157 @@
+"""CADET's self-gated attention: gates on the input side, before rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
+from keras_ranking.ops import Spans, candidate_attention, span_attention
+
+GATES = ("representation", "query", "key", "output")
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class SelfGatedAttention(keras.layers.Layer):  # type: ignore[misc]
+    """Span attention with gates computed from the very tensors they gate.
+
+        X~ = X * sigmoid(W_x X + b_x)                                       "representation"
+        Q = X~ W_Q, K = X~ W_K, V = (X~ + A) W_V                            A: optional value injection
+        Q~ = Q * sigmoid(W_q Q + b_q),  K~ = K * sigmoid(W_k K + b_k)       "query", "key"
+        O = softmax(R_t(Q~) R_t(K~)^T / sqrt(d_h) + spans) V
+        O = O * sigmoid(W_o' X + b_o')                                      "output" (Qwen's G1, for comparison)
+        Y = O W_O
+
+    The first three gates, on the input side of attention, are CADET's (2602.11410; stated second-hand). Gates come before the
+    rotation: unequal gates on a rotated pair would make scores depend on absolute time (checked). Full matrices for each gate,
+    biases and their initial value, and bias-free projections are our choice. sigmoid(2) = 0.88 starts near the ungated block.
+
+    One set of weights serves three calls: a row (`spans`), the history with `return_cache=True`, and candidates against cached
+    keys (`cache=`). Cached keys are already gated and rotated, and stay valid for later request times.
+
+    Args:
+        num_heads: H.
+        head_dim: width of a head, even where there is a rotation.
+        num_kv_heads: key and value heads, a divisor of H; None: H.
+        gates: any of 'representation', 'query', 'key', 'output'.
+        gate_bias: initial bias b of every gate.
+        rotary: (shortest, longest) periods in ticks, or None for no rotation.
+
+    Call arguments:
+        inputs: X (B, T, D), normalised by the caller.
+        times: int32 (B, T), or None where there is no rotation.
+        spans: `Spans`, each (B, T): who sees whom. Not used with `cache`.
+        value_bias: A (B, T, D) or None.
+        cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the first keys that count. The inputs are then
+            candidates, which see those keys and, unless `see_self=False`, themselves.
+        return_cache: also return (key, value).
+
+    Output:
+        (B, T, D); with `return_cache`, a tuple of that, key and value.
+
+    Example:
+        >>> layer = SelfGatedAttention(num_heads=2, head_dim=4)
+        >>> x = np.ones((1, 3, 8), "float32")
+        >>> layer(x, times=np.array([[1, 2, 3]], "int32"), spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
+        (1, 3, 8)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_kv_heads: int | None = None,
+        gates: Sequence[str] = ("representation", "query", "key"),
+        gate_bias: float = 2.0,
+        rotary: tuple[float, float] | None = (8.0, 15_552_000.0),
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"`num_heads` must be a positive multiple of `num_kv_heads`. Received: num_heads={num_heads}, num_kv_heads={num_kv_heads}")
+        if head_dim < 1 or (rotary is not None and head_dim % 2):
+            raise ValueError(f"`head_dim` must be positive, and even with a rotation. Received: head_dim={head_dim}")
+        unknown = [gate for gate in gates if gate not in GATES]
+        if unknown:
+            raise ValueError(f"`gates` must be of {GATES}. Received: {unknown}")
+        self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
+        self.gates, self.gate_bias = tuple(gates), float(gate_bias)
+        self.rotary = None if rotary is None else (float(rotary[0]), float(rotary[1]))
+        self.rotate = None if self.rotary is None else TimestampRotaryEmbedding(*self.rotary, dtype=self.dtype_policy, name="rotate")
+
+    def _dense(self, units: int, name: str, bias: float | None = None) -> Any:
+        initializer = "zeros" if bias is None else keras.initializers.Constant(bias)
+        return keras.layers.Dense(units, use_bias=bias is not None, bias_initializer=initializer, dtype=self.dtype_policy, name=name)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        width = int(input_shape[-1] or 0)
+        inner, kv_inner = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.query = self._dense(inner, "query")
+        self.key = self._dense(kv_inner, "key")
+        self.value = self._dense(kv_inner, "value")
+        self.output_map = self._dense(width, "output_map")
+        for layer in (self.query, self.key, self.value):
+            layer.build((None, None, width))
+        self.output_map.build((None, None, inner))
+        sizes = {"representation": (width, width), "query": (inner, inner), "key": (kv_inner, kv_inner), "output": (width, inner)}
+        self.gate_maps = {gate: self._dense(sizes[gate][1], f"{gate}_gate", self.gate_bias) for gate in self.gates}
+        for gate, layer in self.gate_maps.items():
+            layer.build((None, None, sizes[gate][0]))
+        if self.rotate is not None:
+            self.rotate.build((None, None, self.num_heads, self.head_dim))
+        self.built = True
+
+    def _gate(self, kind: str, x: Any, source: Any = None) -> Any:
+        if kind not in self.gates:
+            return x
+        return x * ops.sigmoid(self.gate_maps[kind](x if source is None else source))
+
+    def _heads(self, x: Any, heads: int) -> Any:
+        shape = ops.shape(x)
+        return ops.reshape(x, (shape[0], shape[1], heads, self.head_dim))
+
+    def _rotated(self, x: Any, times: Any) -> Any:
+        return x if self.rotate is None else self.rotate(x, times=times)
+
+    def call(
+        self,
+        inputs: Any,
+        times: Any = None,
+        spans: Any = None,
+        value_bias: Any = None,
+        cache: Any = None,
+        see_self: bool = True,
+        return_cache: bool = False,
+    ) -> Any:
+        if (spans is None) == (cache is None):
+            raise ValueError("call with `spans` (a row of tokens) or with `cache` (candidates), one of the two.")
+        if self.rotate is not None and times is None:
+            raise ValueError("`times` must be given: this attention rotates by time.")
+        x = self._gate("representation", inputs)
+        query = self._rotated(self._heads(self._gate("query", self.query(x)), self.num_heads), times)
+        key = self._rotated(self._heads(self._gate("key", self.key(x)), self.num_kv_heads), times)
+        value = self._heads(self.value(x if value_bias is None else x + value_bias), self.num_kv_heads)
+        if cache is None:
+            out = span_attention(query, key, value, Spans(*spans))
+        else:
+            own = {"self_key": key, "self_value": value} if see_self else {}
+            out = candidate_attention(query, cache[0], cache[1], cache[2], **own)
+        shape = ops.shape(out)
+        out = ops.reshape(out, (shape[0], shape[1], self.num_heads * self.head_dim))
+        out = self.output_map(self._gate("output", out, inputs))
+        return (out, key, value) if return_cache else out
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "num_kv_heads": self.num_kv_heads,
+            "gates": list(self.gates),
+            "gate_bias": self.gate_bias,
+            "rotary": None if self.rotary is None else list(self.rotary),
+        }

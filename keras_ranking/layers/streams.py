@@ -1,0 +1,180 @@
+"""Small layers that turn times and lengths into what attention needs: spans, visible lengths, clean tails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.ops import Spans
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class DelayedSpans(keras.layers.Layer):  # type: ignore[misc]
+    """Spans of a row of events under a feedback delay: event i sees events j of its member with `t_j <= t_i - delay`.
+
+    Tracking events arrive late, so what a member did in the last moments is not known when a request is scored; training must
+    not use it either (CADET, stated second-hand; the size of the delay is unknown). The delay is at least one second: at zero,
+    impressions of one request would see each other.
+
+    Args:
+        delay: seconds (ticks of `times`), at least 1.
+        layout: 'interleaved': spans of 2T tokens, item and action of each event, where an item sees itself and an action sees
+            its item and itself. 'value': spans of T tokens that see older events only.
+
+    Call arguments:
+        times: int32 (B, T), not decreasing inside a segment.
+        segments: int32 (B, T), 0 = padding.
+
+    Output:
+        `Spans` of (B, 2T) or (B, T).
+    """
+
+    def __init__(self, delay: int, layout: str = "interleaved", **settings: Any) -> None:
+        super().__init__(**settings)
+        if delay < 1:
+            raise ValueError(f"`delay` must be at least 1 second. Received: delay={delay}")
+        if layout not in ("interleaved", "value"):
+            raise ValueError(f"`layout` must be 'interleaved' or 'value'. Received: layout={layout!r}")
+        self.delay, self.layout = int(delay), layout
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, times: Any, segments: Any) -> Any:
+        if self.layout == "interleaved":
+            return Spans.delayed(times, self.delay, segments).interleave()
+        return Spans.delayed(times, self.delay, segments, own=False)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "delay": self.delay, "layout": self.layout}
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class VisibleLength(keras.layers.Layer):  # type: ignore[misc]
+    """How many events of a history a request sees under a feedback delay: those with `t_j <= request_time - delay`.
+
+    Args:
+        delay: seconds, at least 1.
+
+    Call arguments:
+        history_time: int32 (B, L), oldest first.
+        history_length: int32 (B,); what stands beyond it is ignored.
+        request_time: int32 (B,).
+
+    Output:
+        int32 (B,).
+    """
+
+    def __init__(self, delay: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        if delay < 1:
+            raise ValueError(f"`delay` must be at least 1 second. Received: delay={delay}")
+        self.delay = int(delay)
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, history_time: Any, history_length: Any, request_time: Any) -> Any:
+        real = ops.arange(ops.shape(history_time)[1], dtype="int32")[None, :] < history_length[:, None]
+        old = history_time <= request_time[:, None] - self.delay
+        return ops.sum(ops.cast(ops.logical_and(real, old), "int32"), axis=1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "delay": self.delay}
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class KeepFirst(keras.layers.Layer):  # type: ignore[misc]
+    """The first `length` entries of each row, zeros beyond: whatever stood there (padding, NaN, wild ids) is gone.
+
+    Call arguments:
+        inputs: (B, T, ...).
+        length: int32 (B,).
+
+    Output:
+        Shape and type of `inputs`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "autocast": False})
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Any, length: Any) -> Any:
+        keep = ops.arange(ops.shape(inputs)[1], dtype="int32")[None, :] < length[:, None]
+        for _ in range(len(inputs.shape) - 2):
+            keep = ops.expand_dims(keep, -1)
+        return ops.where(keep, inputs, ops.zeros_like(inputs))
+
+    def compute_output_spec(self, inputs: Any, length: Any) -> Any:
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class Segments(keras.layers.Layer):  # type: ignore[misc]
+    """Segment ids of a left-aligned history: 1 for the first `length` slots, 0 beyond.
+
+    Call arguments:
+        times: int32 (B, L), for its shape alone.
+        length: int32 (B,).
+
+    Output:
+        int32 (B, L).
+    """
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, times: Any, length: Any) -> Any:
+        return ops.cast(ops.arange(ops.shape(times)[1], dtype="int32")[None, :] < length[:, None], "int32")
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class TokenTimes(keras.layers.Layer):  # type: ignore[misc]
+    """One time a token: each event's time for its item token and its action token.
+
+    Call arguments:
+        times: int32 (B, T).
+
+    Output:
+        int32 (B, 2T).
+    """
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, times: Any) -> Any:
+        return ops.repeat(times, 2, axis=1)
+
+    def compute_output_spec(self, times: Any) -> Any:
+        length = times.shape[1]
+        return keras.KerasTensor((times.shape[0], None if length is None else 2 * length), dtype=times.dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class RequestTimes(keras.layers.Layer):  # type: ignore[misc]
+    """The request's time for every candidate: all candidates share one, so nothing depends on a candidate's slot.
+
+    Call arguments:
+        candidates: (B, N, D), for its shape alone.
+        request_time: int32 (B,).
+
+    Output:
+        int32 (B, N).
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "autocast": False})
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, candidates: Any, request_time: Any) -> Any:
+        shape = ops.shape(candidates)
+        return ops.broadcast_to(request_time[:, None], (shape[0], shape[1]))
+
+    def compute_output_spec(self, candidates: Any, request_time: Any) -> Any:
+        return keras.KerasTensor(tuple(candidates.shape[:2]), dtype="int32")

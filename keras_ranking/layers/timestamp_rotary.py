@@ -1,0 +1,54 @@
+"""Rotary embedding of Unix times with integer periods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_ranking.ops import rotary_periods, rotate
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class TimestampRotaryEmbedding(keras.layers.Layer):  # type: ignore[misc]
+    """Rotates the pairs of each head by `angle = 2 pi (t mod P_k) / P_k`, with integer periods P_k from `shortest` to `longest`.
+
+    Attention scores then depend on time differences only, to float rounding, for any date: the modulo is exact in int32, so no
+    float64 is needed and cached keys stay valid for later requests. RoPE on timestamps "from seconds to months" is stated by
+    CADET (2602.11410); the integer periods, and the values of the two ends, are our choice (the paper does not give them).
+
+    Args:
+        shortest: period of the fastest pair, in ticks (seconds where times are seconds), at least 2.
+        longest: span over which the slowest pair turns half a circle, in ticks; its period is twice that.
+
+    Call arguments:
+        inputs: (B, T, H, D), D even.
+        times: int32 (B, T).
+
+    Output:
+        (B, T, H, D).
+
+    Example:
+        >>> layer = TimestampRotaryEmbedding(shortest=8, longest=15_552_000)
+        >>> layer(np.ones((1, 3, 2, 8), "float32"), times=np.array([[0, 5, 9]], "int32")).shape
+        (1, 3, 2, 8)
+    """
+
+    def __init__(self, shortest: float = 8.0, longest: float = 15_552_000.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not 2 <= shortest < longest:
+            raise ValueError(f"`shortest` must be at least 2 and below `longest`. Received: shortest={shortest}, longest={longest}")
+        self.shortest, self.longest = float(shortest), float(longest)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.periods = rotary_periods(int(input_shape[-1] or 0), self.shortest, self.longest)
+        self.built = True
+
+    def call(self, inputs: Any, times: Any) -> Any:
+        return rotate(inputs, times, self.periods)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...], times_shape: Any = None) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "shortest": self.shortest, "longest": self.longest}

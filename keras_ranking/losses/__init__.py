@@ -1,0 +1,16 @@
+"""Ranking losses that Keras lacks: the observed tower, pairs and lists within a request, and the packed targets they read."""
+
+from keras_ranking.losses.in_request_pairwise import InRequestPairwise
+from keras_ranking.losses.in_request_softmax import InRequestSoftmax
+from keras_ranking.losses.observed_tower_loss import ObservedTowerLoss
+from keras_ranking.losses.packed import largest_request, observed_tower, position_bucket, targets
+
+__all__ = [
+    "InRequestPairwise",
+    "InRequestSoftmax",
+    "ObservedTowerLoss",
+    "largest_request",
+    "observed_tower",
+    "position_bucket",
+    "targets",
+]

@@ -1,0 +1,84 @@
+"""Cross-entropy of the softmax over the list of items that were shown in the same request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.losses.packed import Observed, check_boundaries, request_segments, unpack
+from keras_ranking.losses.reduction import across_replicas, check_dtype
+
+
+def softmax_loss(observed: Observed) -> Any:
+    """The scalar of `InRequestSoftmax` from tensors (B, T)."""
+    segment, count = request_segments(observed.request)
+    label, logit, weight = (ops.reshape(x, (-1,)) for x in (observed.label, observed.logit, observed.weight))
+    shown = weight > 0
+    zero = ops.zeros_like(logit)
+    # The largest logit of the list is subtracted for range only; its gradient cancels, so it is cut.
+    low = ops.full_like(logit, -1e30)
+    peak = ops.segment_max(ops.stop_gradient(ops.where(shown, logit, low)), segment, count)
+    shifted = ops.where(shown, logit - ops.take(peak, segment), zero)
+    mass = ops.segment_sum(ops.where(shown, ops.exp(shifted), zero), segment, count)
+    log_mass = ops.log(ops.where(mass > 0, mass, ops.ones_like(mass)))
+    loss = ops.take(log_mass, segment) - shifted
+    clicks = ops.take(ops.segment_sum(ops.where(shown, label, zero), segment, count), segment)
+    share = ops.where(clicks > 0, weight * label / ops.where(clicks > 0, clicks, ops.ones_like(clicks)), zero)
+    total = ops.sum(share)
+    return ops.sum(share * loss) / ops.where(total > 0, total, ops.ones_like(total))
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class InRequestSoftmax(keras.losses.Loss):
+    """Listwise loss: cross-entropy of the softmax over the items shown in one request.
+
+        p_i = exp(s_i) / sum_{j in r(i)} exp(s_j)                  r(i) = the items of i's request with weight > 0
+        v_i = w_i y_i / sum_{j in r(i)} y_j
+        L   = sum_i v_i (-log p_i) / sum_i v_i
+
+    With weights 1 this is the mean over the requests that have a positive item, each counted once however many positives
+    it has. Requests without a positive take no part; if there is none in the batch, loss and gradient are exactly 0.
+
+    s is the logit of the tower of the observed position. *Our choice:* the whole list competes, across position buckets.
+    If s_i is the log-odds of an action at the position where i stood, p_i is the probability that i is the one acted on
+    given that exactly one item of the list is, so the position effect stays in the towers.
+
+    Work and memory O(T), by segment sums. Requires the tokens of a request to be contiguous in their row.
+
+    Args:
+        boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. (): one bucket.
+        name: name of the loss.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, whatever the dtype of the logits.
+
+    Call arguments:
+        y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.
+        y_pred: logits (B, T, K); (B, T) for K = 1.
+        sample_weight: (B, T) or (B,), >= 0. Weight 0 takes the item off its list.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: boundaries not increasing, shapes that do not fit.
+
+    Example:
+        >>> loss = InRequestSoftmax()
+        >>> round(float(loss([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 1.0]])), 4)   # one list of two, log 2
+        0.6931
+
+    Reference: Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", ICML 2007.
+    """
+
+    def __init__(self, boundaries: Sequence[int] = (), name: str = "in_request_softmax", dtype: Any = None) -> None:
+        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype)
+        self.boundaries = check_boundaries(boundaries)
+        check_dtype(self.dtype)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return across_replicas(softmax_loss(unpack(y_true, y_pred, sample_weight, self.boundaries, self.dtype)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"boundaries": list(self.boundaries), "name": self.name, "dtype": self.dtype}

@@ -1,0 +1,113 @@
+"""The loss of a model with position towers: cross-entropy of the observed tower, plus an in-request ranking loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.losses.in_request_pairwise import check_window, pairwise_loss
+from keras_ranking.losses.in_request_softmax import softmax_loss
+from keras_ranking.losses.packed import Observed, check_boundaries, unpack
+from keras_ranking.losses.reduction import across_replicas, check_dtype
+
+
+def cross_entropy(observed: Observed) -> Any:
+    """Weighted mean of -y log sigmoid(s) - (1 - y) log(1 - sigmoid(s)) over tensors (B, T); 0 if all weights are 0."""
+    label, logit, weight = observed.label, observed.logit, observed.weight
+    # Two softplus: no difference of large numbers, exact far into both tails.
+    loss = label * ops.softplus(-logit) + (1.0 - label) * ops.softplus(logit)
+    total = ops.sum(weight)
+    return ops.sum(weight * loss) / ops.where(total > 0, total, ops.ones_like(total))
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class ObservedTowerLoss(keras.losses.Loss):
+    """Cross-entropy of the tower of the observed position, plus weighted in-request losses.
+
+        s_i = y_pred[i, bucket(position_i)]
+        L   = sum_i w_i BCE(sigmoid(s_i), y_i) / sum_i w_i  +  pairwise_weight * InRequestPairwise  +  listwise_weight * InRequestSoftmax
+
+    Only the tower of the observed bucket is supervised; the gradient of every other tower is exactly zero. The divisor is
+    the sum of the weights of the batch, not the number of tokens: padding and history do not dilute the loss, and a row
+    with many targets counts as many. If all weights are 0 the loss and its gradient are 0.
+
+    Source: CADET. The observed tower and the pairwise term are inferred from summaries of the paper; `pairwise_weight`
+    and the pair scope are not known, see `InRequestPairwise`. `listwise_weight` is *our addition*.
+
+    A position of 0 (none) belongs to the first tower. Give such a token weight 0 if it should not train that tower.
+
+    Args:
+        boundaries: increasing upper bounds of the position buckets, e.g. (1, 4): position 1 / 2 to 4 / 5 and beyond.
+            The model has K = len(boundaries) + 1 towers. (): one tower.
+        pairwise_weight: factor of the pairwise loss, >= 0.
+        listwise_weight: factor of the listwise loss, >= 0.
+        same_bucket: pairs only within one position bucket; see `InRequestPairwise`.
+        window: largest number of tokens a request spans in a row, for pairs in O(T * window); None: O(T^2).
+        name: name of the loss.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, whatever the dtype of the logits.
+
+    Call arguments:
+        y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.
+        y_pred: logits (B, T, K); (B, T) for K = 1.
+        sample_weight: (B, T) or (B,), >= 0; 0 = not a target: neither its logit nor its label is read, NaN included.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: boundaries not increasing, a factor negative or not finite, K that does not fit, shapes that do not fit.
+
+    Example:
+        >>> loss = ObservedTowerLoss(boundaries=(4,), pairwise_weight=0.1)
+        >>> y_true = targets([[1.0, 0.0]], position=[[1, 2]])
+        >>> round(float(loss(y_true, [[[0.0, 9.0], [0.0, 9.0]]])), 4)   # 1.1 * log 2; the second tower is not seen
+        0.7625
+        >>> # model.compile("adam", loss={"click": loss}); model.fit(x, {"click": y_true}, sample_weight={"click": weight})
+
+    Reference: CADET, arXiv:2602.11410.
+    """
+
+    def __init__(
+        self,
+        boundaries: Sequence[int] = (),
+        pairwise_weight: float = 0.0,
+        listwise_weight: float = 0.0,
+        same_bucket: bool = True,
+        window: int | None = None,
+        name: str = "observed_tower_loss",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype)
+        self.boundaries = check_boundaries(boundaries)
+        for argument, value in (("pairwise_weight", pairwise_weight), ("listwise_weight", listwise_weight)):
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"`{argument}` must be a finite number >= 0. Received: {argument}={value}")
+        self.pairwise_weight = float(pairwise_weight)
+        self.listwise_weight = float(listwise_weight)
+        self.same_bucket = bool(same_bucket)
+        self.window = check_window(window)
+        check_dtype(self.dtype)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        observed = unpack(y_true, y_pred, sample_weight, self.boundaries, self.dtype)
+        loss = cross_entropy(observed)
+        if self.pairwise_weight > 0:
+            loss = loss + self.pairwise_weight * pairwise_loss(observed, self.same_bucket, self.window)
+        if self.listwise_weight > 0:
+            loss = loss + self.listwise_weight * softmax_loss(observed)
+        return across_replicas(loss)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "boundaries": list(self.boundaries),
+            "pairwise_weight": self.pairwise_weight,
+            "listwise_weight": self.listwise_weight,
+            "same_bucket": self.same_bucket,
+            "window": self.window,
+            "name": self.name,
+            "dtype": self.dtype,
+        }

@@ -1,0 +1,203 @@
+"""How well scores order items: AUC over all rows, and AUC, NDCG and MRR within groups (requests). numpy, exact, vectorised.
+
+Tied scores never make a result depend on the order of the rows: a tied pair counts half in an AUC, and NDCG and MRR are
+expected values over a random order of the tied items.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_ranking.metrics.checks import binary, by_group_and_score, column, group_codes, optional_weights, starts_of
+
+
+class GroupAUCs(NamedTuple):
+    """AUC of every group that holds both classes, and the first row of the group in the input, by group."""
+
+    auc: np.ndarray
+    row: np.ndarray
+
+
+class GroupedValue(NamedTuple):
+    """A mean over groups, and how many groups it is the mean of."""
+
+    value: float
+    groups: int
+
+
+def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) -> GroupAUCs:
+    """AUC within every group that holds both classes.
+
+        AUC_g = sum_{i positive, j negative in g} w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / (sum_i w_i sum_j w_j)
+
+    Args:
+        labels: (n,) of 0 and 1.
+        scores: (n,), any monotone scale; infinite allowed, NaN an error.
+        groups: (n,), the request of every row; rows of a group need not be together.
+        weights: (n,) >= 0. A row of weight 0 is left out. None: all 1.
+
+    Returns:
+        `GroupAUCs(auc, row)`, both (G,): `groups[row]` names the group, and `members[row]` its member, for a bootstrap.
+        Two calls with the same labels, groups and weights return the same rows in the same order. O(n log n).
+
+    Raises:
+        ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score, a negative weight.
+
+    Example:
+        >>> per_request_auc([1, 0, 1, 0, 0], [0.9, 0.1, 0.2, 0.2, 0.7], ["a", "a", "b", "b", "b"]).auc.tolist()
+        [1.0, 0.25]
+    """
+    positive = binary(labels)
+    values = column("scores", scores, positive.size)
+    codes = group_codes(groups, positive.size)
+    weight = optional_weights(weights, positive.size)
+    order = by_group_and_score(codes, values)
+    code, value = codes[order], values[order]
+    tie = starts_of(code, value)
+    mass = positive[order].astype(np.float64) if weight is None else weight[order] * positive[order]
+    above = np.add.reduceat(mass, tie)
+    if weight is None:
+        below = np.diff(np.r_[tie, order.size]) - above
+    else:
+        below = np.add.reduceat(weight[order] * ~positive[order], tie)
+    group = starts_of(code[tie])
+    negatives, positives = np.add.reduceat(below, group), np.add.reduceat(above, group)
+    running = np.cumsum(below)
+    before = np.repeat(running[group] - below[group], np.diff(np.r_[group, tie.size]))
+    wins = np.add.reduceat(above * (running - before - 0.5 * below), group)
+    both = (positives > 0) & (negatives > 0)
+    first = np.minimum.reduceat(order, tie[group])
+    return GroupAUCs(wins[both] / (positives[both] * negatives[both]), first[both])
+
+
+def grouped_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) -> GroupedValue:
+    """Mean over groups (requests) of the exact AUC within the group; each group counts once.
+
+    Groups without a positive or without a negative have no AUC and are left out.
+
+    Args, errors: as `per_request_auc`.
+
+    Returns:
+        `GroupedValue(value, groups)`: the mean and the number of groups counted; (NaN, 0) if none holds both classes.
+
+    Example:
+        >>> grouped_auc([1, 0, 1, 0, 1], [0.9, 0.1, 0.2, 0.2, 0.7], [1, 1, 2, 2, 3])
+        GroupedValue(value=0.75, groups=2)
+    """
+    each = per_request_auc(labels, scores, groups, weights).auc
+    return GroupedValue(float(each.mean()) if each.size else float("nan"), int(each.size))
+
+
+def auc(labels: Any, scores: Any, weights: Any = None) -> float:
+    """AUC over all rows, exact, ties count half; NaN if only one class is there.
+
+    Example:
+        >>> auc([1, 0, 0], [0.5, 0.5, 0.1])
+        0.75
+    """
+    each = per_request_auc(labels, scores, np.zeros(np.shape(labels), dtype=np.int64), weights).auc
+    return float(each[0]) if each.size else float("nan")
+
+
+def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> GroupedValue:
+    """Mean over groups of NDCG@k, expected over a random order of tied items.
+
+        DCG@k = sum_{rank <= k} (2^y - 1) / log2(rank + 1),    NDCG@k = DCG@k / (DCG@k of the best order)
+
+    Groups whose labels are all 0 have no NDCG and are left out (keras-rs counts them as 0).
+
+    Args:
+        labels: (n,) grades >= 0.
+        scores: (n,), NaN an error.
+        groups: (n,).
+        k: length of the list that counts; None: all of it.
+
+    Returns:
+        `GroupedValue(value, groups)`; (NaN, 0) if no group has a positive label.
+
+    Raises:
+        ValueError: no rows, lengths differ, a negative label, a NaN score, k not positive.
+
+    Example:
+        >>> round(ndcg([0, 1, 0], [0.9, 0.8, 0.1], [7, 7, 7], k=10).value, 4)
+        0.6309
+    """
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
+        raise ValueError(f"`k` must be a positive integer or None. Received: k={k!r}")
+    grade = column("labels", labels, least=0.0, most=1000.0).astype(np.float64)
+    values = column("scores", scores, grade.size)
+    codes = group_codes(groups, grade.size)
+    found, best = _dcg(grade, values, codes, k), _dcg(grade, grade, codes, k)
+    counted = best > 0
+    count = int(counted.sum())
+    return GroupedValue(float((found[counted] / best[counted]).mean()) if count else float("nan"), count)
+
+
+def _dcg(grade: np.ndarray, scores: np.ndarray, codes: np.ndarray, k: int | None) -> np.ndarray:
+    order = by_group_and_score(codes, -scores)
+    code, value = codes[order], scores[order]
+    group = starts_of(code)
+    size = np.diff(np.r_[group, order.size])
+    table = 1.0 / np.log2(np.arange(2, size.max() + 2, dtype=np.float64))
+    if k is not None:
+        table[k:] = 0.0
+    tie = starts_of(code, value)
+    length = np.diff(np.r_[tie, order.size])
+    gain = np.add.reduceat(np.exp2(grade[order]) - 1.0, tie) / length
+    discount = np.add.reduceat(table[np.arange(order.size) - np.repeat(group, size)], tie)
+    total: np.ndarray = np.add.reduceat(gain * discount, np.searchsorted(tie, group))
+    return total
+
+
+def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
+    """Mean over groups of 1 / rank of the first positive item, expected over a random order of tied items.
+
+    Groups without a positive are left out (keras-rs counts them as 0).
+
+    In a block of m tied items, p of them positive, that starts at rank a, the first positive is the k-th of the block with
+    probability C(m - k, p - 1) / C(m, p).
+
+    Args:
+        labels: (n,) of 0 and 1.
+        scores: (n,), NaN an error.
+        groups: (n,).
+
+    Returns:
+        `GroupedValue(value, groups)`; (NaN, 0) if no group has a positive.
+
+    Raises:
+        ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score.
+
+    Example:
+        >>> mrr([0, 1, 0, 1], [0.9, 0.8, 0.5, 0.5], ["a", "a", "b", "b"])
+        GroupedValue(value=0.625, groups=2)
+    """
+    positive = binary(labels)
+    values = column("scores", scores, positive.size)
+    codes = group_codes(groups, positive.size)
+    order = by_group_and_score(codes, -values)
+    code, value = codes[order], values[order]
+    tie = starts_of(code, value)
+    size = np.diff(np.r_[tie, order.size])
+    hits = np.add.reduceat(positive[order].astype(np.int64), tie)
+    # The first tied block with a positive, one for each group that has any.
+    block = np.flatnonzero(hits > 0)
+    if block.size == 0:
+        return GroupedValue(float("nan"), 0)
+    block = block[starts_of(code[tie[block]])]
+    group = starts_of(code)
+    start = group[np.searchsorted(code[group], code[tie[block]])]
+    rank = (tie[block] - start + 1).astype(np.float64)
+    left, positives = size[block].astype(np.float64), hits[block].astype(np.float64)
+    total, chance = np.zeros(block.size), np.ones(block.size)
+    active = np.arange(block.size)
+    while active.size:  # one turn for every place in the longest tied block
+        here = chance[active] * positives[active] / left[active]
+        total[active] += here / rank[active]
+        chance[active] -= here
+        rank[active] += 1
+        left[active] -= 1
+        active = active[left[active] >= positives[active]]
+    return GroupedValue(float(total.mean()), int(block.size))

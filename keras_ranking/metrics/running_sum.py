@@ -1,0 +1,35 @@
+"""Sums that stay right over many batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+class RunningSum:
+    """A float sum kept in two variables of a metric: the sum, and what its rounding has lost so far (Kahan).
+
+    A plain float32 sum stops counting at 2^24 = 16.8 million, which a day of impressions exceeds.
+
+    Args:
+        metric: the metric that owns the variables.
+        name: name of the sum.
+        shape: shape of the sum.
+    """
+
+    def __init__(self, metric: keras.metrics.Metric, name: str, shape: tuple[int, ...] = ()) -> None:
+        self._total = metric.add_variable(shape=shape, initializer="zeros", name=name)
+        self._lost = metric.add_variable(shape=shape, initializer="zeros", name=f"{name}_lost")
+
+    def add(self, value: Any) -> None:
+        """Add a tensor of the sum's shape."""
+        due = keras.ops.cast(value, self._total.dtype) - self._lost
+        total = self._total + due
+        self._lost.assign((total - self._total) - due)
+        self._total.assign(total)
+
+    @property
+    def value(self) -> Any:
+        """The sum so far."""
+        return keras.ops.convert_to_tensor(self._total) - self._lost

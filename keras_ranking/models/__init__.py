@@ -1,0 +1,6 @@
+"""Rankers composed with the functional API."""
+
+from keras_ranking.models.cadet import CADET
+from keras_ranking.models.ranking_model import RankingModel, load
+
+__all__ = ["CADET", "RankingModel", "load"]

@@ -1,0 +1,229 @@
+"""RankingModel: one set of layers, three functional graphs (row, encode, score), rebuilt from its schema and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+
+from keras_ranking.losses import ObservedTowerLoss
+from keras_ranking.schema import Schema
+
+Tensors = dict[str, Any]
+_BUILDERS: dict[str, Callable[..., RankingModel]] = {}
+
+
+class Parts(Protocol):
+    """The layers of a model, wired three ways. Every method takes and returns symbolic or real tensors alike."""
+
+    def row_inputs(self) -> Tensors:
+        """Symbolic inputs of the training graph: packed rows."""
+
+    def history_inputs(self) -> Tensors:
+        """Symbolic inputs of `encode`: `history_*`."""
+
+    def candidate_inputs(self) -> Tensors:
+        """Symbolic inputs of `score` next to the cache: `candidate_*` and `request_time`."""
+
+    def row(self, inputs: Tensors) -> Tensors:
+        """Packed rows -> logits (B, T, K) by task."""
+
+    def encode(self, history: Tensors) -> Tensors:
+        """History -> cache."""
+
+    def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
+        """Cache and candidates -> logits (B, N, K) by task."""
+
+
+class _Holder:
+    """Keeps graphs over a model's own layers out of Keras's attribute tracking, which would save their weights twice."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.graphs: dict[str, keras.Model] = {}
+
+
+def builder(function: Callable[..., RankingModel]) -> Callable[..., RankingModel]:
+    """Register a model builder under its name, so that saved models find it."""
+    _BUILDERS[function.__name__] = function
+    return function
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class RankingModel(keras.Model):  # type: ignore[misc]
+    """A functional `keras.Model` on packed rows, with the two phases of serving over the same weights.
+
+    * the model itself: packed rows -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
+    * `encode(history) -> cache` and `score(cache, candidates) -> logits`: the history once, then any candidates;
+    * `serving_model`: their composition, request -> probabilities; what is exported.
+
+    Made by the functions of `keras_ranking.models`; saved with `model.save("model.keras")` as schema, arguments and weights.
+
+    Attributes:
+        schema: the `Schema` the inputs are named by.
+        arguments: what the builder was called with.
+        boundaries: highest position of each tower but the last.
+        serving_tower: tower whose probability is the score.
+    """
+
+    def __init__(self, parts: Parts, builder: str, schema: Schema, arguments: Mapping[str, Any], name: str) -> None:
+        inputs = parts.row_inputs()
+        super().__init__(inputs=inputs, outputs=parts.row(inputs), name=name)
+        self._holder = _Holder(parts)
+        self._recipe = _Recipe(builder, schema, dict(arguments))
+
+    @property
+    def schema(self) -> Schema:
+        return self._recipe.schema
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self._recipe.arguments)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        return tuple(self._recipe.arguments["tower_boundaries"])
+
+    @property
+    def serving_tower(self) -> int:
+        return int(self._recipe.arguments["serving_tower"])
+
+    @property
+    def input_columns(self) -> list[str]:
+        """Names of the inputs of the training graph, for `PackedDataset(inputs=...)`."""
+        return list(self._holder.parts.row_inputs())
+
+    def losses_by_task(self, **settings: Any) -> dict[str, ObservedTowerLoss]:
+        """`ObservedTowerLoss` for each task with this model's towers, for `compile(loss=...)`; `settings` as that class takes."""
+        return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.output}
+
+    # -- the two phases --------------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> keras.Model:
+        """Functional model: `history_*` -> cache (a dict of tensors, batch first)."""
+
+        def build() -> keras.Model:
+            inputs = self._holder.parts.history_inputs()
+            return keras.Model(inputs, self._holder.parts.encode(inputs), name=f"{self.name}_encoder")
+
+        return self._graph("encoder", build)
+
+    @property
+    def scorer(self) -> keras.Model:
+        """Functional model: cache and `candidate_*`, `request_time` -> logits (B, N, K) by task."""
+
+        def build() -> keras.Model:
+            parts = self._holder.parts
+            cache = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
+            candidates = parts.candidate_inputs()
+            named = {f"cache_{name}": x for name, x in cache.items()} | candidates
+            return keras.Model(named, parts.score(cache, candidates), name=f"{self.name}_scorer")
+
+        return self._graph("scorer", build)
+
+    @property
+    def serving_model(self) -> keras.Model:
+        """Functional model: serving tensors -> probabilities.
+
+        Outputs: `<task>` float32 (B, N), the probability at `serving_tower`; with K > 1 towers also `<task>_by_position`
+        (B, N, K). Zero beyond `candidate_count`.
+        """
+
+        def build() -> keras.Model:
+            from keras_ranking.layers import KeepFirst
+
+            parts = self._holder.parts
+            history, candidates = parts.history_inputs(), parts.candidate_inputs()
+            count = keras.Input((), dtype="int32", name="candidate_count")
+            keep = KeepFirst(name="keep_candidates")
+            clean = {name: x if name == "request_time" else keep(x, length=count) for name, x in candidates.items()}
+            logits = parts.score(parts.encode(history), clean)
+            outputs = {}
+            for task, value in logits.items():
+                towers = keep(keras.ops.sigmoid(value), length=count)
+                outputs[task] = towers[..., self.serving_tower]
+                if self.boundaries:
+                    outputs[f"{task}_by_position"] = towers
+            return keras.Model({**history, **candidates, "candidate_count": count}, outputs, name=f"{self.name}_serving")
+
+        return self._graph("serving", build)
+
+    def _graph(self, kind: str, build: Callable[[], keras.Model]) -> keras.Model:
+        graphs = self._holder.graphs
+        if kind not in graphs:
+            graphs[kind] = build()
+        return graphs[kind]
+
+    def encode(self, history: Mapping[str, Any]) -> Tensors:
+        """Read histories once.
+
+        Args:
+            history: `history_<name>` (B, L[, size]), `history_time` int32 (B, L), `history_length` int32 (B,). Oldest first.
+
+        Returns:
+            The cache: per layer keys and values, already gated and rotated, with the times they belong to.
+        """
+        return dict(self.encoder(_pick(history, self.encoder)))
+
+    def score(self, cache: Mapping[str, Any], candidates: Mapping[str, Any]) -> Tensors:
+        """Score candidates against encoded histories.
+
+        Args:
+            cache: from `encode`.
+            candidates: `candidate_<name>` (B, N[, size]) and `request_time` int32 (B,).
+
+        Returns:
+            Logits float32 (B, N, K) by task.
+        """
+        named = {f"cache_{name}": x for name, x in cache.items()} | dict(candidates)
+        return dict(self.scorer(_pick(named, self.scorer)))
+
+    # -- saving ----------------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        recipe = self._recipe
+        return {
+            "builder": recipe.builder,
+            "schema": recipe.schema.model_dump(mode="json"),
+            "arguments": recipe.arguments,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> RankingModel:
+        if config["builder"] not in _BUILDERS:
+            raise ValueError(f"unknown model '{config['builder']}'. This version has: {sorted(_BUILDERS)}")
+        return _BUILDERS[config["builder"]](Schema.model_validate(config["schema"]), **config["arguments"], name=config["name"])
+
+
+class _Recipe:
+    def __init__(self, builder: str, schema: Schema, arguments: dict[str, Any]) -> None:
+        self.builder, self.schema, self.arguments = builder, schema, arguments
+
+
+def _pick(tensors: Mapping[str, Any], graph: keras.Model) -> Tensors:
+    names = list(graph.input)
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"the inputs must have {names}. Missing: {missing}")
+    return {name: tensors[name] for name in names}
+
+
+def load(path: str | Path) -> RankingModel:
+    """Load a trained model from its folder (with a `model.keras`) or from the `.keras` file itself.
+
+    Raises:
+        ValueError: nothing there, or not a model of this package.
+    """
+    file = Path(path)
+    file = file / "model.keras" if file.is_dir() else file
+    if not file.is_file():
+        raise ValueError(f"no model at '{path}': expected a folder with a model.keras in it, or a .keras file.")
+    model = keras.saving.load_model(file, compile=False)
+    if not isinstance(model, RankingModel):
+        raise ValueError(f"'{file}' is a {type(model).__name__}, not a ranking model of this package.")
+    return model
+

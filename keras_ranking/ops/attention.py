@@ -1,0 +1,230 @@
+"""Attention under spans, and of candidates against a cached history. The kernel of the active backend does the work."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import keras
+from keras import KerasTensor
+
+from keras_ranking.ops.spans import Spans
+
+Tensor = Any
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_MAX_HEAD_DIM = 256
+
+
+def _backend() -> Any:
+    return importlib.import_module(f"keras_ranking.ops.backends.{keras.backend.backend()}")
+
+
+def _shape(name: str, tensor: Any, rank: int, letters: str) -> tuple[int | None, ...]:
+    shape = tuple(tensor.shape)
+    if len(shape) != rank:
+        raise ValueError(f"`{name}` must have shape {letters}. Received: {name}.shape={shape}")
+    return shape
+
+
+def _differ(a: int | None, b: int | None) -> bool:
+    return a is not None and b is not None and a != b
+
+
+def _check_heads(query: Any, key: Any, value: Any, names: tuple[str, str, str] = ("query", "key", "value")) -> None:
+    q = _shape(names[0], query, 4, "(B, T, H, D)")
+    k = _shape(names[1], key, 4, "(B, S, Hkv, D)")
+    v = _shape(names[2], value, 4, "(B, S, Hkv, D)")
+    if any(_differ(a, b) for a, b in zip(k, v, strict=True)):
+        raise ValueError(f"`{names[1]}` and `{names[2]}` must have the same shape. Received: {names[1]}.shape={k}, {names[2]}.shape={v}")
+    if _differ(q[0], k[0]) or _differ(q[3], k[3]):
+        raise ValueError(
+            f"`{names[0]}` and `{names[1]}` must agree in batch and head size. Received: {names[0]}.shape={q}, {names[1]}.shape={k}"
+        )
+    if q[2] is None or k[2] is None or q[3] is None:
+        raise ValueError(f"The number of heads and the head size must be known. Received: {names[0]}.shape={q}, {names[1]}.shape={k}")
+    if k[2] == 0 or q[2] % k[2] != 0:
+        raise ValueError(
+            f"The heads of `{names[0]}` must be a multiple of the heads of `{names[1]}`. Received: {q[2]} and {k[2]} heads"
+        )
+    if not 1 <= q[3] <= _MAX_HEAD_DIM:
+        raise ValueError(f"The head size must be 1 to {_MAX_HEAD_DIM}. Received: {names[0]}.shape={q}")
+    dtypes = [keras.backend.standardize_dtype(part.dtype) for part in (query, key, value)]
+    if dtypes[0] not in _FLOATS or len(set(dtypes)) != 1:
+        raise ValueError(f"`{'`, `'.join(names)}` must have one floating-point dtype. Received: {dtypes}")
+
+
+def _check_integers(name: str, tensor: Any) -> None:
+    if keras.backend.standardize_dtype(tensor.dtype) not in ("int32", "int64"):
+        raise ValueError(f"`{name}` must be int32. Received: {name}.dtype={keras.backend.standardize_dtype(tensor.dtype)}")
+
+
+def _check_scale(scale: float | None) -> float | None:
+    if scale is None:
+        return None
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+        raise ValueError(f"`scale` must be a positive finite number or None. Received: scale={scale}")
+    return float(scale)
+
+
+def _as_tensors(*values: Any) -> list[Any]:
+    return [value if value is None or isinstance(value, KerasTensor) else keras.ops.convert_to_tensor(value) for value in values]
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class SpanAttention(keras.Operation):  # type: ignore[misc]
+    """The operation behind `span_attention`; a node of functional models."""
+
+    def __init__(self, scale: float | None = None, kernel: str = "auto", *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.scale = _check_scale(scale)
+        self.kernel = kernel
+
+    def get_config(self) -> dict[str, Any]:
+        return {"scale": self.scale, "kernel": self.kernel, "name": self.name}
+
+    def _check(self, query: Any, key: Any, value: Any, spans: Any) -> None:
+        _check_heads(query, key, value)
+        if self.kernel not in ("auto", *_backend().KERNELS):
+            raise ValueError(
+                f"`kernel` must be 'auto' or one of {_backend().KERNELS} on the {keras.backend.backend()} backend. "
+                f"Received: kernel={self.kernel!r}"
+            )
+        for name, part in zip(Spans._fields, spans, strict=True):
+            shape = _shape(f"spans.{name}", part, 2, "(B, T)")
+            _check_integers(f"spans.{name}", part)
+            if _differ(shape[0], query.shape[0]) or _differ(shape[1], query.shape[1]):
+                raise ValueError(f"`spans.{name}` must have shape (B, T) of `query`. Received: {shape}, query.shape={tuple(query.shape)}")
+
+    def call(self, query: Any, key: Any, value: Any, spans: Any) -> Any:
+        query, key, value = _as_tensors(query, key, value)
+        spans = Spans(*_as_tensors(*spans))
+        self._check(query, key, value, spans)
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return _backend().span_attention(query, key, value, spans, scale, self.kernel)
+
+    def compute_output_spec(self, query: Any, key: Any, value: Any, spans: Any) -> KerasTensor:
+        self._check(query, key, value, Spans(*spans))
+        return KerasTensor(query.shape, dtype=query.dtype)
+
+
+def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None = None, kernel: str = "auto") -> Tensor:
+    """Softmax attention in which query i sees the keys `start[i] <= j < end[i]` union `own[i] <= j <= i`.
+
+        out_i = sum_j p_ij v_j,    p_ij = exp(scale q_i . k_j) / sum over visible j'
+
+    Work is proportional to the visible pairs, and no T x T buffer is made, forward or backward. The softmax is float32 whatever
+    the dtype of the inputs. A query that sees nothing gets a zero output and gives zero gradients; a key that no query of its
+    row sees may hold anything, NaN and infinity included.
+
+    Args:
+        query: (B, T, H, D), any float dtype, D from 1 to 256.
+        key, value: (B, S, Hkv, D), H a multiple of Hkv: each key/value head serves H / Hkv neighbouring query heads. S may
+            differ from T (cross form). `own` counts keys as if key i were the query itself, so it is only sensible where S = T;
+            elsewhere give `own = i + 1`.
+        spans: `Spans` of int32 (B, T).
+        scale: factor on the logits. None: 1 / sqrt(D).
+        kernel: 'auto', or one of the backend's kernels:
+
+            | backend    | kernel     | what it is                                                | auto takes it            |
+            |------------|------------|-----------------------------------------------------------|--------------------------|
+            | torch      | 'tiles'    | fused CPU flash calls on a host-side plan of tiles        | CPU tensors              |
+            | torch      | 'blocked'  | blocks of queries in plain torch operations               | other devices            |
+            | tensorflow | 'loop'     | `tf.while_loop` over blocks; unknown B and T; exports     | shapes not static        |
+            | tensorflow | 'xla'      | tiles with running softmax, compiled by XLA               | static shapes            |
+            | jax        | 'tiles'    | tiles with running softmax in loops of measured bounds    | always                   |
+
+    Returns:
+        (B, T, H, D) in the dtype of `query`.
+
+    Raises:
+        ValueError: shapes, dtypes, scale or kernel that do not fit.
+
+    Example:
+        >>> q = k = v = keras.random.normal((1, 6, 2, 8))
+        >>> out = span_attention(q, k, v, Spans.causal(np.array([[1, 1, 1, 2, 2, 0]], "int32")))
+        >>> out.shape
+        (1, 6, 2, 8)
+    """
+    return SpanAttention(scale=scale, kernel=kernel)(query, key, value, Spans(*spans))
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class CandidateAttention(keras.Operation):  # type: ignore[misc]
+    """The operation behind `candidate_attention`; a node of functional models."""
+
+    def __init__(self, scale: float | None = None, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.scale = _check_scale(scale)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"scale": self.scale, "name": self.name}
+
+    def _check(self, query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any) -> None:
+        _check_heads(query, key, value)
+        shape = _shape("lengths", lengths, 1, "(B,)")
+        _check_integers("lengths", lengths)
+        if _differ(shape[0], query.shape[0]):
+            raise ValueError(f"`lengths` must have shape (B,) of `query`. Received: {shape}, query.shape={tuple(query.shape)}")
+        if (self_key is None) != (self_value is None):
+            raise ValueError("`self_key` and `self_value` must be given together or not at all.")
+        if self_key is not None:
+            _check_heads(query, self_key, self_value, ("query", "self_key", "self_value"))
+            if _differ(self_key.shape[1], query.shape[1]) or _differ(self_key.shape[2], key.shape[2]):
+                raise ValueError(
+                    "`self_key` must have shape (B, N, Hkv, D). "
+                    f"Received: self_key.shape={tuple(self_key.shape)}, query.shape={tuple(query.shape)}, key.shape={tuple(key.shape)}"
+                )
+
+    def call(self, query: Any, key: Any, value: Any, lengths: Any, self_key: Any = None, self_value: Any = None) -> Any:
+        query, key, value, lengths, self_key, self_value = _as_tensors(query, key, value, lengths, self_key, self_value)
+        self._check(query, key, value, lengths, self_key, self_value)
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return _backend().candidate_attention(query, key, value, lengths, self_key, self_value, scale)
+
+    def compute_output_spec(
+        self, query: Any, key: Any, value: Any, lengths: Any, self_key: Any = None, self_value: Any = None
+    ) -> KerasTensor:
+        self._check(query, key, value, lengths, self_key, self_value)
+        return KerasTensor(query.shape, dtype=query.dtype)
+
+
+def candidate_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    self_key: Tensor | None = None,
+    self_value: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Each candidate attends to the first `lengths[b]` cached keys and, where given, to its own key, in one softmax.
+
+        out_n = (sum_{j < lengths} e_nj v_j + e_n v'_n) / (sum_{j < lengths} e_nj + e_n),   e_nj = exp(scale q_n . k_j), e_n = exp(scale q_n . k'_n)
+
+    No candidate sees another, and history and candidates are not concatenated. Equal to `span_attention` with
+    `Spans.candidates` on the concatenated row. What lies beyond `lengths[b]` may be anything, NaN included.
+
+    Args:
+        query: (B, N, H, D).
+        key, value: (B, L, Hkv, D), the cached keys and values of the history, left-aligned.
+        lengths: int32 (B,), how many cached keys count.
+        self_key, self_value: (B, N, Hkv, D), each candidate's own key and value, or None for history only.
+        scale: factor on the logits. None: 1 / sqrt(D).
+
+    Returns:
+        (B, N, H, D) in the dtype of `query`; zeros where the history is empty and there is no own key.
+
+    Raises:
+        ValueError: shapes, dtypes or scale that do not fit.
+
+    Example:
+        >>> q = keras.random.normal((2, 3, 4, 8))
+        >>> k = v = keras.random.normal((2, 10, 4, 8))
+        >>> candidate_attention(q, k, v, np.array([10, 0], "int32")).shape
+        (2, 3, 4, 8)
+    """
+    if (self_key is None) != (self_value is None):
+        raise ValueError("`self_key` and `self_value` must be given together or not at all.")
+    own = () if self_key is None else (self_key, self_value)
+    return CandidateAttention(scale=scale)(query, key, value, lengths, *own)

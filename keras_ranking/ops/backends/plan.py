@@ -1,0 +1,223 @@
+"""From spans to tiles, on the host in numpy: which rectangles of queries and keys an eager backend computes.
+
+| kind     | the tile's queries see                                    | bias |
+|----------|-----------------------------------------------------------|------|
+| `causal` | keys low..i, where low is the tile's first query          | none |
+| `full`   | all of the tile's keys                                    | none |
+| `bias`   | anything                                                  | yes  |
+
+`joined` tiles (candidates of one history) see, besides, each query its own key, which is joined apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+_QUERIES = 128  # queries a tile with a bias
+_SMALL = 48  # parts of fewer queries share a tile: a call costs about as much as 40 x 40 pairs of 4 heads of 64
+_GAP = 64  # two key ranges this far apart are read as two pieces
+_KEPT_BIAS = 256  # biases are kept with the plan up to this many entries a query; beyond, they are made when needed
+
+Array = np.ndarray
+
+
+@dataclass
+class Tile:
+    """Queries low..high of the rows row..row_end against the key ranges `keys`, in order and disjoint."""
+
+    row: int
+    row_end: int
+    low: int
+    high: int
+    keys: tuple[tuple[int, int], ...]
+    kind: str
+    joined: bool = False
+    hollow: Array | None = None  # (rows or 1, queries): those that see nothing
+    spans: tuple[Array, Array, Array] | None = None
+    keep: bool = False
+    cached: Any = field(default=None, repr=False)
+
+    def hidden(self) -> Array:
+        """Boolean (1, queries, keys): what the bias closes."""
+        if self.spans is None:
+            raise ValueError("only a tile of kind 'bias' has hidden pairs.")
+        start, end, own = (part[self.low : self.high, None] for part in self.spans)
+        keys = np.concatenate([np.arange(low, high) for low, high in self.keys])[None]
+        index = np.arange(self.low, self.high)[:, None]
+        seen = ((keys >= start) & (keys < end)) | ((keys >= own) & (keys <= index))
+        return np.asarray((~seen & seen.any(1, keepdims=True))[None])
+
+
+@dataclass
+class Plan:
+    """The tiles of a batch, and what must be zeroed beforehand.
+
+    Args:
+        tiles: disjoint in their queries.
+        covers: whether every query is in a tile.
+        unseen: boolean (B, S), keys that nobody sees, or None where all are seen.
+        empty: boolean (B, T), queries that see nothing, or None where all see something.
+    """
+
+    tiles: list[Tile]
+    covers: bool
+    unseen: Array | None
+    empty: Array | None
+
+
+def span_plan(start: Array, end: Array, own: Array, num_keys: int) -> Plan:
+    """The plan of spans (B, T) over `num_keys` keys."""
+    batch, queries = start.shape
+    same = batch > 1 and all(bool((part == part[:1]).all()) for part in (start, end, own))
+    rows = [(0, batch)] if same else [(row, row + 1) for row in range(batch)]
+    tiles: list[Tile] = []
+    unseen = np.zeros((batch, num_keys), dtype=bool)
+    empty = np.zeros((batch, queries), dtype=bool)
+    for low, high in rows:
+        spans = _Row(start[low], end[low], own[low], num_keys)
+        unseen[low:high], empty[low:high] = ~spans.seen(), spans.empty
+        tiles += spans.tiles(low, high)
+    covered = sum((tile.row_end - tile.row) * (tile.high - tile.low) for tile in tiles)
+    return Plan(tiles, covered == batch * queries, unseen if unseen.any() else None, empty if empty.any() else None)
+
+
+def candidate_plan(lengths: Array, queries: int, num_keys: int, joined: bool) -> Plan:
+    """The plan of candidates over a cached history of `lengths` (B,) keys, each joined by its own key where `joined`."""
+    lengths = np.clip(lengths, 0, num_keys)
+    tiles = []
+    low = 0
+    for high in range(1, len(lengths) + 1):
+        if high < len(lengths) and lengths[high] == lengths[low]:
+            continue
+        count = int(lengths[low])
+        if count or joined:
+            tiles.append(Tile(low, high, 0, queries, ((0, count),) if count else (), "full", joined=joined))
+        low = high
+    unseen = np.arange(num_keys)[None] >= lengths[:, None]
+    empty = np.broadcast_to((lengths == 0)[:, None], (len(lengths), queries)) & (not joined)
+    return Plan(tiles, not empty.any(), unseen if unseen.any() else None, empty if empty.any() else None)
+
+
+class _Row:
+    """The spans of one row, cleaned: both intervals inside 0..num_keys, empty ones at (num_keys, 0)."""
+
+    def __init__(self, start: Array, end: Array, own: Array, num_keys: int) -> None:
+        self.num_keys = num_keys
+        self.index = np.arange(len(start))
+        self.a, self.b = _clean(start, end, num_keys)
+        self.c, self.d = _clean(own, self.index + 1, num_keys)
+        has_first, has_own = self.a < self.b, self.c < self.d
+        self.low, self.high = np.minimum(self.a, self.c), np.maximum(self.b, self.d)
+        self.empty = self.low >= self.high
+        touching = (self.a <= self.d) & (self.c <= self.b)
+        self.whole = (has_first ^ has_own) | (has_first & has_own & touching)
+        self.apart = has_first & has_own & ~touching & (self.c == self.index) & (self.c >= self.b)
+
+    def seen(self) -> Array:
+        """Boolean (S,): keys that some query sees."""
+        opened, closed = np.concatenate([self.a, self.c]), np.concatenate([self.b, self.d])
+        used = opened < closed
+        places = self.num_keys + 1
+        change = np.bincount(opened[used], minlength=places) - np.bincount(closed[used], minlength=places)
+        return np.asarray(np.cumsum(change[:-1]) > 0)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """Stretches of queries between places that no span crosses, those that see nothing left out."""
+        queries = len(self.index)
+        if queries == 0:
+            return []
+        if queries == self.num_keys:
+            reach = np.maximum.accumulate(np.maximum(self.high, 0))
+            back = np.minimum.accumulate(np.where(self.empty, queries, self.low)[::-1])[::-1]
+            cut = np.flatnonzero((reach[:-1] <= self.index[1:]) & (back[1:] >= self.index[1:])) + 1
+        else:
+            cut = np.flatnonzero(self.empty[1:] != self.empty[:-1]) + 1
+        starts = np.concatenate([[0], cut]).astype(np.int64)
+        ends = np.concatenate([cut, [queries]]).astype(np.int64)
+        some = ~np.logical_and.reduceat(self.empty, starts)
+        return list(zip(starts[some].tolist(), ends[some].tolist(), strict=True))
+
+    def tiles(self, row: int, row_end: int) -> list[Tile]:
+        """Cheap stretches first, tiles with a bias for the rest; small parts share a tile."""
+        out: list[Tile] = []
+        pending: list[tuple[int, int]] = []
+
+        def flush() -> None:
+            if pending:
+                out.extend(self._biased(row, row_end, pending[0][0], pending[-1][1]))
+                pending.clear()
+
+        for low, high in self._parts():
+            for at, to, kind in self._stretches(low, high):
+                if kind != "bias" and to - at >= _SMALL:
+                    flush()
+                    out.append(self._plain(row, row_end, at, to, kind))
+                    continue
+                if pending and (pending[-1][1] != at or to - pending[0][0] > _SMALL):
+                    flush()
+                pending.append((at, to))
+        flush()
+        self._keep(out)
+        return out
+
+    def _stretches(self, low: int, high: int) -> list[tuple[int, int, str]]:
+        """Cut a part where a long enough stretch of it needs no bias."""
+        part = slice(low, high)
+        first, last = self.low[part], self.high[part]
+        causal = self.whole[part] & (last == self.index[part] + 1)
+        kind = np.where(self.apart[part], 3, np.where(causal, 1, np.where(self.whole[part], 2, 0)))
+        last = np.where(kind == 1, -1, np.where(kind == 3, self.b[part], last))
+        change = (kind[1:] != kind[:-1]) | (first[1:] != first[:-1]) | (last[1:] != last[:-1]) | (kind[1:] == 0)
+        starts = np.concatenate([[0], np.flatnonzero(change) + 1])
+        ends = np.concatenate([starts[1:], [high - low]])
+        long = (ends - starts >= _SMALL) | (ends - starts == high - low)
+        usable = long & (kind[starts] > 0) & ((kind[starts] != 1) | (first[starts] == starts + low))
+        out: list[tuple[int, int, str]] = []
+        for at, to, which, good in zip((starts + low).tolist(), (ends + low).tolist(), kind[starts].tolist(), usable.tolist(), strict=True):
+            name = ("bias", "causal", "full", "joined")[which] if good else "bias"
+            if out and name == "bias" and out[-1][2] == "bias":
+                out[-1] = (out[-1][0], to, "bias")
+            else:
+                out.append((at, to, name))
+        return out
+
+    def _plain(self, row: int, row_end: int, low: int, high: int, kind: str) -> Tile:
+        if kind == "joined":
+            return Tile(row, row_end, low, high, ((int(self.a[low]), int(self.b[low])),), "full", joined=True)
+        last = high if kind == "causal" else int(self.high[low])
+        return Tile(row, row_end, low, high, ((int(self.low[low]), last),), kind)
+
+    def _biased(self, row: int, row_end: int, low: int, high: int) -> list[Tile]:
+        out = []
+        count = -(-(high - low) // _QUERIES)
+        edges = [low + (high - low) * step // count for step in range(count + 1)]
+        for at, to in zip(edges[:-1], edges[1:], strict=True):
+            keys = self._ranges(slice(at, to))
+            if not keys:
+                continue
+            hollow = self.empty[at:to]
+            spans = (self.a, self.b, self.c)
+            out.append(Tile(row, row_end, at, to, keys, "bias", hollow=hollow[None] if hollow.any() else None, spans=spans))
+        return out
+
+    def _ranges(self, part: slice) -> tuple[tuple[int, int], ...]:
+        """The key range of both intervals, in one piece or, where they lie far apart, in two."""
+        a, b, c, d = (int(edge) for edge in (self.a[part].min(), self.b[part].max(), self.c[part].min(), self.d[part].max()))
+        found = sorted(pair for pair in ((a, b), (c, d)) if pair[0] < pair[1])
+        if len(found) == 2 and found[1][0] - found[0][1] < _GAP:
+            found = [(found[0][0], max(found[0][1], found[1][1]))]
+        return tuple(found)
+
+    def _keep(self, tiles: list[Tile]) -> None:
+        entries = sum((tile.high - tile.low) * sum(high - low for low, high in tile.keys) for tile in tiles if tile.kind == "bias")
+        for tile in tiles:
+            tile.keep = tile.kind == "bias" and entries <= _KEPT_BIAS * len(self.index)
+
+
+def _clean(low: Array, high: Array, num_keys: int) -> tuple[Array, Array]:
+    low, high = np.clip(low.astype(np.int64), 0, num_keys), np.clip(high.astype(np.int64), 0, num_keys)
+    used = low < high
+    return np.where(used, low, num_keys), np.where(used, high, 0)

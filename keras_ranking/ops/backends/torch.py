@@ -1,0 +1,211 @@
+"""Span attention in torch: fused CPU flash calls driven by a plan that is made on the host from the spans.
+
+Per row, the plan cuts where no span crosses, finds stretches that are plainly causal, fully visible, or candidates of one
+history, which need no bias, and tiles the rest. The fused call returns the logarithm of the softmax's sum, so its backward can
+be called tile by tile. Devices other than the CPU take the same tiles through plain operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from keras_ranking.ops.backends import plan as planning
+from keras_ranking.ops.spans import Spans
+
+KERNELS = ("tiles", "blocked")
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+_plans: Any = WeakTensorKeyDictionary()  # spans.start -> (end, own, versions, keys, plan): layers share spans, so they share the plan
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str) -> torch.Tensor:
+    """See `keras_ranking.ops.span_attention`."""
+    if query.device.type == "meta" or query.numel() == 0:
+        return torch.zeros_like(query)
+    plan = _plan(spans, key.shape[1])
+    fused = kernel == "tiles" or (kernel == "auto" and query.device.type == "cpu")
+    query, key, value = _without_poison(query, key, value, plan)
+    key, value = _repeat(key, query.shape[2]), _repeat(value, query.shape[2])
+    out: torch.Tensor = _Tiles.apply(query, key, value, None, None, plan, scale, fused)
+    return out
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+def candidate_attention(
+    query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float
+) -> torch.Tensor:
+    """See `keras_ranking.ops.candidate_attention`."""
+    if query.device.type == "meta" or query.numel() == 0:
+        return torch.zeros_like(query)
+    plan = planning.candidate_plan(lengths.cpu().numpy(), query.shape[1], key.shape[1], self_key is not None)
+    query, key, value = _without_poison(query, key, value, plan)
+    heads = query.shape[2]
+    key, value = _repeat(key, heads), _repeat(value, heads)
+    if self_key is not None:
+        self_key, self_value = _repeat(self_key, heads), _repeat(self_value, heads)
+    out: torch.Tensor = _Tiles.apply(query, key, value, self_key, self_value, plan, scale, query.device.type == "cpu")
+    return out
+
+
+def _plan(spans: Spans, num_keys: int) -> planning.Plan:
+    start, end, own = spans
+    versions = (start._version, end._version, own._version)
+    held = _plans.get(start)
+    if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == num_keys:
+        return held[4]  # type: ignore[no-any-return]
+    plan = planning.span_plan(*(part.detach().cpu().numpy() for part in spans), num_keys=num_keys)
+    # The plan keeps `end` and `own` alive while `start` lives, which is what makes their identity a safe key.
+    _plans[start] = (end, own, versions, num_keys, plan)
+    return plan
+
+
+def _repeat(values: torch.Tensor, heads: int) -> torch.Tensor:
+    """Key/value heads repeated for their group of query heads; autograd sums the gradients back."""
+    group = heads // values.shape[2]
+    return values if group == 1 else values.repeat_interleave(group, dim=2)
+
+
+def _without_poison(query: Any, key: Any, value: Any, plan: planning.Plan) -> tuple[Any, Any, Any]:
+    """Zeros where nothing looks: a NaN there would meet a zero weight inside a tile and spread."""
+    if plan.unseen is not None:
+        unseen = torch.as_tensor(plan.unseen, device=key.device)[:, :, None, None]
+        key, value = key.masked_fill(unseen, 0.0), value.masked_fill(unseen, 0.0)
+    if plan.empty is not None:
+        query = query.masked_fill(torch.as_tensor(plan.empty, device=query.device)[:, :, None, None], 0.0)
+    return query, key, value
+
+
+def _bias(tile: planning.Tile, like: torch.Tensor) -> torch.Tensor:
+    """Additive bias of a tile: 0 where visible, -inf elsewhere. A row that sees nothing is left open; its output is zeroed."""
+    if tile.cached is not None and tile.cached.device == like.device and tile.cached.dtype == like.dtype:
+        return tile.cached  # type: ignore[no-any-return]
+    mask = torch.as_tensor(tile.hidden(), device=like.device)
+    bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(mask, float("-inf"))[:, None]
+    if tile.keep:
+        tile.cached = bias
+    return bias
+
+
+def _keys(values: torch.Tensor, tile: planning.Tile) -> torch.Tensor:
+    """The keys or values that a tile reads, (b, H, k, D)."""
+    rows = values[tile.row : tile.row_end]
+    pieces = [rows[:, low:high] for low, high in tile.keys]
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)).transpose(1, 2)
+
+
+def _attend(fused: bool, q: Any, k: Any, v: Any, causal: bool, bias: Any, scale: float) -> tuple[Any, Any]:
+    if fused:
+        return _flash(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)  # type: ignore[no-any-return]
+    scores = _scores(q, k, causal, bias, scale)
+    total = torch.logsumexp(scores, dim=-1)
+    return (torch.exp(scores - total[..., None]) @ v.to(scores.dtype)).to(q.dtype), total
+
+
+def _scores(q: Any, k: Any, causal: bool, bias: Any, scale: float) -> Any:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
+    if causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    return scores if bias is None else scores + bias
+
+
+def _attend_backward(fused: bool, grad: Any, q: Any, k: Any, v: Any, out: Any, total: Any, causal: bool, bias: Any, scale: float) -> Any:
+    if fused:
+        return _flash_backward(grad, q, k, v, out, total, 0.0, causal, attn_mask=bias, scale=scale)
+    p = torch.exp(_scores(q, k, causal, bias, scale) - total[..., None])
+    wide = p.dtype
+    grad = grad.to(wide)
+    ds = p * (grad @ v.to(wide).transpose(-1, -2) - (grad * out.to(wide)).sum(-1, keepdim=True)) * scale
+    return (ds @ k.to(wide)).to(q.dtype), (ds.transpose(-1, -2) @ q.to(wide)).to(q.dtype), (p.transpose(-1, -2) @ grad).to(q.dtype)
+
+
+class _Tiles(torch.autograd.Function):
+    """out = softmax attention over the tiles of a plan; own keys joined where the plan says so."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, self_key: Any, self_value: Any, plan: Any, scale: Any, fused: Any) -> Any:
+        out = torch.empty_like(query) if plan.covers else torch.zeros_like(query)
+        totals = []
+        for tile in plan.tiles:
+            q = query[tile.row : tile.row_end, tile.low : tile.high].transpose(1, 2)
+            bias = None if tile.kind != "bias" else _bias(tile, query)
+            if tile.keys:
+                o, total = _attend(fused, q, _keys(key, tile), _keys(value, tile), tile.kind == "causal", bias, scale)
+            else:
+                o, total = torch.zeros_like(q), torch.full(q.shape[:3], float("-inf"), device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
+            if tile.joined:
+                o, total = _join(q, o, total, *_own(tile, key, value, self_key, self_value), scale)
+            if tile.hollow is not None:
+                o = o.masked_fill(torch.as_tensor(tile.hollow, device=o.device)[:, None, :, None], 0.0)
+            out[tile.row : tile.row_end, tile.low : tile.high] = o.transpose(1, 2)
+            totals.append(total)
+        ctx.save_for_backward(query, key, value, self_key, self_value, out, *totals)
+        ctx.plan, ctx.scale, ctx.fused = plan, scale, fused
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, grad_out: Any) -> Any:
+        query, key, value, self_key, self_value, out, *totals = ctx.saved_tensors
+        plan, scale, fused = ctx.plan, ctx.scale, ctx.fused
+        dq = torch.empty_like(query) if plan.covers else torch.zeros_like(query)
+        # Tiles overlap in their keys, so key gradients add up, in float32 whatever the inputs' dtype.
+        wide = torch.promote_types(key.dtype, torch.float32)
+        dk, dv = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+        dsk, dsv = (None, None) if self_key is None else (torch.zeros_like(self_key), torch.zeros_like(self_value))
+        for tile, total in zip(plan.tiles, totals, strict=True):
+            rows, cols = slice(tile.row, tile.row_end), slice(tile.low, tile.high)
+            q, o = query[rows, cols].transpose(1, 2), out[rows, cols].transpose(1, 2)
+            grad = grad_out[rows, cols].transpose(1, 2)
+            if tile.hollow is not None:
+                grad = grad.masked_fill(torch.as_tensor(tile.hollow, device=grad.device)[:, None, :, None], 0.0)
+            if tile.keys:
+                bias = None if tile.kind != "bias" else _bias(tile, query)
+                k, v = _keys(key, tile), _keys(value, tile)
+                gq, gk, gv = _attend_backward(fused, grad, q, k, v, o, total, tile.kind == "causal", bias, scale)
+                at = 0
+                for low, high in tile.keys:
+                    dk[rows, low:high] += gk[:, :, at : at + high - low].transpose(1, 2)
+                    dv[rows, low:high] += gv[:, :, at : at + high - low].transpose(1, 2)
+                    at += high - low
+            else:
+                gq = torch.zeros_like(q)
+            if tile.joined:
+                extra, gk, gv = _join_backward(grad, q, o, total, *_own(tile, key, value, self_key, self_value), scale)
+                gq = gq + extra
+                if self_key is None:
+                    dk[rows, cols] += gk.transpose(1, 2)
+                    dv[rows, cols] += gv.transpose(1, 2)
+                else:
+                    dsk[rows, cols], dsv[rows, cols] = gk.transpose(1, 2), gv.transpose(1, 2)
+            dq[rows, cols] = gq.transpose(1, 2)
+        return dq, dk.to(key.dtype), dv.to(value.dtype), dsk, dsv, None, None, None
+
+
+def _own(tile: planning.Tile, key: Any, value: Any, self_key: Any, self_value: Any) -> tuple[Any, Any]:
+    """Each query's own key and value, (b, H, q, D): its place among the keys, or the tensors given apart."""
+    own_key, own_value = (key, value) if self_key is None else (self_key, self_value)
+    rows, cols = slice(tile.row, tile.row_end), slice(tile.low, tile.high)
+    return own_key[rows, cols].transpose(1, 2), own_value[rows, cols].transpose(1, 2)
+
+
+def _join(q: Any, out: Any, total: Any, own_key: Any, own_value: Any, scale: float) -> tuple[Any, Any]:
+    """One more key per query, joined into a softmax that is done: weights from the two sums' logarithms."""
+    score = (q.to(total.dtype) * own_key.to(total.dtype)).sum(-1) * scale
+    joined = torch.logaddexp(total, score)
+    out = torch.exp(total - joined)[..., None] * out + torch.exp(score - joined)[..., None] * own_value
+    return out.to(q.dtype), joined
+
+
+def _join_backward(grad: Any, q: Any, out: Any, total: Any, own_key: Any, own_value: Any, scale: float) -> tuple[Any, Any, Any]:
+    wide = total.dtype
+    p = torch.exp((q.to(wide) * own_key.to(wide)).sum(-1) * scale - total)
+    grad = grad.to(wide)
+    ds = (p * scale * (grad * (own_value.to(wide) - out.to(wide))).sum(-1))[..., None]
+    return (ds * own_key).to(q.dtype), (ds * q).to(q.dtype), (p[..., None] * grad).to(q.dtype)

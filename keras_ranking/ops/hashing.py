@@ -1,0 +1,84 @@
+"""One published id hash: FarmHash Fingerprint64, the one of TensorFlow, BigQuery and the Spark ports.
+
+`fingerprint64` equals `tf.fingerprint(x, method="farmhash64")` and
+`tf.strings.to_hash_bucket_fast` before its modulo, so SQL, Python and a served graph agree bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def canonical_text(values: Any, name: str = "values") -> np.ndarray:
+    """The text under which ids are hashed, as an object array of `str`; missing values become `""`.
+
+    Integers are written in base 10 without leading zeros, strings are kept as they are, and floats are accepted only where
+    every value is integral (a column of integers with gaps is read as floats by pandas). Missing values are None, NaN,
+    NaT and pd.NA.
+
+    Raises:
+        ValueError: a float value that is not integral, or too large for a float64 to hold exactly.
+        TypeError: values that are neither integers, floats nor strings.
+    """
+    if isinstance(values, np.ndarray):
+        values = values.reshape(-1)
+    elif np.isscalar(values):
+        values = [values]
+    # not np.asarray: it writes the missing value of ["a", nan] as the text "nan"
+    series = values if isinstance(values, pd.Series) else pd.Series(values)
+    out = np.full(len(series), "", dtype=object)
+    known = series.notna().to_numpy()
+    present = series[known]
+    if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_integer_dtype(series.dtype):
+        out[known] = present.astype("int64" if series.dtype.kind != "u" else "uint64").astype(str).to_numpy(dtype=object)
+        return out
+    if pd.api.types.is_float_dtype(series.dtype):
+        numbers = present.to_numpy(dtype=np.float64)
+        bad = ~np.isfinite(numbers) | (numbers != np.floor(numbers)) | (np.abs(numbers) >= 2**53)
+        if bad.any():
+            raise ValueError(
+                f"`{name}` is an id and must hold integers or strings. Received: {numbers[bad][0]!r} at row "
+                f"{int(np.flatnonzero(known)[bad.argmax()])}; cast the column to 'Int64' or to text."
+            )
+        out[known] = numbers.astype(np.int64).astype(str).astype(object)
+        return out
+    texts = present.to_numpy(dtype=object)
+    kinds = {type(value) for value in texts}
+    if not all(issubclass(kind, (str, bytes, int, np.integer)) for kind in kinds):
+        wrong = next(kind for kind in kinds if not issubclass(kind, (str, bytes, int, np.integer)))
+        raise TypeError(f"`{name}` is an id and must hold integers or strings. Received a value of type {wrong.__name__}.")
+    # a boolean in a column with gaps (dtype object) is written like one in a column without: as 1 or 0
+    out[known] = [text.decode("utf-8") if isinstance(text, bytes) else str(int(text) if isinstance(text, bool) else text) for text in texts]
+    return out
+
+
+def fingerprint64(values: Any) -> np.ndarray:
+    """FarmHash Fingerprint64 of each value's canonical text, as uint64 of the same length.
+
+    Args:
+        values: integers, strings, or integral floats (see `canonical_text`).
+
+    Example:
+        >>> fingerprint64(["member:1234"])
+        array([...], dtype=uint64)
+    """
+    import farmhash
+
+    codes, unique = pd.factorize(canonical_text(values))
+    hashed = np.fromiter((farmhash.fingerprint64(text) for text in unique), dtype=np.uint64, count=len(unique))
+    return hashed[codes]
+
+
+def hash_buckets(values: Any, buckets: int, name: str = "values") -> np.ndarray:
+    """Ids as rows of a table of `buckets` rows: `1 + fingerprint64 mod (buckets - 1)`, and 0 for a missing id. int32.
+
+    Row 0 is kept for "missing" and for padding, so that both are told from every real id.
+    """
+    if buckets < 2:
+        raise ValueError(f"`buckets` must be at least 2 (row 0 is for missing ids). Received: buckets={buckets}")
+    texts = canonical_text(values, name)
+    hashed = fingerprint64(texts) % np.uint64(buckets - 1)
+    return np.where(texts == "", 0, 1 + hashed.astype(np.int64)).astype(np.int32)

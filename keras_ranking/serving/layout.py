@@ -1,0 +1,97 @@
+"""The folder of a served model: integer-named versions, and what this package puts beside each graph.
+
+    folder/3/saved_model.pb, variables/          the graph, as TensorFlow Serving reads it
+    folder/3/assets.extra/schema.json            the Schema the model was trained with
+    folder/3/assets.extra/keras_ranking.json     `Card`: what stands in this version
+    folder/.export-*                             an export under way, or what a killed one left
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+EXTRA = "assets.extra"
+SCHEMA_FILE = "schema.json"
+CARD_FILE = "keras_ranking.json"
+FORMAT = 1
+SIGNATURE = "serving_default"
+HISTORY_LENGTH = "history_length"
+CANDIDATE_COUNT = "candidate_count"
+AXES = {"history": HISTORY_LENGTH, "candidate": CANDIDATE_COUNT}
+"""Ragged axes of the serving tensors, and the input that says how much of each counts."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an export says about itself.
+
+    Args:
+        model: class or name of the Keras model.
+        schema_digest: `Schema.digest`.
+        tasks: task names, in schema order.
+        boundaries: upper bounds of the position towers; () = one tower.
+        compute_dtype: in what the trunk computes; outputs are float32 always.
+        inputs, outputs: of `serving_default`: name -> {"dtype", "shape" (None = free), "axis" (what axis 1 counts), "rows" (for
+            ids and categories: values must be in 0 .. rows-1)}.
+        packages: package -> version, of the process that wrote the graph.
+        verified: what the gate measured: largest absolute difference to the Keras scores, its bound, and the cases.
+        created: UTC time of the export, ISO 8601.
+        format: version of this layout.
+    """
+
+    model: str
+    schema_digest: str
+    tasks: list[str]
+    boundaries: list[int]
+    compute_dtype: str
+    inputs: dict[str, dict[str, Any]]
+    outputs: dict[str, dict[str, Any]]
+    packages: dict[str, str]
+    verified: dict[str, Any] | None = None
+    created: str = ""
+    format: int = FORMAT
+
+    def write(self, version: Path) -> None:
+        """Write the card into `version/assets.extra/`."""
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        (version / EXTRA / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def read_card(version: Path) -> Card | None:
+    """The card of a version, or None where the SavedModel came from elsewhere.
+
+    Raises:
+        ValueError: a card that cannot be read or is of a later format than this package knows.
+    """
+    path = version / EXTRA / CARD_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise ValueError(f"its format must be {FORMAT}")
+        return Card(**content)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def axis_of(name: str, shape: tuple[int | None, ...]) -> str | None:
+    """What axis 1 of an input counts: 'history', 'candidate', or None for one value a request."""
+    if len(shape) < 2 or name in AXES.values():
+        return None
+    for axis in AXES:
+        if name.startswith(f"{axis}_"):
+            return axis
+    return None
+
+
+def version_folders(folder: Path) -> dict[int, Path]:
+    """Version number -> directory, ascending: names that are an integer and nothing else, as TensorFlow Serving reads them."""
+    if not folder.is_dir():
+        return {}
+    entries = [entry for entry in folder.iterdir() if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()]
+    return {int(entry.name): entry for entry in sorted(entries, key=lambda entry: int(entry.name))}

@@ -1,0 +1,63 @@
+"""What all tests share: a quiet Keras on the chosen backend, fixed seeds, and the way to the real logs."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Whole rooms that are numpy and pandas, or that bring their own backend in a process of their own: run once, not per backend.
+ONE_BACKEND = ("data", "serving", "tools", "test_cli.py", "test_package.py", "test_schema.py")
+
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = ROOT / "tests"
+    for item in items:
+        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in ONE_BACKEND:
+            item.add_marker(pytest.mark.one_backend)
+
+
+def pytest_report_header() -> str:
+    return f"keras backend: {os.environ['KERAS_BACKEND']}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Repeat what `tools/test` did before this run, so that a long log ends with the whole picture."""
+    steps = [line.split("\t") for line in os.environ.get("KR_TEST_STEPS", "").splitlines()]
+    if not steps:
+        return
+    terminalreporter.section("steps before this one")
+    for name, result in steps:
+        failed = result.startswith("FAILED")
+        terminalreporter.line(f"{name:<22} {result}", red=failed, green=not failed)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """The same random numbers in each test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - keras's augmentation and sklearn read the global state
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of the real logs (EB-NeRD, KuaiRand, MovieLens, ...): the environment variable KR_DATA, or ../shared/data."""
+    folder = Path(os.environ.get("KR_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "ebnerd_behaviors.csv.gz").is_file():
+        pytest.skip(f"no real logs in {folder}; set KR_DATA to their folder")
+    return folder

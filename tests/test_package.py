@@ -1,0 +1,250 @@
+"""The promises of the package as a whole: who may import whom, one backend is enough, everything public is documented."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import pytest
+
+import keras_ranking as kr
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "keras_ranking"
+FILES = sorted(PACKAGE.rglob("*.py"))
+BACKENDS = ("tensorflow", "jax", "torch")
+ROOMS = ("data", "layers", "losses", "metrics", "models", "ops", "serving", "training")
+
+STANDARD = sys.stdlib_module_names | {"__future__"}
+IMPORTERS = ("importlib.import_module", "import_module", "__import__")
+SERVER = {"grpc", "tensorflow_serving", "aiohttp", "prometheus_client", "orjson", "google"}
+# room -> (rooms it may lean on, packages from outside it may import)
+ARROWS: dict[str, tuple[set[str], set[str]]] = {
+    "__init__": ({"schema"}, set()),
+    "schema": ({"ops"}, {"numpy", "pandas", "pydantic"}),
+    "ops": (set(), {"keras", "numpy", "pandas", "farmhash"}),
+    "layers": ({"schema", "ops"}, {"keras", "keras_rs", "numpy", "pydantic"}),
+    "losses": ({"metrics"}, {"keras", "keras_rs", "numpy"}),
+    "metrics": ({"losses"}, {"keras", "keras_rs", "numpy"}),
+    "models": ({"schema", "ops", "layers", "losses", "metrics"}, {"keras", "keras_rs", "numpy", "pydantic"}),
+    "data": ({"schema", "ops"}, {"numpy", "pandas", "pyarrow"}),
+    "training": ({"schema", "ops", "layers", "losses", "metrics", "models", "data"}, {"keras", "keras_rs", "numpy", "pandas"}),
+    "serving": (
+        {"schema", "ops", "layers", "losses", "metrics", "models", "data"},
+        {"keras", "numpy", "pandas", *BACKENDS, *SERVER},
+    ),
+    "cli": (set(ROOMS) | {"schema"}, {"keras", "numpy", "pandas"}),
+}
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(source: str, *, package: str = "keras_ranking") -> Iterator[str]:
+    """Dotted names that a file imports anywhere, those for the type checker alone left out."""
+    tree = ast.parse(source)
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
+            # `from keras_ranking import data` and `from keras_ranking.data import pack` both lean on data
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in IMPORTERS:
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield name.value
+
+
+def broken_arrows(path: Path, source: str) -> list[str]:
+    """Imports that the house plan does not allow in this file."""
+    relative = path.relative_to(PACKAGE)
+    room = room_of(path)
+    rooms, outside = ARROWS[room]
+    if room == "ops" and "backends" in relative.parts:
+        outside = outside | set(BACKENDS)
+    if room == "data" and re.search(r"PyDataset", source):
+        outside = outside | {"keras"}
+    package = ".".join(("keras_ranking", *relative.parts[:-1]))
+    bad = []
+    for name in imports(source, package=package):
+        top, _, rest = name.partition(".")
+        if top == "keras_ranking":
+            target = rest.split(".")[0]
+            if target in (*ROOMS, "schema", "cli") and target != room and target not in rooms:
+                bad.append(name)
+        elif top not in STANDARD and top not in outside:
+            bad.append(name)
+    return bad
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_of_the_house(path: Path) -> None:
+    assert broken_arrows(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("layers/x.py", "import tensorflow as tf"),
+        ("models/x.py", "def f():\n    import torch.nn"),
+        ("metrics/x.py", "import importlib\njax = importlib.import_module('jax.numpy')"),
+        ("data/x.py", "from keras_ranking import models"),
+        ("data/x.py", "import keras"),
+        ("losses/x.py", "from ..layers import PositionTowers"),
+        ("ops/x.py", "import jax"),
+        ("training/x.py", "from keras_ranking.serving import export"),
+    ],
+)
+def test_control_a_broken_arrow_is_seen(where: str, line: str) -> None:
+    assert len(broken_arrows(PACKAGE / where, line)) == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_bare_assert(path: Path) -> None:
+    lines = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+    assert lines == []
+
+
+BLOCKED = """
+    import importlib.abc, sys
+
+    class Blocked(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in {blocked!r}:
+                raise ModuleNotFoundError(f"No module named {{name!r}} (blocked by the test)", name=name)
+
+    sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run_without(blocked: set[str], program: str, backend: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if not backend:
+        del environment["KERAS_BACKEND"]
+    code = textwrap.dedent(BLOCKED).format(blocked=blocked) + textwrap.dedent(program)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+
+
+def test_the_package_and_its_schema_need_no_backend() -> None:
+    program = """
+        import keras_ranking as kr
+        schema = kr.Schema(member="m", time="t", request="r", features=[kr.Id("item")], tasks=["click"])
+        schema.features[0].encode([1, 2])
+        print(kr.__version__, len(dir(kr)))
+    """
+    done = run_without({"keras", *BACKENDS, *SERVER}, program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == kr.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_backend_is_enough(backend: str) -> None:
+    """Every room and every public name loads with the other two backends (and the server's packages) absent."""
+    others = set(BACKENDS) - {backend}
+    program = f"""
+        import importlib
+        import keras_ranking as kr
+        for room in {ROOMS!r}:
+            module = importlib.import_module("keras_ranking." + room)
+            for name in getattr(module, "__all__", ()):
+                getattr(module, name)
+        import keras_ranking.cli
+        import keras
+        print(keras.backend.backend())
+    """
+    done = run_without(others | SERVER, program, backend)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [backend]
+
+
+def test_control_blocking_blocks() -> None:
+    done = run_without({"jax"}, "import jax")
+    assert done.returncode != 0
+    assert "blocked by the test" in done.stderr
+
+
+def public() -> list[tuple[str, object]]:
+    """Every name that the package and its rooms export, and the object behind it."""
+    found: list[tuple[str, object]] = [(f"kr.{name}", getattr(kr, name)) for name in kr.__all__ if name not in ("__version__", *ROOMS)]
+    for room in ROOMS:
+        module = importlib.import_module(f"keras_ranking.{room}")
+        found.append((f"kr.{room}", module))
+        names = getattr(module, "__all__", None)
+        for name in names if names is not None else [name for name in vars(module) if not name.startswith("_")]:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                found.append((f"kr.{room}.{name}", value))
+    return found
+
+
+def test_everything_public_has_a_docstring() -> None:
+    # `__doc__` of the object itself: a docstring inherited from keras.layers.Layer says nothing about the subclass
+    undocumented = [name for name, value in public() if not (value.__dict__.get("__doc__") or "").strip()]
+    undocumented += [
+        f"{name}.{attribute}"
+        for name, value in public()
+        if inspect.isclass(value)
+        for attribute, member in vars(value).items()
+        if not attribute.startswith("_") and inspect.isfunction(member) and not inspect.getdoc(getattr(value, attribute))
+    ]
+    assert undocumented == []
+
+
+def test_rooms_export_by_name() -> None:
+    without = [room for room in ROOMS if not hasattr(importlib.import_module(f"keras_ranking.{room}"), "__all__")]
+    assert without == []
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'modles'"):
+        kr.modles  # noqa: B018
+
+
+def requirement_name(line: str) -> str:
+    return re.split(r"[\[<>=!~; ]", line.strip(), maxsplit=1)[0].lower().replace("_", "-")
+
+
+def test_constraints_hold_every_requirement() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["install_requires"].splitlines()
+    for extra in config["options.extras_require"].values():
+        lines += extra.splitlines()
+    wanted = {requirement_name(line) for line in lines if line.strip() and not line.startswith("#")} - {"keras-ranking"}
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", pin) for pin in pins), "exact public versions only"
+    assert wanted <= {requirement_name(pin) for pin in pins}
+
+
+def test_version_is_one() -> None:
+    try:
+        version = installed_version("keras-ranking")
+    except ModuleNotFoundError:
+        pytest.skip("the package is on the path but not installed; tools/test installs it")
+    assert version == kr.__version__
