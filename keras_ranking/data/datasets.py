@@ -15,7 +15,7 @@ from keras_ranking.data.requests import Requests, _take
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
-class PackedDataset(keras.utils.PyDataset):  # type: ignore[misc]
+class PackedDataset(keras.utils.PyDataset):
     """Packed rows as `(inputs, targets, sample weights)`, shuffled each epoch by seed.
 
     | part    | content                                                                                          |
@@ -32,15 +32,36 @@ class PackedDataset(keras.utils.PyDataset):  # type: ignore[misc]
         batch_size: B, rows a batch.
         inputs: names of the inputs wanted, for example those of a model; None: all the schema allows.
         shuffle: a new order of rows each epoch.
-        seed: of the shuffle; epoch e uses (seed, e), so a run can be repeated, and resumed.
+        seed: of the shuffle; epoch e uses (seed, e), so a run can be repeated. Call `fit(..., shuffle=False)` with it: what
+            `fit` shuffles by default is the order of batches, by Python's global random state.
+        epoch: number of the first epoch, for a run that is resumed.
+
+    Raises:
+        ValueError: no rows, `batch_size` below 1, or an input that the schema does not allow.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> rows = kr.data.pack(kr.data.build_sequences(log.events, log.schema.fit(log.events)), row_length=64)
+        >>> x, y, weights = PackedDataset(rows, batch_size=8)[0]
+        >>> x["time"].shape, y["click"].shape, weights["click"].shape
+        ((8, 64), (8, 64, 3), (8, 64))
     """
 
     def __init__(
-        self, rows: PackedRows, batch_size: int, inputs: Sequence[str] | None = None, shuffle: bool = True, seed: int = 0, **settings: Any
+        self,
+        rows: PackedRows,
+        batch_size: int,
+        inputs: Sequence[str] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        epoch: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
+        if not len(rows.index):
+            raise ValueError("`rows` must hold at least one row. Received: none; is there any event to learn from?")
         sequences, schema = rows.sequences, rows.sequences.schema
         known = [column.name for column in (*schema.features_known("item", "context"), *schema.actions)]
         known += ["time", "segment"] + (["session"] if sequences.session is not None else [])
@@ -49,7 +70,7 @@ class PackedDataset(keras.utils.PyDataset):  # type: ignore[misc]
             if name not in known:
                 raise ValueError(f"`inputs` must be inputs that the schema allows, {known}. Received: {name!r}")
         self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
-        self.epoch = 0
+        self.epoch = epoch
         self._order = self._ordered()
 
     def _ordered(self) -> np.ndarray:
@@ -70,13 +91,15 @@ class PackedDataset(keras.utils.PyDataset):  # type: ignore[misc]
         index = np.pad(self.rows.index[chosen], ((0, spare), (0, 0)), constant_values=-1)
         segment = np.pad(self.rows.segment[chosen], ((0, spare), (0, 0)))
         target = np.pad(self.rows.target[chosen], ((0, spare), (0, 0)))
+        columns = {**sequences.columns, "time": sequences.time}
+        if sequences.session is not None:
+            columns["session"] = sequences.session
         x: dict[str, np.ndarray] = {}
         for name in self.inputs:
             if name == "segment":
                 x[name] = segment
             else:
-                special = {"time": sequences.time, "session": sequences.session}
-                x[name] = _take(special[name] if name in special else sequences.columns[name], index)  # type: ignore[arg-type]
+                x[name] = _take(columns[name], index)
         request = _take(sequences.request, index)
         change = np.ones(index.shape, dtype=bool)
         change[:, 1:] = (request[:, 1:] != request[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
@@ -89,25 +112,59 @@ class PackedDataset(keras.utils.PyDataset):  # type: ignore[misc]
         return x, y, weights
 
 
-class RequestDataset(keras.utils.PyDataset):  # type: ignore[misc]
+class RequestDataset(keras.utils.PyDataset):
     """Requests as serving tensors, `(inputs,)` in order, for `predict` of a serving model.
+
+    L and N are the same in every batch; the last batch has fewer requests where `batch_size` does not divide their number, so
+    that `predict` returns one row a request.
 
     Args:
         requests: from `keras_ranking.data.requests`.
         batch_size: requests a batch.
         names: serving tensors wanted: the serving model's input names.
+        history, candidates: L and N to pad to; None: the longest of all requests.
+
+    Raises:
+        ValueError: no requests, `batch_size` below 1, a name that no tensor has, or a size too small for a request.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> found = kr.data.requests(log.events, log.schema.fit(log.events), max_history=20)
+        >>> (tensors,) = RequestDataset(found, batch_size=8, names=["history_time", "candidate_item_id"])[0]
+        >>> tensors["history_time"].shape
+        (8, 20)
     """
 
-    def __init__(self, requests: Requests, batch_size: int, names: Sequence[str], **settings: Any) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        batch_size: int,
+        names: Sequence[str],
+        history: int | None = None,
+        candidates: int | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
+        if not len(requests):
+            raise ValueError("`requests` must hold at least one request. Received: none; is there any event to score?")
         self.requests, self.batch_size, self.names = requests, batch_size, list(names)
-        self._candidates = int((requests.candidate_end - requests.candidate_begin).max(initial=1))
+        # One L and N for all batches: shapes that change would be traced anew, or refused by a tf.data signature.
+        self.history = _size(requests.history_end - requests.history_begin, history, "history")
+        self.candidates = _size(requests.candidate_end - requests.candidate_begin, candidates, "candidates")
+        requests.tensors([], self.names)
 
     def __len__(self) -> int:
         return math.ceil(len(self.requests) / self.batch_size)
 
     def __getitem__(self, batch: int) -> tuple[dict[str, np.ndarray]]:
         which = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.requests)))
-        return (self.requests.tensors(which, self.names, candidates=self._candidates),)
+        return (self.requests.tensors(which, self.names, history=self.history, candidates=self.candidates),)
+
+
+def _size(lengths: np.ndarray, size: int | None, name: str) -> int:
+    longest = int(lengths.max(initial=1))
+    if size is not None and size < longest:
+        raise ValueError(f"`{name}` must be at least the longest of all requests, {longest}. Received: {name}={size}")
+    return longest if size is None else size

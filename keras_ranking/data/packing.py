@@ -63,6 +63,13 @@ def pack(sequences: Sequences, row_length: int, context: int | None = None, skip
 
     Raises:
         ValueError: `context` does not fit, or a request is larger than the room a row leaves for it.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
+        >>> rows = pack(sequences, row_length=64)
+        >>> int(rows.target.sum()) == len(log.events)
+        True
     """
     if row_length < 1:
         raise ValueError(f"`row_length` must be a positive integer. Received: row_length={row_length}")

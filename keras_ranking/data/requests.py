@@ -44,12 +44,16 @@ class Requests:
             history, candidates: L and N to pad to; None: the longest of the batch (at least 1).
 
         Raises:
-            ValueError: a name that no column of the streams answers to, or a size too small for the batch.
+            ValueError: a name that no tensor has (an action of a candidate, a column known only after scoring), or a size
+                too small for the batch.
         """
         which = np.asarray(which, dtype=np.int64)
         past = _padded(self.history_begin[which], self.history_end[which], history, "history")
         shown = _padded(self.candidate_begin[which], self.candidate_end[which], candidates, "candidates")
-        sequences = self.sequences
+        sequences, schema = self.sequences, self.sequences.schema
+        known = {column.name for column in schema.features_known("item", "context")}
+        # What a candidate led to is not known when it is scored, so actions are there for the history alone.
+        columns = {"history": known | {action.name for action in schema.actions}, "candidate": known}
         out: dict[str, np.ndarray] = {}
         for name in names:
             side, _, column = name.partition("_")
@@ -61,10 +65,13 @@ class Requests:
                 out[name] = self.time[which]
             elif name == "history_time":
                 out[name] = _take(sequences.time, past)
-            elif side in ("history", "candidate") and column in sequences.columns:
+            elif column in columns.get(side, ()):
                 out[name] = _take(sequences.columns[column], past if side == "history" else shown)
             else:
-                raise ValueError(f"`names` must be serving tensors of the schema's columns. Received: {name!r}")
+                raise ValueError(
+                    "`names` must be `history_length`, `history_time`, `candidate_count`, `request_time`, "
+                    f"or `history_` and `candidate_` before the columns {columns}. Received: {name!r}"
+                )
         return out
 
     def candidate_index(self, which: Sequence[int] | np.ndarray, candidates: int | None = None) -> np.ndarray:
@@ -82,7 +89,19 @@ def requests(events: pd.DataFrame | Sequences, schema: Schema | None = None, max
         events: a log, or streams from `build_sequences`.
         schema: needed where `events` is a log.
         max_history: L at most; None: all. The newest are kept.
+
+    Raises:
+        ValueError: a log without a schema, a negative `max_history`, or what `build_sequences` finds wrong.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> found = requests(log.events, log.schema, max_history=20)
+        >>> tensors = found.tensors([0, 1], ["history_item_id", "history_length", "candidate_item_id"], history=20)
+        >>> tensors["history_item_id"].shape
+        (2, 20)
     """
+    if max_history is not None and max_history < 0:
+        raise ValueError(f"`max_history` must not be negative. Received: max_history={max_history}")
     if isinstance(events, Sequences):
         sequences = events
     elif schema is None:
@@ -102,8 +121,6 @@ def requests(events: pd.DataFrame | Sequences, schema: Schema | None = None, max
     history_end = tick[begin] if len(begin) else begin
     history_begin = sequences.offsets[member[begin]] if len(begin) else begin
     if max_history is not None:
-        if max_history < 0:
-            raise ValueError(f"`max_history` must not be negative. Received: max_history={max_history}")
         history_begin = np.maximum(history_begin, history_end - max_history)
     return Requests(sequences, history_begin, history_end, begin, end, sequences.time[begin])
 
@@ -121,6 +138,6 @@ def _take(column: np.ndarray, index: np.ndarray) -> np.ndarray:
     """`column[index]`, zero where index is -1."""
     if not len(column):
         return np.zeros((*index.shape, *column.shape[1:]), dtype=column.dtype)
-    taken = column[np.maximum(index, 0)]
+    taken: np.ndarray = column[np.maximum(index, 0)]
     taken[index < 0] = 0
     return taken

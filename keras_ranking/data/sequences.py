@@ -73,10 +73,15 @@ class Sequences:
 
     def with_target(self, target: Any) -> Sequences:
         """The same streams with other events to learn from or score; `target` is one bool a row of the log."""
-        mask = np.asarray(target, dtype=bool)
-        if len(mask) <= (self.rows.max() if len(self.rows) else -1):
-            raise ValueError(f"`target` must have one value for each row of the log. Received: {len(mask)} values, highest row {self.rows.max()}")
-        return replace(self, target=mask[self.rows])
+        return replace(self, target=_mask(target, self.report.rows)[self.rows])
+
+
+def _mask(target: Any, rows: int) -> np.ndarray:
+    mask = pd.Series(target, dtype=bool if len(target) == 0 else None)
+    if len(mask) != rows or not pd.api.types.is_bool_dtype(mask.dtype) or mask.isna().any():
+        received = f"{len(mask)} values of type {mask.dtype}, {int(mask.isna().sum())} of them missing, for {rows} rows"
+        raise ValueError(f"`target` must have one bool for each row of the log. Received: {received}")
+    return mask.to_numpy(dtype=bool)
 
 
 def build_sequences(
@@ -94,7 +99,8 @@ def build_sequences(
         on_error: 'raise', or 'drop': bad rows are left out, counted and reported in `Sequences.report`.
 
     Raises:
-        ValueError: a missing column, or a bad value, naming column, row and value.
+        TypeError: `events` is no DataFrame.
+        ValueError: a missing column, or a bad value, naming column, row and value; a `target` that is not one bool a row.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
@@ -102,11 +108,11 @@ def build_sequences(
         >>> int(sequences.offsets[-1]) == len(log.events)
         True
     """
-    if target is not None and len(target) != len(events):
-        raise ValueError(f"`target` must have one value for each row of the log. Received: {len(target)} values for {len(events)} rows")
-    wanted = np.ones(len(events), dtype=bool) if target is None else np.asarray(target, dtype=bool)
+    if not isinstance(events, pd.DataFrame):
+        raise TypeError(f"`events` must be a pandas DataFrame. Received: {type(events).__name__}")
+    wanted = np.ones(len(events), dtype=bool) if target is None else _mask(target, len(events))
     rows = np.arange(len(events), dtype=np.int64)
-    checked, report = check_events(events.set_axis(rows, axis=0), schema, on_error=on_error)
+    checked, report = check_events(events.set_axis(rows, axis=0), schema, on_error=on_error, sort=True)
     rows = checked.index.to_numpy()
     wanted = wanted[rows]
 
@@ -127,7 +133,7 @@ def build_sequences(
         session = pd.factorize(pairs)[0].astype(np.int32)
     position = np.zeros(len(order), dtype=np.int32)
     if schema.position is not None:
-        position = column(schema.position).fillna(0).to_numpy().astype(np.int32)
+        position = np.nan_to_num(pd.to_numeric(column(schema.position)).to_numpy(dtype=np.float64, na_value=np.nan)).astype(np.int32)
     return Sequences(
         schema=schema,
         members=column(schema.member).to_numpy()[starts],
@@ -136,8 +142,8 @@ def build_sequences(
         request=request[order].astype(np.int64),
         session=session,
         position=position,
-        columns={feature.name: feature.encode(column(feature.name)) for feature in (*schema.features, *schema.actions)},
-        labels={task.name: task.encode(column(task.label)) for task in schema.tasks},
+        columns={feature.name: feature.encode(checked[feature.name])[order] for feature in (*schema.features, *schema.actions)},
+        labels={task.name: task.encode(checked[task.label])[order] for task in schema.tasks},
         target=wanted[order],
         rows=rows,
         report=report,

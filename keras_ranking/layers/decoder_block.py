@@ -11,7 +11,7 @@ from keras_ranking.layers.self_gated_attention import SelfGatedAttention
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class DecoderBlock(keras.layers.Layer):  # type: ignore[misc]
+class DecoderBlock(keras.layers.Layer):
     """Pre-norm block of attention and feed-forward:
 
         X <- X + drop(SelfGatedAttention(LN(X)))

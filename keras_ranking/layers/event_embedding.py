@@ -11,7 +11,7 @@ from keras_ranking.layers.feature_concat import FeatureConcat
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class EventEmbedding(keras.layers.Layer):  # type: ignore[misc]
+class EventEmbedding(keras.layers.Layer):
     """Token of an event (or a candidate) from its features: `Dense(dim)(silu(Dense(hidden)(concat(features))))`.
 
     The papers do not give the projection: concatenation and a projection to the model's width is stated by digests of
@@ -30,7 +30,7 @@ class EventEmbedding(keras.layers.Layer):  # type: ignore[misc]
         (B, T, D).
 
     Raises:
-        ValueError: no features, or one that is known only after scoring.
+        ValueError: no features, one that is known only after scoring, or a width below 1.
 
     Example:
         >>> layer = EventEmbedding([kr.Number("age")], dim=8)
@@ -44,8 +44,10 @@ class EventEmbedding(keras.layers.Layer):  # type: ignore[misc]
             raise ValueError("`features` must have at least one column. Received: none")
         self.concat = FeatureConcat(features, id_dim=id_dim, dtype=self.dtype_policy, name="concat")
         self._check(self.concat.features)
+        if dim < 1 or (hidden is not None and hidden < 1):
+            raise ValueError(f"`dim` and `hidden` must be positive integers (`hidden` may be None). Received: dim={dim}, hidden={hidden}")
         self.dim, self.hidden, self.id_dim = dim, hidden, id_dim
-        self.inner = keras.layers.Dense(hidden, activation="silu", dtype=self.dtype_policy, name="inner") if hidden else None
+        self.inner = keras.layers.Dense(hidden, activation="silu", dtype=self.dtype_policy, name="inner") if hidden is not None else None
         self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
 
     def _check(self, features: Sequence[Any]) -> None:

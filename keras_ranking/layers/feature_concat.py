@@ -15,7 +15,7 @@ _FEATURES: TypeAdapter[tuple[Any, ...]] = TypeAdapter(tuple[Feature, ...])
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class FeatureConcat(keras.layers.Layer):  # type: ignore[misc]
+class FeatureConcat(keras.layers.Layer):
     """Embeds ids and categories, and concatenates them with numbers and vectors, in schema order.
 
         out = [E_1[id_1] ; ... ; number_1 ; ... ; vector_1 ; ...]
@@ -30,6 +30,9 @@ class FeatureConcat(keras.layers.Layer):  # type: ignore[misc]
     Output:
         (B, T, width), `width` = id_dim a column of ids, 1 a number, size a vector.
 
+    Raises:
+        ValueError: no features, one of them twice, `id_dim` below 1, or inputs without one of the columns.
+
     Example:
         >>> layer = FeatureConcat([kr.Id("item_id", buckets=100), kr.Number("age")], id_dim=4)
         >>> layer({"item_id": np.zeros((2, 3), "int32"), "age": np.zeros((2, 3), "float32")}).shape
@@ -40,7 +43,11 @@ class FeatureConcat(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**settings)
         if id_dim < 1:
             raise ValueError(f"`id_dim` must be a positive integer. Received: id_dim={id_dim}")
-        self.features = _FEATURES.validate_python(tuple(feature if isinstance(feature, dict) else feature.model_dump() for feature in features))
+        columns = tuple(feature if isinstance(feature, dict) else feature.model_dump() for feature in features)
+        self.features = _FEATURES.validate_python(columns)
+        names = [feature.name for feature in self.features]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"`features` must be at least one column, each once. Received: {names}")
         self.id_dim = id_dim
         self.tables = {
             feature.name: keras.layers.Embedding(feature.rows, id_dim, name=f"table_{feature.name}", dtype=self.dtype_policy)

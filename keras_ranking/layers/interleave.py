@@ -9,7 +9,7 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class Interleave(keras.layers.Layer):  # type: ignore[misc]
+class Interleave(keras.layers.Layer):
     """`[x_1, a_1, x_2, a_2, ...]` from item tokens x and action tokens a: an action stands behind the item it followed.
 
     The layout of Feed-SR (2602.12354, stated); CADET's is unknown, and this is our default for it.
@@ -20,6 +20,11 @@ class Interleave(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         (B, 2T, D).
+
+    Example:
+        >>> items, actions = np.zeros((1, 2, 4), "float32"), np.ones((1, 2, 4), "float32")
+        >>> keras.ops.convert_to_numpy(Interleave()(items, actions=actions))[0, :, 0]
+        array([0., 1., 0., 1.], dtype=float32)
     """
 
     def build(self, inputs_shape: Any) -> None:
@@ -38,7 +43,7 @@ class Interleave(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ItemTokens(keras.layers.Layer):  # type: ignore[misc]
+class ItemTokens(keras.layers.Layer):
     """The item tokens of an interleaved row: every second token, from the first. The read-out of Feed-SR (stated).
 
     Call arguments:
@@ -46,6 +51,10 @@ class ItemTokens(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         (B, T, D).
+
+    Example:
+        >>> ItemTokens()(np.zeros((1, 6, 4), "float32")).shape
+        (1, 3, 4)
     """
 
     def build(self, input_shape: Any) -> None:

@@ -10,7 +10,7 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class PositionTowers(keras.layers.Layer):  # type: ignore[misc]
+class PositionTowers(keras.layers.Layer):
     """K separate MLPs over one trunk state: `s_k = f_k([h ; late context])`, k = 1..K, logits.
 
     Ranking needs the click probability before it fixes the position, so the position cannot be an input: each tower answers
@@ -72,6 +72,9 @@ class PositionTowers(keras.layers.Layer):  # type: ignore[misc]
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.num_towers)
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ GATES = ("representation", "query", "key", "output")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SelfGatedAttention(keras.layers.Layer):  # type: ignore[misc]
+class SelfGatedAttention(keras.layers.Layer):
     """Span attention with gates computed from the very tensors they gate.
 
         X~ = X * sigmoid(W_x X + b_x)                                       "representation"
@@ -72,12 +72,15 @@ class SelfGatedAttention(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**settings)
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(f"`num_heads` must be a positive multiple of `num_kv_heads`. Received: num_heads={num_heads}, num_kv_heads={num_kv_heads}")
+            received = f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
+            raise ValueError(f"`num_heads` must be a positive multiple of `num_kv_heads`. Received: {received}")
         if head_dim < 1 or (rotary is not None and head_dim % 2):
             raise ValueError(f"`head_dim` must be positive, and even with a rotation. Received: head_dim={head_dim}")
         unknown = [gate for gate in gates if gate not in GATES]
         if unknown:
             raise ValueError(f"`gates` must be of {GATES}. Received: {unknown}")
+        if rotary is not None and len(rotary) != 2:
+            raise ValueError(f"`rotary` must be (shortest, longest) or None. Received: rotary={rotary}")
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
         self.gates, self.gate_bias = tuple(gates), float(gate_bias)
         self.rotary = None if rotary is None else (float(rotary[0]), float(rotary[1]))

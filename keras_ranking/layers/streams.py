@@ -11,7 +11,7 @@ from keras_ranking.ops import Spans
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class DelayedSpans(keras.layers.Layer):  # type: ignore[misc]
+class DelayedSpans(keras.layers.Layer):
     """Spans of a row of events under a feedback delay: event i sees events j of its member with `t_j <= t_i - delay`.
 
     Tracking events arrive late, so what a member did in the last moments is not known when a request is scored; training must
@@ -29,6 +29,15 @@ class DelayedSpans(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         `Spans` of (B, 2T) or (B, T).
+
+    Raises:
+        ValueError: `delay` below 1, or an unknown layout.
+
+    Example:
+        >>> times = np.array([[0, 5, 60]], "int32")
+        >>> spans = DelayedSpans(delay=60, layout="value")(times, segments=np.ones((1, 3), "int32"))
+        >>> keras.ops.convert_to_numpy(spans.end - spans.start)
+        array([[0, 0, 1]], dtype=int32)
     """
 
     def __init__(self, delay: int, layout: str = "interleaved", **settings: Any) -> None:
@@ -52,7 +61,7 @@ class DelayedSpans(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class VisibleLength(keras.layers.Layer):  # type: ignore[misc]
+class VisibleLength(keras.layers.Layer):
     """How many events of a history a request sees under a feedback delay: those with `t_j <= request_time - delay`.
 
     Args:
@@ -65,6 +74,14 @@ class VisibleLength(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         int32 (B,).
+
+    Raises:
+        ValueError: `delay` below 1.
+
+    Example:
+        >>> times, length = np.array([[0, 5, 60, 0]], "int32"), np.array([3], "int32")
+        >>> keras.ops.convert_to_numpy(VisibleLength(60)(times, history_length=length, request_time=np.array([66], "int32")))
+        array([2], dtype=int32)
     """
 
     def __init__(self, delay: int, **settings: Any) -> None:
@@ -86,7 +103,7 @@ class VisibleLength(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class KeepFirst(keras.layers.Layer):  # type: ignore[misc]
+class KeepFirst(keras.layers.Layer):
     """The first `length` entries of each row, zeros beyond: whatever stood there (padding, NaN, wild ids) is gone.
 
     Call arguments:
@@ -95,6 +112,10 @@ class KeepFirst(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         Shape and type of `inputs`.
+
+    Example:
+        >>> keras.ops.convert_to_numpy(KeepFirst()(np.array([[7, 8, 9]], "int32"), length=np.array([2], "int32")))
+        array([[7, 8, 0]], dtype=int32)
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -112,9 +133,12 @@ class KeepFirst(keras.layers.Layer):  # type: ignore[misc]
     def compute_output_spec(self, inputs: Any, length: Any) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class Segments(keras.layers.Layer):  # type: ignore[misc]
+class Segments(keras.layers.Layer):
     """Segment ids of a left-aligned history: 1 for the first `length` slots, 0 beyond.
 
     Call arguments:
@@ -123,6 +147,10 @@ class Segments(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         int32 (B, L).
+
+    Example:
+        >>> keras.ops.convert_to_numpy(Segments()(np.zeros((1, 3), "int32"), length=np.array([2], "int32")))
+        array([[1, 1, 0]], dtype=int32)
     """
 
     def build(self, input_shape: Any) -> None:
@@ -133,7 +161,7 @@ class Segments(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class TokenTimes(keras.layers.Layer):  # type: ignore[misc]
+class TokenTimes(keras.layers.Layer):
     """One time a token: each event's time for its item token and its action token.
 
     Call arguments:
@@ -141,6 +169,10 @@ class TokenTimes(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         int32 (B, 2T).
+
+    Example:
+        >>> keras.ops.convert_to_numpy(TokenTimes()(np.array([[3, 9]], "int32")))
+        array([[3, 3, 9, 9]], dtype=int32)
     """
 
     def build(self, input_shape: Any) -> None:
@@ -155,7 +187,7 @@ class TokenTimes(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RequestTimes(keras.layers.Layer):  # type: ignore[misc]
+class RequestTimes(keras.layers.Layer):
     """The request's time for every candidate: all candidates share one, so nothing depends on a candidate's slot.
 
     Call arguments:
@@ -164,6 +196,10 @@ class RequestTimes(keras.layers.Layer):  # type: ignore[misc]
 
     Output:
         int32 (B, N).
+
+    Example:
+        >>> RequestTimes()(np.zeros((2, 5, 4), "float32"), request_time=np.array([7, 8], "int32")).shape
+        (2, 5)
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -178,3 +214,6 @@ class RequestTimes(keras.layers.Layer):  # type: ignore[misc]
 
     def compute_output_spec(self, candidates: Any, request_time: Any) -> Any:
         return keras.KerasTensor(tuple(candidates.shape[:2]), dtype="int32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config()}  # see `KeepFirst`

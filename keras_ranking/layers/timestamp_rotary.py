@@ -10,7 +10,7 @@ from keras_ranking.ops import rotary_periods, rotate
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class TimestampRotaryEmbedding(keras.layers.Layer):  # type: ignore[misc]
+class TimestampRotaryEmbedding(keras.layers.Layer):
     """Rotates the pairs of each head by `angle = 2 pi (t mod P_k) / P_k`, with integer periods P_k from `shortest` to `longest`.
 
     Attention scores then depend on time differences only, to float rounding, for any date: the modulo is exact in int32, so no
@@ -18,8 +18,9 @@ class TimestampRotaryEmbedding(keras.layers.Layer):  # type: ignore[misc]
     CADET (2602.11410); the integer periods, and the values of the two ends, are our choice (the paper does not give them).
 
     Args:
-        shortest: period of the fastest pair, in ticks (seconds where times are seconds), at least 2.
-        longest: span over which the slowest pair turns half a circle, in ticks; its period is twice that.
+        shortest: time difference over which the fastest pair turns an eighth of a circle, in ticks (seconds where times are
+            seconds), at least 1; its period is eight times that. See `rotary_periods`.
+        longest: span over which the slowest pair turns half a circle, in ticks, at most 2**30 - 1; its period is twice that.
 
     Call arguments:
         inputs: (B, T, H, D), D even.
@@ -36,8 +37,9 @@ class TimestampRotaryEmbedding(keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(self, shortest: float = 8.0, longest: float = 15_552_000.0, **settings: Any) -> None:
         super().__init__(**settings)
-        if not 2 <= shortest < longest:
-            raise ValueError(f"`shortest` must be at least 2 and below `longest`. Received: shortest={shortest}, longest={longest}")
+        if not 1 <= shortest < longest < 2**30:
+            received = f"shortest={shortest}, longest={longest}"
+            raise ValueError(f"`shortest` must be at least 1 and below `longest`, and `longest` below 2**30. Received: {received}")
         self.shortest, self.longest = float(shortest), float(longest)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -47,7 +49,7 @@ class TimestampRotaryEmbedding(keras.layers.Layer):  # type: ignore[misc]
     def call(self, inputs: Any, times: Any) -> Any:
         return rotate(inputs, times, self.periods)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...], times_shape: Any = None) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:

@@ -97,9 +97,10 @@ class InRequestPairwise(keras.losses.Loss):
         ValueError: boundaries not increasing, window not positive, shapes that do not fit.
 
     Example:
+        >>> from keras_ranking.losses import InRequestPairwise, targets
         >>> loss = InRequestPairwise()
         >>> y_true = targets([[1.0, 0.0, 0.0]], request=[[1, 1, 2]])
-        >>> round(float(loss(y_true, [[[0.0], [0.0], [9.0]]])), 4)   # one pair, log 2
+        >>> round(float(loss(y_true, [[[0.0], [0.0], [9.0]]])), 4)  # one pair, log 2
         0.6931
 
     Reference: Burges et al., "Learning to Rank using Gradient Descent", ICML 2005; CADET, arXiv:2602.11410.

@@ -21,11 +21,11 @@ def softmax_loss(observed: Observed) -> Any:
     # The largest logit of the list is subtracted for range only; its gradient cancels, so it is cut.
     low = ops.full_like(logit, -1e30)
     peak = ops.segment_max(ops.stop_gradient(ops.where(shown, logit, low)), segment, count)
-    shifted = ops.where(shown, logit - ops.take(peak, segment), zero)
+    shifted = ops.where(shown, logit - ops.take(peak, segment, axis=0), zero)
     mass = ops.segment_sum(ops.where(shown, ops.exp(shifted), zero), segment, count)
     log_mass = ops.log(ops.where(mass > 0, mass, ops.ones_like(mass)))
-    loss = ops.take(log_mass, segment) - shifted
-    clicks = ops.take(ops.segment_sum(ops.where(shown, label, zero), segment, count), segment)
+    loss = ops.take(log_mass, segment, axis=0) - shifted
+    clicks = ops.take(ops.segment_sum(ops.where(shown, label, zero), segment, count), segment, axis=0)
     share = ops.where(clicks > 0, weight * label / ops.where(clicks > 0, clicks, ops.ones_like(clicks)), zero)
     total = ops.sum(share)
     return ops.sum(share * loss) / ops.where(total > 0, total, ops.ones_like(total))
@@ -65,8 +65,9 @@ class InRequestSoftmax(keras.losses.Loss):
         ValueError: boundaries not increasing, shapes that do not fit.
 
     Example:
+        >>> from keras_ranking.losses import InRequestSoftmax
         >>> loss = InRequestSoftmax()
-        >>> round(float(loss([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 1.0]])), 4)   # one list of two, log 2
+        >>> round(float(loss([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 1.0]])), 4)  # one list of two, log 2
         0.6931
 
     Reference: Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", ICML 2007.

@@ -15,6 +15,7 @@ shown and with which others, so the three travel together in the last axis of `y
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ def check_boundaries(boundaries: Sequence[int]) -> tuple[int, ...]:
     """`boundaries` as a tuple of increasing positive integers, or a ValueError that names it."""
     values = tuple(boundaries)
     whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1 for value in values)
-    if not whole or any(later <= earlier for earlier, later in zip(values, values[1:], strict=False)):
+    if not whole or any(later <= earlier for earlier, later in pairwise(values)):
         raise ValueError(f"`boundaries` must be increasing positive integers. Received: boundaries={boundaries!r}")
     return tuple(int(value) for value in values)
 
@@ -58,6 +59,7 @@ def targets(label: Any, position: Any = None, request: Any = None) -> np.ndarray
         ValueError: shapes differ, or a position or request is not a whole number in its range.
 
     Example:
+        >>> from keras_ranking.losses import targets
         >>> targets([[1, 0, 0]], position=[[1, 2, 3]]).shape
         (1, 3, 3)
     """
@@ -86,6 +88,7 @@ def largest_request(y_true: Any, sample_weight: Any = None) -> int:
         max over requests of (last token - first token + 1) among its weighted tokens; 0 where there are none.
 
     Example:
+        >>> from keras_ranking.losses import largest_request, targets
         >>> largest_request(targets([[1, 0, 0]], request=[[1, 1, 2]]))
         2
     """
@@ -137,6 +140,7 @@ def observed_tower(y_true: Any, y_pred: Any, boundaries: Sequence[int] = ()) -> 
         ValueError: the last axis of `y_true` is not 3, or K is not len(boundaries) + 1.
 
     Example:
+        >>> from keras_ranking.losses import observed_tower, targets
         >>> y_true = targets([[1.0, 0.0]], position=[[1, 7]])
         >>> label, logit, bucket, request = observed_tower(y_true, [[[0.1, 0.2], [0.3, 0.4]]], boundaries=(4,))
         >>> [round(float(value), 1) for value in logit[0]]

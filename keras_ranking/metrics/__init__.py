@@ -1,0 +1,36 @@
+"""Ranking and calibration metrics that Keras lacks: exact functions on arrays, and streaming `keras.metrics.Metric` forms.
+
+NDCG and MRR as Keras metrics come from keras-rs; their array forms here agree with them.
+"""
+
+from keras_ranking.metrics.bootstrap import BootstrapInterval, paired_bootstrap
+from keras_ranking.metrics.calibration_error_metric import CalibrationError
+from keras_ranking.metrics.grouped_auc_metric import GroupedAUC
+from keras_ranking.metrics.normalized_entropy_metric import NormalizedEntropy
+from keras_ranking.metrics.observed_metric import Observed
+from keras_ranking.metrics.observed_over_expected_metric import ObservedOverExpected
+from keras_ranking.metrics.probability import calibration_error, log_loss, normalized_entropy, observed_over_expected
+from keras_ranking.metrics.ranking import GroupAUCs, GroupedValue, auc, grouped_auc, mrr, ndcg, per_request_auc
+from keras_ranking.metrics.report import summary
+
+__all__ = [
+    "BootstrapInterval",
+    "CalibrationError",
+    "GroupAUCs",
+    "GroupedAUC",
+    "GroupedValue",
+    "NormalizedEntropy",
+    "Observed",
+    "ObservedOverExpected",
+    "auc",
+    "calibration_error",
+    "grouped_auc",
+    "log_loss",
+    "mrr",
+    "ndcg",
+    "normalized_entropy",
+    "observed_over_expected",
+    "paired_bootstrap",
+    "per_request_auc",
+    "summary",
+]

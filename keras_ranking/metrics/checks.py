@@ -9,7 +9,7 @@ import numpy as np
 
 def column(name: str, values: Any, rows: int | None = None, least: float | None = None, most: float | None = None) -> np.ndarray:
     """`values` as a float array (n,) without NaN, in `[least, most]`."""
-    array = np.asarray(values)
+    array: np.ndarray = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"`{name}` must be one-dimensional. Received: shape {array.shape}")
     if rows is not None and array.size != rows:
@@ -38,7 +38,7 @@ def column(name: str, values: Any, rows: int | None = None, least: float | None 
 def binary(values: Any, rows: int | None = None) -> np.ndarray:
     """Labels as a boolean array (n,); every value must be 0 or 1."""
     array = column("labels", values, rows)
-    positive = array == 1
+    positive: np.ndarray = array == 1
     wrong = ~positive & (array != 0)
     if wrong.any():
         row = int(wrong.argmax())
@@ -58,7 +58,7 @@ def optional_weights(values: Any, rows: int) -> np.ndarray | None:
 
 def group_codes(groups: Any, rows: int) -> np.ndarray:
     """Groups of any kind -> uint32 (n,), equal where the group is, in the order of the groups."""
-    array = np.asarray(groups)
+    array: np.ndarray = np.asarray(groups)
     if array.ndim != 1 or array.size != rows:
         raise ValueError(f"`groups` must be one-dimensional with {rows} rows. Received: shape {array.shape}")
     if array.dtype.kind == "f" and np.isnan(array).any():
@@ -66,8 +66,10 @@ def group_codes(groups: Any, rows: int) -> np.ndarray:
     if array.dtype.kind in "iu":
         low, high = int(array.min()), int(array.max())
         if high - low < 2**32:
-            return (array - array.dtype.type(low)).astype(np.uint32)
-    return np.unique(array, return_inverse=True)[1].astype(np.uint32)
+            codes: np.ndarray = (array - array.dtype.type(low)).astype(np.uint32)
+            return codes
+    codes = np.unique(array, return_inverse=True)[1].astype(np.uint32)
+    return codes
 
 
 def by_group_and_score(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:

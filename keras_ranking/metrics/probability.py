@@ -34,6 +34,7 @@ def log_loss(labels: Any, probabilities: Any, weights: Any = None) -> float:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a probability outside [0, 1] or NaN.
 
     Example:
+        >>> from keras_ranking.metrics import log_loss
         >>> round(log_loss([1, 0], [0.5, 0.5]), 4)
         0.6931
     """
@@ -53,6 +54,7 @@ def normalized_entropy(labels: Any, probabilities: Any, weights: Any = None) -> 
     NaN if only one class is there (the base rate has no entropy). Args and errors as `log_loss`.
 
     Example:
+        >>> from keras_ranking.metrics import normalized_entropy
         >>> round(normalized_entropy([1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]), 6)
         1.0
     """
@@ -70,6 +72,7 @@ def observed_over_expected(labels: Any, probabilities: Any, weights: Any = None)
     Infinite, or NaN without positives, if all probabilities are 0. Args and errors as `log_loss`.
 
     Example:
+        >>> from keras_ranking.metrics import observed_over_expected
         >>> observed_over_expected([1, 0, 0, 1], [0.5, 0.5, 0.25, 0.75])
         1.0
     """
@@ -97,6 +100,7 @@ def calibration_error(labels: Any, probabilities: Any, weights: Any = None, bins
         ValueError: as `log_loss`; bins not a positive integer.
 
     Example:
+        >>> from keras_ranking.metrics import calibration_error
         >>> round(calibration_error([0, 0, 1, 1], [0.1, 0.1, 0.6, 0.6], bins=2), 6)
         0.25
     """

@@ -46,6 +46,7 @@ def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) 
         ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score, a negative weight.
 
     Example:
+        >>> from keras_ranking.metrics import per_request_auc
         >>> per_request_auc([1, 0, 1, 0, 0], [0.9, 0.1, 0.2, 0.2, 0.7], ["a", "a", "b", "b", "b"]).auc.tolist()
         [1.0, 0.25]
     """
@@ -83,6 +84,7 @@ def grouped_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) -> G
         `GroupedValue(value, groups)`: the mean and the number of groups counted; (NaN, 0) if none holds both classes.
 
     Example:
+        >>> from keras_ranking.metrics import grouped_auc
         >>> grouped_auc([1, 0, 1, 0, 1], [0.9, 0.1, 0.2, 0.2, 0.7], [1, 1, 2, 2, 3])
         GroupedValue(value=0.75, groups=2)
     """
@@ -94,6 +96,7 @@ def auc(labels: Any, scores: Any, weights: Any = None) -> float:
     """AUC over all rows, exact, ties count half; NaN if only one class is there.
 
     Example:
+        >>> from keras_ranking.metrics import auc
         >>> auc([1, 0, 0], [0.5, 0.5, 0.1])
         0.75
     """
@@ -121,6 +124,7 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
         ValueError: no rows, lengths differ, a negative label, a NaN score, k not positive.
 
     Example:
+        >>> from keras_ranking.metrics import ndcg
         >>> round(ndcg([0, 1, 0], [0.9, 0.8, 0.1], [7, 7, 7], k=10).value, 4)
         0.6309
     """
@@ -171,6 +175,7 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score.
 
     Example:
+        >>> from keras_ranking.metrics import mrr
         >>> mrr([0, 1, 0, 1], [0.9, 0.8, 0.5, 0.5], ["a", "a", "b", "b"])
         GroupedValue(value=0.625, groups=2)
     """

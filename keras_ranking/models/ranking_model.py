@@ -209,7 +209,8 @@ def _pick(tensors: Mapping[str, Any], graph: keras.Model) -> Tensors:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(f"the inputs must have {names}. Missing: {missing}")
-    return {name: tensors[name] for name in names}
+    # Keras refuses arguments that mix arrays with its own tensors.
+    return {name: keras.ops.convert_to_tensor(tensors[name]) for name in names}
 
 
 def load(path: str | Path) -> RankingModel:

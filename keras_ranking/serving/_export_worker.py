@@ -32,17 +32,12 @@ _CASES = (
 )
 
 
-def load_model(path: str | Path, imports: Sequence[str] = ()) -> Any:
-    """The saved model of a `.keras` file or a training folder, after the modules that register its layers.
+def load_model(path: Path, imports: Sequence[str] = ()) -> Any:
+    """The saved model of a `.keras` file, after the modules that register its layers.
 
     Raises:
-        FileNotFoundError: no model there.
         ExportError: a module or model that does not load.
     """
-    path = Path(path)
-    file = path / "model.keras" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(2, "no saved model there (a .keras file, or a folder with model.keras)", str(path))
     try:
         for name in imports:
             importlib.import_module(name)
@@ -78,7 +73,7 @@ def write_version(
     Card(
         model=str(getattr(model, "name", type(model).__name__)),
         schema_digest=schema.digest,
-        tasks=[task.name for task in schema.tasks],
+        tasks=[task.name for task in schema.tasks if task.name in outputs],
         boundaries=[int(bound) for bound in getattr(model, "boundaries", ()) or ()],
         compute_dtype=compute,
         inputs=inputs,
@@ -97,7 +92,9 @@ def _specs(serving: Any, schema: Schema) -> tuple[dict[str, dict[str, Any]], dic
             raise ValueError(f"`model.serving_model` must have its {what} in a dict by name. Received: {type(tensors).__name__}")
         for name, tensor in tensors.items():
             if not tensor.shape or tensor.shape[0] is not None:
-                raise ValueError(f"`model.serving_model` must have a free batch dimension first in '{name}'. Received: shape={tensor.shape}")
+                raise ValueError(
+                    f"'{name}' of `model.serving_model` must have a free batch dimension first. Received: shape={tensor.shape}"
+                )
     rows = {column.name: column.rows for column in (*schema.features, *schema.actions) if isinstance(column, (Id, Category))}
     inputs: dict[str, dict[str, Any]] = {}
     for name, tensor in serving.input.items():
@@ -216,10 +213,8 @@ def main(arguments: list[str]) -> int:
     request = json.loads(request_file.read_text(encoding="utf-8"))
     try:
         schema = Schema.load(work / "schema.json") if (work / "schema.json").exists() else None
-        model = load_model(request["model"], request["imports"])
-        write_version(
-            model, Path(request["target"]), schema=schema, work=work, verify=request["verify"], tolerance=request["tolerance"]
-        )
+        model = load_model(Path(request["model"]), request["imports"])
+        write_version(model, Path(request["target"]), schema=schema, work=work, verify=request["verify"], tolerance=request["tolerance"])
     except Exception as error:
         text = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {_line(error)}"
         (work / "error.txt").write_text(text, encoding="utf-8")

@@ -45,7 +45,7 @@ def random_requests(
         if name == "request_time":
             out[name] = request_time
             continue
-        cells = (batch,) if axis is None else (batch, int(lengths[axis].max()) + 2)
+        cells: tuple[int, ...] = (batch,) if axis is None else (batch, int(lengths[axis].max()) + 2)
         shape = cells + tuple(int(size) for size in spec["shape"][len(cells) :])
         if name == "history_time":
             ago = np.sort(rng.integers(1, 10**7, shape), axis=1)[:, ::-1]

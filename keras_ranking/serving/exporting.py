@@ -70,24 +70,30 @@ def export(
         '1'
     """
     folder = Path(folder)
+    if isinstance(model, (str, Path)):
+        model = _saved_model_file(Path(model))
     try:
         with _workplace(folder) as work:
             target = work / _MODEL
-            request = {"verify": verify, "tolerance": tolerance}
             if _backend() == "tensorflow":
                 from keras_ranking.serving._export_worker import load_model, write_version
 
-                loaded = load_model(model, imports) if isinstance(model, (str, Path)) else model
-                write_version(loaded, target, schema=schema, work=work, **request)
+                loaded = load_model(model, imports) if isinstance(model, Path) else model
+                write_version(loaded, target, schema=schema, work=work, verify=verify, tolerance=tolerance)
             else:
-                _write_in_tensorflow(model, target, schema, work, tuple(imports), request)
+                _write_in_tensorflow(model, target, schema, work, imports, {"verify": verify, "tolerance": tolerance})
             _sync(target)
             return _publish(target, folder)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and isinstance(model, (str, Path)) and not Path(model).exists():
-            raise
         reason = error.strerror or str(error)
         raise ExportError(f"cannot write a version under '{folder}': {reason}. Nothing was left there.") from error
+
+
+def _saved_model_file(path: Path) -> Path:
+    file = path / "model.keras" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no saved model at '{path}': expected a .keras file, or a folder with a model.keras in it")
+    return file
 
 
 def _backend() -> str:
@@ -153,13 +159,11 @@ def _publish(target: Path, folder: Path) -> Path:
 
 
 def _write_in_tensorflow(
-    model: Any, target: Path, schema: Schema | None, work: Path, imports: tuple[str, ...], request: dict[str, Any]
+    model: Any, target: Path, schema: Schema | None, work: Path, imports: Sequence[str], request: dict[str, Any]
 ) -> None:
     """The same in a process whose Keras backend is TensorFlow."""
-    if isinstance(model, (str, Path)):
-        source = Path(model).resolve()
-        if not source.exists():
-            raise FileNotFoundError(errno.ENOENT, "no saved model there", str(model))
+    if isinstance(model, Path):
+        source = model.resolve()
     else:
         source = work / "model.keras"
         _flat(model.save, source)
@@ -167,7 +171,7 @@ def _write_in_tensorflow(
         schema = schema if schema is not None else getattr(model, "schema", None)
     if schema is not None:
         schema.save(work / "schema.json")
-    (work / "request.json").write_text(json.dumps({"model": str(source), "target": str(target), "imports": imports, **request}))
+    (work / "request.json").write_text(json.dumps({"model": str(source), "target": str(target), "imports": list(imports), **request}))
     run_worker("_export_worker", [str(work / "request.json")], work, KERAS_BACKEND="tensorflow")
 
 

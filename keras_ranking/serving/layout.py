@@ -1,9 +1,9 @@
 """The folder of a served model: integer-named versions, and what this package puts beside each graph.
 
-    folder/3/saved_model.pb, variables/          the graph, as TensorFlow Serving reads it
-    folder/3/assets.extra/schema.json            the Schema the model was trained with
-    folder/3/assets.extra/keras_ranking.json     `Card`: what stands in this version
-    folder/.export-*                             an export under way, or what a killed one left
+folder/3/saved_model.pb, variables/          the graph, as TensorFlow Serving reads it
+folder/3/assets.extra/schema.json            the Schema the model was trained with
+folder/3/assets.extra/keras_ranking.json     `Card`: what stands in this version
+folder/.export-*                             an export under way, or what a killed one left
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Card:
     Args:
         model: class or name of the Keras model.
         schema_digest: `Schema.digest`.
-        tasks: task names, in schema order.
+        tasks: names of the tasks it scores, in schema order.
         boundaries: upper bounds of the position towers; () = one tower.
         compute_dtype: in what the trunk computes; outputs are float32 always.
         inputs, outputs: of `serving_default`: name -> {"dtype", "shape" (None = free), "axis" (what axis 1 counts), "rows" (for

@@ -52,7 +52,7 @@ class Signature:
         unknown = sorted(set(inputs) - set(self.inputs))
         missing = sorted(set(self.inputs) - set(inputs))
         if unknown or missing:
-            parts = [f"unknown input '{unknown[0]}'"] * bool(unknown) + [f"missing input '{missing[0]}'"] * bool(missing)
+            parts = [f"{what} input '{names[0]}'" for what, names in (("unknown", unknown), ("missing", missing)) if names]
             raise invalid(f"{' and '.join(parts)}: signature '{self.name}' takes {sorted(self.inputs)}")
         rows: dict[str, int] = {}
         for name, tensor in self.inputs.items():

@@ -1,4 +1,4 @@
-"""A small ranking model with the interface of `kr.models`, so that serving is tested without any one architecture."""
+"""A ranking model that is no member of `kr.models`: serving must not depend on any one architecture, nor on who wrote it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking import Category, Id, Number, Schema, Task, Vector
+from keras_ranking.models.ranking_model import RankingModel, builder
 
 SCHEMA = Schema(
     member="member_id",
@@ -27,72 +28,80 @@ SCHEMA = Schema(
 )
 
 
+@builder
+def TimeWeightedMean(schema: Schema, width: int = 8, tower_boundaries: Any = (1, 4), name: str = "stand_in") -> RankingModel:
+    """Time-weighted mean of the history against each candidate; one tower per range of positions."""
+    arguments = {"width": width, "tower_boundaries": list(tower_boundaries)}
+    parts = _Parts(schema, width, len(tower_boundaries) + 1)
+    return _StandIn(parts, "TimeWeightedMean", schema, arguments, name=name)
+
+
 @keras.saving.register_keras_serializable("keras_ranking_tests")
-class StandIn(keras.Model):
-    """Time-weighted mean of the history against each candidate; one tower per bucket of positions."""
-
-    def __init__(self, schema: Any = None, width: int = 8, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.schema = schema if isinstance(schema, Schema) else Schema.model_validate(schema)
-        self.width = width
-        self.boundaries = (1, 4)
-        self.serving_model = build(self.schema, width, len(self.boundaries) + 1)
-
-    def call(self, inputs: Any) -> Any:
-        return self.serving_model(inputs)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "schema": self.schema.model_dump(mode="json"), "width": self.width}
+class _StandIn(RankingModel):
+    @property
+    def serving_tower(self) -> int:
+        return 0
 
 
-def build(schema: Schema, width: int, towers: int) -> keras.Model:
-    inputs: dict[str, Any] = {}
+class _Parts:
+    def __init__(self, schema: Schema, width: int, towers: int) -> None:
+        self.schema, self.columns = schema, schema.features_known("item", "context")
+        self.tables = {f.name: keras.layers.Embedding(f.rows, width) for f in self.columns if f.dtype == "int32"}
+        self.item = keras.layers.Dense(width, name="item")
+        self.action = keras.layers.Dense(width, name="action")
+        self.mix = keras.layers.Dense(width, activation="silu", name="mix")
+        self.towers = {task.name: keras.layers.Dense(towers, name=f"towers_{task.name}") for task in schema.tasks}
 
-    def tensor(name: str, shape: tuple[int | None, ...], dtype: str) -> Any:
-        inputs[name] = keras.Input(shape, name=name, dtype=dtype)
-        return inputs[name]
+    def _inputs(self, columns: Any, prefix: str = "") -> dict[str, Any]:
+        return {prefix + c.name: keras.Input((None, *c.shape), dtype=c.dtype, name=prefix + c.name) for c in columns}
 
-    length, count = tensor("history_length", (), "int32"), tensor("candidate_count", (), "int32")
-    request_time, history_time = tensor("request_time", (), "int32"), tensor("history_time", (None,), "int32")
-    tables = {f.name: keras.layers.Embedding(f.rows, width) for f in schema.features if f.dtype == "int32"}
-    mixers = {side: keras.layers.Dense(width, name=f"{side}_mix") for side in ("history", "candidate")}
+    def row_inputs(self) -> dict[str, Any]:
+        times = {name: keras.Input((None,), dtype="int32", name=name) for name in ("time", "segment")}
+        return {**times, **self._inputs((*self.columns, *self.schema.actions))}
 
-    def tokens(side: str, columns: Any, mask: Any) -> Any:
-        parts = []
-        for column in columns:
-            value = tensor(f"{side}_{column.name}", (None, *column.shape), column.dtype)
+    def history_inputs(self) -> dict[str, Any]:
+        time = keras.Input((None,), dtype="int32", name="history_time")
+        length = keras.Input((), dtype="int32", name="history_length")
+        return {"history_time": time, "history_length": length, **self._inputs((*self.columns, *self.schema.actions), "history_")}
+
+    def candidate_inputs(self) -> dict[str, Any]:
+        return {"request_time": keras.Input((), dtype="int32", name="request_time"), **self._inputs(self.columns, "candidate_")}
+
+    def _tokens(self, values: dict[str, Any], columns: Any, dense: Any, mask: Any = None) -> Any:
+        def part(column: Any) -> Any:
+            value = values[column.name]
             if column.dtype == "int32":
-                parts.append(tables[column.name](ops.where(mask, value, 0)))
-                continue
+                return self.tables[column.name](value if mask is None else ops.where(mask, value, 0))
             value = value if column.shape else ops.expand_dims(value, -1)
-            parts.append(ops.where(ops.expand_dims(mask, -1), value, 0.0))
-        return mixers[side](ops.concatenate(parts, axis=-1))
+            return value if mask is None else ops.where(ops.expand_dims(mask, -1), value, 0.0)
 
-    def within(like: Any, upto: Any) -> Any:
-        return ops.cumsum(ops.ones_like(like), axis=1) <= ops.expand_dims(upto, 1)
+        return dense(ops.concatenate([part(column) for column in columns], axis=-1))
 
-    seen = within(history_time, length)
-    past = tokens("history", (*schema.features, *schema.actions), seen)
-    first = tensor("candidate_item_id", (None,), "int32")
-    shown = within(first, count)
-    rest = [f for f in schema.features if f.name != "item_id"]
-    now = tokens("candidate", rest, shown) + tables["item_id"](ops.where(shown, first, 0))
-    age = ops.cast(ops.where(seen, ops.expand_dims(request_time, 1) - history_time, 0), "float32")
-    weight = ops.where(seen, ops.exp(-age / 1e6), 0.0)
-    summary = ops.sum(ops.expand_dims(weight, -1) * ops.tanh(past), axis=1) / (1.0 + ops.expand_dims(ops.sum(weight, axis=1), -1))
-    state = keras.layers.Dense(width, activation="silu")(now * ops.expand_dims(summary, 1) + now)
-    outputs = {}
-    for task in schema.tasks:
-        by_position = ops.sigmoid(keras.layers.Dense(towers, name=f"{task.name}_towers")(state))
-        by_position = ops.where(ops.expand_dims(shown, -1), by_position, 0.0)
-        outputs[f"{task.name}_by_position"] = by_position
-        outputs[task.name] = ops.mean(by_position, axis=-1)
-    return keras.Model(inputs, outputs)
+    def row(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        past = self._tokens(inputs, self.columns, self.item) + self._tokens(inputs, self.schema.actions, self.action)
+        return self._heads(self._tokens(inputs, self.columns, self.item), ops.mean(ops.tanh(past), axis=1))
+
+    def encode(self, history: dict[str, Any]) -> dict[str, Any]:
+        values = {name.removeprefix("history_"): value for name, value in history.items()}
+        seen = ops.cumsum(ops.ones_like(values["time"]), axis=1) <= ops.expand_dims(values["length"], 1)
+        past = self._tokens(values, self.columns, self.item, seen) + self._tokens(values, self.schema.actions, self.action, seen)
+        return {"past": ops.tanh(past), "time": ops.where(seen, values["time"], 0), "seen": seen}
+
+    def score(self, cache: dict[str, Any], candidates: dict[str, Any]) -> dict[str, Any]:
+        age = ops.cast(ops.expand_dims(candidates["request_time"], 1) - cache["time"], "float32")
+        weight = ops.where(cache["seen"], ops.exp(-age / 1e6), 0.0)
+        total = ops.sum(ops.expand_dims(weight, -1) * cache["past"], axis=1) / (1.0 + ops.expand_dims(ops.sum(weight, axis=1), -1))
+        values = {name.removeprefix("candidate_"): value for name, value in candidates.items()}
+        return self._heads(self._tokens(values, self.columns, self.item), total)
+
+    def _heads(self, items: Any, member: Any) -> dict[str, Any]:
+        state = self.mix(items + 3.0 * items * ops.expand_dims(member, 1))
+        return {task: tower(state) for task, tower in self.towers.items()}
 
 
-def make(seed: int = 1) -> StandIn:
+def make(seed: int = 1) -> RankingModel:
     keras.utils.set_random_seed(seed)
-    return StandIn(SCHEMA)
+    return TimeWeightedMean(SCHEMA)
 
 
 def scores(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,290 @@
+"""What the commands of `keras-ranking` do; the command line itself is in `cli.py`. Heavy imports stand inside the functions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Says on stderr what is being done, and how long it took."""
+    begin = time.perf_counter()
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    yield
+    print(f"{what}: {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_imports(debug: bool = False) -> Iterator[None]:
+    """Holds back what TensorFlow's C++ code writes to stderr while it is imported; shown after all where the import fails.
+
+    TensorFlow writes these lines before it reads TF_CPP_MIN_LOG_LEVEL, so the file descriptor is the only handle on them.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if debug:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            held.seek(0)
+            text = held.read()
+            if not isinstance(error, ModuleNotFoundError):
+                os.write(kept, text)
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _start_keras(args: argparse.Namespace) -> None:
+    """Choose the backend and import Keras with it."""
+    if args.backend:
+        os.environ["KERAS_BACKEND"] = args.backend
+    if "keras" not in sys.modules:
+        print("starting keras ...", file=sys.stderr, flush=True)
+    with quiet_imports(args.debug):
+        import keras
+    if args.backend and keras.backend.backend() != args.backend:
+        raise ValueError(f"`--backend` cannot change once keras is imported. Received: {args.backend}; running: {keras.backend.backend()}")
+
+
+def _open_log(args: argparse.Namespace, seed: int) -> Any:
+    from keras_ranking.data import open_log
+
+    if args.schema is not None and not args.data.startswith("parquet:"):
+        raise ValueError(f"`--schema` goes with --data parquet:FILE; the other sources bring their own. Received: --data {args.data}")
+    with _step(f"reading {args.data}"):
+        log = open_log(args.data, schema=args.schema, seed=seed)
+    counts = log.events["split"].value_counts(sort=False)
+    print(f"log {log.name}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " rows", file=sys.stderr)
+    for note in getattr(log, "notes", ()):
+        print(f"  {note}", file=sys.stderr)
+    return log
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    def line(row: Sequence[str]) -> str:
+        return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def _finite(value: Any) -> Any:
+    """For JSON, which has no NaN: a figure that the rows do not define is null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def simulate(args: argparse.Namespace) -> int:
+    """Write a simulated log and its schema."""
+    from keras_ranking import data
+
+    out = Path(args.out)
+    write = {".parquet": "to_parquet", ".csv": "to_csv", ".gz": "to_csv"}.get(out.suffix)
+    if write is None:
+        raise ValueError(f"`--out` must end in .parquet, .csv or .csv.gz. Received: {args.out}")
+    with _step("simulating"):
+        log = data.simulate(members=args.members, days=args.days, seed=args.seed, **dict(args.set))
+    schema = Path(args.schema) if args.schema else out.with_name(f"{out.name.split('.')[0]}.schema.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _step(f"writing {out}"):
+        try:
+            getattr(log.events, write)(out, index=False)
+        except ImportError as error:
+            raise ModuleNotFoundError("parquet needs pyarrow: pip install 'keras-ranking[data]'", name="pyarrow") from error
+        log.schema.save(schema)
+    counts = log.events["split"].value_counts(sort=False)
+    shares = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    print(f"{len(log.events):,} impressions of {args.members:,} members ({shares})")
+    print(f"log: {out}\nschema: {schema}")
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a ranker on the `train` rows of a log."""
+    _start_keras(args)
+    from keras_ranking import training
+
+    log = _open_log(args, args.seed)
+    _, history = training.train(
+        log,
+        model=args.model,
+        out=Path(args.out),
+        seed=args.seed,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        options=dict(args.set),
+        verbose=not args.quiet,
+    )
+    print(f"{args.model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print, and write as JSON, the figures of a trained model on one split."""
+    _start_keras(args)
+    from keras_ranking import models, training
+
+    model = models.load(args.model_dir)
+    seed = args.seed
+    if seed is None:
+        try:
+            seed = int(json.loads((Path(args.model_dir) / "history.json").read_text(encoding="utf-8"))["seed"])
+        except (OSError, ValueError, KeyError):
+            seed = 0
+    log = _open_log(args, seed)
+    with _step(f"scoring the {args.split} rows"):
+        results = training.evaluate(model, log, split=args.split)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(_finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    names = list(next(iter(results.values())))
+    print(table([f"{log.name} {args.split}", *results], [[name, *(f"{results[task][name]:.4f}" for task in results)] for name in names]))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a trained model as the next version of a served model."""
+    _start_keras(args)
+    from keras_ranking import models, serving
+
+    model = models.load(args.model_dir)
+    with _step("exporting" + ("" if args.no_verify else " and checking the written graph in a fresh process")):
+        version = serving.export(model, args.out, verify=not args.no_verify)
+    print(f"version {version.name}: {version}")
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve an exported model until Ctrl-C or SIGTERM."""
+    import logging
+
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the server runs the exported graph; no Keras model is built
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with quiet_imports(args.debug):
+        import keras_ranking.serving.server
+    server = keras_ranking.serving.server.serve(
+        args.folder, name=args.name, host=args.host, rest_port=args.rest_port, grpc_port=args.grpc_port, threads=args.threads
+    )
+    print(
+        f"serving {server.name} version {server.version}, until Ctrl-C\n"
+        f"  REST http://{server.host}:{server.rest_port}/v1/models/{server.name}:predict\n"
+        f"  gRPC {server.host}:{server.grpc_port}",
+        flush=True,
+    )
+    server.wait()
+    return 0
+
+
+def _read_rows(path: str) -> Any:
+    """Rows of a parquet, CSV or JSON file as a DataFrame."""
+    import pandas as pd
+
+    readers: dict[str, Callable[..., Any]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".gz": pd.read_csv, ".json": pd.read_json}
+    reader = readers.get(Path(path).suffix)
+    if reader is None:
+        raise ValueError(f"rows must come from a .parquet, .csv, .csv.gz or .json file. Received: {path}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return reader(path)
+    except ImportError as error:
+        raise ModuleNotFoundError("parquet needs pyarrow: pip install 'keras-ranking[data]'", name="pyarrow") from error
+
+
+def _read_request(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(history, candidates, time) of the request that the arguments name."""
+    import pandas as pd
+
+    if args.request:
+        if args.history or args.candidates or args.time is not None:
+            raise ValueError("give a REQUEST file, or --history, --candidates and --time; not both.")
+        text = sys.stdin.read() if args.request == "-" else Path(args.request).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{args.request} is not JSON: {error}") from error
+        if not isinstance(content, dict) or not {"time", "candidates"} <= set(content) <= {"time", "history", "candidates"}:
+            found = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"a request must have the keys time, candidates and, if there is one, history. Received: {found}")
+        return pd.DataFrame(content.get("history", [])), pd.DataFrame(content["candidates"]), content["time"]
+    if not args.candidates or args.time is None:
+        raise ValueError("give a REQUEST file, or --candidates FILE and --time SECONDS (and --history FILE, if there is a history).")
+    history = _read_rows(args.history) if args.history else pd.DataFrame()
+    return history, _read_rows(args.candidates), args.time
+
+
+def score(args: argparse.Namespace) -> int:
+    """Print the candidates of one request, ranked."""
+    history, candidates, moment = _read_request(args)
+    if args.server:
+        from keras_ranking.schema import Schema
+        from keras_ranking.serving import Client
+
+        if not args.schema:
+            raise ValueError("`--server` needs --schema FILE: the schema.json that training wrote.")
+        schema = Schema.load(args.schema)
+        with quiet_imports(args.debug):  # the gRPC messages are TensorFlow's
+            client = Client(args.server, schema, model=args.name, protocol="rest" if args.server.startswith("http") else "grpc")
+        with client:
+            scores = client.score(history, candidates, moment)
+    else:
+        _start_keras(args)
+        from keras_ranking import models
+
+        model = models.load(args.model)
+        schema = model.schema
+        scores = score_here(model, history, candidates, moment)
+    task = args.task or schema.tasks[0].name
+    order = scores[schema.task(task).name].to_numpy().argsort(kind="stable")[::-1][: args.top]
+    named = [feature.name for feature in schema.features_known("item") if feature.kind == "id"][:1]
+    ranked = [
+        {"rank": rank, "candidate": int(row)}
+        | {name: candidates[name].iloc[row] for name in named}
+        | {name: float(scores[name].iloc[row]) for name in scores}
+        for rank, row in enumerate(order, start=1)
+    ]
+    if args.json:
+        print(json.dumps(ranked, default=_plain, indent=2))
+    else:
+        cells = [[f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in ranked]
+        print(table(list(ranked[0]), cells))
+    return 0
+
+
+def score_here(model: Any, history: Any, candidates: Any, moment: Any) -> Any:
+    """Scores of one request by a Keras model in this process, one column per task."""
+    import keras
+    import pandas as pd
+
+    from keras_ranking.serving import pad_requests, request_tensors
+
+    graph = model.serving_model
+    tensors = pad_requests([request_tensors(model.schema, history, candidates, moment, list(graph.input))])
+    outputs = graph(tensors)
+    tasks = [task.name for task in model.schema.tasks if task.name in outputs]
+    return pd.DataFrame({task: keras.ops.convert_to_numpy(outputs[task])[0, : len(candidates)] for task in tasks})
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as the Python number that JSON knows."""
+    return value.item() if hasattr(value, "item") else str(value)

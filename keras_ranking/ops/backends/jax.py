@@ -1,0 +1,268 @@
+"""Span attention in JAX: tiles with a running softmax, in loops whose bounds are read from the spans.
+
+The batch is laid end to end as one row of B T queries. An outer loop takes tiles of queries that start where no span crosses if it
+can; an inner loop takes the tiles of keys that their spans reach. The gradient recomputes each tile from the saved logarithm
+of the softmax's sum. All shapes are static, so it compiles into one program with whatever surrounds it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from keras_ranking.ops.spans import Spans
+
+KERNELS = ("tiles",)
+
+_GAP = 64  # a second key range this far behind the first is read apart
+_CLOSED = -1e30  # score of a hidden pair
+_FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidden pairs weigh exp(-9e29) = 0
+
+
+def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str) -> Any:
+    """See `keras_ranking.ops.span_attention`."""
+    del kernel  # one kernel so far
+    if 0 in query.shape or 0 in key.shape:
+        return jnp.zeros_like(query)
+    return _attend(scale, query, key, value, *spans)[0]
+
+
+def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> Any:
+    """See `keras_ranking.ops.candidate_attention`."""
+    spans = Spans.history_only(lengths, query.shape[1])
+    if 0 in query.shape or 0 in key.shape:
+        out, total = jnp.zeros_like(query), jnp.full(query.shape[:3], _CLOSED, _wide(query.dtype))
+    else:
+        out, total = _attend(scale, query, key, value, *spans)
+    return out if self_key is None else _join(query, out, total, self_key, self_value, scale)
+
+
+def _join(query: Any, out: Any, total: Any, self_key: Any, self_value: Any, scale: float) -> Any:
+    """One more key per query, joined into a softmax that is done: weights from the two sums' logarithms (B, T, H)."""
+    wide = total.dtype
+    group = query.shape[2] // self_key.shape[2]
+    own_key, own_value = (jnp.repeat(part, group, axis=2).astype(wide) for part in (self_key, self_value))
+    score = (query.astype(wide) * own_key).sum(-1) * scale
+    peak = jnp.maximum(total, score)
+    old, new = jnp.exp(total - peak), jnp.exp(score - peak)
+    joined = (out.astype(wide) * old[..., None] + own_value * new[..., None]) / (old + new)[..., None]
+    return joined.astype(query.dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _tile(queries: int) -> int:
+    """Edge of a tile. Our choice from measurement: small tiles follow packed rows closely."""
+    return 64 if queries > 32 else 32
+
+
+# -- spans of the whole batch, laid end to end -------------------------------------------------------------------------------
+
+
+def _flat_spans(spans: Spans, num_keys: int) -> tuple[Any, Any, Any, Any]:
+    """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the keys of all rows end to end; empty ones are (B S, 0)."""
+    start, end, own = (part.astype(jnp.int32) for part in spans)
+    batch, queries = start.shape
+    offset = (jnp.arange(batch, dtype=jnp.int32) * num_keys)[:, None]
+    index = jnp.broadcast_to(jnp.arange(1, queries + 1, dtype=jnp.int32)[None], start.shape)
+
+    def clean(low: Any, high: Any) -> tuple[Any, Any]:
+        low, high = jnp.clip(low, 0, num_keys), jnp.clip(high, 0, num_keys)
+        used = low < high
+        return jnp.where(used, low + offset, batch * num_keys).reshape(-1), jnp.where(used, high + offset, 0).reshape(-1)
+
+    return (*clean(start, end), *clean(own, index))
+
+
+def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: int) -> Any:
+    """Boolean (keys,): which keys some query sees. Interval ends are counted, so the cost is linear."""
+    used = jnp.concatenate([a < b, c < d]).astype(jnp.int32)
+    opened = jnp.where(used > 0, jnp.concatenate([a, c]), keys)
+    closed = jnp.where(used > 0, jnp.concatenate([b, d]), keys)
+    change = jnp.zeros(keys + 1, jnp.int32).at[opened].add(used).at[closed].add(-used)
+    return jnp.cumsum(change)[:-1] > 0
+
+
+def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
+    """int32 (N,): where the tile that starts at a query ends: at the last place it reaches that no span crosses, else full."""
+    count = a.shape[0]
+    reach = lax.cummax(jnp.maximum(b, d))
+    back = lax.cummin(jnp.minimum(a, c), reverse=True)
+    free = jnp.concatenate([jnp.ones(1, bool), reach[:-1] <= back[1:], jnp.ones(1, bool)])
+    place = jnp.arange(count + 1, dtype=jnp.int32)
+    last = lax.cummax(jnp.where(free, place, 0))
+    start = place[:-1]
+    target = jnp.minimum(start + tile, count)
+    return jnp.where(last[target] > start, last[target], target)
+
+
+# -- the kernel -----------------------------------------------------------------------------------------------------------------
+
+
+class _Layout:
+    """Operands end to end, heads first, padded by one tile, zero where nothing looks."""
+
+    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float) -> None:
+        self.kv_heads, self.size = key.shape[2], key.shape[3]
+        self.group = query.shape[2] // self.kv_heads
+        self.queries, self.keys = query.shape[0] * query.shape[1], key.shape[0] * key.shape[1]
+        self.tile, self.scale, self.wide = _tile(query.shape[1]), scale, _wide(query.dtype)
+        self.spans = _flat_spans(spans, key.shape[1])
+        a, b, c, d = self.spans
+        self.some = (a < b) | (c < d)
+        self.seen = _seen_keys(a, b, c, d, self.keys)
+        self.ends = _tile_ends(a, b, c, d, self.tile)
+        # Rows beyond the end, as far as one tile: they see nothing.
+        self.padded = tuple(jnp.pad(part, (0, self.tile), constant_values=fill) for part, fill in zip(self.spans, (self.keys, 0) * 2, strict=True))
+        self.q = self.query_rows(jnp.where(self.some[:, None, None], query.reshape(self.queries, -1, self.size), 0))
+        self.k, self.v = (self.key_rows(part) for part in (key, value))
+
+    def query_rows(self, rows: Any) -> Any:
+        """(N, H, D) -> (Hkv, G, N + tile, D)."""
+        rows = rows.reshape(self.queries, self.kv_heads, self.group, -1)
+        return jnp.pad(rows.transpose(1, 2, 0, 3), ((0, 0), (0, 0), (0, self.tile), (0, 0)))
+
+    def key_rows(self, values: Any) -> Any:
+        """(B, S, Hkv, D) -> (Hkv, M + tile, D)."""
+        rows = jnp.where(self.seen[:, None, None], values.reshape(self.keys, self.kv_heads, self.size), 0)
+        return jnp.pad(rows.transpose(1, 0, 2), ((0, 0), (0, self.tile), (0, 0)))
+
+    def take(self, rows: Any, low: Any) -> Any:
+        """One tile of query rows, the group's heads one after another: (Hkv, G tile, .)."""
+        return lax.dynamic_slice_in_dim(rows, low, self.tile, axis=2).reshape(self.kv_heads, self.group * self.tile, -1)
+
+    def put(self, rows: Any, tile: Any, low: Any) -> Any:
+        return lax.dynamic_update_slice_in_dim(rows, tile.reshape(self.kv_heads, self.group, self.tile, -1).astype(rows.dtype), low, axis=2)
+
+    def keys_at(self, values: Any, low: Any) -> Any:
+        return lax.dynamic_slice_in_dim(values, low, self.tile, axis=1)
+
+    def bounds(self, low: Any, high: Any) -> tuple[Any, Any, Any]:
+        """The tile's own spans, with those of queries beyond `high` emptied; where its key tiles lie; how many there are."""
+        mine = jnp.arange(self.tile, dtype=jnp.int32) < high - low
+        a, b, c, d = (lax.dynamic_slice_in_dim(part, low, self.tile) for part in self.padded)
+        a, c = jnp.where(mine, a, self.keys), jnp.where(mine, c, self.keys)
+        b, d = jnp.where(mine, b, 0), jnp.where(mine, d, 0)
+        first, last, own, top = a.min(), b.max(), c.min(), d.max()
+        apart = (first < last) & (own < top) & (own >= last + _GAP)
+        begin = jnp.where(apart, first, jnp.minimum(first, own))
+        stop = jnp.where(apart, last, jnp.maximum(last, top))
+        tiles = jnp.maximum(0, -(-(stop - begin) // self.tile))
+        # The last tile of the first range may reach into the second: it then starts where that tile ends.
+        second = jnp.maximum(own, begin + tiles * self.tile)
+        more = jnp.where(apart, jnp.maximum(0, -(-(top - second) // self.tile)), 0)
+
+        def place(step: Any) -> Any:
+            return jnp.where(step < tiles, begin + step * self.tile, second + (step - tiles) * self.tile)
+
+        return (a, b, c, d), place, tiles + more
+
+    def scores(self, q: Any, k: Any, at: Any, spans: Any) -> Any:
+        """(Hkv, G tile, tile): scaled products, hidden pairs closed."""
+        product = jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=self.wide) * self.scale
+        a, b, c, d = (part[:, None] for part in spans)
+        keys = at + jnp.arange(self.tile, dtype=jnp.int32)[None]
+        mask = ((keys >= a) & (keys < b)) | ((keys >= c) & (keys < d))
+        shape = (self.kv_heads, self.group, self.tile, self.tile)
+        return jnp.where(mask, product.reshape(shape), _CLOSED).reshape(product.shape)
+
+
+def _forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+    at = _Layout(query, key, value, Spans(start, end, own), scale)
+    rows = (at.kv_heads, at.group * at.tile, 1)
+
+    def block(state: Any) -> Any:
+        low, outs, totals = state
+        high = at.ends[low]
+        spans, place, tiles = at.bounds(low, high)
+        q = at.take(at.q, low)
+
+        def step(number: Any, carry: Any) -> Any:
+            peak, total, out = carry
+            where = place(number)
+            scores = at.scores(q, at.keys_at(at.k, where), where, spans)
+            new = jnp.maximum(peak, scores.max(-1, keepdims=True))
+            p = jnp.exp(scores - new)
+            fade = jnp.exp(peak - new)
+            out = out * fade + jnp.einsum("hqk,hkd->hqd", p.astype(at.v.dtype), at.keys_at(at.v, where), preferred_element_type=at.wide)
+            return new, total * fade + p.sum(-1, keepdims=True), out
+
+        empty = (jnp.full(rows, _FLOOR, at.wide), jnp.zeros(rows, at.wide), jnp.zeros((*rows[:2], at.size), at.wide))
+        peak, total, out = lax.fori_loop(0, tiles, step, empty)
+        safe = jnp.where(total > 0, total, 1)
+        # Later tiles overwrite the rows of this one that lie beyond its end.
+        return high, at.put(outs, out / safe, low), at.put(totals, jnp.where(total > 0, peak + jnp.log(safe), _CLOSED), low)
+
+    state = (jnp.int32(0), jnp.zeros_like(at.q), jnp.zeros((*at.q.shape[:3], 1), at.wide))
+    _, outs, totals = lax.while_loop(lambda state: state[0] < at.queries, block, state)
+    out = outs[:, :, : at.queries].transpose(2, 0, 1, 3).reshape(query.shape)
+    return out, totals[:, :, : at.queries, 0].transpose(2, 0, 1).reshape(query.shape[:3])
+
+
+def _backward(
+    scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any, out: Any, total: Any, grad_out: Any, grad_total: Any
+) -> tuple[Any, Any, Any]:
+    at = _Layout(query, key, value, Spans(start, end, own), scale)
+    some = at.some.reshape(query.shape[:2])[:, :, None, None]
+    grad_out = jnp.where(some, grad_out, 0)
+    # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
+    delta = (grad_out.astype(at.wide) * out.astype(at.wide)).sum(-1, keepdims=True) - jnp.where(some, grad_total[..., None], 0)
+    grads, deltas, totals = (at.query_rows(part.reshape(at.queries, query.shape[2], -1)) for part in (grad_out, delta, total[..., None]))
+
+    def block(state: Any) -> Any:
+        low, dq, dk, dv = state
+        high = at.ends[low]
+        spans, place, tiles = at.bounds(low, high)
+        q, do, drop, sums = (at.take(part, low) for part in (at.q, grads, deltas, totals))
+        # Rows that see nothing have no sum: with 0 in its place every closed pair weighs exp(-1e30) = 0.
+        sums = jnp.where(sums > _FLOOR, sums, 0)
+
+        def step(number: Any, carry: Any) -> Any:
+            dq, dk, dv = carry
+            where = place(number)
+            k, v = at.keys_at(at.k, where), at.keys_at(at.v, where)
+            p = jnp.exp(at.scores(q, k, where, spans) - sums)
+            dp = jnp.einsum("hqd,hkd->hqk", do, v, preferred_element_type=at.wide)
+            ds = (p * (dp - drop) * at.scale).astype(q.dtype)
+            dq = dq + jnp.einsum("hqk,hkd->hqd", ds, k, preferred_element_type=at.wide)
+            more_k = jnp.einsum("hqk,hqd->hkd", ds, q, preferred_element_type=at.wide)
+            more_v = jnp.einsum("hqk,hqd->hkd", p.astype(do.dtype), do, preferred_element_type=at.wide)
+            dk = lax.dynamic_update_slice_in_dim(dk, at.keys_at(dk, where) + more_k, where, axis=1)
+            dv = lax.dynamic_update_slice_in_dim(dv, at.keys_at(dv, where) + more_v, where, axis=1)
+            return dq, dk, dv
+
+        tile, dk, dv = lax.fori_loop(0, tiles, step, (jnp.zeros(q.shape, at.wide), dk, dv))
+        return high, at.put(dq, tile, low), dk, dv
+
+    zero = jnp.zeros(at.k.shape, at.wide)
+    state = (jnp.int32(0), jnp.zeros_like(at.q), zero, zero)
+    _, dq, dk, dv = lax.while_loop(lambda state: state[0] < at.queries, block, state)
+    dk, dv = (part[:, : at.keys].transpose(1, 0, 2).reshape(key.shape).astype(key.dtype) for part in (dk, dv))
+    return dq[:, :, : at.queries].transpose(2, 0, 1, 3).reshape(query.shape), dk, dv
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+    """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
+    return _compiled_forward(scale, query, key, value, start, end, own)  # type: ignore[no-any-return]
+
+
+def _attend_forward(scale: float, *operands: Any) -> tuple[Any, Any]:
+    out, total = _compiled_forward(scale, *operands)
+    return (out, total), (*operands, out, total)
+
+
+def _attend_backward(scale: float, saved: Any, grads: Any) -> tuple[Any, ...]:
+    dq, dk, dv = _compiled_backward(scale, *saved, *grads)
+    return dq, dk, dv, None, None, None
+
+
+_compiled_forward = functools.partial(jax.jit, static_argnums=0)(_forward)
+_compiled_backward = functools.partial(jax.jit, static_argnums=0)(_backward)
+_attend.defvjp(_attend_forward, _attend_backward)

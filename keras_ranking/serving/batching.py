@@ -1,0 +1,223 @@
+"""Micro-batching: calls of different lengths share a run of the model, within a bound on wasted padding.
+
+The queue is bounded and drained by worker threads. Nothing waits for company: while the model runs, calls gather, and the
+next run takes what has gathered. Cells beyond `history_length` and `candidate_count` never reach the model: only what
+counts is copied into a batch, so a run is no wider than its longest call and no garbage can poison a neighbour.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ranking.serving.errors import ServingError, exhausted
+from keras_ranking.serving.layout import AXES
+from keras_ranking.serving.limits import Limits
+from keras_ranking.serving.saved_model import SavedModel
+from keras_ranking.serving.signature import Signature
+
+log = logging.getLogger("keras_ranking.serving")
+
+Tensors = dict[str, np.ndarray]
+_WASTE = 2.0  # a batch may hold at most this many times the cells of its calls; our choice
+
+
+@dataclass
+class Job:
+    """One checked call, waiting."""
+
+    signature: Signature
+    inputs: Tensors
+    rows: int
+    deadline: float
+    longest: dict[str, int]
+    result: Future[Tensors] = field(default_factory=Future)
+
+    @property
+    def cells(self) -> int:
+        """Cells of the call by itself: rows x (history + candidates)."""
+        return self.rows * max(1, sum(self.longest.values()))
+
+
+class Batcher:
+    """The queue of one loaded version.
+
+    Args:
+        model: what to run.
+        limits: bounds of the queue and of a batch.
+        workers: threads that run the model. Our choice, 2: one copies while the other computes.
+        observe: called with the rows of each run, for metrics.
+    """
+
+    def __init__(self, model: SavedModel, limits: Limits, workers: int = 2, observe: Callable[[int], None] | None = None) -> None:
+        self._model = model
+        self._limits = limits
+        self._observe = observe
+        self._queue: deque[Job] = deque()
+        self._change = threading.Condition()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, name=f"keras_ranking-batch-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def submit(self, signature: Signature, inputs: Tensors, rows: int, deadline: float) -> Future[Tensors]:
+        """Queue a call whose tensors `Signature.check` has passed.
+
+        Args:
+            deadline: in `time.monotonic()` seconds; a call still waiting then is not run any more.
+
+        Raises:
+            ServingError: RESOURCE_EXHAUSTED where the queue is full or the call too large, UNAVAILABLE after `close`.
+        """
+        if rows > self._limits.batch:
+            raise exhausted(f"a call may hold at most {self._limits.batch} requests. Received: {rows}", http_status=413)
+        lengths = {axis: inputs[name] for axis, name in AXES.items() if name in inputs} if signature.ragged else {}
+        longest = {axis: max(1, int(values.max(initial=0))) for axis, values in lengths.items()}
+        job = Job(signature, inputs, rows, deadline, longest)
+        with self._change:
+            if self._closed:
+                raise ServingError("UNAVAILABLE", "the server is shutting down")
+            if len(self._queue) >= self._limits.queue:
+                raise exhausted(f"{self._limits.queue} calls are waiting already, which is the limit; try again later")
+            self._queue.append(job)
+            self._change.notify()
+        return job.result
+
+    def close(self) -> None:
+        """Take no more, finish what waits, end the threads."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while not self._queue and not self._closed:
+                    self._change.wait()
+                if not self._queue:
+                    return
+                jobs = self._gather()
+            live = [job for job in jobs if _still_wanted(job)]
+            if live:
+                self._finish(live)
+
+    def _gather(self) -> list[Job]:
+        """The oldest call, and others that fit with it; called with the lock held."""
+        first = self._queue.popleft()
+        jobs, rows, cells, longest = [first], first.rows, first.cells, dict(first.longest)
+        if not first.signature.ragged:
+            return jobs
+        kept: deque[Job] = deque()
+        while self._queue and rows < self._limits.batch:
+            job = self._queue.popleft()
+            wider = {axis: max(longest[axis], job.longest.get(axis, 0)) for axis in longest}
+            padded = (rows + job.rows) * sum(wider.values())
+            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, _WASTE * (cells + job.cells))
+            if job.signature.name == first.signature.name and fits:
+                jobs.append(job)
+                rows, cells, longest = rows + job.rows, cells + job.cells, wider
+            else:
+                kept.append(job)
+        self._queue.extendleft(reversed(kept))
+        return jobs
+
+    def _finish(self, jobs: list[Job]) -> None:
+        try:
+            results = self._run(jobs)
+        except Exception as error:
+            if len(jobs) > 1:  # one call must not fail its neighbours
+                for job in jobs:
+                    self._finish([job])
+                return
+            jobs[0].result.set_exception(_as_serving_error(error))
+            return
+        for job, result in zip(jobs, results, strict=True):
+            job.result.set_result(result)
+
+    def _run(self, jobs: list[Job]) -> list[Tensors]:
+        signature = jobs[0].signature
+        if self._observe is not None:
+            self._observe(sum(job.rows for job in jobs))
+        if not signature.ragged:
+            return [self._model.run(signature.name, jobs[0].inputs)]
+        outputs = self._model.run(signature.name, join(jobs, signature))
+        return split(jobs, signature, outputs)
+
+
+def join(jobs: list[Job], signature: Signature) -> Tensors:
+    """One batch of all calls' rows: what counts is copied, the rest is zero."""
+    longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
+    total = sum(job.rows for job in jobs)
+    batch: Tensors = {}
+    for name, tensor in signature.inputs.items():
+        if tensor.axis is None:
+            batch[name] = np.concatenate([job.inputs[name] for job in jobs])
+            continue
+        trailing = jobs[0].inputs[name].shape[2:]
+        out = np.zeros((total, longest[tensor.axis], *trailing), dtype=tensor.dtype)
+        row = 0
+        for job in jobs:
+            width = min(job.longest[tensor.axis], job.inputs[name].shape[1])
+            values = job.inputs[name][:, :width]
+            counted = np.arange(width) < job.inputs[AXES[tensor.axis]][:, None]
+            np.copyto(out[row : row + job.rows, :width], values, where=counted.reshape(counted.shape + (1,) * len(trailing)))
+            row += job.rows
+        batch[name] = out
+    return batch
+
+
+def split(jobs: list[Job], signature: Signature, outputs: Tensors) -> list[Tensors]:
+    """Each call's rows at the width of its own tensors, 0 beyond what counts, as an unbatched run gives them."""
+    widths = [
+        {tensor.axis: job.inputs[name].shape[1] for name, tensor in signature.inputs.items() if tensor.axis is not None} for job in jobs
+    ]
+    results: list[Tensors] = []
+    row = 0
+    for job, width in zip(jobs, widths, strict=True):
+        result = {}
+        for name, values in outputs.items():
+            part = values[row : row + job.rows]
+            axis = signature.outputs[name].axis
+            if axis is not None and part.shape[1] != width[axis]:
+                whole = np.zeros((job.rows, width[axis], *part.shape[2:]), dtype=part.dtype)
+                keep = min(width[axis], part.shape[1])
+                whole[:, :keep] = part[:, :keep]
+                part = whole
+            result[name] = part
+        results.append(result)
+        row += job.rows
+    return results
+
+
+def _still_wanted(job: Job) -> bool:
+    if not job.result.set_running_or_notify_cancel():
+        return False
+    if time.monotonic() > job.deadline:
+        job.result.set_exception(ServingError("DEADLINE_EXCEEDED", "the deadline passed while the call waited for the model"))
+        return False
+    return True
+
+
+def _as_serving_error(error: Exception) -> ServingError:
+    if isinstance(error, ServingError):
+        return error
+    message = " ".join(str(error).split())[:500]
+    if isinstance(error, tf.errors.InvalidArgumentError):
+        return ServingError("INVALID_ARGUMENT", f"the model refused the input: {message}")
+    if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+        return exhausted(f"not enough memory for the call: {message}")
+    log.error("the model failed", exc_info=error)
+    return ServingError("INTERNAL", f"the model failed: {message}")

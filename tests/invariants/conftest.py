@@ -1,0 +1,100 @@
+"""One small log and randomly weighted models of every family and layout: what the invariants are asked of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ranking as kr
+from keras_ranking.data import PackedDataset, Requests, Sequences, build_sequences, pack, requests
+from keras_ranking.ops import Spans
+
+MODELS: dict[str, dict[str, Any]] = {
+    "cadet": {},
+    "cadet_value": {"layout": "value"},
+    "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900},
+    "cadet_early_context": {"token_features": ("item_id", "age_hours", "item_views_24h"), "tower_boundaries": (), "rotary": None},
+}
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(value), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with one log in the three forms that must agree."""
+
+    model: Any
+    sequences: Sequences
+    requests: Requests
+    task: str = "click"
+
+    def rows(self, row_length: int = 256, sequences: Sequences | None = None, **changes: Any) -> dict[str, np.ndarray]:
+        """All events as one batch of packed inputs, and the rows themselves under ''."""
+        rows = pack(sequences or self.sequences, row_length)
+        dataset = PackedDataset(rows, len(rows.index), inputs=self.model.input_columns, shuffle=False)
+        return {**dataset[0][0], **changes, "": rows}
+
+    def logits(self, inputs: dict[str, Any], training: bool = False) -> np.ndarray:
+        """(B, T, K) logits of packed inputs."""
+        return to_numpy(self.model({name: x for name, x in inputs.items() if name}, training=training)[self.task])
+
+    def by_event(self, sequences: Sequences | None = None, row_length: int = 256, training: bool = False) -> np.ndarray:
+        """(E, K) logits of every event from one packed pass."""
+        inputs = self.rows(row_length, sequences)
+        return inputs[""].scatter(self.logits(inputs, training))
+
+    def tensors(self, which: Any, **sizes: int) -> dict[str, np.ndarray]:
+        return self.requests.tensors(which, list(self.model.serving_model.input), **sizes)
+
+    def serve(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+        """(B, N, K) probabilities of the serving graph."""
+        out = self.model.serving_model(tensors)
+        name = f"{self.task}_by_position"
+        return to_numpy(out[name]) if name in out else to_numpy(out[self.task])[..., None]
+
+    def with_columns(self, **columns: np.ndarray) -> Sequences:
+        return replace(self.sequences, columns={**self.sequences.columns, **columns})
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def randomise(model: Any, seed: int = 0) -> None:
+    """Weights far from their start: a leak must not hide behind a zero."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([w + rng.normal(0, 0.25, w.shape).astype(w.dtype) for w in model.get_weights()])
+
+
+@pytest.fixture(scope="session")
+def log() -> Any:
+    return kr.data.simulate(members=14, days=3, seed=3)
+
+
+def make_case(log: Any, **arguments: Any) -> Case:
+    keras.utils.set_random_seed(0)
+    schema = log.schema.fit(log.events)
+    model = kr.models.CADET(schema, **{"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": 120, **arguments})
+    randomise(model)
+    sequences = build_sequences(log.events, schema)
+    return Case(model, sequences, requests(sequences))
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def case(request: Any, log: Any) -> Case:
+    return make_case(log, **MODELS[request.param])
+
+
+@pytest.fixture
+def leaky(log: Any, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """The control: the same model with a plain causal mask over the row, as if no action were ever late."""
+    monkeypatch.setattr(
+        Spans, "delayed", classmethod(lambda cls, times, delay, segments, events=None, own=True: Spans.causal(segments, own=own))
+    )
+    return make_case(log)

@@ -1,0 +1,255 @@
+"""Values, gradients and limits of the losses, against loops in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_ranking.losses import InRequestPairwise, InRequestSoftmax, ObservedTowerLoss, largest_request, targets
+from tests.losses.helpers import (
+    random_batch,
+    reference_cross_entropy,
+    reference_pairwise,
+    reference_softmax,
+    value_and_gradient,
+)
+
+BOUNDARIES = (1, 4)
+ALL = [
+    ObservedTowerLoss(BOUNDARIES, pairwise_weight=0.7, listwise_weight=0.3, same_bucket=False),
+    InRequestPairwise(BOUNDARIES),
+    InRequestPairwise(BOUNDARIES, same_bucket=False, window=6),
+    InRequestSoftmax(BOUNDARIES),
+]
+each_loss = pytest.mark.parametrize("loss", ALL, ids=lambda loss: f"{loss.name}-{getattr(loss, 'window', None)}")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("same_bucket", [True, False])
+def test_the_losses_equal_the_formula(seed: int, same_bucket: bool) -> None:
+    y_true, logits, weight, plain = random_batch(np.random.default_rng(seed))
+    entropy = reference_cross_entropy(plain, logits, weight, BOUNDARIES)
+    pairs = reference_pairwise(plain, logits, weight, BOUNDARIES, same_bucket)
+    lists = reference_softmax(plain, logits, weight, BOUNDARIES)
+    window = largest_request(y_true, weight)
+    assert min(entropy, pairs, lists) > 0.01
+
+    def close(loss: Any, wanted: float) -> None:
+        assert float(loss(y_true, logits, weight)) == pytest.approx(wanted, rel=1e-5)
+
+    close(ObservedTowerLoss(BOUNDARIES), entropy)
+    close(InRequestPairwise(BOUNDARIES, same_bucket), pairs)
+    close(InRequestPairwise(BOUNDARIES, same_bucket, window=window), pairs)
+    close(InRequestSoftmax(BOUNDARIES), lists)
+    both = ObservedTowerLoss(BOUNDARIES, pairwise_weight=0.3, listwise_weight=0.2, same_bucket=same_bucket, window=window)
+    close(both, entropy + 0.3 * pairs + 0.2 * lists)
+    # Control: the other choice of buckets is another loss.
+    assert pairs != pytest.approx(reference_pairwise(plain, logits, weight, BOUNDARIES, not same_bucket), rel=1e-3)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 22, 23, 40])
+def test_a_window_forms_exactly_the_pairs_within_it(window: int) -> None:
+    y_true, logits, weight, plain = random_batch(np.random.default_rng(5), longest=8)
+    found = float(InRequestPairwise(BOUNDARIES, False, window=window)(y_true, logits, weight))
+    wanted = reference_pairwise(plain, logits, weight, BOUNDARIES, False, reach=window)
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-12)
+    exact = reference_pairwise(plain, logits, weight, BOUNDARIES, False)
+    # Control: a window shorter than the largest request misses pairs, one as long misses none.
+    assert (found == pytest.approx(exact, rel=1e-5)) == (window >= largest_request(y_true, weight))
+
+
+def test_the_same_number_in_two_rows_is_not_the_same_request() -> None:
+    apart, together = targets([[1], [0]], request=[[1], [1]]), targets([[1, 0]], request=[[1, 1]])
+    for loss in (InRequestPairwise(), InRequestPairwise(window=2)):
+        assert float(loss(apart, np.zeros((2, 1, 1), np.float32))) == 0
+        assert float(loss(together, np.zeros((1, 2, 1), np.float32))) == pytest.approx(np.log(2))
+    # A softmax over a list of one is certain; over the list of two it is not.
+    assert float(InRequestSoftmax()(apart, np.zeros((2, 1, 1), np.float32))) == 0
+    assert float(InRequestSoftmax()(together, np.zeros((1, 2, 1), np.float32))) == pytest.approx(np.log(2))
+
+
+def test_plain_labels_take_rows_as_requests() -> None:
+    rng = np.random.default_rng(3)
+    label = (rng.random((6, 7)) < 0.4).astype(np.float32)
+    logits = rng.normal(size=(6, 7)).astype(np.float32)
+    weight = rng.random(6).astype(np.float32)
+    packed = targets(label, request=np.ones((6, 7)))
+    for loss in (ObservedTowerLoss(pairwise_weight=1.0, listwise_weight=1.0), InRequestPairwise(window=7), InRequestSoftmax()):
+        wanted = float(loss(packed, logits[..., None], np.repeat(weight[:, None], 7, axis=1)))
+        assert float(loss(label, logits, weight)) == pytest.approx(wanted, rel=1e-6)
+        assert float(loss(packed, logits, weight[:, None])) == pytest.approx(wanted, rel=1e-6)
+    # Pointwise models: labels (B,), predictions (B, 1).
+    single = float(ObservedTowerLoss()(label[:, 0], logits[:, :1]))
+    wanted = float(keras.losses.BinaryCrossentropy(from_logits=True)(label[:, :1], logits[:, :1]))
+    assert single == pytest.approx(wanted, rel=1e-5)
+
+
+def test_two_items_one_clicked_is_a_pair_and_a_list_alike() -> None:
+    y_true = targets([[1, 0], [0, 1]], request=[[1, 1], [1, 1]])
+    logits = np.array([[[0.3], [1.2]], [[0.1], [2.0]]], dtype=np.float32)
+    assert float(InRequestPairwise()(y_true, logits)) == pytest.approx(float(InRequestSoftmax()(y_true, logits)), rel=1e-6)
+
+
+@each_loss
+def test_gradients_equal_finite_differences_and_leave_other_towers_alone(loss: Any) -> None:
+    y_true, logits, weight, plain = random_batch(np.random.default_rng(7), rows=2, tokens=9)
+    _, gradient = value_and_gradient(lambda x: loss(y_true, x, weight), logits)
+    observed = np.zeros(logits.shape, dtype=bool)
+    for b, t in np.ndindex(logits.shape[:2]):
+        observed[b, t, int(plain[b, t, 1] > 1) + int(plain[b, t, 1] > 4)] = True
+    assert np.all(gradient[~observed] == 0)
+    assert np.all(gradient[weight == 0] == 0)
+
+    def exact(values: np.ndarray) -> float:
+        if isinstance(loss, InRequestSoftmax):
+            return reference_softmax(plain, values, weight, BOUNDARIES)
+        pairs = reference_pairwise(plain, values, weight, BOUNDARIES, loss.same_bucket)
+        if isinstance(loss, InRequestPairwise):
+            return pairs
+        entropy = reference_cross_entropy(plain, values, weight, BOUNDARIES)
+        return entropy + 0.7 * pairs + 0.3 * reference_softmax(plain, values, weight, BOUNDARIES)
+
+    wanted = np.zeros(logits.shape)
+    for index in np.argwhere(observed):
+        step = np.zeros(logits.shape)
+        step[tuple(index)] = 1e-5
+        wanted[tuple(index)] = (exact(logits.astype(np.float64) + step) - exact(logits.astype(np.float64) - step)) / 2e-5
+    assert np.abs(wanted).max() > 1e-3
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+@each_loss
+def test_weight_zero_hides_anything_even_nan(loss: Any) -> None:
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(11))
+    clean, clean_gradient = value_and_gradient(lambda x: loss(y_true, x, weight), logits)
+    spoilt_true, spoilt = y_true.copy(), logits.copy()
+    spoilt[weight == 0] = np.nan
+    spoilt_true[weight == 0, 0] = np.nan
+    value, gradient = value_and_gradient(lambda x: loss(spoilt_true, x, weight), spoilt)
+    assert value == clean
+    np.testing.assert_array_equal(gradient, clean_gradient)
+    # Control: with weight they are seen.
+    assert np.isnan(value_and_gradient(lambda x: loss(y_true, x, np.ones_like(weight)), spoilt)[0])
+
+
+@each_loss
+def test_nothing_to_learn_from_is_exactly_zero(loss: Any) -> None:
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(13))
+    value, gradient = value_and_gradient(lambda x: loss(y_true, x, np.zeros_like(weight)), logits)
+    assert value == 0
+    assert np.all(gradient == 0)
+
+
+@pytest.mark.parametrize("window", [None, 1, 6])
+@pytest.mark.parametrize("tokens", [1, 23])
+def test_no_pair_and_no_list_is_exactly_zero(window: int | None, tokens: int) -> None:
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(17), tokens=tokens)
+    y_true[..., 0] = 0
+    for loss in (InRequestPairwise(BOUNDARIES, window=window), InRequestSoftmax(BOUNDARIES)):
+        value, gradient = value_and_gradient(lambda x, loss=loss: loss(y_true, x, weight), logits)
+        assert value == 0
+        assert np.all(gradient == 0)
+
+
+@each_loss
+def test_huge_logits_stay_finite_and_right(loss: Any) -> None:
+    y_true = targets([[1, 0, 0]], position=[[2, 3, 4]], request=[[1, 1, 1]])
+    logits = np.zeros((1, 3, 3), dtype=np.float32)
+    logits[0, :, 1] = [-1e4, 1e4, -1e4]
+    value, gradient = value_and_gradient(lambda x: loss(y_true, x), logits)
+    wanted = {"in_request_pairwise": (2e4 + np.log(2)) / 2, "in_request_softmax": 2e4}
+    wanted["observed_tower_loss"] = 2e4 / 3 + 0.7 * wanted["in_request_pairwise"] + 0.3 * 2e4
+    assert value == pytest.approx(wanted[loss.name], rel=1e-6)
+    assert np.all(np.isfinite(gradient))
+    assert gradient[0, 0, 1] < -0.4  # the misjudged positive is pulled up
+
+
+def test_the_divisor_is_the_weight_not_the_number_of_tokens() -> None:
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(19))
+    loss = ObservedTowerLoss(BOUNDARIES, pairwise_weight=0.5)
+    value = float(loss(y_true, logits, weight))
+    wide = [np.concatenate([x, np.zeros_like(x)], axis=1) for x in (y_true, logits, weight)]
+    assert float(loss(*wide)) == pytest.approx(value, rel=1e-6)
+    assert float(loss(y_true, logits, weight * 8)) == pytest.approx(value, rel=1e-6)
+    # Control: Keras' default reduction halves it.
+    plain = keras.losses.BinaryCrossentropy(from_logits=True, axis=())
+    assert plain.reduction == "sum_over_batch_size"
+
+
+@each_loss
+def test_bfloat16_logits_lose_only_their_own_rounding(loss: Any) -> None:
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(23))
+    y_true[..., 2] += 300  # beyond the whole numbers of bfloat16
+    rounded = ops.cast(logits, "bfloat16")
+    value = loss(y_true, rounded, weight)
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    assert float(value) == pytest.approx(float(loss(y_true, ops.cast(rounded, "float32"), weight)), rel=1e-6)
+
+
+@each_loss
+def test_a_config_makes_the_same_loss(loss: Any) -> None:
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(29))
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(copy) is type(loss)
+    assert copy.get_config() == loss.get_config()
+    assert float(copy(y_true, logits, weight)) == float(loss(y_true, logits, weight))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ObservedTowerLoss(pairwise_weight=-1), r"`pairwise_weight` must be a finite number >= 0. Received: pairwise_weight=-1"),
+        (lambda: ObservedTowerLoss(listwise_weight=float("nan")), "`listwise_weight`"),
+        (lambda: ObservedTowerLoss(window=0), "`window` must be a positive integer or None. Received: window=0"),
+        (lambda: InRequestPairwise(boundaries=(4, 1)), "`boundaries`"),
+        (lambda: InRequestSoftmax(dtype="bfloat16"), "`dtype` must be float32 or float64"),
+    ],
+)
+def test_wrong_arguments_are_named(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("true_shape", "pred_shape", "weight_shape", "message"),
+    [
+        ((2, 5), (2, 5), None, "`boundaries` need packed targets"),
+        ((2, 5, 3), (2, 5, 2), None, "one logit per position tower"),
+        ((2, 5, 3), (2, 5, 3), (2, 4), "`sample_weight` must be"),
+        ((2, 5, 3), (2, 5, 3), (2, 5, 3), "`sample_weight` must be"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(true_shape: tuple, pred_shape: tuple, weight_shape: tuple | None, message: str) -> None:
+    weight = None if weight_shape is None else np.ones(weight_shape, np.float32)
+    with pytest.raises(ValueError, match=message):
+        ObservedTowerLoss(BOUNDARIES)(np.zeros(true_shape, np.float32), np.zeros(pred_shape, np.float32), weight)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="reads the traced program, which JAX shows")
+def test_a_window_makes_no_square_of_the_row() -> None:
+    import jax
+
+    tokens, window = 400, 8
+    y_true, logits, _, _ = random_batch(np.random.default_rng(31), rows=1, tokens=tokens)
+
+    def largest(loss: Any) -> int:
+        program = jax.make_jaxpr(jax.grad(lambda x: loss(y_true, x)))(logits)
+        sizes = [0]
+
+        def visit(jaxpr: Any) -> None:
+            for equation in jaxpr.eqns:
+                sizes.extend(int(np.prod(v.aval.shape)) for v in equation.outvars)
+                for value in equation.params.values():
+                    inner = getattr(value, "jaxpr", value)
+                    if hasattr(inner, "eqns"):
+                        visit(inner)
+
+        visit(program.jaxpr)
+        return max(sizes)
+
+    assert largest(ObservedTowerLoss(BOUNDARIES, 1.0, 1.0, window=window)) <= 2 * tokens * window
+    assert largest(ObservedTowerLoss(BOUNDARIES, 1.0, 1.0)) >= tokens * tokens

@@ -1,0 +1,134 @@
+"""The losses inside `compile` and `fit`: several tasks, weights per task, compiled, unknown batch size, mixed precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_ranking.losses import ObservedTowerLoss
+from tests.losses.helpers import random_batch
+
+BOUNDARIES = (1, 4)
+ROWS, TOKENS, WIDTH = 12, 16, 5
+
+
+def _data() -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, TOKENS, WIDTH)).astype(np.float32)
+    click, _, weight, _ = random_batch(rng, ROWS, TOKENS)
+    dwell = click.copy()
+    click[..., 0] = x[..., 0] > 0.3
+    dwell[..., 0] = x[..., 1] > 0.3
+    return x, {"click": click, "dwell": dwell}, {"click": weight, "dwell": (weight > 0.3).astype(np.float32)}
+
+
+def _model(policy: str = "float32") -> keras.Model:
+    inputs = keras.Input((None, WIDTH), name="x")
+    towers = {name: keras.layers.Dense(3, name=name, dtype=policy)(inputs) for name in ("click", "dwell")}
+    return keras.Model(inputs, towers)
+
+
+class Rows(keras.utils.PyDataset):
+    """Batches of 5, 5 and 2 rows, the last of another length: neither axis has a fixed size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y, self.w = _data()
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        rows, length = slice(5 * index, 5 * index + 5), TOKENS if index < 2 else TOKENS - 3
+        y, w = ({name: value[rows, :length] for name, value in part.items()} for part in (self.y, self.w))
+        return self.x[rows, :length], y, w
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_fit_learns_both_tasks(jit_compile: bool, policy: str) -> None:
+    if keras.backend.backend() == "torch" and jit_compile:
+        pytest.skip("torch.compile needs a compiler and a minute: covered by test_torch_compile")
+    model = _model(policy)
+    loss = {name: ObservedTowerLoss(BOUNDARIES, 0.2, 0.2, same_bucket=False, window=6) for name in ("click", "dwell")}
+    model.compile(keras.optimizers.Adam(0.1), loss=loss, jit_compile=jit_compile)
+    history = model.fit(Rows(), epochs=12, verbose=0).history
+    assert set(history) == {"loss", "click_loss", "dwell_loss"}
+    assert history["loss"][-1] < 0.6 * history["loss"][0]
+    for name in ("click", "dwell"):
+        assert history[f"{name}_loss"][-1] < 0.7 * history[f"{name}_loss"][0]
+
+
+def test_fit_reports_the_loss_that_a_call_gives() -> None:
+    x, y, w = _data()
+    model, loss = _model(), ObservedTowerLoss(BOUNDARIES, 0.2, 0.2, window=6)
+    model.compile("sgd", loss={"click": loss, "dwell": loss})
+    result = model.evaluate(x, y, sample_weight=w, batch_size=ROWS, verbose=0, return_dict=True)
+    logits = model.predict(x, batch_size=ROWS, verbose=0)
+    each = {name: float(loss(y[name], logits[name], w[name])) for name in ("click", "dwell")}
+    assert result["click_loss"] == pytest.approx(each["click"], rel=1e-5)
+    assert result["loss"] == pytest.approx(sum(each.values()), rel=1e-5)
+    # Control: without its weights the loss is another.
+    assert float(loss(y["click"], logits["click"])) != pytest.approx(each["click"], rel=1e-3)
+
+
+def test_a_saved_model_keeps_its_loss(tmp_path: Any) -> None:
+    model = _model()
+    loss = ObservedTowerLoss(BOUNDARIES, pairwise_weight=0.2, window=6)
+    model.compile("sgd", loss={"click": loss, "dwell": loss})
+    x, y, w = _data()
+    wanted = model.evaluate(x, y, sample_weight=w, verbose=0, return_dict=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.evaluate(x, y, sample_weight=w, verbose=0, return_dict=True) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_keras_mask_is_a_weight_of_zero() -> None:
+    x, y, w = _data()
+    hidden = x.copy()
+    hidden[:, TOKENS // 2 :] = 0.0
+    inputs = keras.Input((None, WIDTH))
+    masked = keras.layers.Masking()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(masked))
+    loss = ObservedTowerLoss(BOUNDARIES, 0.2, 0.2)
+    logits = model(hidden)
+    shown = w["click"].copy()
+    shown[:, TOKENS // 2 :] = 0.0
+    wanted = float(loss(y["click"], ops.convert_to_numpy(logits), shown))
+    assert float(loss(y["click"], logits, w["click"])) == pytest.approx(wanted, rel=1e-6)
+    assert float(loss(y["click"], ops.convert_to_numpy(logits), w["click"])) != pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
+def test_replicas_share_the_loss() -> None:
+    import tensorflow as tf
+
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(0))
+    loss = ObservedTowerLoss(BOUNDARIES, 0.2)
+    alone = float(loss(y_true, logits, weight))
+
+    class TwoReplicas:
+        num_replicas_in_sync = 2
+
+    original = tf.distribute.get_strategy
+    tf.distribute.get_strategy = TwoReplicas
+    try:
+        assert float(loss(y_true, logits, weight)) == pytest.approx(alone / 2, rel=1e-6)
+    finally:
+        tf.distribute.get_strategy = original
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile is torch's")
+def test_torch_compile() -> None:
+    model = _model()
+    loss = ObservedTowerLoss(BOUNDARIES, 0.2, 0.2, window=6)
+    x, y, w = _data()
+    model.compile("sgd", loss={"click": loss, "dwell": loss}, jit_compile=False)
+    wanted = model.evaluate(x, y, sample_weight=w, verbose=0, return_dict=True)
+    model.compile("sgd", loss={"click": loss, "dwell": loss}, jit_compile=True)
+    assert model.evaluate(x, y, sample_weight=w, verbose=0, return_dict=True) == pytest.approx(wanted, rel=1e-5)
