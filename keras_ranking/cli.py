@@ -26,7 +26,8 @@ where the log comes from:
   ebnerd:FOLDER         EB-NeRD, the published folders or ebnerd_*.csv.gz
   kuairand:FOLDER       KuaiRand
   movielens:FOLDER      MovieLens
-  parquet:FILE          your own: one row per impression, a `split` column, and --schema FILE
+  parquet:FILE          your own, with --schema FILE: one row per impression; `split` says train, validation, test or history
+                        (without that column the last fifth of the requests by time is validation)
 """
 
 
@@ -103,7 +104,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     def data_arguments(made: argparse.ArgumentParser) -> None:
         sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER or parquet:FILE (see below)"
         made.add_argument("--data", required=True, metavar="SOURCE", help=sources)
-        made.add_argument("--schema", metavar="FILE", help="schema of a parquet log, as JSON")
+        made.add_argument("--schema", metavar="FILE", help="schema of a parquet log, as JSON; with another source it replaces the source's own")
 
     def setting(made: argparse.ArgumentParser, text: str) -> None:
         made.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help=text)

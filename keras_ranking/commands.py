@@ -67,8 +67,6 @@ def _start_keras(args: argparse.Namespace) -> None:
 def _open_log(args: argparse.Namespace, seed: int) -> Any:
     from keras_ranking.data import open_log
 
-    if args.schema is not None and not args.data.startswith("parquet:"):
-        raise ValueError(f"`--schema` goes with --data parquet:FILE; the other sources bring their own. Received: --data {args.data}")
     with _step(f"reading {args.data}"):
         log = open_log(args.data, schema=args.schema, seed=seed)
     counts = log.events["split"].value_counts(sort=False)

@@ -154,10 +154,11 @@ def test_bad_input_is_2_in_one_line(arguments: tuple[str, ...], message: str, tm
 @pytest.mark.parametrize(
     ("source", "extra", "message"),
     [
-        ("simulate", (), r"simulate"),
+        ("simulate", (), r"`source` must be one of simulated, ebnerd:FOLDER"),
         ("ebnerd:{tmp}/nothing", (), r"nothing"),
         ("parquet:{tmp}/none.parquet", ("--schema", "{tmp}/none.json"), r"none"),
-        ("simulated", ("--schema", "x.json"), r"`--schema` goes with --data parquet:FILE"),
+        ("parquet:{tmp}/none.parquet", (), r"`schema` must be given with source 'parquet:FILE'"),
+        ("simulated", ("--schema", "{tmp}/none.json"), r"none.json"),
     ],
 )
 def test_bad_source_is_2(source: str, extra: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,7 @@ class _Checker:
             return
         row = int(bad.argmax())
         shown = (self.events[column] if values is None else pd.Series(values)).iloc[row]
+        shown = shown.item() if isinstance(shown, np.generic) else shown
         example = f"{shown!r} at row {row} (index {self.events.index[row]!r})"
         if self.on_error == "raise":
             example += f"; {count} such rows" if count > 1 else ""

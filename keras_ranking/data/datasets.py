@@ -33,7 +33,8 @@ class PackedDataset(keras.utils.PyDataset):
         inputs: names of the inputs wanted, for example those of a model; None: all the schema allows.
         shuffle: a new order of rows each epoch.
         seed: of the shuffle; epoch e uses (seed, e), so a run can be repeated. Call `fit(..., shuffle=False)` with it: what
-            `fit` shuffles by default is the order of batches, by Python's global random state.
+            `fit` shuffles by default is the order of batches, by Python's global random state. The first `fit` of a model on
+            torch and JAX reads one batch to build its metrics and counts that as an epoch: there, it starts with epoch 1.
         epoch: number of the first epoch, for a run that is resumed.
 
     Raises:

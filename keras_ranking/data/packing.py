@@ -39,10 +39,16 @@ class PackedRows:
         return int(np.diff(self.sequences.request_starts).max(initial=1))
 
     def scatter(self, values: Any, fill: float = np.nan) -> np.ndarray:
-        """(R, T, ...) values of slots -> (E, ...) values of events, taken where the slot is the event's target slot."""
+        """(R, T, ...) values of slots -> (E, ...) values of events, taken where the slot is the event's target slot.
+
+        Raises:
+            ValueError: values of another number of rows or slots, or a `fill` that their type cannot hold (NaN for integers).
+        """
         values = np.asarray(values)
         if values.shape[:2] != self.index.shape:
             raise ValueError(f"`values` must begin with shape {self.index.shape}. Received: shape {values.shape}")
+        if values.dtype.kind != "f" and not np.can_cast(np.min_scalar_type(fill), values.dtype):
+            raise ValueError(f"`fill` must be a value of the type of `values`. Received: fill={fill} for {values.dtype}")
         out = np.full((self.sequences.num_events, *values.shape[2:]), fill, dtype=values.dtype)
         out[self.index[self.target]] = values[self.target]
         return out

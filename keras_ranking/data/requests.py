@@ -95,7 +95,7 @@ def requests(events: pd.DataFrame | Sequences, schema: Schema | None = None, max
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
-        >>> found = requests(log.events, log.schema, max_history=20)
+        >>> found = requests(log.events, log.schema.fit(log.events), max_history=20)
         >>> tensors = found.tensors([0, 1], ["history_item_id", "history_length", "candidate_item_id"], history=20)
         >>> tensors["history_item_id"].shape
         (2, 20)

@@ -104,7 +104,7 @@ def build_sequences(
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
-        >>> sequences = build_sequences(log.events, log.schema)
+        >>> sequences = build_sequences(log.events, log.schema.fit(log.events))
         >>> int(sequences.offsets[-1]) == len(log.events)
         True
     """

@@ -14,11 +14,12 @@ The chance that an impression is clicked is the product of being examined and be
 | drift | every day a share `drift` of a taste's variance is renewed: taste' = sqrt(1 - drift) taste + sqrt(drift) new |
 | recency | relevance falls by `freshness` logits for each day of an item's age |
 | item quality | in no column; `editor_score` is a noisy view of it, and the counts of its clicks another |
-| position bias | `examination` per position bucket; constant inside a bucket, so P(click | bucket k) / P(click | bucket 0) is exactly examination[k] / examination[0] for every row |
+| position bias | `examination` per position bucket, the same for all positions of a bucket |
 | session mood | N(0, mood_scale^2) shared by all impressions of a session: labels inside one are correlated |
 | late feedback | an impression's actions reach the log `feedback_seconds` after it, at most `feedback_delay` |
-| confounding | the policy shows first what is fresh and has a high editor score; in a share `random_share` of the requests it shuffles instead |
+| confounding | the policy shows fresh items with a high editor score first; a share `random_share` of the requests is shuffled |
 
+For every row P(click | bucket k) / P(click | bucket 0) is exactly examination[k] / examination[0].
 The policy reads logged columns and noise alone, so position is independent of relevance given the features: plain CTR by
 position is confounded, a model of features and position is not, and in the shuffled requests even the plain CTR is right.
 All of this is our design; the size of every effect is an argument or stands in `_EFFECTS`.
@@ -160,16 +161,17 @@ def _tastes(members: int, days: int, topics: int, scale: float, drift: float, rn
     return taste
 
 
-def _check(members: int, days: int, sizes: tuple[int, int], examination: np.ndarray, boundaries: tuple[int, ...], shares: dict[str, float]) -> None:
+def _check(
+    members: int, days: int, sizes: tuple[int, int], examination: np.ndarray, boundaries: tuple[int, ...], shares: dict[str, float]
+) -> None:
     for name, value in (("members", members), ("days", days)):
         if int(value) != value or value < 1:
             raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
     if not 1 <= sizes[0] <= sizes[1]:
         raise ValueError(f"`list_size` must be (smallest, largest) with 1 <= smallest <= largest. Received: list_size={sizes}")
     if len(examination) != len(boundaries) + 1 or not ((examination > 0) & (examination <= 1)).all():
-        raise ValueError(
-            f"`examination` must hold one chance in (0, 1] for each of the {len(boundaries) + 1} buckets. Received: examination={examination.tolist()}"
-        )
+        stated = f"one chance in (0, 1] for each of the {len(boundaries) + 1} buckets"
+        raise ValueError(f"`examination` must hold {stated}. Received: examination={examination.tolist()}")
     if list(boundaries) != sorted(set(boundaries)) or (boundaries and boundaries[0] < 1):
         raise ValueError(f"`boundaries` must be increasing positions >= 1. Received: boundaries={boundaries}")
     for name, share in shares.items():
@@ -177,7 +179,7 @@ def _check(members: int, days: int, sizes: tuple[int, int], examination: np.ndar
             raise ValueError(f"`{name}` must be between 0 and 1. Received: {name}={share}")
 
 
-def simulated_schema(topics: int = 8) -> Schema:
+def simulated_schema(topics: int = 6) -> Schema:
     """The schema of a simulated log with this number of topics."""
     return Schema(
         member="member_id",
@@ -186,19 +188,19 @@ def simulated_schema(topics: int = 8) -> Schema:
         request="request_id",
         position="position",
         features=(
-            Id("item_id", buckets=4096),
-            Id("author_id", buckets=512),
-            Category("topic", vocabulary=tuple(f"topic_{topic}" for topic in range(topics))),
-            Number("age_hours", transform="log1p_standardise"),
-            Number("editor_score", transform="standardise"),
-            Category("device", vocabulary=DEVICES, known="context"),
-            Category("hour", vocabulary=tuple(map(str, range(24))), known="context"),
-            Number("item_views_24h", transform="log1p_standardise", known="context"),
-            Number("item_click_rate_24h", transform="standardise", known="context"),
-            Number("item_click_rate_all", transform="standardise", known="context"),
+            Id(name="item_id", buckets=4096),
+            Id(name="author_id", buckets=512),
+            Category(name="topic", vocabulary=tuple(f"topic_{topic}" for topic in range(topics))),
+            Number(name="age_hours", transform="log1p_standardise"),
+            Number(name="editor_score", transform="standardise"),
+            Category(name="device", vocabulary=DEVICES, known="context"),
+            Category(name="hour", vocabulary=tuple(map(str, range(24))), known="context"),
+            Number(name="item_views_24h", transform="log1p_standardise", known="context"),
+            Number(name="item_click_rate_24h", transform="standardise", known="context"),
+            Number(name="item_click_rate_all", transform="standardise", known="context"),
         ),
-        actions=(Number("click"), Number("like"), Number("dwell_seconds", transform="log1p_standardise")),
-        tasks=(Task("click"), Task("like")),
+        actions=(Number(name="click"), Number(name="like"), Number(name="dwell_seconds", transform="log1p_standardise")),
+        tasks=(Task(name="click"), Task(name="like")),
     )
 
 
@@ -209,13 +211,13 @@ def simulate(
     *,
     sessions_per_day: float = 0.33,
     items_per_day: int = 80,
-    topics: int = 8,
+    topics: int = 6,
     authors: int = 64,
     list_size: tuple[int, int] = (10, 12),
-    examination: Sequence[float] = (1.0, 0.6, 0.35),
+    examination: Sequence[float] = (1.0, 0.65, 0.45),
     boundaries: tuple[int, ...] = (1, 4),
     random_share: float = 0.5,
-    taste_scale: float = 1.6,
+    taste_scale: float = 2.0,
     drift: float = 0.03,
     freshness: float = 0.3,
     mood_scale: float = 0.5,
@@ -319,7 +321,7 @@ def simulate(
             "position": place + 1,
             "item_id": item,
             "author_id": author[item],
-            "topic": pd.Categorical.from_codes(topic[item], [f"topic_{index}" for index in range(topics)]).astype("str"),
+            "topic": np.asarray([f"topic_{index}" for index in range(topics)], dtype=object)[topic[item]],
             "age_hours": np.round((seconds - born[item]) / 3600, 3),
             "editor_score": editor[item],
             "device": np.asarray(DEVICES, dtype=object)[device],

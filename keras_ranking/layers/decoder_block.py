@@ -96,6 +96,9 @@ class DecoderBlock(keras.layers.Layer):
         x = x + self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training)
         return (x, key, value) if return_cache else x
 
+    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
+        return self.attention.compute_output_spec(inputs, return_cache=return_cache)
+
     def get_config(self) -> dict[str, Any]:
         attention = self.attention.get_config()
         shared = {name: attention[name] for name in ("num_heads", "head_dim", "num_kv_heads", "gates", "gate_bias", "rotary")}

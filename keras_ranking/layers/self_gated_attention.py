@@ -148,6 +148,12 @@ class SelfGatedAttention(keras.layers.Layer):
         out = self.output_map(self._gate("output", out, inputs))
         return (out, key, value) if return_cache else out
 
+    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
+        out = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+        shape = (*inputs.shape[:2], self.num_kv_heads, self.head_dim)
+        cache = [keras.KerasTensor(shape, dtype=self.compute_dtype) for _ in ("key", "value")]
+        return (out, *cache) if return_cache else out
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),

@@ -56,6 +56,11 @@ class DelayedSpans(keras.layers.Layer):
             return Spans.delayed(times, self.delay, segments).interleave()
         return Spans.delayed(times, self.delay, segments, own=False)
 
+    def compute_output_spec(self, times: Any, segments: Any) -> Any:
+        length = times.shape[1]
+        tokens = None if length is None else length * (2 if self.layout == "interleaved" else 1)
+        return Spans(*(keras.KerasTensor((times.shape[0], tokens), dtype="int32") for _ in Spans._fields))
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "delay": self.delay, "layout": self.layout}
 

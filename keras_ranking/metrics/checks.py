@@ -20,13 +20,14 @@ def column(name: str, values: Any, rows: int | None = None, least: float | None 
         raise ValueError(f"`{name}` must hold numbers. Received: dtype {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
-    low, high = array.min(), array.max()  # NaN if any is, so two passes check everything
+    low, high = float(array.min()), float(array.max())  # NaN if any is, so two passes check everything
     if np.isnan(low) or (least is not None and low < least) or (most is not None and high > most):
-        wrong = np.isnan(array)
+        exact = array.astype(np.float64)
+        wrong = np.isnan(exact)
         if least is not None:
-            wrong |= array < least
+            wrong |= exact < least
         if most is not None:
-            wrong |= array > most
+            wrong |= exact > most
         row = int(wrong.argmax())
         wanted = "not be NaN"
         if least is not None:

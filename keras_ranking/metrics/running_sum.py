@@ -26,7 +26,9 @@ class RunningSum:
         """Add a tensor of the sum's shape."""
         due = keras.ops.cast(value, self._total.dtype) - self._lost
         total = self._total + due
-        self._lost.assign((total - self._total) - due)
+        lost = (total - self._total) - due
+        # An infinite sum has lost nothing, and infinity - infinity would turn it into NaN.
+        self._lost.assign(keras.ops.where(keras.ops.isfinite(lost), lost, keras.ops.zeros_like(lost)))
         self._total.assign(total)
 
     @property

@@ -62,7 +62,8 @@ def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: floa
 def rotate_pairs(x: np.ndarray, times: np.ndarray, periods: np.ndarray) -> np.ndarray:
     """Pairs (k, k + D/2) of x (B, T, H, D) as complex numbers, turned by 2 pi t / P_k."""
     half = x.shape[-1] // 2
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(2j * np.pi * (times[..., None].astype("int64") % periods) / periods)[:, :, None, :]
+    turns = (times[..., None].astype("int64") % periods) / periods
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(2j * np.pi * turns)[:, :, None, :]
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
@@ -152,7 +153,8 @@ def check_symbolic(make: Factory, inputs: Mapping[str, Any], settings: Mapping[s
                 want[0] = None
             if not tokens and len(want) > 1:
                 want[1] = None
-            assert tuple(spec.shape) == tuple(want), f"symbolic shape {spec.shape}, eager {tuple(tensor.shape)}, batch={batch}, tokens={tokens}"
+            known = f"batch known: {batch}, tokens known: {tokens}"
+            assert tuple(spec.shape) == tuple(want), f"symbolic shape {spec.shape}, eager {tuple(tensor.shape)}; {known}"
             assert spec.dtype == keras.backend.standardize_dtype(tensor.dtype), f"symbolic dtype {spec.dtype}, eager {tensor.dtype}"
 
 

@@ -33,7 +33,7 @@ def _model(policy: str = "float32") -> keras.Model:
 
 
 class Rows(keras.utils.PyDataset):
-    """Batches of 5, 5 and 2 rows, the last of another length: neither axis has a fixed size."""
+    """Batches of 5, 5 and 2 rows, the second shorter: TensorFlow sees neither the batch size nor the row length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,20 +43,21 @@ class Rows(keras.utils.PyDataset):
         return 3
 
     def __getitem__(self, index: int) -> Any:
-        rows, length = slice(5 * index, 5 * index + 5), TOKENS if index < 2 else TOKENS - 3
+        rows, length = slice(5 * index, 5 * index + 5), TOKENS - 3 if index == 1 else TOKENS
         y, w = ({name: value[rows, :length] for name, value in part.items()} for part in (self.y, self.w))
         return self.x[rows, :length], y, w
 
 
-@pytest.mark.parametrize("jit_compile", [True, False])
+COMPILED = {"tensorflow": (True, False), "jax": (True,), "torch": (False,)}[keras.backend.backend()]
+
+
+@pytest.mark.parametrize("jit_compile", COMPILED)
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_fit_learns_both_tasks(jit_compile: bool, policy: str) -> None:
-    if keras.backend.backend() == "torch" and jit_compile:
-        pytest.skip("torch.compile needs a compiler and a minute: covered by test_torch_compile")
     model = _model(policy)
     loss = {name: ObservedTowerLoss(BOUNDARIES, 0.2, 0.2, same_bucket=False, window=6) for name in ("click", "dwell")}
-    model.compile(keras.optimizers.Adam(0.1), loss=loss, jit_compile=jit_compile)
-    history = model.fit(Rows(), epochs=12, verbose=0).history
+    model.compile(keras.optimizers.Adam(0.2), loss=loss, jit_compile=jit_compile)
+    history = model.fit(Rows(), epochs=8, verbose=0).history
     assert set(history) == {"loss", "click_loss", "dwell_loss"}
     assert history["loss"][-1] < 0.6 * history["loss"][0]
     for name in ("click", "dwell"):

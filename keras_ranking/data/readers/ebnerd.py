@@ -10,7 +10,7 @@ import pandas as pd
 
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.readers.log import Log, find_file, require_columns
-from keras_ranking.schema import Category, Id, Number, Schema, Task
+from keras_ranking.schema import Category, Feature, Id, Known, Number, Schema, Task
 
 SPLITS = ("train", "validation")
 HOUR = 3600
@@ -30,6 +30,7 @@ _BEHAVIORS = (
 )
 _HISTORY = ("user_id", "impression_time_fixed", "scroll_percentage_fixed", "article_id_fixed", "read_time_fixed")
 _RANKED = ("ctr_1h", "ctr_24h", "views_1h", "views_24h", "article_age")
+_PRIOR = (1.0, 12.0)  # of the click rates: lists have 11.5 articles and one click
 _SESSION_GAP = 1800  # history clicks carry no session: a pause of half an hour starts a new one (our choice)
 _MEDIAN_DWELL, _MEDIAN_SCROLL = 20.0, 100.0  # stand for the few clicks whose reading was not measured
 
@@ -40,7 +41,8 @@ def _lists(column: pd.Series, what: str) -> tuple[np.ndarray, list[Any]]:
         return np.zeros(0, dtype=np.int64), []
     missing = column.isna().to_numpy()
     if missing.any():
-        raise ValueError(f"column '{what}' must hold a list in every row. Received: {column.iloc[int(missing.argmax())]!r} at row {int(missing.argmax())}")
+        row = int(missing.argmax())
+        raise ValueError(f"column '{what}' must hold a list in every row. Received: {column.iloc[row]!r} at row {row}")
     if isinstance(column.iloc[0], str):
         return column.str.count(" ").to_numpy(dtype=np.int64) + 1, " ".join(column).split(" ")
     return column.map(len).to_numpy(dtype=np.int64), list(np.concatenate([np.asarray(value) for value in column]))
@@ -56,7 +58,8 @@ def _read(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Behaviours and history as one frame each, with a `split` column; from gzip CSV files or the published folders."""
     root = Path(folder).expanduser()
     if (root / "ebnerd_behaviors.csv.gz").exists() or not any((root / split).is_dir() for split in SPLITS):
-        behaviors_at = find_file(root, ["ebnerd_behaviors.csv.gz"], "EB-NeRD behaviours (or the folders train/ and validation/ of the release)")
+        what = "EB-NeRD behaviours (or the folders train/ and validation/ of the release)"
+        behaviors_at = find_file(root, ["ebnerd_behaviors.csv.gz"], what)
         history_at = find_file(root, ["ebnerd_history.csv.gz"], "EB-NeRD history")
         behaviors, history = pd.read_csv(behaviors_at), pd.read_csv(history_at)
         require_columns(behaviors, ("split", *_BEHAVIORS), behaviors_at)
@@ -76,12 +79,14 @@ def _impressions(behaviors: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """One row per (impression, article in view), sorted by time; inside a list in the list's order."""
     behaviors = behaviors.assign(time=_unix(behaviors["impression_time"])).sort_values("time", kind="stable", ignore_index=True)
     for column in ("impression_id", "user_id", "session_id"):
-        if behaviors[column].isna().any():
-            raise ValueError(f"column '{column}' must hold a value in every row of the behaviours; {int(behaviors[column].isna().sum())} have none.")
+        missing = int(behaviors[column].isna().sum())
+        if missing:
+            raise ValueError(f"column '{column}' must hold a value in every row of the behaviours; {missing} have none.")
     if (behaviors["impression_id"] < 0).any():
         raise ValueError("column 'impression_id' must not be negative: negative requests are those of the history.")
-    if behaviors["impression_id"].duplicated().any():
-        raise ValueError(f"column 'impression_id' must not repeat. Received: {behaviors['impression_id'][behaviors['impression_id'].duplicated()].iloc[0]} twice")
+    repeated = behaviors["impression_id"].duplicated()
+    if repeated.any():
+        raise ValueError(f"column 'impression_id' must not repeat. Received: {behaviors['impression_id'][repeated].iloc[0]} twice")
     size, shown = _lists(behaviors["article_ids_inview"], "article_ids_inview")
     clicks, clicked = _lists(behaviors["article_ids_clicked"], "article_ids_clicked")
     row = np.repeat(np.arange(len(behaviors)), size)
@@ -132,7 +137,7 @@ def _clicks(history: pd.DataFrame) -> pd.DataFrame:
         length, values[name] = _lists(history[name], name)
         if (length != size).any():
             bad = int((length != size).argmax())
-            raise ValueError(f"column '{name}' must have one value per article. Received: {length[bad]} for {size[bad]} articles at row {bad}")
+            raise ValueError(f"column '{name}' must have one value per article. Received: {length[bad]} for {size[bad]} at row {bad}")
     return pd.DataFrame(
         {
             "split": history["split"].to_numpy()[row],
@@ -180,14 +185,13 @@ def _in_list_rank(values: pd.Series, request: pd.Series) -> pd.Series:
 def _context(impressions: pd.DataFrame, clicks: pd.DataFrame, delay: int) -> pd.DataFrame:
     """The point-in-time features of every impression; `impressions` and `clicks` sorted by time."""
     out: dict[str, Any] = {}
-    counts = point_in_time_counts(impressions, "article_id", [HOUR, 6 * HOUR, 24 * HOUR, None], ["click"], delay=delay, prior=(1.0, 12.0))
+    windows = [HOUR, 6 * HOUR, 24 * HOUR, None]
+    counts = point_in_time_counts(impressions, "article_id", windows, ["click"], delay=delay, prior=_PRIOR)
     for window in ("1h", "6h", "24h", "all"):
         out[f"views_{window}"] = counts[f"article_id_views_{window}"]
         out[f"ctr_{window}"] = 100.0 * counts[f"article_id_click_rate_{window}"]
-    out["article_age"] = _article_age(impressions, clicks, delay)
     for name in _RANKED:
-        out[f"{name}_rank"] = _in_list_rank(pd.Series(out[name], index=impressions.index), impressions["request"])
-    del out["article_age"]  # computed for all rows, those of the history too, by the caller
+        out[f"{name}_rank"] = _in_list_rank(out[name] if name in out else impressions[name], impressions["request"])
 
     # Clicks of the split's histories: both kinds of rows in one frame, of which only the clicks are counted.
     asked = impressions[["split", "member", "article_id", "time"]]
@@ -216,36 +220,35 @@ def _context(impressions: pd.DataFrame, clicks: pd.DataFrame, delay: int) -> pd.
     return pd.DataFrame(out, index=impressions.index)
 
 
-def _article_age(events: pd.DataFrame, clicks: pd.DataFrame, delay: int) -> np.ndarray:
+def _article_age(events: pd.DataFrame, first_seen: pd.Series, delay: int) -> np.ndarray:
     """Hours since the article was first shown or read, as far as that was known `delay` seconds before the event; 0 if not.
 
     The first sight over the whole log is at or before every event that shows the article, so it holds nothing later.
     """
-    first = pd.concat([events[["article_id", "time"]], clicks[["article_id", "time"]]]).groupby("article_id")["time"].min()
-    seen = first.reindex(events["article_id"]).to_numpy()
-    age = events["time"].to_numpy() - seen
+    age = events["time"].to_numpy() - first_seen.reindex(events["article_id"]).to_numpy()
     return np.where(age >= delay, age, 0) / HOUR
 
 
 def ebnerd_schema(tasks: tuple[str, ...] = ("click",)) -> Schema:
     """The schema of `read_ebnerd`: article id and age describe the item, everything else is context of the request."""
-    known = "context"
-    features = [
-        Id("article_id", buckets=16384),
-        Number("article_age", transform="log1p_standardise"),
-        *(Number(f"views_{window}", transform="log1p_standardise", missing=0.0, known=known) for window in ("1h", "6h", "24h", "all")),
-        *(Number(f"ctr_{window}", transform="log1p_standardise", missing=100 / 12, known=known) for window in ("1h", "6h", "24h", "all")),
-        *(Number(f"{name}_rank", transform="standardise", missing=0.5, known=known) for name in _RANKED),
+    known: Known = "context"
+    prior = 100 * _PRIOR[0] / _PRIOR[1]
+    features: list[Feature] = [
+        Id(name="article_id", buckets=16384),
+        Number(name="article_age", transform="log1p_standardise"),
+        *(Number(name=f"views_{window}", transform="log1p_standardise", missing=0.0, known=known) for window in ("1h", "6h", "24h", "all")),
+        *(Number(name=f"ctr_{window}", transform="log1p_standardise", missing=prior, known=known) for window in ("1h", "6h", "24h", "all")),
+        *(Number(name=f"{name}_rank", transform="standardise", missing=0.5, known=known) for name in _RANKED),
         *(
-            Number(name, transform="log1p_standardise", missing=0.0, known=known)
+            Number(name=name, transform="log1p_standardise", missing=0.0, known=known)
             for name in ("history_clicks", "in_history", "history_size", "seen", "clicked", "list_size", "impressions_so_far")
         ),
-        Number("gap", transform="log1p_standardise", missing=30.0 * 86400, known=known),
-        Category("hour", vocabulary=tuple(map(str, range(24))), known=known),
-        Category("device", vocabulary=("1", "2", "3"), known=known),
-        *(Category(name, vocabulary=("0", "1"), known=known) for name in ("subscriber", "signed_in", "front_page")),
+        Number(name="gap", transform="log1p_standardise", missing=30.0 * 86400, known=known),
+        Category(name="hour", vocabulary=tuple(map(str, range(24))), known=known),
+        Category(name="device", vocabulary=("1", "2", "3"), known=known),
+        *(Category(name=name, vocabulary=("0", "1"), known=known) for name in ("subscriber", "signed_in", "front_page")),
     ]
-    makers = {"click": Task("click"), "long_dwell": Task("long_dwell", missing="unknown")}
+    makers = {"click": Task(name="click"), "long_dwell": Task(name="long_dwell", missing="unknown")}
     for task in tasks:
         if task not in makers:
             raise ValueError(f"`tasks` must be among {sorted(makers)}. Received: tasks={tasks}")
@@ -256,9 +259,9 @@ def ebnerd_schema(tasks: tuple[str, ...] = ("click",)) -> Schema:
         session="session",
         features=tuple(features),
         actions=(
-            Number("click"),
-            Number("dwell", transform="log1p_standardise", missing=_MEDIAN_DWELL),
-            Number("scroll", transform="standardise", missing=_MEDIAN_SCROLL),
+            Number(name="click"),
+            Number(name="dwell", transform="log1p_standardise", missing=_MEDIAN_DWELL),
+            Number(name="scroll", transform="standardise", missing=_MEDIAN_SCROLL),
         ),
         tasks=tuple(makers[task] for task in tasks),
     )
@@ -318,10 +321,12 @@ def read_ebnerd(
     impressions = _impressions(behaviors, notes)
     clicks = _clicks(history).sort_values("time", kind="stable", ignore_index=True)
     rows = _history_rows(clicks, impressions, max_history, notes)
+    sights = pd.concat([impressions[["article_id", "time"]], clicks[["article_id", "time"]]])
+    first_seen = sights.groupby("article_id")["time"].min()
+    impressions["article_age"] = _article_age(impressions, first_seen, delay)
     impressions = pd.concat([impressions, _context(impressions, clicks, delay)], axis=1)
-    rows = rows.assign(hour=(rows["time"] // HOUR % 24).astype(np.float64))
+    rows = rows.assign(article_age=_article_age(rows, first_seen, delay), hour=(rows["time"] // HOUR % 24).astype(np.float64))
     events = pd.concat([rows, impressions], ignore_index=True).sort_values("time", kind="stable", ignore_index=True)
-    events["article_age"] = _article_age(events, clicks, delay)
     read = events["dwell"].where(events["click"] == 1)
     events["long_dwell"] = (read >= long_dwell_seconds).astype(np.float64).where(read.notna())
     return Log(events=events, schema=schema, name="ebnerd", notes=tuple(notes))

@@ -24,7 +24,7 @@ _CLOSED = -1e30  # finite, so that a row which sees nothing stays free of NaN
 def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str) -> Any:
     """See `keras_ranking.ops.span_attention`."""
     if kernel == "auto":
-        kernel = _choose(query, key)
+        kernel = "xla" if _in_xla() else "loop"
     if kernel == "xla":
         from keras_ranking.ops.backends import tensorflow_xla
 
@@ -36,7 +36,7 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
 def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> Any:
     """See `keras_ranking.ops.candidate_attention`."""
     spans = Spans.history_only(lengths, tf.shape(query)[1])
-    if _choose(query, key) == "xla":
+    if _in_xla():
         from keras_ranking.ops.backends import tensorflow_xla
 
         out, total = tensorflow_xla.attend(query, key, value, spans, scale)
@@ -55,10 +55,6 @@ def join(query: Any, out: Any, total: Any, self_key: Any, self_value: Any, scale
     old, new = tf.exp(total - peak), tf.exp(score - peak)
     joined = (tf.cast(out, wide) * old[..., None] + own_value * new[..., None]) / (old + new)[..., None]
     return tf.cast(joined, query.dtype)
-
-
-def _choose(query: Any, key: Any) -> str:
-    return "xla" if _in_xla() and query.shape.is_fully_defined() and key.shape.is_fully_defined() else "loop"
 
 
 def _in_xla() -> bool:

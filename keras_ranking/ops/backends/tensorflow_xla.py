@@ -1,7 +1,8 @@
-"""Span attention in TensorFlow for XLA: static shapes, tiles with a running softmax, loops bounded by the spans.
+"""Span attention in TensorFlow for XLA: tiles with a running softmax, loops bounded by the spans.
 
 The same algorithm as the JAX kernel. Inside a compiled program (`jit_compile=True`) it becomes part of that program; elsewhere
-it is compiled by itself, once a shape.
+it is compiled by itself. Batch and lengths may be unknown when traced, as they are in `fit`: XLA compiles once a shape, and what
+must be a constant for it is worked out from the shapes alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from keras_ranking.ops.spans import Spans
 
 _GAP = 64  # a second key range this far behind the first is read apart
 _CLOSED = -1e30  # score of a hidden pair
+_SHIFTS_WHEN_UNKNOWN = 24  # doublings where B T is not known when tracing: up to 2**24 tokens a batch
 _FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidden pairs weigh exp(-9e29) = 0
 
 
@@ -25,16 +27,10 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float)
 
 
 def attend(query: Any, key: Any, value: Any, spans: Spans, scale: float) -> tuple[Any, Any]:
-    """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H).
-
-    Raises:
-        ValueError: shapes that are not static.
-    """
-    if not (query.shape.is_fully_defined() and key.shape.is_fully_defined()):
-        raise ValueError(f"kernel='xla' needs static shapes. Received: query.shape={query.shape}, key.shape={key.shape}")
+    """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
     wide = _wide(query.dtype)
     if 0 in query.shape or 0 in key.shape:
-        return tf.zeros_like(query), tf.fill(query.shape[:3], tf.constant(_CLOSED, wide))
+        return tf.zeros_like(query), tf.fill(tf.shape(query)[:3], tf.constant(_CLOSED, wide))
     forward, backward = _functions(scale)
     parts = tuple(tf.stop_gradient(tf.cast(part, tf.int32)) for part in spans)
 
@@ -57,13 +53,18 @@ def _functions(scale: float) -> tuple[Any, Any]:
     return compiled(functools.partial(_forward, scale)), compiled(functools.partial(_backward, scale))
 
 
+def _shape(values: Any) -> list[Any]:
+    """Each dimension as an integer where it is known, as a scalar tensor where it is not."""
+    return [size if size is not None else tf.shape(values)[axis] for axis, size in enumerate(values.shape)]
+
+
 def _wide(dtype: Any) -> Any:
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 
-def _tile(queries: int) -> int:
+def _tile(queries: int | None) -> int:
     """Edge of a tile. Our choice from measurement: small tiles follow packed rows closely."""
-    return 64 if queries > 32 else 32
+    return 64 if queries is None or queries > 32 else 32
 
 
 # -- spans of the whole batch, laid end to end -------------------------------------------------------------------------------
@@ -73,19 +74,19 @@ def _running(values: Any, better: Any, reverse: bool = False) -> Any:
     """Running maximum or minimum in log2(N) shifts; TensorFlow has no such scan."""
     if reverse:
         return _running(values[::-1], better)[::-1]
-    shift, count = 1, values.shape[0]
-    while shift < count:
-        values = tf.concat([values[:shift], better(values[shift:], values[:-shift])], 0)
-        shift *= 2
+    known, count = values.shape[0], tf.shape(values)[0]
+    for power in range(_SHIFTS_WHEN_UNKNOWN if known is None else (known - 1).bit_length()):
+        shift = 2**power if known is not None else tf.minimum(2**power, count)
+        values = tf.concat([values[:shift], better(values[shift:], values[: count - shift])], 0)
     return values
 
 
-def _flat_spans(spans: Spans, num_keys: int) -> tuple[Any, Any, Any, Any]:
+def _flat_spans(spans: Spans, num_keys: Any) -> tuple[Any, Any, Any, Any]:
     """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the keys of all rows end to end; empty ones are (B S, 0)."""
     start, end, own = spans
-    batch, queries = start.shape
+    batch, queries = _shape(start)
     offset = (tf.range(batch) * num_keys)[:, None]
-    index = tf.broadcast_to(tf.range(1, queries + 1)[None], start.shape)
+    index = tf.broadcast_to(tf.range(1, queries + 1)[None], tf.shape(start))
 
     def clean(low: Any, high: Any) -> tuple[Any, Any]:
         low, high = tf.clip_by_value(low, 0, num_keys), tf.clip_by_value(high, 0, num_keys)
@@ -95,7 +96,7 @@ def _flat_spans(spans: Spans, num_keys: int) -> tuple[Any, Any, Any, Any]:
     return (*clean(start, end), *clean(own, index))
 
 
-def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: int) -> Any:
+def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: Any) -> Any:
     """Boolean (keys,): which keys some query sees. Interval ends are counted, so the cost is linear."""
     used = tf.concat([a < b, c < d], 0)
     weight = tf.cast(used, tf.int32)
@@ -106,7 +107,7 @@ def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: int) -> Any:
 
 def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
     """int32 (N,): where the tile that starts at a query ends: at the last place it reaches that no span crosses, else full."""
-    count = a.shape[0]
+    count = _shape(a)[0]
     reach = _running(tf.maximum(b, d), tf.maximum)
     back = _running(tf.minimum(a, c), tf.minimum, reverse=True)
     free = tf.concat([[True], reach[:-1] <= back[1:], [True]], 0)
@@ -127,9 +128,10 @@ class _Layout:
     def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float) -> None:
         self.kv_heads, self.size = key.shape[2], key.shape[3]
         self.group = query.shape[2] // self.kv_heads
-        self.queries, self.keys = query.shape[0] * query.shape[1], key.shape[0] * key.shape[1]
+        batch, queries, num_keys = *_shape(query)[:2], _shape(key)[1]
+        self.queries, self.keys = batch * queries, batch * num_keys
         self.tile, self.scale, self.wide = _tile(query.shape[1]), scale, _wide(query.dtype)
-        self.spans = _flat_spans(spans, key.shape[1])
+        self.spans = _flat_spans(spans, num_keys)
         a, b, c, d = self.spans
         self.some = (a < b) | (c < d)
         self.seen = _seen_keys(a, b, c, d, self.keys)
@@ -139,12 +141,12 @@ class _Layout:
             tf.pad(part, [[0, self.tile]], constant_values=fill) for part, fill in zip(self.spans, (self.keys, 0) * 2, strict=True)
         )
         zero = tf.zeros([], query.dtype)
-        self.q = self.query_rows(tf.where(self.some[:, None, None], tf.reshape(query, [self.queries, -1, self.size]), zero))
+        self.q = self.query_rows(tf.where(self.some[:, None, None], tf.reshape(query, [self.queries, query.shape[2], self.size]), zero))
         self.k, self.v = (self.key_rows(part, zero) for part in (key, value))
 
-    def query_rows(self, rows: Any) -> Any:
+    def query_rows(self, rows: Any, size: int | None = None) -> Any:
         """(N, H, D) -> (Hkv, G, N + tile, D)."""
-        rows = tf.reshape(rows, [self.queries, self.kv_heads, self.group, -1])
+        rows = tf.reshape(rows, [self.queries, self.kv_heads, self.group, self.size if size is None else size])
         return tf.pad(tf.transpose(rows, [1, 2, 0, 3]), [[0, 0], [0, 0], [0, self.tile], [0, 0]])
 
     def key_rows(self, values: Any, zero: Any) -> Any:
@@ -227,22 +229,22 @@ def _forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: An
         # Later tiles overwrite the rows of this one that lie beyond its end.
         return high, at.put(outs, out / safe, low), at.put(totals, sums, low)
 
-    state = (0, tf.zeros_like(at.q), tf.zeros([*at.q.shape[:3], 1], at.wide))
+    state = (0, tf.zeros_like(at.q), tf.zeros_like(at.q[..., :1], at.wide))
     _, outs, totals = tf.while_loop(lambda low, *_: low < at.queries, block, state, parallel_iterations=1)
-    out = tf.reshape(tf.transpose(outs[:, :, : at.queries], [2, 0, 1, 3]), query.shape)
-    return out, tf.reshape(tf.transpose(totals[:, :, : at.queries, 0], [2, 0, 1]), query.shape[:3])
+    out = tf.reshape(tf.transpose(outs[:, :, : at.queries], [2, 0, 1, 3]), _shape(query))
+    return out, tf.reshape(tf.transpose(totals[:, :, : at.queries, 0], [2, 0, 1]), _shape(query)[:3])
 
 
 def _backward(
     scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any, out: Any, total: Any, grad_out: Any, grad_total: Any
 ) -> tuple[Any, Any, Any]:
     at = _Layout(query, key, value, Spans(start, end, own), scale)
-    some = tf.reshape(at.some, query.shape[:2])[:, :, None, None]
+    some = tf.reshape(at.some, _shape(query)[:2])[:, :, None, None]
     grad_out = tf.where(some, grad_out, tf.zeros([], grad_out.dtype))
     # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
     delta = tf.reduce_sum(tf.cast(grad_out, at.wide) * tf.cast(out, at.wide), axis=-1, keepdims=True)
     delta -= tf.where(some, grad_total[..., None], tf.zeros([], at.wide))
-    grads, deltas, totals = (at.query_rows(tf.reshape(part, [at.queries, -1])) for part in (grad_out, delta, total[..., None]))
+    grads, deltas, totals = at.query_rows(grad_out), at.query_rows(delta, 1), at.query_rows(total, 1)
 
     def block(low: Any, dq: Any, dk: Any, dv: Any) -> Any:
         high = at.ends[low]
@@ -265,7 +267,7 @@ def _backward(
         _, tile, dk, dv = tf.while_loop(lambda number, *_: number < tiles, step, state, parallel_iterations=1)
         return high, at.put(dq, tile, low), dk, dv
 
-    zero = tf.zeros(at.k.shape, at.wide)
+    zero = tf.zeros_like(at.k, at.wide)
     _, dq, dk, dv = tf.while_loop(lambda low, *_: low < at.queries, block, (0, tf.zeros_like(at.q), zero, zero), parallel_iterations=1)
-    dk, dv = (tf.cast(tf.reshape(tf.transpose(part[:, : at.keys], [1, 0, 2]), key.shape), key.dtype) for part in (dk, dv))
-    return tf.reshape(tf.transpose(dq[:, :, : at.queries], [2, 0, 1, 3]), query.shape), dk, dv
+    dk, dv = (tf.cast(tf.reshape(tf.transpose(part[:, : at.keys], [1, 0, 2]), _shape(key)), key.dtype) for part in (dk, dv))
+    return tf.reshape(tf.transpose(dq[:, :, : at.queries], [2, 0, 1, 3]), _shape(query)), dk, dv
