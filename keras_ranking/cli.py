@@ -104,7 +104,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     def data_arguments(made: argparse.ArgumentParser) -> None:
         sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER or parquet:FILE (see below)"
         made.add_argument("--data", required=True, metavar="SOURCE", help=sources)
-        made.add_argument("--schema", metavar="FILE", help="schema of a parquet log, as JSON; with another source it replaces the source's own")
+        made.add_argument("--schema", metavar="FILE", help="schema of a parquet log, as JSON; replaces that of another source")
 
     def setting(made: argparse.ArgumentParser, text: str) -> None:
         made.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help=text)

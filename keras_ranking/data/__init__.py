@@ -4,7 +4,28 @@ from keras_ranking.data.checks import Report, check_events
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.datasets import PackedDataset, RequestDataset
 from keras_ranking.data.packing import PackedRows, pack
-from keras_ranking.data.readers.log import Log
+from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
 from keras_ranking.data.requests import Requests, requests
 from keras_ranking.data.sequences import Sequences, build_sequences
 from keras_ranking.data.simulate import simulate
+from keras_ranking.data.sources import open_log
+
+__all__ = [
+    "Log",
+    "PackedDataset",
+    "PackedRows",
+    "Report",
+    "RequestDataset",
+    "Requests",
+    "Sequences",
+    "build_sequences",
+    "check_events",
+    "open_log",
+    "pack",
+    "point_in_time_counts",
+    "read_ebnerd",
+    "read_kuairand",
+    "read_movielens",
+    "requests",
+    "simulate",
+]

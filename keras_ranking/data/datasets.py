@@ -33,8 +33,8 @@ class PackedDataset(keras.utils.PyDataset):
         inputs: names of the inputs wanted, for example those of a model; None: all the schema allows.
         shuffle: a new order of rows each epoch.
         seed: of the shuffle; epoch e uses (seed, e), so a run can be repeated. Call `fit(..., shuffle=False)` with it: what
-            `fit` shuffles by default is the order of batches, by Python's global random state. The first `fit` of a model on
-            torch and JAX reads one batch to build its metrics and counts that as an epoch: there, it starts with epoch 1.
+            `fit` shuffles by default is the order of batches, by Python's global random state. A new epoch comes when the last
+            one was read to its end.
         epoch: number of the first epoch, for a run that is resumed.
 
     Raises:
@@ -73,6 +73,7 @@ class PackedDataset(keras.utils.PyDataset):
         self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
         self.epoch = epoch
         self._order = self._ordered()
+        self._read_to_end = False
 
     def _ordered(self) -> np.ndarray:
         order = np.arange(len(self.rows.index))
@@ -82,10 +83,14 @@ class PackedDataset(keras.utils.PyDataset):
         return math.ceil(len(self.rows.index) / self.batch_size)
 
     def on_epoch_end(self) -> None:
-        self.epoch += 1
-        self._order = self._ordered()
+        # On torch and JAX `fit` reads a batch to build the metrics, and ends an epoch that was none, before it starts.
+        if self._read_to_end or self.use_multiprocessing:
+            self.epoch += 1
+            self._order = self._ordered()
+            self._read_to_end = False
 
     def __getitem__(self, batch: int) -> Batch:
+        self._read_to_end |= batch == len(self) - 1
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
         sequences = self.rows.sequences
         spare = self.batch_size - len(chosen)

@@ -161,22 +161,25 @@ def _tastes(members: int, days: int, topics: int, scale: float, drift: float, rn
     return taste
 
 
-def _check(
-    members: int, days: int, sizes: tuple[int, int], examination: np.ndarray, boundaries: tuple[int, ...], shares: dict[str, float]
-) -> None:
-    for name, value in (("members", members), ("days", days)):
+def _check(whole: dict[str, int], shares: dict[str, float], sizes: tuple[int, int], exam: np.ndarray, boundaries: tuple[int, ...]) -> None:
+    for name, value in whole.items():
         if int(value) != value or value < 1:
             raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
-    if not 1 <= sizes[0] <= sizes[1]:
-        raise ValueError(f"`list_size` must be (smallest, largest) with 1 <= smallest <= largest. Received: list_size={sizes}")
-    if len(examination) != len(boundaries) + 1 or not ((examination > 0) & (examination <= 1)).all():
-        stated = f"one chance in (0, 1] for each of the {len(boundaries) + 1} buckets"
-        raise ValueError(f"`examination` must hold {stated}. Received: examination={examination.tolist()}")
-    if list(boundaries) != sorted(set(boundaries)) or (boundaries and boundaries[0] < 1):
-        raise ValueError(f"`boundaries` must be increasing positions >= 1. Received: boundaries={boundaries}")
+    if whole["authors"] < whole["topics"]:
+        raise ValueError(f"`authors` must be at least `topics`, so that each topic has one. Received: authors={whole['authors']}")
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"`{name}` must be between 0 and 1. Received: {name}={share}")
+    if not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(f"`list_size` must be (smallest, largest) with 1 <= smallest <= largest. Received: list_size={sizes}")
+    if whole["items_per_day"] * 2 < sizes[1]:
+        items = whole["items_per_day"]
+        raise ValueError(f"`items_per_day` must leave a choice for lists of {sizes[1]}. Received: items_per_day={items}")
+    if list(boundaries) != sorted(set(boundaries)) or (boundaries and boundaries[0] < 1):
+        raise ValueError(f"`boundaries` must be increasing positions >= 1. Received: boundaries={boundaries}")
+    if len(exam) != len(boundaries) + 1 or not ((exam > 0) & (exam <= 1)).all():
+        stated = f"one chance in (0, 1] for each of the {len(boundaries) + 1} buckets"
+        raise ValueError(f"`examination` must hold {stated}. Received: examination={exam.tolist()}")
 
 
 def simulated_schema(topics: int = 6) -> Schema:
@@ -258,16 +261,17 @@ def simulate(
         True
     """
     exam = np.asarray(examination, dtype=np.float64)
-    _check(members, days, list_size, exam, boundaries, {"random_share": random_share, "drift": drift})
+    whole = {"members": members, "days": days, "items_per_day": items_per_day, "topics": topics, "authors": authors}
+    _check({**whole, "feedback_delay": feedback_delay}, {"random_share": random_share, "drift": drift}, list_size, exam, boundaries)
+    if not 0 < split[0] <= split[1] <= 1:
+        raise ValueError(f"`split` must be (validation begins, test begins), 0 < first <= second <= 1. Received: split={split}")
     parts = np.random.default_rng(seed).spawn(5)
     requests = _requests(members, days, sessions_per_day, parts[0])
 
     # Items are born evenly from three days before the start on, so that the first request already has a full choice.
     rng = parts[1]
     width = list_size[1]
-    total = max(items_per_day * (days + 3), 1)
-    if items_per_day * 2 < width:
-        raise ValueError(f"`items_per_day` must leave a choice for lists of {width}. Received: items_per_day={items_per_day}")
+    total = items_per_day * (days + 3)
     born = np.sort(rng.integers(-_LIFETIME, days * 86400, size=total))
     author = rng.integers(0, authors, size=total)
     topic = (np.arange(authors) % topics)[author]

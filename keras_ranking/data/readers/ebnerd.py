@@ -91,9 +91,13 @@ def _impressions(behaviors: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     clicks, clicked = _lists(behaviors["article_ids_clicked"], "article_ids_clicked")
     row = np.repeat(np.arange(len(behaviors)), size)
     article = np.asarray(shown, dtype=np.int64)
-    click_row, click_article = np.repeat(np.arange(len(behaviors)), clicks), np.asarray(clicked, dtype=np.int64)
     shown_pairs = pd.MultiIndex.from_arrays([row, article])
-    clicked_pairs = pd.MultiIndex.from_arrays([click_row, click_article])
+    clicked_pairs = pd.MultiIndex.from_arrays([np.repeat(np.arange(len(behaviors)), clicks), np.asarray(clicked, dtype=np.int64)])
+    again = clicked_pairs.duplicated()
+    if again.any():
+        notes.append(f"{int(again.sum())} clicks on an article that is clicked already in its list count once")
+        clicked_pairs = clicked_pairs[~again]
+    clicks = np.bincount(clicked_pairs.get_level_values(0), minlength=len(behaviors))
     outside = ~clicked_pairs.isin(shown_pairs)
     if outside.any():
         notes.append(f"{int(outside.sum())} clicks on an article outside the list shown are left out")
