@@ -120,6 +120,40 @@ class SelfGatedAttention(keras.layers.Layer):
     def _rotated(self, x: Any, times: Any) -> Any:
         return x if self.rotate is None else self.rotate(x, times=times)
 
+    def _project(self, inputs: Any, times: Any, value_bias: Any = None) -> tuple[Any, Any, Any]:
+        """Gated and rotated queries and keys, and values, (B, T, heads, d_h)."""
+        x = self._gate("representation", inputs)
+        query = self._rotated(self._heads(self._gate("query", self.query(x)), self.num_heads), times)
+        key = self._rotated(self._heads(self._gate("key", self.key(x)), self.num_kv_heads), times)
+        value = self._heads(self.value(x if value_bias is None else x + value_bias), self.num_kv_heads)
+        return query, key, value
+
+    def candidate_weights(self, inputs: Any, times: Any, cache: Any, see_self: bool = True) -> Any:
+        """The softmax weights that candidates give to cached keys and, in the last column, to themselves.
+
+        For pictures and for tests: the weights are stored whole, which `call` never does.
+
+        Args:
+            inputs, times, cache, see_self: as in a call with `cache`.
+
+        Returns:
+            float32 (B, H, N, L + 1); zero for keys that do not count.
+        """
+        query, own, _ = self._project(inputs, times)
+        key, _, lengths = cache
+        groups = self.num_heads // self.num_kv_heads
+        query, own, key = (ops.cast(x, "float32") for x in (query, own, key))
+        key, own = ops.repeat(key, groups, axis=2), ops.repeat(own, groups, axis=2)
+        logits = ops.einsum("bnhd,blhd->bhnl", query, key)
+        self_logits = ops.transpose(ops.sum(query * own, axis=-1, keepdims=True), (0, 2, 1, 3))
+        logits = ops.concatenate([logits, self_logits], axis=-1) / self.head_dim**0.5
+        index = ops.arange(ops.shape(logits)[-1], dtype="int32")
+        last = ops.shape(key)[1]
+        seen = ops.logical_or(index[None, :] < lengths[:, None], ops.logical_and(index == last, see_self)[None, :])[:, None, None, :]
+        logits = ops.where(seen, logits, -1e30)
+        weights = ops.where(seen, ops.exp(logits - ops.max(logits, axis=-1, keepdims=True)), 0.0)
+        return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
+
     def call(
         self,
         inputs: Any,
@@ -134,10 +168,7 @@ class SelfGatedAttention(keras.layers.Layer):
             raise ValueError("call with `spans` (a row of tokens) or with `cache` (candidates), one of the two.")
         if self.rotate is not None and times is None:
             raise ValueError("`times` must be given: this attention rotates by time.")
-        x = self._gate("representation", inputs)
-        query = self._rotated(self._heads(self._gate("query", self.query(x)), self.num_heads), times)
-        key = self._rotated(self._heads(self._gate("key", self.key(x)), self.num_kv_heads), times)
-        value = self._heads(self.value(x if value_bias is None else x + value_bias), self.num_kv_heads)
+        query, key, value = self._project(inputs, times, value_bias)
         if cache is None:
             out = span_attention(query, key, value, Spans(*spans))
         else:

@@ -240,12 +240,29 @@ class _CadetParts:
         }
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
-        columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
+        x, times, visible = self._candidates(cache, candidates)
+        for i, block in enumerate(self.blocks):
+            x = block(x, times=times, cache=(cache["key"][:, i], cache["value"][:, i], visible), see_self=self.interleaved)
+        return self._heads(x, self._bare(candidates))
+
+    def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
+        """Weights of each block, (B, H, N, keys + 1): see `SelfGatedAttention.candidate_weights`."""
+        x, times, visible = self._candidates(cache, candidates)
+        weights = []
+        for i, block in enumerate(self.blocks):
+            keys = (cache["key"][:, i], cache["value"][:, i], visible)
+            weights.append(block.attention.candidate_weights(block.attention_norm(x), times, keys, see_self=self.interleaved))
+            x = block(x, times=times, cache=keys, see_self=self.interleaved)
+        return weights
+
+    @staticmethod
+    def _bare(candidates: Tensors) -> Tensors:
+        return {name.removeprefix("candidate_"): x for name, x in candidates.items()}
+
+    def _candidates(self, cache: Tensors, candidates: Tensors) -> tuple[Any, Any, Any]:
+        """Candidate tokens, their times, and how many cached keys they see."""
+        columns = self._bare(candidates)
         x = self.item({feature.name: columns[feature.name] for feature in self.token_features})
         times = self.request_times(x, request_time=candidates["request_time"])
         visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
-        if self.interleaved:
-            visible = visible * 2
-        for i, block in enumerate(self.blocks):
-            x = block(x, times=times, cache=(cache["key"][:, i], cache["value"][:, i], visible), see_self=self.interleaved)
-        return self._heads(x, columns)
+        return x, times, visible * 2 if self.interleaved else visible

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 
 from keras_ranking.losses import ObservedTowerLoss
 from keras_ranking.schema import Schema
@@ -35,6 +36,9 @@ class Parts(Protocol):
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         """Cache and candidates -> logits (B, N, K) by task."""
+
+    def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
+        """Softmax weights of candidates over cached keys and themselves, (B, H, N, keys + 1) a block."""
 
 
 class _Holder:
@@ -180,6 +184,24 @@ class RankingModel(keras.Model):  # type: ignore[misc]
         """
         named = {f"cache_{name}": x for name, x in cache.items()} | dict(candidates)
         return dict(self.scorer(_pick(named, self.scorer)))
+
+    def attention(self, cache: Mapping[str, Any], candidates: Mapping[str, Any]) -> np.ndarray:
+        """Which past events each candidate attends to: softmax weights, mean over heads, by block.
+
+        Args:
+            cache, candidates: as for `score`.
+
+        Returns:
+            float32 (blocks, B, N, L): the weight on each event of the history, its tokens together. What is missing to 1 is
+            the weight on the candidate itself.
+        """
+        names = list(self._holder.parts.candidate_inputs())
+        tensors = {name: keras.ops.convert_to_tensor(candidates[name]) for name in names}
+        blocks = []
+        for weights in self._holder.parts.attention(dict(cache), tensors):
+            mean = np.asarray(keras.ops.convert_to_numpy(weights)).mean(axis=1)[..., :-1]
+            blocks.append(mean.reshape(*mean.shape[:2], cache["time"].shape[1], -1).sum(axis=-1))
+        return np.stack(blocks)
 
     # -- saving ----------------------------------------------------------------------------------------------------------
 

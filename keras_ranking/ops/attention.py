@@ -44,9 +44,7 @@ def _check_heads(query: Any, key: Any, value: Any, names: tuple[str, str, str] =
     if q[2] is None or k[2] is None or q[3] is None:
         raise ValueError(f"The number of heads and the head size must be known. Received: {names[0]}.shape={q}, {names[1]}.shape={k}")
     if k[2] == 0 or q[2] % k[2] != 0:
-        raise ValueError(
-            f"The heads of `{names[0]}` must be a multiple of the heads of `{names[1]}`. Received: {q[2]} and {k[2]} heads"
-        )
+        raise ValueError(f"The heads of `{names[0]}` must be a multiple of the heads of `{names[1]}`. Received: {q[2]} and {k[2]} heads")
     if not 1 <= q[3] <= _MAX_HEAD_DIM:
         raise ValueError(f"The head size must be 1 to {_MAX_HEAD_DIM}. Received: {names[0]}.shape={q}")
     dtypes = [keras.backend.standardize_dtype(part.dtype) for part in (query, key, value)]
@@ -72,7 +70,7 @@ def _as_tensors(*values: Any) -> list[Any]:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SpanAttention(keras.Operation):  # type: ignore[misc]
+class SpanAttention(keras.Operation):
     """The operation behind `span_attention`; a node of functional models."""
 
     def __init__(self, scale: float | None = None, kernel: str = "auto", *, name: str | None = None) -> None:
@@ -150,7 +148,7 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class CandidateAttention(keras.Operation):  # type: ignore[misc]
+class CandidateAttention(keras.Operation):
     """The operation behind `candidate_attention`; a node of functional models."""
 
     def __init__(self, scale: float | None = None, *, name: str | None = None) -> None:
@@ -200,7 +198,8 @@ def candidate_attention(
 ) -> Tensor:
     """Each candidate attends to the first `lengths[b]` cached keys and, where given, to its own key, in one softmax.
 
-        out_n = (sum_{j < lengths} e_nj v_j + e_n v'_n) / (sum_{j < lengths} e_nj + e_n),   e_nj = exp(scale q_n . k_j), e_n = exp(scale q_n . k'_n)
+        out_n = (sum_{j < lengths} e_nj v_j + e_n v'_n) / (sum_{j < lengths} e_nj + e_n)
+        e_nj = exp(scale q_n . k_j),    e_n = exp(scale q_n . k'_n)
 
     No candidate sees another, and history and candidates are not concatenated. Equal to `span_attention` with
     `Spans.candidates` on the concatenated row. What lies beyond `lengths[b]` may be anything, NaN included.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from ops_support import differentiate, distance
 
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 from keras_ranking.ops.backends import reference
+from tests.ops.support import differentiate, distance
 
 EXACT = 1e-5
 BATCH, LENGTH, OFFERED = 3, 70, 33
@@ -82,7 +82,10 @@ def test_half_precision(rng, dtype, bound):
     q, k, v, sk, sv = (keras.ops.convert_to_numpy(keras.ops.cast(part, "float32")) for part in rounded)
     out = candidate_attention(*rounded[:3], LENGTHS, *rounded[3:])
     assert keras.backend.standardize_dtype(out.dtype) == dtype
-    assert distance(keras.ops.convert_to_numpy(keras.ops.cast(out, "float32")), reference.candidate_attention(q, k, v, LENGTHS, sk, sv)) < bound
+    assert (
+        distance(keras.ops.convert_to_numpy(keras.ops.cast(out, "float32")), reference.candidate_attention(q, k, v, LENGTHS, sk, sv))
+        < bound
+    )
 
 
 def test_symbolic_and_eager_agree(rng):

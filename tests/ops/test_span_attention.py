@@ -10,12 +10,11 @@ import importlib
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ops_support import differentiate, distance, packed_rows
+from hypothesis import given, settings, strategies as st
 
 from keras_ranking.ops import Spans, span_attention
 from keras_ranking.ops.backends import reference
+from tests.ops.support import differentiate, distance, packed_rows
 
 BACKEND = keras.backend.backend()
 KERNELS = importlib.import_module(f"keras_ranking.ops.backends.{BACKEND}").KERNELS
@@ -154,7 +153,7 @@ def test_a_given_scale(rng, kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_large_scores_do_not_overflow(rng, kernel):
     """Logits of some thousands: a softmax without its maximum taken out would be infinite."""
-    q, k, v, upstream = operands(rng, 2, ROWS, ROWS, 4, 2, 8)
+    q, k, v, _ = operands(rng, 2, ROWS, ROWS, 4, 2, 8)
     spans = masks(rng, 2, ROWS, 20)["causal"]
     out = keras.ops.convert_to_numpy(span_attention(200 * q, 20 * k, v, spans, kernel=kernel))
     # Rounding of logits near 1e4 is 1e-3: one in a thousand is what float32 can promise here.

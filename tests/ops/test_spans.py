@@ -5,11 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ops_support import packed_rows
+from hypothesis import given, settings, strategies as st
 
 from keras_ranking.ops import Spans
+from tests.ops.support import packed_rows
 
 BACKEND = keras.backend.backend()
 

@@ -176,9 +176,9 @@ def test_settings(settings, name):
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_nobody_there(protocol):
-    with Client("127.0.0.1:1", standin.SCHEMA, model="ranker", protocol=protocol, timeout=5) as client:
-        with pytest.raises(ServingError, match="127.0.0.1:1") as caught:
-            client.score(*frames(1, 1))
+    client = Client("127.0.0.1:1", standin.SCHEMA, model="ranker", protocol=protocol, timeout=5)
+    with client, pytest.raises(ServingError, match="127.0.0.1:1") as caught:
+        client.score(*frames(1, 1))
     assert caught.value.code == "UNAVAILABLE"
 
 
@@ -186,9 +186,9 @@ def test_nobody_there(protocol):
 def test_unknown_model_and_signature(server, protocol):
     port = server.grpc_port if protocol == "grpc" else server.rest_port
     for settings, message in (({"model": "other"}, 'model "other" not found'), ({"signature": "raw"}, 'signature "raw" not found')):
-        with Client(f"127.0.0.1:{port}", standin.SCHEMA, **{"model": "ranker", "protocol": protocol, **settings}) as client:
-            with pytest.raises(ServingError, match=message) as caught:
-                client.score(*frames(1, 1))
+        client = Client(f"127.0.0.1:{port}", standin.SCHEMA, **{"model": "ranker", "protocol": protocol, **settings})
+        with client, pytest.raises(ServingError, match=message) as caught:
+            client.score(*frames(1, 1))
         assert caught.value.code == "NOT_FOUND"
 
 

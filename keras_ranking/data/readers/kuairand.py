@@ -55,8 +55,8 @@ def read_kuairand(folder: str | Path, delay: int = 1, validation_from: int = VAL
 
     `is_click` and `long_view` follow from the time watched, so `play_seconds` is an action: an input of later events only.
     The log has no request id; videos of one user at one millisecond (`time_ms`) are taken as one request. The release's
-    videos have a duration of 0 where it is unknown; it stays 0. Rows that repeat another exactly are left out, and
-    `Log.notes` says how many. The features are counts over earlier rows: views and smoothed rates of the user and of the
+    videos have a duration of 0 where it is unknown; it stays 0. Rows that repeat another's user, video and
+    millisecond are left out, and `Log.notes` says how many. The features are counts over earlier rows: views and smoothed rates of the user and of the
     video, (actions + 10) / (views + 20).
 
     Args:
@@ -78,9 +78,9 @@ def read_kuairand(folder: str | Path, delay: int = 1, validation_from: int = VAL
         frames.append(frame)
     events = pd.concat(frames, ignore_index=True)
     notes = ["the log has no request id: videos of one user and millisecond are one request"]
-    repeated = events.duplicated().to_numpy()
+    repeated = events.duplicated(["user_id", "video_id", "time_ms"]).to_numpy()
     if repeated.any():
-        notes.append(f"{int(repeated.sum())} rows that repeat another exactly are left out")
+        notes.append(f"{int(repeated.sum())} rows that repeat another's user, video and millisecond are left out")
         events = events[~repeated]
     events = events.sort_values(["time_ms", "user_id"], kind="stable", ignore_index=True)
     actions = tuple(name for name in _OPTIONAL_ACTIONS if name in events.columns)

@@ -119,7 +119,9 @@ class _Layout:
         self.seen = _seen_keys(a, b, c, d, self.keys)
         self.ends = _tile_ends(a, b, c, d, self.tile)
         # Rows beyond the end, as far as one tile: they see nothing.
-        self.padded = tuple(jnp.pad(part, (0, self.tile), constant_values=fill) for part, fill in zip(self.spans, (self.keys, 0) * 2, strict=True))
+        self.padded = tuple(
+            jnp.pad(part, (0, self.tile), constant_values=fill) for part, fill in zip(self.spans, (self.keys, 0) * 2, strict=True)
+        )
         self.q = self.query_rows(jnp.where(self.some[:, None, None], query.reshape(self.queries, -1, self.size), 0))
         self.k, self.v = (self.key_rows(part) for part in (key, value))
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,7 +195,7 @@ class _Row:
         out = []
         count = -(-(high - low) // _QUERIES)
         edges = [low + (high - low) * step // count for step in range(count + 1)]
-        for at, to in zip(edges[:-1], edges[1:], strict=True):
+        for at, to in itertools.pairwise(edges):
             keys = self._ranges(slice(at, to))
             if not keys:
                 continue

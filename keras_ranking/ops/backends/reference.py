@@ -23,6 +23,11 @@ def visible(start: Any, end: Any, own: Any, num_keys: int) -> Array:
     return np.asarray(((keys >= start) & (keys < end)) | ((keys >= own) & (keys <= index)))
 
 
+def _mask(spans: Any, key: Any) -> Array:
+    start, end, own = spans
+    return visible(start, end, own, num_keys=np.asarray(key).shape[1])
+
+
 def _heads_first(values: Any, heads: int) -> Array:
     """(B, S, Hkv, D) -> float64 (B, H, S, D), each key/value head repeated for its group of query heads."""
     values = np.asarray(values, dtype=np.float64).transpose(0, 2, 1, 3)
@@ -32,7 +37,7 @@ def _heads_first(values: Any, heads: int) -> Array:
 def _group_sum(values: Array, kv_heads: int) -> Array:
     """(B, H, S, D) -> (B, S, Hkv, D): gradients of a repeated head are summed over its group."""
     batch, heads, keys, size = values.shape
-    return values.reshape(batch, kv_heads, heads // kv_heads, keys, size).sum(2).transpose(0, 2, 1, 3)
+    return np.asarray(values.reshape(batch, kv_heads, heads // kv_heads, keys, size).sum(2).transpose(0, 2, 1, 3))
 
 
 def _softmax(scores: Array, mask: Array) -> Array:
@@ -43,16 +48,16 @@ def _softmax(scores: Array, mask: Array) -> Array:
     return np.asarray(weights / np.where(total > 0, total, 1.0))
 
 
-def _attend(query: Array, key: Array, value: Array, mask: Array, scale: float | None) -> tuple[Array, ...]:
+def _attend(query: Array, key: Array, value: Array, mask: Array, scale: float | None) -> tuple[Array, Array, Array, Array, float]:
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     heads = query.shape[2]
     q = _heads_first(query, heads)
     # A key that no query of its row sees may hold anything, NaN included: take it out before it meets a zero.
-    seen = mask.any(1)[:, None, :, None] if mask.ndim == 3 else mask.any((1, 2))[:, None, :, None]
+    seen = np.any(mask, axis=1)[:, None, :, None]
     k, v = (np.where(seen, _heads_first(part, heads), 0.0) for part in (key, value))
-    mask = mask[:, None] if mask.ndim == 3 else mask
-    q = np.where(mask.any(-1)[..., None], q, 0.0)
-    return q, k, v, _softmax(scale * q @ k.transpose(0, 1, 3, 2), mask), np.float64(scale)
+    mask = mask[:, None]
+    q = np.where(np.any(mask, axis=-1, keepdims=True), q, 0.0)
+    return q, k, v, _softmax(scale * q @ k.transpose(0, 1, 3, 2), mask), scale
 
 
 def attention(query: Any, key: Any, value: Any, mask: Any, scale: float | None = None) -> Array:
@@ -65,7 +70,7 @@ def attention_gradients(query: Any, key: Any, value: Any, mask: Any, grad: Any, 
     """Gradients of `sum(grad * attention(...))` with respect to query, key and value, each in the shape of its input."""
     mask = np.asarray(mask)
     q, k, v, p, scale_ = _attend(np.asarray(query), np.asarray(key), np.asarray(value), mask, scale)
-    do = np.where(mask.any(-1)[:, None, :, None], np.asarray(grad, dtype=np.float64).transpose(0, 2, 1, 3), 0.0)
+    do = np.where(np.any(mask, axis=-1)[:, None, :, None], np.asarray(grad, dtype=np.float64).transpose(0, 2, 1, 3), 0.0)
     dp = do @ v.transpose(0, 1, 3, 2)
     ds = p * (dp - (dp * p).sum(-1, keepdims=True))
     kv_heads = np.asarray(key).shape[2]
@@ -77,12 +82,14 @@ def attention_gradients(query: Any, key: Any, value: Any, mask: Any, grad: Any, 
 
 def span_attention(query: Any, key: Any, value: Any, spans: Any, scale: float | None = None) -> Array:
     """`keras_ranking.ops.span_attention` in float64."""
-    return attention(query, key, value, visible(*spans, num_keys=np.asarray(key).shape[1]), scale)
+    return attention(query, key, value, _mask(spans, key), scale)
 
 
-def span_attention_gradients(query: Any, key: Any, value: Any, spans: Any, grad: Any, scale: float | None = None) -> tuple[Array, Array, Array]:
+def span_attention_gradients(
+    query: Any, key: Any, value: Any, spans: Any, grad: Any, scale: float | None = None
+) -> tuple[Array, Array, Array]:
     """Gradients of `sum(grad * span_attention(...))`."""
-    return attention_gradients(query, key, value, visible(*spans, num_keys=np.asarray(key).shape[1]), grad, scale)
+    return attention_gradients(query, key, value, _mask(spans, key), grad, scale)
 
 
 def _joined(query: Array, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any) -> tuple[Array, Array, Array]:
@@ -97,7 +104,9 @@ def _joined(query: Array, key: Any, value: Any, lengths: Any, self_key: Any, sel
     return (*joined, np.concatenate([mask, diagonal], axis=2))  # type: ignore[return-value]
 
 
-def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any = None, self_value: Any = None, scale: float | None = None) -> Array:
+def candidate_attention(
+    query: Any, key: Any, value: Any, lengths: Any, self_key: Any = None, self_value: Any = None, scale: float | None = None
+) -> Array:
     """`keras_ranking.ops.candidate_attention` in float64."""
     query = np.asarray(query)
     return attention(query, *_joined(query, key, value, lengths, self_key, self_value), scale=scale)

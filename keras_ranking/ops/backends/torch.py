@@ -32,14 +32,12 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
     fused = kernel == "tiles" or (kernel == "auto" and query.device.type == "cpu")
     query, key, value = _without_poison(query, key, value, plan)
     key, value = _repeat(key, query.shape[2]), _repeat(value, query.shape[2])
-    out: torch.Tensor = _Tiles.apply(query, key, value, None, None, plan, scale, fused)
+    out: torch.Tensor = _apply(query, key, value, None, None, plan, scale, fused)
     return out
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-def candidate_attention(
-    query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float
-) -> torch.Tensor:
+def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> torch.Tensor:
     """See `keras_ranking.ops.candidate_attention`."""
     if query.device.type == "meta" or query.numel() == 0:
         return torch.zeros_like(query)
@@ -49,7 +47,7 @@ def candidate_attention(
     key, value = _repeat(key, heads), _repeat(value, heads)
     if self_key is not None:
         self_key, self_value = _repeat(self_key, heads), _repeat(self_value, heads)
-    out: torch.Tensor = _Tiles.apply(query, key, value, self_key, self_value, plan, scale, query.device.type == "cpu")
+    out: torch.Tensor = _apply(query, key, value, self_key, self_value, plan, scale, query.device.type == "cpu")
     return out
 
 
@@ -59,7 +57,7 @@ def _plan(spans: Spans, num_keys: int) -> planning.Plan:
     held = _plans.get(start)
     if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == num_keys:
         return held[4]  # type: ignore[no-any-return]
-    plan = planning.span_plan(*(part.detach().cpu().numpy() for part in spans), num_keys=num_keys)
+    plan = planning.span_plan(*(part.detach().cpu().numpy() for part in (start, end, own)), num_keys)
     # The plan keeps `end` and `own` alive while `start` lives, which is what makes their identity a safe key.
     _plans[start] = (end, own, versions, num_keys, plan)
     return plan
@@ -138,7 +136,10 @@ class _Tiles(torch.autograd.Function):
             if tile.keys:
                 o, total = _attend(fused, q, _keys(key, tile), _keys(value, tile), tile.kind == "causal", bias, scale)
             else:
-                o, total = torch.zeros_like(q), torch.full(q.shape[:3], float("-inf"), device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
+                o, total = (
+                    torch.zeros_like(q),
+                    torch.full(q.shape[:3], float("-inf"), device=q.device, dtype=torch.promote_types(q.dtype, torch.float32)),
+                )
             if tile.joined:
                 o, total = _join(q, o, total, *_own(tile, key, value, self_key, self_value), scale)
             if tile.hollow is not None:
@@ -179,13 +180,16 @@ class _Tiles(torch.autograd.Function):
             if tile.joined:
                 extra, gk, gv = _join_backward(grad, q, o, total, *_own(tile, key, value, self_key, self_value), scale)
                 gq = gq + extra
-                if self_key is None:
+                if dsk is None or dsv is None:
                     dk[rows, cols] += gk.transpose(1, 2)
                     dv[rows, cols] += gv.transpose(1, 2)
                 else:
                     dsk[rows, cols], dsv[rows, cols] = gk.transpose(1, 2), gv.transpose(1, 2)
             dq[rows, cols] = gq.transpose(1, 2)
         return dq, dk.to(key.dtype), dv.to(value.dtype), dsk, dsv, None, None, None
+
+
+_apply: Any = _Tiles.apply
 
 
 def _own(tile: planning.Tile, key: Any, value: Any, self_key: Any, self_value: Any) -> tuple[Any, Any]:
