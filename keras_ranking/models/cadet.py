@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,14 +86,17 @@ def CADET(
     if tower_boundaries is None:
         tower_boundaries = (1, 4) if schema.position is not None else ()
     boundaries = tuple(int(bound) for bound in tower_boundaries)
-    if any(bound < 1 for bound in boundaries) or any(a >= b for a, b in zip(boundaries, boundaries[1:], strict=False)):
+    if any(bound < 1 for bound in boundaries) or any(a >= b for a, b in itertools.pairwise(boundaries)):
         raise ValueError(f"`tower_boundaries` must be increasing positions from 1 on. Received: tower_boundaries={boundaries}")
     if boundaries and schema.position is None:
         raise ValueError(f"`tower_boundaries` need a schema with a position. Received: tower_boundaries={boundaries}, position=None")
     if not 0 <= serving_tower <= len(boundaries):
         raise ValueError(f"`serving_tower` must be from 0 to {len(boundaries)}. Received: serving_tower={serving_tower}")
     if dim < 1 or num_layers < 1 or num_heads < 1 or dim % num_heads:
-        raise ValueError(f"`dim` must be a positive multiple of `num_heads`. Received: dim={dim}, num_heads={num_heads}, num_layers={num_layers}")
+        raise ValueError(
+            f"`dim` must be a positive multiple of `num_heads`, and `num_layers` positive. "
+            f"Received: dim={dim}, num_heads={num_heads}, num_layers={num_layers}"
+        )
     arguments: dict[str, Any] = {
         "dim": dim,
         "num_layers": num_layers,
@@ -140,7 +144,9 @@ class _CadetParts:
             )
         elif self.interleaved:
             raise ValueError("layout='interleaved' needs at least one action in the schema. Received: actions=()")
-        self.late = layers.FeatureConcat(self.late_features, id_dim=a["id_dim"], name="late_context", **policy) if self.late_features else None
+        self.late = None
+        if self.late_features:
+            self.late = layers.FeatureConcat(self.late_features, id_dim=a["id_dim"], name="late_context", **policy)
         self.spans = layers.DelayedSpans(a["delay"], a["layout"], name="delayed_spans")
         self.visible = layers.VisibleLength(a["delay"], name="visible_length")
         self.token_times = layers.TokenTimes(name="token_times")
@@ -265,4 +271,4 @@ class _CadetParts:
         x = self.item({feature.name: columns[feature.name] for feature in self.token_features})
         times = self.request_times(x, request_time=candidates["request_time"])
         visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
-        return x, times, visible * 2 if self.interleaved else visible
+        return x, times, visible + visible if self.interleaved else visible

@@ -56,7 +56,7 @@ def builder(function: Callable[..., RankingModel]) -> Callable[..., RankingModel
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(keras.Model):  # type: ignore[misc]
+class RankingModel(keras.Model):
     """A functional `keras.Model` on packed rows, with the two phases of serving over the same weights.
 
     * the model itself: packed rows -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;

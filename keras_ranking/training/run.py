@@ -50,9 +50,28 @@ class TrainingOptions:
     listwise_weight: float = 0.0
     jit_compile: bool | str = "auto"
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "row_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+        if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
+            raise ValueError(
+                f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: learning_rate={self.learning_rate}, warmup={self.warmup}"
+            )
+
 
 # What suits each log, chosen on its training days alone: the last of them held out.
-_PRESETS: dict[str, dict[str, Any]] = {}
+_PRESETS: dict[str, dict[str, Any]] = {
+    # News articles live for a day: 82 to 90 % of the scored pairs carry an article never trained on, so tokens have no article id.
+    "ebnerd": {
+        "token_features": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
+        "num_heads": 2,
+        "tower_hidden": (128, 64),
+        "row_length": 256,
+        "batch_size": 16,
+    },
+}
 
 
 def split_options(model: str, options: Mapping[str, Any], log_name: str = "") -> tuple[dict[str, Any], TrainingOptions]:
@@ -101,8 +120,11 @@ def train(
         ValueError: no training rows, a bad option, or a bad value in the log.
     """
     model_options, training = split_options(model, options or {}, log.name)
-    overrides = {"epochs": epochs, "batch_size": batch_size}
-    training = replace(training, **{name: value for name, value in overrides.items() if value is not None})
+    training = replace(
+        training,
+        epochs=training.epochs if epochs is None else epochs,
+        batch_size=training.batch_size if batch_size is None else batch_size,
+    )
     events = log.events[log.events["split"].isin(["train", HISTORY_SPLIT])]
     learned = (events["split"] == "train").to_numpy()
     if not learned.any():

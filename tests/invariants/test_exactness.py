@@ -29,7 +29,8 @@ def long_requests(case: Case, count: int = 6) -> np.ndarray:
 
 def parts(case: Case, tensors: dict[str, np.ndarray], slots: Any) -> dict[str, np.ndarray]:
     """Candidate tensors of some slots, for `score`."""
-    return {name: x[:, slots] if x.ndim > 1 else x for name, x in tensors.items() if name.startswith("candidate_") or name == "request_time"}
+    wanted = {name: x for name, x in tensors.items() if name.startswith("candidate_") or name == "request_time"}
+    return {name: x[:, slots] if x.ndim > 1 else x for name, x in wanted.items()}
 
 
 def score(case: Case, cache: Any, candidates: dict[str, np.ndarray]) -> np.ndarray:
@@ -73,7 +74,7 @@ def without(case: Case, event: int) -> tuple[np.ndarray, np.ndarray]:
     sequences = case.sequences
     rng = np.random.default_rng(1)
     columns = {name: column.copy() for name, column in sequences.columns.items()}
-    for name, column in columns.items():
+    for column in columns.values():
         column[event] = rng.integers(1, 3) if column.dtype == np.int32 else rng.normal(size=column[event].shape) + 3
     others = (sequences.request == sequences.request[event]) & (np.arange(sequences.num_events) != event)
     return case.by_event()[others], case.by_event(case.with_columns(**columns))[others]

@@ -91,12 +91,8 @@ def test_common_with_cache(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     keys, values = rng.normal(size=(2, B, 5, 2, HEAD)).astype("float32")
     inputs = {"inputs": x, "times": times, "cache": (keys, values, np.array([5, 3], "int32"))}
-    for see_self in (True, False):
-        if see_self:
-            run_layer_checks(lambda **settings: attention(kv=2, **settings), inputs, tmp_path, {"see_self": see_self})
-            continue
-        layer = attention(kv=2)
-        assert layer(x, times=times, cache=inputs["cache"], see_self=False).shape == x.shape
+    run_layer_checks(lambda **settings: attention(kv=2, **settings), inputs, tmp_path)
+    assert attention(kv=2)(x, times=times, cache=inputs["cache"], see_self=False).shape == x.shape
 
 
 @pytest.mark.parametrize("rotary", [ROTARY, None], ids=["rotary", "plain"])
@@ -175,7 +171,7 @@ def test_history_then_candidates_is_one_row(see_self: bool, kv: int | None) -> N
     segments = (np.arange(history)[None] < length[:, None]).astype("int32")
     _, key, value = layer(past, times=past_times, spans=Spans.causal(segments), return_cache=True)
 
-    for late in (1, 3_600, 40_000_000):
+    for late in (1, 40_000_000):
         now = (past_times.max(1) + late).astype("int32")
         times = np.tile(now[:, None], (1, slots))
         scored = numpy(layer(shown, times=times, cache=(key, value, length), see_self=see_self))
@@ -186,10 +182,9 @@ def test_history_then_candidates_is_one_row(see_self: bool, kv: int | None) -> N
             spans = Spans(numpy(spans.start), numpy(spans.end), own.astype("int32"))
         joint = layer(np.concatenate([past, shown], 1), times=np.concatenate([past_times, times], 1), spans=spans)
         np.testing.assert_allclose(scored, numpy(joint)[:, history:], **TOLERANCE)
-        alone = [
-            numpy(layer(shown[:, n : n + 1], times=times[:, :1], cache=(key, value, length), see_self=see_self)) for n in range(slots)
-        ]
-        np.testing.assert_allclose(np.concatenate(alone, axis=1), scored, **TOLERANCE)
+        for chunk in (slice(2, 3), slice(0, 1)):
+            alone = numpy(layer(shown[:, chunk], times=times[:, chunk], cache=(key, value, length), see_self=see_self))
+            np.testing.assert_allclose(alone, scored[:, chunk], **TOLERANCE)
     if not see_self:
         assert not scored[3].any()  # an empty history, and not even itself to see
     # Controls: another length, or candidates that see each other, give other numbers.
