@@ -31,6 +31,7 @@ class PackedDataset(keras.utils.PyDataset):
         rows: from `pack`.
         batch_size: B, rows a batch.
         inputs: names of the inputs wanted, for example those of a model; None: all the schema allows.
+        tasks: names of the tasks wanted, for example those of a model; None: all of the schema.
         shuffle: a new order of rows each epoch.
         seed: of the shuffle; epoch e uses (seed, e), so a run can be repeated. Call `fit(..., shuffle=False)` with it: what
             `fit` shuffles by default is the order of batches, by Python's global random state. A new epoch comes when the last
@@ -38,7 +39,7 @@ class PackedDataset(keras.utils.PyDataset):
         epoch: number of the first epoch, for a run that is resumed.
 
     Raises:
-        ValueError: no rows, `batch_size` below 1, or an input that the schema does not allow.
+        ValueError: no rows, `batch_size` below 1, or an input that the schema does not allow, or an unknown task.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
@@ -56,6 +57,7 @@ class PackedDataset(keras.utils.PyDataset):
         shuffle: bool = True,
         seed: int = 0,
         epoch: int = 0,
+        tasks: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -70,6 +72,7 @@ class PackedDataset(keras.utils.PyDataset):
         for name in self.inputs:
             if name not in known:
                 raise ValueError(f"`inputs` must be inputs that the schema allows, {known}. Received: {name!r}")
+        self.tasks = [schema.task(task).name for task in (sequences.labels if tasks is None else tasks)]
         self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
         self.epoch = epoch
         self._order = self._ordered()
@@ -111,8 +114,8 @@ class PackedDataset(keras.utils.PyDataset):
         change[:, 1:] = (request[:, 1:] != request[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
         run = np.cumsum(change, axis=1)
         y, weights = {}, {}
-        for task, labels in sequences.labels.items():
-            label = _take(labels, index)
+        for task in self.tasks:
+            label = _take(sequences.labels[task], index)
             weights[task] = (target & ~np.isnan(label)).astype(np.float32)
             y[task] = np.stack([np.nan_to_num(label), _take(sequences.position, index), run], axis=-1).astype(np.float32)
         return x, y, weights

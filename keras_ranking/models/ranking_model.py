@@ -99,9 +99,14 @@ class RankingModel(keras.Model):
         """Names of the inputs of the training graph, for `PackedDataset(inputs=...)`."""
         return list(self._holder.parts.row_inputs())
 
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks the model predicts, for `PackedDataset(tasks=...)`."""
+        return list(self._recipe.arguments["tasks"])
+
     def losses_by_task(self, **settings: Any) -> dict[str, ObservedTowerLoss]:
         """`ObservedTowerLoss` for each task with this model's towers, for `compile(loss=...)`; `settings` as that class takes."""
-        return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.output}
+        return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
 
     # -- the two phases --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ class SavedModel:
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         try:
-            with self._graph.as_default():
+            with self._graph.as_default(), _no_advice():
                 meta = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(version))
             self.signature_defs = dict(meta.signature_def)
             predict = {name: proto for name, proto in self.signature_defs.items() if proto.method_name == _PREDICT}
@@ -88,6 +91,18 @@ class SavedModel:
         feeds = [self._graph.get_tensor_by_name(proto.inputs[name].name) for name in inputs]
         fetches = [self._graph.get_tensor_by_name(proto.outputs[name].name) for name in outputs]
         return self._session.make_callable(fetches, feed_list=feeds), inputs, outputs
+
+
+@contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """Without TensorFlow's advice to load as Python does: the session is the point."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _tensor(info: Any) -> Tensor:

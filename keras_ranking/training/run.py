@@ -133,12 +133,13 @@ def train(
     schema = log.schema.fit(events[learned])
     rows = pack(build_sequences(events, schema, target=learned), training.row_length, context=training.context)
     ranker = _BUILDERS[model](schema, **model_options)
-    dataset = PackedDataset(rows, training.batch_size, inputs=ranker.input_columns, seed=seed)
+    _check_positions(ranker, rows)
+    dataset = PackedDataset(rows, training.batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, seed=seed)
     if verbose:
         print(_describe(ranker, rows), flush=True)
     compile_for(ranker, training, steps=len(dataset) * training.epochs, window=rows.max_request)
     start = time.perf_counter()
-    fitted = ranker.fit(dataset, epochs=training.epochs, verbose=1 if verbose else 0)
+    fitted = ranker.fit(dataset, epochs=training.epochs, shuffle=False, verbose=1 if verbose else 0)
     history = {
         "model": model,
         "log": log.name,
@@ -159,6 +160,17 @@ def train(
         schema.save(folder / "schema.json")
         (folder / "history.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
     return ranker, history
+
+
+def _check_positions(ranker: models.RankingModel, rows: PackedRows) -> None:
+    """A row without a position would train the first tower: refuse it where there are several."""
+    sequences = rows.sequences
+    unknown = sequences.target & (sequences.position == 0)
+    if ranker.boundaries and unknown.any():
+        raise ValueError(
+            f"column '{sequences.schema.position}' has no position at row {int(sequences.rows[unknown.argmax()])} ({int(unknown.sum())} "
+            "training rows); towers by position need one. Use tower_boundaries=() or leave such rows out."
+        )
 
 
 def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: int, window: int) -> None:
@@ -183,7 +195,7 @@ def predict_events(ranker: models.RankingModel, rows: PackedRows, batch_size: in
 
     One pass over packed rows: each event is scored from the events it may see, which is what serving computes for it.
     """
-    dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, shuffle=False)
+    dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
     logits: dict[str, list[np.ndarray]] = {}
     for batch in range(len(dataset)):
         for task, value in ranker.predict_on_batch(dataset[batch][0]).items():

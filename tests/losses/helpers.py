@@ -25,7 +25,7 @@ def value_and_gradient(function: Callable[[Any], Any], x: np.ndarray) -> tuple[f
     if backend == "jax":
         import jax
 
-        value, gradient = jax.value_and_grad(function)(jax.numpy.asarray(x))
+        value, gradient = jax.jit(jax.value_and_grad(function))(jax.numpy.asarray(x))
         return float(value), np.asarray(gradient)
     import torch
 

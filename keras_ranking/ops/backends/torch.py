@@ -57,7 +57,8 @@ def _plan(spans: Spans, num_keys: int) -> planning.Plan:
     held = _plans.get(start)
     if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == num_keys:
         return held[4]  # type: ignore[no-any-return]
-    plan = planning.span_plan(*(part.detach().cpu().numpy() for part in (start, end, own)), num_keys)
+    held_start, held_end, held_own = (part.detach().cpu().numpy() for part in spans)
+    plan = planning.span_plan(held_start, held_end, held_own, num_keys)
     # The plan keeps `end` and `own` alive while `start` lives, which is what makes their identity a safe key.
     _plans[start] = (end, own, versions, num_keys, plan)
     return plan
