@@ -317,6 +317,8 @@ class Schema(BaseModel):
         actions: what the member did, as features (a bare name is `Number(name)`); inputs of later events only.
         tasks: what to predict.
         epoch: Unix time from which model times count, in seconds; model times are int32 seconds after it.
+        feedback_delay: seconds after an impression by which its actions, as this log states them, were known. Models hide
+            younger events (their `delay`), so it must be true: a dwell time that ends later leaks. Our choice: 60.
 
     Raises:
         ValueError: (pydantic's ValidationError) a column in two roles, a repeated name, an unusable name.
@@ -341,6 +343,7 @@ class Schema(BaseModel):
     actions: tuple[Feature, ...] = ()
     tasks: tuple[Task, ...]
     epoch: int = 1_262_304_000  # 2010-01-01 00:00:00 UTC; int32 seconds reach to 2078
+    feedback_delay: int = Field(default=60, ge=1, le=_INT32_MAX)
 
     @field_validator("actions", mode="before")
     @classmethod

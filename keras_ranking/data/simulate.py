@@ -182,9 +182,10 @@ def _check(whole: dict[str, int], shares: dict[str, float], sizes: tuple[int, in
         raise ValueError(f"`examination` must hold {stated}. Received: examination={exam.tolist()}")
 
 
-def simulated_schema(topics: int = 6) -> Schema:
-    """The schema of a simulated log with this number of topics."""
+def simulated_schema(topics: int = 6, feedback_delay: int = 600) -> Schema:
+    """The schema of a simulated log with this number of topics and this feedback delay."""
     return Schema(
+        feedback_delay=feedback_delay,
         member="member_id",
         time="time",
         session="session_id",
@@ -354,4 +355,4 @@ def simulate(
         taste=taste,
         item_quality=quality,
     )
-    return SimulatedLog(events=events, schema=simulated_schema(topics), name="simulated", truth=truth)
+    return SimulatedLog(events=events, schema=simulated_schema(topics, feedback_delay), name="simulated", truth=truth)

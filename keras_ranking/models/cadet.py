@@ -26,7 +26,7 @@ def CADET(
     gates: Sequence[str] = ("representation", "query", "key"),
     gate_bias: float = 2.0,
     rotary: Sequence[float] | None = (8.0, 15_552_000.0),
-    delay: int = 60,
+    delay: int | None = None,
     tower_boundaries: Sequence[int] | None = None,
     tower_hidden: Sequence[int] = (64,),
     serving_tower: int = 0,
@@ -59,6 +59,7 @@ def CADET(
         rotary: (shortest, longest) seconds of timestamp RoPE ("seconds to months": stated; the values: choice). None: no
             rotation, and events are a set without order.
         delay: seconds after which an event is visible to later ones, in training and in serving alike (stated; size: choice).
+            None: the schema's `feedback_delay`; less than that is refused, since it would show actions before they are known.
         tower_boundaries: highest position of each tower but the last; (1, 4) means 1, 2-4, 5+ (stated second-hand as an
             example). None: (1, 4) where the schema has a position, else one tower.
         tower_hidden: widths of each tower's hidden layers. Choice.
@@ -90,6 +91,9 @@ def CADET(
         raise ValueError(f"`tower_boundaries` must be increasing positions from 1 on. Received: tower_boundaries={boundaries}")
     if boundaries and schema.position is None:
         raise ValueError(f"`tower_boundaries` need a schema with a position. Received: tower_boundaries={boundaries}, position=None")
+    delay = schema.feedback_delay if delay is None else int(delay)
+    if 1 <= delay < schema.feedback_delay:
+        raise ValueError(f"`delay` must be at least the schema's feedback_delay, {schema.feedback_delay}. Received: delay={delay}")
     if not 0 <= serving_tower <= len(boundaries):
         raise ValueError(f"`serving_tower` must be from 0 to {len(boundaries)}. Received: serving_tower={serving_tower}")
     if dim < 1 or num_layers < 1 or num_heads < 1 or dim % num_heads:
@@ -107,7 +111,7 @@ def CADET(
         "gates": list(gates),
         "gate_bias": gate_bias,
         "rotary": None if rotary is None else [float(end) for end in rotary],
-        "delay": int(delay),
+        "delay": delay,
         "tower_boundaries": list(boundaries),
         "tower_hidden": list(tower_hidden),
         "serving_tower": serving_tower,

@@ -27,7 +27,7 @@ from keras_ranking.serving.signature import Signature
 log = logging.getLogger("keras_ranking.serving")
 
 Tensors = dict[str, np.ndarray]
-_WASTE = 2.0  # a batch may hold at most this many times the cells of its calls; our choice
+_WASTE = 1.5  # a run may hold at most this many times the cells of its calls; our choice
 
 
 @dataclass

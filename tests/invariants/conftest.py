@@ -74,7 +74,7 @@ def randomise(model: Any, seed: int = 0) -> None:
 
 @pytest.fixture(scope="session")
 def log() -> Any:
-    return kr.data.simulate(members=14, days=3, seed=3)
+    return kr.data.simulate(members=14, days=3, seed=3, feedback_delay=60)
 
 
 def make_case(log: Any, **arguments: Any) -> Case:

@@ -35,6 +35,15 @@ def value_and_gradient(function: Callable[[Any], Any], x: np.ndarray) -> tuple[f
     return float(value), leaf.grad.cpu().numpy()
 
 
+def value_of(loss: Any, y_true: np.ndarray, logits: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """The loss, on JAX as one compiled program: compiling its operations one by one takes longer than all tests."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return float(jax.jit(lambda x: loss(y_true, x, weight))(logits))
+    return float(loss(y_true, logits, weight))
+
+
 def random_batch(
     rng: np.random.Generator, rows: int = 4, tokens: int = 23, towers: int = 3, longest: int = 6
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

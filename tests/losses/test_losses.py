@@ -16,6 +16,7 @@ from tests.losses.helpers import (
     reference_pairwise,
     reference_softmax,
     value_and_gradient,
+    value_of,
 )
 
 BOUNDARIES = (1, 4)
@@ -28,7 +29,7 @@ ALL = [
 each_loss = pytest.mark.parametrize("loss", ALL, ids=lambda loss: f"{loss.name}-{getattr(loss, 'window', None)}")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("same_bucket", [True, False])
 def test_the_losses_equal_the_formula(seed: int, same_bucket: bool) -> None:
     y_true, logits, weight, plain = random_batch(np.random.default_rng(seed))
@@ -39,7 +40,7 @@ def test_the_losses_equal_the_formula(seed: int, same_bucket: bool) -> None:
     assert min(entropy, pairs, lists) > 0.01
 
     def close(loss: Any, wanted: float) -> None:
-        assert float(loss(y_true, logits, weight)) == pytest.approx(wanted, rel=1e-5)
+        assert value_of(loss, y_true, logits, weight) == pytest.approx(wanted, rel=1e-5)
 
     close(ObservedTowerLoss(BOUNDARIES), entropy)
     close(InRequestPairwise(BOUNDARIES, same_bucket), pairs)
@@ -51,12 +52,12 @@ def test_the_losses_equal_the_formula(seed: int, same_bucket: bool) -> None:
     assert pairs != pytest.approx(reference_pairwise(plain, logits, weight, BOUNDARIES, not same_bucket), rel=1e-3)
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 5, 22, 23, 40])
+@pytest.mark.parametrize("window", [1, 2, 5, 22, 40])
 def test_a_window_forms_exactly_the_pairs_within_it(window: int) -> None:
     y_true, logits, weight, plain = random_batch(np.random.default_rng(5), longest=8)
-    found = float(InRequestPairwise(BOUNDARIES, False, window=window)(y_true, logits, weight))
+    found = value_of(InRequestPairwise(BOUNDARIES, False, window=window), y_true, logits, weight)
     wanted = reference_pairwise(plain, logits, weight, BOUNDARIES, False, reach=window)
-    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-12)
+    assert found == pytest.approx(wanted, rel=1e-5)
     exact = reference_pairwise(plain, logits, weight, BOUNDARIES, False)
     # Control: a window shorter than the largest request misses pairs, one as long misses none.
     assert (found == pytest.approx(exact, rel=1e-5)) == (window >= largest_request(y_true, weight))
@@ -65,8 +66,8 @@ def test_a_window_forms_exactly_the_pairs_within_it(window: int) -> None:
 def test_the_same_number_in_two_rows_is_not_the_same_request() -> None:
     apart, together = targets([[1], [0]], request=[[1], [1]]), targets([[1, 0]], request=[[1, 1]])
     for loss in (InRequestPairwise(), InRequestPairwise(window=2)):
-        assert float(loss(apart, np.zeros((2, 1, 1), np.float32))) == 0
-        assert float(loss(together, np.zeros((1, 2, 1), np.float32))) == pytest.approx(np.log(2))
+        assert value_of(loss, apart, np.zeros((2, 1, 1), np.float32)) == 0
+        assert value_of(loss, together, np.zeros((1, 2, 1), np.float32)) == pytest.approx(np.log(2))
     # A softmax over a list of one is certain; over the list of two it is not.
     assert float(InRequestSoftmax()(apart, np.zeros((2, 1, 1), np.float32))) == 0
     assert float(InRequestSoftmax()(together, np.zeros((1, 2, 1), np.float32))) == pytest.approx(np.log(2))
@@ -79,9 +80,9 @@ def test_plain_labels_take_rows_as_requests() -> None:
     weight = rng.random(6).astype(np.float32)
     packed = targets(label, request=np.ones((6, 7)))
     for loss in (ObservedTowerLoss(pairwise_weight=1.0, listwise_weight=1.0), InRequestPairwise(window=7), InRequestSoftmax()):
-        wanted = float(loss(packed, logits[..., None], np.repeat(weight[:, None], 7, axis=1)))
-        assert float(loss(label, logits, weight)) == pytest.approx(wanted, rel=1e-6)
-        assert float(loss(packed, logits, weight[:, None])) == pytest.approx(wanted, rel=1e-6)
+        wanted = value_of(loss, packed, logits[..., None], np.repeat(weight[:, None], 7, axis=1))
+        assert value_of(loss, label, logits, weight) == pytest.approx(wanted, rel=1e-6)
+        assert value_of(loss, packed, logits, weight[:, None]) == pytest.approx(wanted, rel=1e-6)
     # Pointwise models: labels (B,), predictions (B, 1).
     single = float(ObservedTowerLoss()(label[:, 0], logits[:, :1]))
     wanted = float(keras.losses.BinaryCrossentropy(from_logits=True)(label[:, :1], logits[:, :1]))
@@ -175,9 +176,10 @@ def test_the_divisor_is_the_weight_not_the_number_of_tokens() -> None:
     wide = [np.concatenate([x, np.zeros_like(x)], axis=1) for x in (y_true, logits, weight)]
     assert float(loss(*wide)) == pytest.approx(value, rel=1e-6)
     assert float(loss(y_true, logits, weight * 8)) == pytest.approx(value, rel=1e-6)
-    # Control: Keras' default reduction halves it.
-    plain = keras.losses.BinaryCrossentropy(from_logits=True, axis=())
-    assert plain.reduction == "sum_over_batch_size"
+    # Control: Keras' default divisor, the number of tokens, halves the loss as the row grows.
+    keras_loss = keras.losses.BinaryCrossentropy(from_logits=True, axis=())
+    short = float(keras_loss(y_true[..., 0], logits[..., 0], weight))
+    assert float(keras_loss(wide[0][..., 0], wide[1][..., 0], wide[2])) == pytest.approx(short / 2, rel=1e-5)
 
 
 @each_loss

@@ -40,6 +40,7 @@ def rows(log: Any, schema: kr.Schema) -> Any:
         ({"dim": 10, "num_heads": 4}, "`dim` must be a positive multiple"),
         ({"num_layers": 0}, "`num_layers` positive"),
         ({"delay": 0}, "`delay` must be at least 1"),
+        ({"delay": 599}, "`delay` must be at least the schema's feedback_delay, 600"),
         ({"layout": "stacked"}, "`layout` must be"),
         ({"gates": ("value",)}, "`gates` must be of"),
         ({"tower_boundaries": (4, 1)}, "`tower_boundaries` must be increasing"),

@@ -75,7 +75,7 @@ def test_calls_that_gather_are_run_together(first, model):
 
 
 def test_waste_is_bounded(first, model):
-    """A short call does not pay for a long one: padded cells stay within twice those that count."""
+    """A short call does not pay for a long one: padded cells stay within one and a half times those that count."""
     batcher, submit, _ = start(model)
     futures = [submit(requests(first.card, (length,), (4,), seed=length)) for length in (2, 300, 3, 280)]
     model.go.set()

@@ -47,6 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--modes", nargs="+", choices=("forward", "train"), default=["forward", "train"])
     parser.add_argument("--rounds", type=int, default=7, help="calls of each, in turn; at least 7")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a machine shared with others; 1 thread"
+    )
     parser.add_argument("--tokens", type=int, default=8192, help="length of the packed rows of W2, W4 and W5")
     parser.add_argument("--peers", nargs="+", default=None, help="only peers whose name contains one of these words")
     parser.add_argument("--flex", action="store_true", help="torch: also flex_attention (compiles; needs a C++ compiler)")
@@ -58,6 +61,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.rounds < 7:
         parser.error("--rounds must be at least 7")
+    if args.clock == "cpu" and (args.threads != 1 or args.device != "cpu"):
+        parser.error("--clock cpu needs --threads 1 and --device cpu")
     return args
 
 
@@ -310,7 +315,7 @@ def keras_peers(machine: Any, load: Workload) -> dict[str, tuple[str, Callable[.
 # -- measuring -----------------------------------------------------------------------------------------------------------------
 
 
-def milliseconds(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+def milliseconds(calls: dict[str, Call], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median of each, called in turn so that a change of the machine's pace meets all alike. The first calls compile."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -318,9 +323,9 @@ def milliseconds(calls: dict[str, Call], rounds: int) -> dict[str, float]:
         call()
     for _ in range(rounds):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            begin = clock()
             call()
-            taken[name].append(1e3 * (time.perf_counter() - begin))
+            taken[name].append(1e3 * (clock() - begin))
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -355,7 +360,7 @@ def measure(machine: Any, load: Workload, mode: str, form: str, args: argparse.N
     square = machine.tensor(rng.standard_normal((1024, 1024)).astype("float32"))
     multiply = machine.forward(lambda x: x @ x, form)
     calls["gemm"] = lambda: multiply(square)
-    taken = milliseconds(calls, args.rounds)
+    taken = milliseconds(calls, args.rounds, time.process_time if args.clock == "cpu" else time.perf_counter)
     gemm = 2 * 1024**3 / taken.pop("gemm")
     mine = taken.pop("ours")
     share = (4 if mode == "forward" else 14) * load.size * load.heads * load.pairs() / mine / gemm
@@ -411,7 +416,7 @@ def main() -> None:
 
     machine = {"torch": Torch, "tensorflow": TensorFlow, "jax": Jax}[args.backend](args)
     versions = f"Keras {keras.__version__}, {args.backend} {sys.modules[args.backend].__version__}, Python {platform.python_version()}"
-    print(f"{versions}, {platform.machine()}, {args.threads} thread(s), {args.device}, {args.dtype}")
+    print(f"{versions}, {platform.machine()}, {args.threads} thread(s), {args.device}, {args.dtype}, {args.clock} clock")
     print(f"python {' '.join(sys.argv)}\n")
     if args.plot:
         plot(machine, args)

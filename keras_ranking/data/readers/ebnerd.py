@@ -18,6 +18,7 @@ _BEHAVIORS = (
     "impression_id",
     "article_id",
     "impression_time",
+    "read_time",
     "device_type",
     "article_ids_inview",
     "article_ids_clicked",
@@ -116,6 +117,7 @@ def _impressions(behaviors: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
             "session": take["session_id"].to_numpy(dtype=np.int64),
             "article_id": article,
             "click": click.astype(np.int8),
+            "click_after": take["read_time"].to_numpy(dtype=np.float64),
             "dwell": np.where(single, take["next_read_time"].to_numpy(dtype=np.float64), np.where(click, np.nan, 0.0)),
             "scroll": np.where(single, take["next_scroll_percentage"].to_numpy(dtype=np.float64), np.where(click, np.nan, 0.0)),
             "list_size": size[row].astype(np.float64),
@@ -173,10 +175,30 @@ def _history_rows(clicks: pd.DataFrame, impressions: pd.DataFrame, max_history: 
         recent = rows.groupby("member").cumcount(ascending=False).to_numpy() < max_history
         notes.append(f"{int((~recent).sum())} history clicks beyond the latest {max_history} of their member are left out")
         rows = rows[recent]
-    rows = rows.assign(split="history", click=np.int8(1), request=-1 - np.arange(len(rows), dtype=np.int64))
+    rows = rows.assign(split="history", click=np.int8(1), click_after=0.0, request=-1 - np.arange(len(rows), dtype=np.int64))
     ordered = rows.sort_values(["member", "time"], kind="stable")
     breaks = (ordered["member"].diff() != 0) | (ordered["time"].diff() > _SESSION_GAP)
     return rows.assign(session=-breaks.cumsum().reindex(rows.index))
+
+
+def _known_actions(events: pd.DataFrame, feedback: int) -> pd.DataFrame:
+    """What was known of each row's actions `feedback` seconds after it.
+
+    The click comes when the member leaves the page that showed the list (`click_after`, its read time), and dwell and scroll
+    grow from then on; scroll is only measured at the end. The full values would tell a request in between its own future.
+    """
+    left = feedback - events["click_after"].to_numpy()
+    click = (events["click"].to_numpy() == 1) & (left >= 0)
+    dwell, scroll = events["dwell"].to_numpy(), events["scroll"].to_numpy()
+    done = ~(dwell > left)  # also where the dwell was not measured
+    return pd.DataFrame(
+        {
+            "known_click": click.astype(np.int8),
+            "known_dwell": np.where(click, np.minimum(dwell, np.maximum(left, 0)), 0.0),
+            "known_scroll": np.where(click, np.where(done, scroll, np.nan), 0.0),
+        },
+        index=events.index,
+    )
 
 
 def _in_list_rank(values: pd.Series, request: pd.Series) -> pd.Series:
@@ -190,7 +212,9 @@ def _context(impressions: pd.DataFrame, clicks: pd.DataFrame, delay: int) -> pd.
     """The point-in-time features of every impression; `impressions` and `clicks` sorted by time."""
     out: dict[str, Any] = {}
     windows = [HOUR, 6 * HOUR, 24 * HOUR, None]
-    counts = point_in_time_counts(impressions, "article_id", windows, ["click"], delay=delay, prior=_PRIOR)
+    # A click of another member counts `delay` seconds after its impression, and only if it had happened by then.
+    known = impressions.assign(click=_known_actions(impressions, delay)["known_click"])
+    counts = point_in_time_counts(known, "article_id", windows, ["click"], delay=delay, prior=_PRIOR)
     for window in ("1h", "6h", "24h", "all"):
         out[f"views_{window}"] = counts[f"article_id_views_{window}"]
         out[f"ctr_{window}"] = 100.0 * counts[f"article_id_click_rate_{window}"]
@@ -206,9 +230,16 @@ def _context(impressions: pd.DataFrame, clicks: pd.DataFrame, delay: int) -> pd.
     out["history_clicks"] = older["split_article_id_views_all"].to_numpy()[: len(asked)]
     out["in_history"] = own["split_member_article_id_views_all"].to_numpy()[: len(asked)]
     out["history_size"] = own["split_member_views_all"].to_numpy()[: len(asked)]
-    seen = point_in_time_counts(impressions, [("member", "article_id")], [None], ["click"], delay=1)
+    seen = point_in_time_counts(impressions, [("member", "article_id")], [None], (), delay=1)
     out["seen"] = seen["member_article_id_views_all"]
-    out["clicked"] = seen["member_article_id_click_all"]
+    # Own clicks stand at the second they happened, which can be after the member's next list was shown.
+    happened = impressions[impressions["click"] == 1]
+    happened = happened.assign(time=happened["time"] + happened["click_after"].astype(np.int64))
+    pair = ["member", "article_id", "time"]
+    both = pd.concat([impressions[pair], happened[pair]], ignore_index=True)
+    is_click = np.arange(len(both)) >= len(impressions)
+    own = point_in_time_counts(both, [("member", "article_id")], [None], (), delay=1, counted=is_click)
+    out["clicked"] = own["member_article_id_views_all"].to_numpy()[: len(impressions)]
 
     # One row per impression list for what belongs to the list.
     lists = impressions.drop_duplicates("request")[["request", "member", "time"]]
@@ -233,7 +264,7 @@ def _article_age(events: pd.DataFrame, first_seen: pd.Series, delay: int) -> np.
     return np.where(age >= delay, age, 0) / HOUR
 
 
-def ebnerd_schema(tasks: tuple[str, ...] = ("click",)) -> Schema:
+def ebnerd_schema(tasks: tuple[str, ...] = ("click",), feedback: int = 120) -> Schema:
     """The schema of `read_ebnerd`: article id and age describe the item, everything else is context of the request."""
     known: Known = "context"
     prior = 100 * _PRIOR[0] / _PRIOR[1]
@@ -263,11 +294,12 @@ def ebnerd_schema(tasks: tuple[str, ...] = ("click",)) -> Schema:
         session="session",
         features=tuple(features),
         actions=(
-            Number(name="click"),
-            Number(name="dwell", transform="log1p_standardise", missing=_MEDIAN_DWELL),
-            Number(name="scroll", transform="standardise", missing=_MEDIAN_SCROLL),
+            Number(name="known_click"),
+            Number(name="known_dwell", transform="log1p_standardise", missing=_MEDIAN_DWELL),
+            Number(name="known_scroll", transform="standardise", missing=_MEDIAN_SCROLL),
         ),
         tasks=tuple(makers[task] for task in tasks),
+        feedback_delay=feedback,
     )
 
 
@@ -275,6 +307,7 @@ def read_ebnerd(
     folder: str | Path,
     tasks: tuple[str, ...] = ("click",),
     delay: int = 600,
+    feedback: int = 120,
     max_history: int | None = None,
     long_dwell_seconds: float = 60.0,
 ) -> Log:
@@ -285,10 +318,11 @@ def read_ebnerd(
 
     No column of a row holds anything from that row's future. The features are counts over earlier rows: other members'
     views and clicks enter `delay` seconds late; the member's own are those of earlier seconds. Times carry no zone and
-    are read as UTC. Order inside a list is shuffled in the release, so there is no position. `read_time` and
-    `scroll_percentage` of the page are known only after the impression and are not read; `next_read_time` and
-    `next_scroll_percentage` are the actions `dwell` (seconds) and `scroll` (percent) of the clicked article, 0 where it was
-    not clicked, missing (a stated constant) where not measured.
+    are read as UTC. Order inside a list is shuffled in the release, so there is no position. `next_read_time` and
+    `next_scroll_percentage` are `dwell` (seconds) and `scroll` (percent) of the clicked article, 0 where it was not clicked.
+    They and the click itself happen over minutes, so the actions of the schema are what was known of them `feedback` seconds
+    after the impression: `known_click` (the page that showed the list was left by then; `read_time` dates the click and serves
+    for nothing else), `known_dwell` so far, and `known_scroll` if the reading had ended. Labels are not cut.
 
     | feature | meaning |
     |---|---|
@@ -308,6 +342,8 @@ def read_ebnerd(
         folder: where the files are.
         tasks: "click" and, if wanted, "long_dwell" (dwell >= `long_dwell_seconds`, unknown where not clicked or not measured).
         delay: seconds after which other members' views and clicks are counted.
+        feedback: seconds after an impression as of which the member's own actions are stated; the schema's `feedback_delay`.
+            Our choice: 120, by when 93 % of the clicks have happened.
         max_history: keep only so many of the latest history clicks of each member. None: all.
         long_dwell_seconds: what counts as a long dwell.
 
@@ -319,7 +355,9 @@ def read_ebnerd(
         >>> log = read_ebnerd("data/ebnerd_demo")  # doctest: +SKIP
         >>> log.split("validation")["click"].mean()  # doctest: +SKIP
     """
-    schema = ebnerd_schema(tasks)
+    if feedback < 1:
+        raise ValueError(f"`feedback` must be at least 1 second. Received: feedback={feedback}")
+    schema = ebnerd_schema(tasks, feedback)
     notes: list[str] = []
     behaviors, history = _read(folder)
     impressions = _impressions(behaviors, notes)
@@ -331,6 +369,7 @@ def read_ebnerd(
     impressions = pd.concat([impressions, _context(impressions, clicks, delay)], axis=1)
     rows = rows.assign(article_age=_article_age(rows, first_seen, delay), hour=(rows["time"] // HOUR % 24).astype(np.float64))
     events = pd.concat([rows, impressions], ignore_index=True).sort_values("time", kind="stable", ignore_index=True)
+    events = pd.concat([events, _known_actions(events, feedback)], axis=1)
     read = events["dwell"].where(events["click"] == 1)
     events["long_dwell"] = (read >= long_dwell_seconds).astype(np.float64).where(read.notna())
     return Log(events=events, schema=schema, name="ebnerd", notes=tuple(notes))
