@@ -36,12 +36,13 @@ def write_tensor(values: np.ndarray, into: Any) -> None:
     into.tensor_content = np.ascontiguousarray(values).tobytes()
 
 
-def read_tensor(name: str, proto: Any, most_bytes: int | None = None) -> np.ndarray:
+def read_tensor(name: str, proto: Any, most_bytes: int | None = None, used: int = 0) -> np.ndarray:
     """Numbers of a TensorProto, in any of its forms: raw content, a list of values, or one value for all cells.
 
     Args:
         name: of the input, for errors.
-        most_bytes: largest tensor to make; a few bytes of message can ask for any size.
+        most_bytes: largest sum of tensors to make; a few bytes of message can ask for any size.
+        used: bytes made before this one.
 
     Raises:
         ServingError: INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
@@ -55,8 +56,8 @@ def read_tensor(name: str, proto: Any, most_bytes: int | None = None) -> np.ndar
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape) or len(shape) > 32:
         raise invalid(f"input '{name}' must have a known shape. Received: {shape}")
     cells = math.prod(shape)
-    if most_bytes is not None and cells * dtype.itemsize > most_bytes:
-        raise exhausted(f"input '{name}' of shape {shape} is larger than the limit of {most_bytes} bytes", http_status=413)
+    if most_bytes is not None and used + cells * dtype.itemsize > most_bytes:
+        raise exhausted(f"the inputs, with '{name}' of shape {shape}, are larger than the limit of {most_bytes} bytes", http_status=413)
     if proto.tensor_content:
         size = cells * dtype.itemsize
         if len(proto.tensor_content) != size:
@@ -74,10 +75,10 @@ def read_tensor(name: str, proto: Any, most_bytes: int | None = None) -> np.ndar
 def read_tensors(protos: Mapping[str, Any], most_bytes: int | None = None) -> dict[str, np.ndarray]:
     """All tensors of a message; `most_bytes` bounds their sum."""
     out: dict[str, np.ndarray] = {}
+    used = 0
     for name, proto in protos.items():
-        out[name] = read_tensor(name, proto, most_bytes)
-        if most_bytes is not None:
-            most_bytes -= out[name].nbytes
+        out[name] = read_tensor(name, proto, most_bytes, used)
+        used += out[name].nbytes
     return out
 
 

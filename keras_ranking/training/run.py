@@ -56,9 +56,8 @@ class TrainingOptions:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
         if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
-            raise ValueError(
-                f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: learning_rate={self.learning_rate}, warmup={self.warmup}"
-            )
+            received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
+            raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")
 
 
 # What suits each log, chosen on its training days alone: the last of them held out.

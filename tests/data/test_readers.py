@@ -37,6 +37,7 @@ def small_ebnerd(seed: int = 0, lists: int = 160, members: int = 9) -> tuple[pd.
                 "impression_id": 5000 + number,
                 "article_id": np.nan if rng.random() < 0.7 else 900.0,
                 "impression_time": stamp(time),
+                "read_time": float(rng.choice([5, 30, 100, 400, 900])),
                 "device_type": rng.integers(1, 4),
                 "article_ids_inview": words(rng.permutation(shown)),
                 "article_ids_clicked": words(listed),
@@ -151,13 +152,16 @@ class TestEbnerd:
             for name, hours in (("1h", 1), ("6h", 6), ("24h", 24), ("all", 10**6)):
                 inside = article[article["time"] > row["time"] - 600 - hours * 3600]
                 assert row[f"views_{name}"] == len(inside)
-                assert row[f"ctr_{name}"] == pytest.approx(100 * (inside["click"].sum() + 1) / (len(inside) + 12))
+                assert row[f"ctr_{name}"] == pytest.approx(
+                    100 * (inside.loc[inside["click_after"] <= 600, "click"].sum() + 1) / (len(inside) + 12)
+                )
             own = rows[(rows["member"] == row["member"]) & (rows["time"] < row["time"])]
             mine = own[own["article_id"] == row["article_id"]]
+            happened = rows[(rows["member"] == row["member"]) & (rows["time"] + rows["click_after"] < row["time"])]
             past = [click for click in old if click[0] == row["split"]]
             expected = {
                 "seen": len(mine),
-                "clicked": mine["click"].sum(),
+                "clicked": happened.loc[happened["article_id"] == row["article_id"], "click"].sum(),
                 "impressions_so_far": own["request"].nunique(),
                 "history_clicks": sum(a == row["article_id"] and t <= row["time"] - 600 for _, _, t, a in past),
                 "in_history": sum(a == row["article_id"] and m == row["member"] and t < row["time"] for _, m, t, a in past),
@@ -202,8 +206,28 @@ class TestEbnerd:
         cut = rows[rows["time"] <= moment]
         assert not np.allclose(leaky.loc[cut.index], cut.groupby(level="article_id")["click"].transform("mean"))
 
-    def test_page_reading_is_never_read(self, small):
-        assert not {"read_time", "scroll_percentage"} & set(small[0].events.columns)
+    def test_actions_are_what_was_known_when_they_become_visible(self, small, tmp_path):
+        log, behaviors, history = small
+        assert log.schema.feedback_delay == 120 and not {"read_time", "scroll_percentage"} & set(log.events.columns)
+        assert {action.name for action in log.schema.actions} == {"known_click", "known_dwell", "known_scroll"}
+        for _, row in log.events.iterrows():
+            left = 120 - row["click_after"]
+            clicked = row["click"] == 1 and left >= 0
+            assert row["known_click"] == clicked
+            if not clicked:
+                assert row["known_dwell"] == row["known_scroll"] == 0
+            elif np.isnan(row["dwell"]):
+                assert np.isnan(row["known_dwell"])
+            else:
+                assert row["known_dwell"] == min(row["dwell"], left)
+                np.testing.assert_equal(row["known_scroll"], row["scroll"] if row["dwell"] <= left else np.nan)
+        assert (log.events["dwell"] > log.events["known_dwell"]).any() and (log.events["click"] > log.events["known_click"]).any()
+        # What the member did after the two minutes moves nothing that a score can read.
+        later = behaviors.assign(next_read_time=behaviors["next_read_time"].mask(behaviors["next_read_time"] >= 120, 1500.0))
+        other = read_ebnerd(write(tmp_path, later, history), tasks=("click", "long_dwell"))
+        names = [*features(log), "known_click", "known_dwell", "known_scroll"]
+        pd.testing.assert_frame_equal(shown_rows(other)[names], shown_rows(log)[names])
+        assert not shown_rows(other)["dwell"].equals(shown_rows(log)["dwell"])
 
     def test_published_layout_gives_the_same_log(self, small, tmp_path):
         pytest.importorskip("pyarrow")

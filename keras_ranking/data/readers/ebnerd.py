@@ -62,7 +62,8 @@ def _read(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         what = "EB-NeRD behaviours (or the folders train/ and validation/ of the release)"
         behaviors_at = find_file(root, ["ebnerd_behaviors.csv.gz"], what)
         history_at = find_file(root, ["ebnerd_history.csv.gz"], "EB-NeRD history")
-        behaviors, history = pd.read_csv(behaviors_at), pd.read_csv(history_at)
+        # A list of one unmeasured scroll is the text "nan", not a missing list: only an empty field is missing.
+        behaviors, history = (pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in (behaviors_at, history_at))
         require_columns(behaviors, ("split", *_BEHAVIORS), behaviors_at)
         require_columns(history, ("split", *_HISTORY), history_at)
         return behaviors, history
