@@ -32,7 +32,7 @@ def value_and_gradient(function: Callable[[Any], Any], x: np.ndarray) -> tuple[f
     leaf = torch.tensor(x, requires_grad=True, device=keras.ops.convert_to_tensor(0.0).device)
     value = function(leaf)
     value.backward()
-    return float(value), leaf.grad.cpu().numpy()
+    return float(value.detach()), leaf.grad.cpu().numpy()
 
 
 def value_of(loss: Any, y_true: np.ndarray, logits: np.ndarray, weight: np.ndarray | None = None) -> float:

@@ -24,7 +24,7 @@ def _files(folder: str | Path) -> list[Path]:
     return sorted(first.parent.glob("log_standard*.csv*")) if first.name.startswith("log_standard") else [first]
 
 
-def kuairand_schema(actions: tuple[str, ...]) -> Schema:
+def kuairand_schema(actions: tuple[str, ...], feedback: int = 120) -> Schema:
     """The schema of `read_kuairand`; `actions` are those of the optional 0/1 columns that the log has."""
     rates = ("user_click_rate", "user_long_view_rate", "video_click_rate", "video_long_view_rate")
     return Schema(
@@ -45,23 +45,26 @@ def kuairand_schema(actions: tuple[str, ...]) -> Schema:
             *(Number(name=name) for name in actions),
         ),
         tasks=(Task(name="is_click"), Task(name="long_view")),
+        feedback_delay=feedback,
     )
 
 
-def read_kuairand(folder: str | Path, delay: int = 1, validation_from: int = VALIDATION_FROM) -> Log:
+def read_kuairand(folder: str | Path, delay: int = 1, feedback: int = 120, validation_from: int = VALIDATION_FROM) -> Log:
     """Read KuaiRand: one row per video shown, tasks `is_click` and `long_view`, all actions and the time watched.
 
     Reads `kuairand_feedback.csv.gz`, or every `log_standard*.csv` of the release (in the folder itself or its `data/`).
 
-    `is_click` and `long_view` follow from the time watched, so `play_seconds` is an action: an input of later events only.
+    `is_click` and `long_view` follow from the time watched, so `play_seconds` is an action: an input of later events only. It
+    is the time watched within `feedback` seconds of the start, which is what later requests can know.
     The log has no request id; videos of one user at one millisecond (`time_ms`) are taken as one request. The release's
-    videos have a duration of 0 where it is unknown; it stays 0. Rows that repeat another's user, video and
-    millisecond are left out, and `Log.notes` says how many. The features are counts over earlier rows: views and smoothed rates of the user and of the
-    video, (actions + 10) / (views + 20).
+    videos have a duration of 0 where it is unknown; it stays 0. Rows that repeat another's user, video and millisecond are
+    left out, and `Log.notes` says how many. The features are counts over earlier rows: views and smoothed rates of the user
+    and of the video, (actions + 10) / (views + 20).
 
     Args:
         folder: where the files are.
         delay: seconds after which feedback is counted, at least 1.
+        feedback: seconds after the start as of which a row's actions are stated; the schema's `feedback_delay`. Our choice.
         validation_from: date (yyyymmdd, China time) from which on rows are "validation"; earlier ones are "train".
 
     Raises:
@@ -87,7 +90,10 @@ def read_kuairand(folder: str | Path, delay: int = 1, validation_from: int = VAL
     events["time"] = events["time_ms"].astype(np.int64) // 1000
     events["hour"] = ((events["time"] + _CHINA) // 3600 % 24).astype(np.float64)
     events["request_id"] = pd.factorize(pd.MultiIndex.from_frame(events[["user_id", "time_ms"]]))[0]
-    events["play_seconds"] = events["play_time_ms"] / 1000
+    played = events["play_time_ms"] / 1000
+    events["play_seconds"] = np.minimum(played, feedback)
+    if (played > feedback).any():
+        notes.append(f"{int((played > feedback).sum())} videos were watched for over {feedback} seconds and say just that")
     events["duration_seconds"] = events["duration_ms"] / 1000
     counts = point_in_time_counts(
         events, ["user_id", "video_id"], [None], ["is_click", "long_view"], delay=delay, prior=(10.0, 20.0)
@@ -97,4 +103,4 @@ def read_kuairand(folder: str | Path, delay: int = 1, validation_from: int = VAL
         events[f"{name}_click_rate"] = counts[f"{key}_is_click_rate_all"]
         events[f"{name}_long_view_rate"] = counts[f"{key}_long_view_rate_all"]
     events["split"] = np.where(events["date"] >= validation_from, "validation", "train")
-    return Log(events=events, schema=kuairand_schema(actions), name="kuairand", notes=tuple(notes))
+    return Log(events=events, schema=kuairand_schema(actions, feedback), name="kuairand", notes=tuple(notes))
