@@ -32,8 +32,6 @@ from keras import ops
 
 Tensor = Any
 
-_STEPS_WHEN_UNKNOWN = 22  # binary search steps where T is not known when tracing: rows of up to 2**22 - 1 tokens
-
 
 class Spans(NamedTuple):
     """Which keys each query may attend to: `start[i] <= j < end[i]` union `own[i] <= j <= i`.
@@ -295,14 +293,20 @@ def _index_like(values: Tensor) -> Tensor:
 
 def _search(values: Tensor, low: Tensor, high: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
     """First place p in [low, high] where `keep(values[p])` fails, by bisection; `high` where it holds throughout."""
-    length = values.shape[1]
-    steps = _STEPS_WHEN_UNKNOWN if length is None else int(length).bit_length()
-    for _ in range(steps):
+
+    def halve(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         middle = (low + high) // 2
         # Where the search is over (low = high) the middle may lie one past the row: read a valid place, then ignore it.
         seen = ops.take_along_axis(values, ops.minimum(middle, ops.shape(values)[1] - 1), axis=1)
         right = ops.logical_and(keep(seen), low < high)
-        low, high = ops.where(right, middle + 1, low), ops.where(right, high, middle)
+        return ops.where(right, middle + 1, low), ops.where(right, high, middle)
+
+    length = values.shape[1]
+    if length is None:
+        # A served graph: a loop, since unrolled steps would make it larger and slower to load than all the rest of a model.
+        return ops.while_loop(lambda low, high: ops.any(low < high), halve, (low, high))[0]
+    for _ in range(int(length).bit_length()):
+        low, high = halve(low, high)
     return low
 
 

@@ -46,6 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--modes", nargs="+", choices=("forward", "train"), default=["forward", "train"])
+    parser.add_argument(
+        "--forms", nargs="+", choices=("graph", "xla"), default=["graph", "xla"], help="tensorflow: plain graph, compiled by XLA"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="calls of each, in turn; at least 7")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a machine shared with others; 1 thread"
@@ -246,7 +249,7 @@ class TensorFlow:
         tf.config.threading.set_intra_op_parallelism_threads(args.threads)
         tf.config.threading.set_inter_op_parallelism_threads(args.threads)
         self.tf, self.dtype = tf, getattr(tf, args.dtype)
-        self.forms = ("graph", "xla")
+        self.forms = tuple(args.forms)
 
     def tensor(self, values: np.ndarray) -> Any:
         tensor = self.tf.constant(values)
