@@ -95,9 +95,7 @@ def read_kuairand(folder: str | Path, delay: int = 1, feedback: int = 120, valid
     if (played > feedback).any():
         notes.append(f"{int((played > feedback).sum())} videos were watched for over {feedback} seconds and say just that")
     events["duration_seconds"] = events["duration_ms"] / 1000
-    counts = point_in_time_counts(
-        events, ["user_id", "video_id"], [None], ["is_click", "long_view"], delay=delay, prior=(10.0, 20.0)
-    )
+    counts = point_in_time_counts(events, ["user_id", "video_id"], [None], ["is_click", "long_view"], delay=delay, prior=(10.0, 20.0))
     for key, name in (("user_id", "user"), ("video_id", "video")):
         events[f"{name}_views"] = counts[f"{key}_views_all"].astype(np.float64)
         events[f"{name}_click_rate"] = counts[f"{key}_is_click_rate_all"]

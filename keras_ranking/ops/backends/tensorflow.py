@@ -7,6 +7,7 @@ the key range that its spans reach, takes the stock softmax, and its gradient re
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -173,7 +174,9 @@ class _Block:
     def __init__(self, q: Any, k: Any, v: Any, spans: tuple[Any, ...], low: Any, high: Any, scale: float) -> None:
         self.kv_heads, self.group, self.size = q.shape[0], q.shape[1], q.shape[3]
         self.wide = tf.float64 if q.dtype == tf.float64 else tf.float32
-        self.low, self.count, self.scale = low, high - low, scale
+        self.count, self.scale = high - low, scale
+        # Scaling the queries saves a pass over the scores; in half precision only a power of two does so without rounding.
+        self.folded = q.dtype == self.wide or math.frexp(scale)[0] == 0.5
         a, b, c, d = (part[low:high] for part in spans)
         first, last, own, top = tf.reduce_min(a), tf.reduce_max(b), tf.reduce_min(c), tf.reduce_max(d)
         apart = (first < last) & (own < top) & (own >= last + _GAP)
@@ -186,7 +189,7 @@ class _Block:
         self.some = ((a < b) | (c < d))[None, None, :, None]
         self.bias = tf.where(mask, tf.zeros([], self.wide), tf.constant(_CLOSED, self.wide))
         self.width = tf.size(columns)
-        self.q = tf.reshape(q[:, :, low:high], [self.kv_heads, self.group * self.count, self.size])
+        self.q = self.flat(q[:, :, low:high]) * (scale if self.folded else 1.0)
         self.k, self.v = self.read(k), self.read(v)
 
     def read(self, values: Any) -> Any:
@@ -198,7 +201,13 @@ class _Block:
 
     def scores(self) -> Any:
         product = tf.cast(tf.matmul(self.q, self.k, transpose_b=True), self.wide)
-        return tf.reshape(product, [self.kv_heads, self.group, self.count, self.width]) * self.scale + self.bias
+        product = tf.reshape(product, [self.kv_heads, self.group, self.count, self.width])
+        return (product if self.folded else product * self.scale) + self.bias
+
+    def key_gradient(self, ds: Any) -> Any:
+        """scale dS' Q, [Hkv, k, D]."""
+        gradient = tf.cast(tf.matmul(ds, self.q, transpose_a=True), self.wide)
+        return gradient if self.folded else gradient * self.scale
 
     def flat(self, values: Any) -> Any:
         return tf.reshape(values, [self.kv_heads, self.group * self.count, -1])
@@ -305,9 +314,9 @@ def _backward(
             ds = dp - tf.reduce_sum(dp * p, axis=-1, keepdims=True)
             if with_total:
                 ds += grad_sum[:, :, at:high, None]
-            ds = block.flat(tf.cast(ds * p * scale, q.dtype))
-            dq = block.grouped(tf.matmul(ds, block.k))
-            dk += block.spread(tf.cast(tf.matmul(ds, block.q, transpose_a=True), wide), first, last)
+            ds = block.flat(tf.cast(ds * p, q.dtype))
+            dq = block.grouped(tf.matmul(ds, block.k)) * scale
+            dk += block.spread(block.key_gradient(ds), first, last)
             dv += block.spread(tf.cast(tf.matmul(block.flat(tf.cast(p, q.dtype)), do, transpose_a=True), wide), first, last)
             return high, number + 1, dqs.write(number, tf.transpose(dq, [2, 0, 1, 3])), dk, dv
 
