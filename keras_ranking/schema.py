@@ -96,6 +96,9 @@ class Id(_Column):
     kind: Literal["id"] = "id"
     buckets: int = Field(default=65536, ge=2, le=_INT32_MAX)
 
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, **settings)
+
     @property
     def dtype(self) -> str:
         return "int32"
@@ -122,6 +125,9 @@ class Category(_Column):
     kind: Literal["category"] = "category"
     vocabulary: tuple[str, ...] | None = None
     buckets: int = Field(default=256, ge=2, le=_INT32_MAX)
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, **settings)
 
     @field_validator("vocabulary", mode="before")
     @classmethod
@@ -177,6 +183,9 @@ class Number(_Column):
     std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     missing: float | None = Field(default=None, allow_inf_nan=False)
 
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, **settings)
+
     @property
     def fitted(self) -> bool:
         """Whether `encode` can run: true unless a standardising transform has no constants yet."""
@@ -230,6 +239,9 @@ class Vector(_Column):
 
     kind: Literal["vector"] = "vector"
     size: int = Field(ge=1)
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, **settings)
 
     @property
     def shape(self) -> tuple[int, ...]:

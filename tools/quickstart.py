@@ -147,7 +147,7 @@ def serve_and_score(served: Path, model: Any, request: tuple[pd.DataFrame, pd.Da
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=1200, help="simulated members (default: 1200)")
-    parser.add_argument("--epochs", type=int, default=2, help="passes over the log (default: 2)")
+    parser.add_argument("--epochs", type=int, default=6, help="passes over the log (default: 6)")
     parser.add_argument("--seed", type=int, default=0, help="of the log and the model (default: 0)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "quickstart", help="folder of model, figures and plots")
     parser.add_argument("--served", type=Path, default=ROOT / "saved_models" / "cadet", help="folder of the exported versions")
@@ -162,8 +162,7 @@ def main() -> None:
         print(f"      {len(events):,} impressions in {events['request_id'].nunique():,} requests, {events['click'].mean():.1%} clicked")
 
     with step(f"train CADET on the `train` rows, {args.epochs} epochs"):
-        options = {"row_length": 512, "jit_compile": False}  # compiling would take longer than it saves on so short a run
-        model, history = training.train(log, out=args.out / "cadet", seed=args.seed, epochs=args.epochs, options=options)
+        model, history = training.train(log, out=args.out / "cadet", seed=args.seed, epochs=args.epochs)
 
     with step("evaluate on the `test` rows: CADET, popularity, logistic regression"):
         rows = np.flatnonzero((events["split"] == "test").to_numpy())

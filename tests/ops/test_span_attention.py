@@ -290,6 +290,7 @@ def test_unknown_shapes_export_and_reload(rng, tmp_path):
     module = Module()
     tf.saved_model.save(module, str(tmp_path / "saved"))
     loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    counts = []
     for batch, tokens in ((1, 1), (2, 9), (3, 150), (0, 4), (2, 0)):
         q, k, v, _ = operands(rng, batch, tokens, tokens, 4, 4, 8)
         spans = Spans(*(rng.integers(0, tokens + 1, (batch, tokens)).astype("int32") for _ in range(3)))
@@ -299,7 +300,8 @@ def test_unknown_shapes_export_and_reload(rng, tmp_path):
             grads = each.slope(q, k, v, *spans)
             for got, wanted in zip(grads, reference.span_attention_gradients(q, k, v, spans, 2 * expected), strict=True):
                 assert distance(got.numpy(), wanted) < EXACT
-    assert sum(traces) == 1
+        counts.append(len(traces))
+    assert len(set(counts)) == 1  # no shape was traced anew
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the meta device is torch's")

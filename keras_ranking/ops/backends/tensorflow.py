@@ -172,7 +172,7 @@ class _Block:
     """One block of queries: what it reads, its probabilities, and where its key gradients go."""
 
     def __init__(self, q: Any, k: Any, v: Any, spans: tuple[Any, ...], low: Any, high: Any, scale: float) -> None:
-        self.kv_heads, self.group, self.size = q.shape[0], q.shape[1], q.shape[3]
+        self.kv_heads, self.group, self.size = q.shape[1:]
         self.wide = tf.float64 if q.dtype == tf.float64 else tf.float32
         self.count, self.scale = high - low, scale
         # Scaling the queries saves a pass over the scores; in half precision only a power of two does so without rounding.
@@ -182,6 +182,7 @@ class _Block:
         apart = (first < last) & (own < top) & (own >= last + _GAP)
         self.first = tf.where(apart, first, tf.minimum(first, own))
         self.last = tf.maximum(tf.where(apart, last, tf.maximum(last, top)), self.first)
+        self.apart = apart
         self.second = tf.where(apart, own, self.last)
         self.top = tf.maximum(tf.where(apart, top, self.last), self.second)
         columns = tf.concat([tf.range(self.first, self.last), tf.range(self.second, self.top)], 0)
@@ -189,12 +190,21 @@ class _Block:
         self.some = ((a < b) | (c < d))[None, None, :, None]
         self.bias = tf.where(mask, tf.zeros([], self.wide), tf.constant(_CLOSED, self.wide))
         self.width = tf.size(columns)
-        self.q = self.flat(q[:, :, low:high]) * (scale if self.folded else 1.0)
+        self.q = self.queries(q, low, high) * (scale if self.folded else 1.0)
         self.k, self.v = self.read(k), self.read(v)
 
     def read(self, values: Any) -> Any:
         """[Hkv, k, D]: the key ranges of this block, end to end."""
-        return tf.concat([values[:, self.first : self.last], values[:, self.second : self.top]], 1)
+        rows = tf.cond(
+            self.apart,
+            lambda: tf.concat([values[self.first : self.last], values[self.second : self.top]], 0),
+            lambda: values[self.first : self.last],
+        )
+        return tf.transpose(rows, [1, 0, 2])
+
+    def queries(self, values: Any, low: Any, high: Any) -> Any:
+        """[Hkv, G q, D]: this block of the rows of queries, outputs or their gradients."""
+        return self.flat(tf.transpose(values[low:high], [1, 2, 0, 3]))
 
     def grouped(self, values: Any) -> Any:
         return tf.reshape(values, [self.kv_heads, self.group, self.count, -1])
@@ -224,29 +234,30 @@ class _Block:
 
 
 def _laid_out(q: Any, k: Any, v: Any, spans: Spans, kv_heads: int, group: int, size: int) -> tuple[Any, ...]:
-    """q [Hkv, G, B T, D], k and v [Hkv, B S, D] with zeros where nothing looks, spans and part ends of the batch laid end to end."""
+    """q [B T, Hkv, G, D], k and v [B S, Hkv, D] with zeros where nothing looks, spans and part ends of the batch laid end to end."""
     batch, queries, num_keys = tf.shape(q)[0], tf.shape(q)[1], tf.shape(k)[1]
     flat = flat_spans(spans, num_keys)
     seen = seen_keys(*flat, keys=batch * num_keys)
     a, b, c, d = flat
     some = (a < b) | (c < d)
     ends = _part_ends(cut_places(*flat, batch=batch, queries=queries, square=tf.equal(queries, num_keys)))
-    q = tf.transpose(tf.reshape(q, [-1, kv_heads, group, size]), [1, 2, 0, 3])
-    k, v = (tf.transpose(tf.reshape(part, [-1, kv_heads, size]), [1, 0, 2]) for part in (k, v))
-    zero = tf.zeros([], q.dtype)
+    q = tf.reshape(q, [-1, kv_heads, group, size])
+    k, v = (tf.reshape(part, [-1, kv_heads, size]) for part in (k, v))
+    # A NaN where nothing looks would meet a zero weight inside a block and spread.
+    return _cleared(q, some), _cleared(k, seen), _cleared(v, seen), flat, ends, some
 
-    def clean(values: Any, used: Any) -> Any:
-        # A NaN where nothing looks would meet a zero weight inside a block and spread. Mostly there is nothing to clean.
-        return tf.cond(tf.reduce_all(used), lambda: values, lambda: tf.where(used[:, None], values, zero))
 
-    return clean(q, some), clean(k, seen), clean(v, seen), flat, ends, some
+def _cleared(rows: Any, used: Any) -> Any:
+    """Zeros in the rows that are not used. Mostly all are, and nothing is to be done."""
+    used_rows = tf.reshape(used, [-1] + [1] * (len(rows.shape) - 1))
+    return tf.cond(tf.reduce_all(used), lambda: rows, lambda: tf.where(used_rows, rows, tf.zeros([], rows.dtype)))
 
 
 def _forward(
     query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, scale: float, with_total: bool
 ) -> tuple[Any, Any]:
-    q, k, v, flat, ends, _ = _laid_out(query, key, value, spans, kv_heads, group, size)
-    count = tf.shape(q)[2]
+    q, k, v, flat, ends, some = _laid_out(query, key, value, spans, kv_heads, group, size)
+    count = tf.shape(q)[0]
     wide = tf.float64 if query.dtype == tf.float64 else tf.float32
     outs = tf.TensorArray(query.dtype, size=0, dynamic_size=True, infer_shape=False, element_shape=[None, kv_heads, group, size])
     totals = tf.TensorArray(wide, size=0, dynamic_size=True, infer_shape=False, element_shape=[None, kv_heads, group])
@@ -262,7 +273,6 @@ def _forward(
         else:
             p = tf.nn.softmax(scores)
         out = block.grouped(tf.matmul(block.flat(tf.cast(p, v.dtype)), block.v))
-        out = tf.where(block.some, out, tf.zeros([], out.dtype))
         end = tf.cond(high < end, lambda: end, lambda: ends[tf.minimum(high, count - 1)])
         return step + 1, high, end, outs.write(step, tf.transpose(out, [2, 0, 1, 3])), totals
 
@@ -270,7 +280,7 @@ def _forward(
         _, _, _, done, sums = tf.while_loop(lambda step, low, *_: low < count, body, (0, 0, ends[0], outs, totals), parallel_iterations=1)
         shape = tf.shape(query)
         total = tf.reshape(sums.concat(), shape[:3]) if with_total else tf.zeros(shape[:3], wide)
-        return tf.reshape(done.concat(), shape), total
+        return tf.reshape(_cleared(done.concat(), some), shape), total
 
     return tf.cond(count > 0, run, lambda: (tf.zeros_like(query), tf.zeros(tf.shape(query)[:3], wide)))  # type: ignore[no-any-return]
 
@@ -292,9 +302,8 @@ def _backward(
     wide = tf.float64 if query.dtype == tf.float64 else tf.float32
     batch, queries, num_keys = tf.shape(query)[0], tf.shape(query)[1], tf.shape(key)[1]
     count, square = batch * queries, tf.equal(queries, num_keys)
-    grad = tf.transpose(tf.reshape(grad_out, [-1, kv_heads, group, size]), [1, 2, 0, 3])
-    grad = tf.where(some[:, None], grad, tf.zeros([], grad.dtype))
-    grad_sum = tf.transpose(tf.reshape(grad_total, [-1, kv_heads, group]), [1, 2, 0])
+    grad = _cleared(tf.reshape(grad_out, [-1, kv_heads, group, size]), some)
+    grad_sum = tf.transpose(_cleared(tf.reshape(grad_total, [-1, kv_heads, group]), some), [1, 2, 0])
 
     def keys_of(low: Any, end: Any) -> tuple[Any, Any]:
         """The keys that belong to the part of queries low..end: the same places, or the whole rows."""
@@ -308,8 +317,9 @@ def _backward(
         def block_step(at: Any, number: Any, dqs: Any, dk: Any, dv: Any) -> Any:
             high = tf.minimum(at + _BLOCK, end)
             block = _Block(q, k, v, flat, at, high, scale)
-            p = tf.where(block.some, tf.nn.softmax(block.scores()), tf.zeros([], wide))
-            do = block.flat(grad[:, :, at:high])
+            # A row that sees nothing has a meaningless p, but a zero gradient: nothing comes of it.
+            p = tf.nn.softmax(block.scores())
+            do = block.queries(grad, at, high)
             dp = block.grouped(tf.cast(tf.matmul(do, block.v, transpose_b=True), wide))
             ds = dp - tf.reduce_sum(dp * p, axis=-1, keepdims=True)
             if with_total:
