@@ -132,14 +132,13 @@ def test_no_bare_assert(path: Path) -> None:
 
 
 BLOCKED = """
-    import importlib.abc, sys
+import sys
+from importlib.machinery import PathFinder
 
-    class Blocked(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] in {blocked!r}:
-                raise ModuleNotFoundError(f"No module named {{name!r}} (blocked by the test)", name=name)
+find = PathFinder.find_spec
 
-    sys.meta_path.insert(0, Blocked())
+# As if not installed: whoever only asks whether a package is there (torch does) is told no, without an error.
+PathFinder.find_spec = classmethod(lambda cls, name, *args: None if name.split(".")[0] in {blocked!r} else find(name, *args))
 """
 
 
@@ -174,12 +173,16 @@ def test_one_backend_is_enough(backend: str) -> None:
         for room in {ROOMS!r}:
             module = importlib.import_module("keras_ranking." + room)
             for name in getattr(module, "__all__", ()):
-                getattr(module, name)
+                try:
+                    getattr(module, name)
+                except ModuleNotFoundError as error:  # the server alone needs more, and says what
+                    assert room == "serving" and "pip install keras-ranking[serving]" in str(error), error
         import keras_ranking.cli
         import keras
         print(keras.backend.backend())
     """
-    done = run_without(others | SERVER, program, backend)
+    absent = SERVER - {"google"} if backend == "tensorflow" else SERVER  # TensorFlow itself stands on protobuf
+    done = run_without(others | absent, program, backend)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [backend]
 
@@ -187,7 +190,7 @@ def test_one_backend_is_enough(backend: str) -> None:
 def test_control_blocking_blocks() -> None:
     done = run_without({"jax"}, "import jax")
     assert done.returncode != 0
-    assert "blocked by the test" in done.stderr
+    assert "No module named 'jax'" in done.stderr
 
 
 def public() -> list[tuple[str, object]]:
