@@ -15,9 +15,8 @@ from keras_ranking.ops import Spans
 
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
-    "cadet_value": {"layout": "value"},
-    "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900},
-    "cadet_early_context": {"token_features": ("item_id", "age_hours", "item_views_24h"), "tower_boundaries": (), "rotary": None},
+    "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900, "tower_boundaries": ()},
+    "cadet_value": {"layout": "value", "token_features": ("item_id", "age_hours", "item_views_24h"), "rotary": None},
 }
 
 
