@@ -96,7 +96,7 @@ class Id(_Column):
     kind: Literal["id"] = "id"
     buckets: int = Field(default=65536, ge=2, le=_INT32_MAX)
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
 
     @property
@@ -126,7 +126,7 @@ class Category(_Column):
     vocabulary: tuple[str, ...] | None = None
     buckets: int = Field(default=256, ge=2, le=_INT32_MAX)
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
 
     @field_validator("vocabulary", mode="before")
@@ -183,7 +183,7 @@ class Number(_Column):
     std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     missing: float | None = Field(default=None, allow_inf_nan=False)
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
 
     @property
@@ -240,7 +240,7 @@ class Vector(_Column):
     kind: Literal["vector"] = "vector"
     size: int = Field(ge=1)
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
 
     @property
