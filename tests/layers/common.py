@@ -96,17 +96,19 @@ def first_shape(inputs: Mapping[str, Any]) -> Any:
 
 def symbols(inputs: Mapping[str, Any], batch: bool, tokens: bool) -> dict[str, Any]:
     """A `keras.Input` for each tensor; axis 0 unknown unless `batch`, axis 1 unknown unless `tokens`."""
-    count = iter(range(1000))
 
-    def one(tensor: np.ndarray) -> Any:
+    def one(tensor: np.ndarray, name: str) -> Any:
         shape = list(tensor.shape)
         if not batch:
             shape[0] = None
         if not tokens and len(shape) > 1:
             shape[1] = None
-        return keras.Input(batch_shape=tuple(shape), dtype=str(tensor.dtype), name=f"input_{next(count)}")
+        return keras.Input(batch_shape=tuple(shape), dtype=str(tensor.dtype), name=name)
 
-    return {name: keras.tree.map_structure(one, tensor) for name, tensor in inputs.items()}
+    # Named in the order of `leaves`, as `feed` names them: map_structure visits a dict in an order of its own on torch.
+    flat = leaves(dict(inputs))
+    packed = keras.tree.pack_sequence_as(dict(inputs), [one(leaf, f"input_{i}") for i, leaf in enumerate(flat)])
+    return {name: packed[name] for name in inputs}
 
 
 def functional(layer: keras.layers.Layer, inputs: Mapping[str, Any], settings: Mapping[str, Any], batch: bool, tokens: bool) -> keras.Model:
@@ -116,8 +118,7 @@ def functional(layer: keras.layers.Layer, inputs: Mapping[str, Any], settings: M
 
 
 def feed(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    flat = [leaf for tensor in inputs.values() for leaf in leaves(tensor)]
-    return {f"input_{i}": leaf for i, leaf in enumerate(flat)}
+    return {f"input_{i}": leaf for i, leaf in enumerate(leaves(dict(inputs)))}
 
 
 def check_build(make: Factory, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
