@@ -124,13 +124,16 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
         scale: factor on the logits. None: 1 / sqrt(D).
         kernel: 'auto', or one of the backend's kernels:
 
-            | backend    | kernel     | what it is                                                | auto takes it            |
-            |------------|------------|-----------------------------------------------------------|--------------------------|
-            | torch      | 'tiles'    | fused CPU flash calls on a host-side plan of tiles        | CPU tensors              |
-            | torch      | 'blocked'  | blocks of queries in plain torch operations               | other devices            |
-            | tensorflow | 'loop'     | `tf.while_loop` over blocks; unknown B and T; exports     | shapes not static        |
-            | tensorflow | 'xla'      | tiles with running softmax, compiled by XLA               | static shapes            |
-            | jax        | 'tiles'    | tiles with running softmax in loops of measured bounds    | always                   |
+            | backend    | kernel    | what it is                                                     | auto takes it            |
+            |------------|-----------|----------------------------------------------------------------|--------------------------|
+            | torch      | 'tiles'   | fused CPU flash calls on a host-side plan of tiles             | CPU tensors              |
+            | torch      | 'flex'    | flex_attention with a BlockMask of the spans; SDPA where plain | CUDA tensors             |
+            | torch      | 'blocked' | the plan's tiles in plain torch operations                     | other devices            |
+            | tensorflow | 'loop'    | `tf.while_loop` over blocks; unknown B and T; exports          | outside XLA              |
+            | tensorflow | 'xla'     | tiles with running softmax, compiled by XLA                    | inside `jit_compile`     |
+            | jax        | 'tiles'   | tiles with running softmax in loops of measured bounds         | CPU, float64             |
+            | jax        | 'pallas'  | Pallas (Triton) kernels; on a CPU in Pallas's interpreter      | GPU                      |
+            | jax        | 'library' | 'pallas', but cuDNN where the spans are plain causal rows      | GPU, 16 bits, D <= 128   |
 
     Returns:
         (B, T, H, D) in the dtype of `query`.

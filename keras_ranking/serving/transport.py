@@ -51,6 +51,7 @@ class GrpcTransport:
             address, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         )
         self._predict, self._metadata = codec.stub_calls(self._channel)
+        self._closed = False
 
     def input_names(self) -> list[str]:
         return self._codec.input_names(self._call(self._metadata, self._codec.metadata_request(self._model)), self._signature)
@@ -60,13 +61,17 @@ class GrpcTransport:
         return self._codec.read_tensors(response.outputs)
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
             return method(request, timeout=self._timeout)
         except self._grpc.RpcError as error:
-            raise ServingError(error.code().name, f"{error.details()} (gRPC {self._address})") from error
+            code = error.code().name
+            if code == "CANCELLED" and not self._closed:
+                code = "UNAVAILABLE"  # not by us: a call that reaches a server as it stops
+            raise ServingError(code, f"{error.details()} (gRPC {self._address})") from error
 
 
 class RestTransport:

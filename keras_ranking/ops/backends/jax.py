@@ -1,6 +1,12 @@
 """Span attention in JAX: tiles with a running softmax, in loops whose bounds are read from the spans.
 
-The batch is laid end to end as one row of B T queries. An outer loop takes tiles of queries that start where no span crosses if it
+| kernel    | where it runs                                                                                                 |
+|-----------|---------------------------------------------------------------------------------------------------------------|
+| `tiles`   | anywhere; this file                                                                                           |
+| `pallas`  | GPUs; `jax_pallas.py`; on a CPU in Pallas's interpreter                                                       |
+| `library` | as `pallas` (on a CPU as `tiles`), but `jax.nn` where the spans turn out to be plain causal rows, cuDNN on a GPU |
+
+In `tiles` the batch is laid end to end as one row of B T queries. An outer loop takes tiles of queries that start where no span crosses if it
 can; an inner loop takes the tiles of keys that their spans reach. The gradient recomputes each tile from the saved logarithm
 of the softmax's sum. All shapes are static, so it compiles into one program with whatever surrounds it.
 """
@@ -16,7 +22,7 @@ from jax import lax
 
 from keras_ranking.ops.spans import Spans
 
-KERNELS = ("tiles",)
+KERNELS = ("tiles", "pallas", "library")
 
 _GAP = 64  # a second key range this far behind the first is read apart
 _CLOSED = -1e30  # score of a hidden pair
@@ -25,10 +31,20 @@ _FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidde
 
 def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str) -> Any:
     """See `keras_ranking.ops.span_attention`."""
-    del kernel  # one kernel so far
     if 0 in query.shape or 0 in key.shape:
         return jnp.zeros_like(query)
-    return _attend(scale, query, key, value, *spans)[0]
+    return _attend(_chosen(kernel, query, key), scale, query, key, value, *spans)[0]
+
+
+def _chosen(kernel: str, query: Any, key: Any, join: bool = False) -> str:
+    """The kernel for 'auto', and 'interpret' for Pallas on a CPU."""
+    gpu = jax.default_backend() == "gpu"
+    if kernel == "auto":
+        half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[3] % 8 == 0 and query.shape[3] <= 128
+        kernel = "tiles" if not gpu else "library" if half and query.shape[1] == key.shape[1] and not join else "pallas"
+    if query.dtype == jnp.float64:
+        return "tiles"  # Triton multiplies no float64
+    return "interpret" if kernel == "pallas" and not gpu else kernel
 
 
 def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> Any:
@@ -37,7 +53,7 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
     if 0 in query.shape or 0 in key.shape:
         out, total = jnp.zeros_like(query), jnp.full(query.shape[:3], _CLOSED, _wide(query.dtype))
     else:
-        out, total = _attend(scale, query, key, value, *spans)
+        out, total = _attend(_chosen("auto", query, key, join=True), scale, query, key, value, *spans)
     return out if self_key is None else _join(query, out, total, self_key, self_value, scale)
 
 
@@ -249,22 +265,75 @@ def _backward(
     return dq[:, :, : at.queries].transpose(2, 0, 1, 3).reshape(query.shape), dk, dv
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+# -- which kernel ---------------------------------------------------------------------------------------------------------------
+
+
+def _plain(query: Any, start: Any, end: Any, own: Any) -> Any:
+    """Whether each query i of every row sees the keys 0..i, all of them and no others."""
+    index = jnp.arange(query.shape[1], dtype=jnp.int32)[None]
+    first = jnp.maximum(start, 0)
+    covered = (own <= 0) | ((first <= 0) & (end > first) & (own <= end))
+    return (covered & (end <= index + 1)).all()
+
+
+def _library(scale: float, query: Any, key: Any, value: Any) -> Any:
+    kind = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True, implementation=kind)
+
+
+def _run_forward(kernel: str, scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+    operands = (query, key, value, start, end, own)
+    if kernel == "library":
+        other = "pallas" if jax.default_backend() == "gpu" else "tiles"
+        # The sum is not needed: this kernel's gradient starts again from the operands.
+        nothing = jnp.full(query.shape[:3], _CLOSED, jnp.float32)
+        return lax.cond(  # type: ignore[no-any-return]
+            _plain(query, start, end, own),
+            lambda *given: (_library(scale, *given[:3]), nothing),
+            functools.partial(_run_forward, other, scale),
+            *operands,
+        )
+    if kernel == "tiles":
+        return _forward(scale, *operands)
+    from keras_ranking.ops.backends import jax_pallas
+
+    return jax_pallas.forward(scale, *operands, interpret=kernel == "interpret")
+
+
+def _run_backward(kernel: str, scale: float, *saved: Any) -> tuple[Any, Any, Any]:
+    if kernel == "library":
+        other = "pallas" if jax.default_backend() == "gpu" else "tiles"
+        query, key, value, start, end, own, *_ = saved
+
+        def plain(*given: Any) -> Any:
+            return jax.vjp(functools.partial(_library, scale), *given[:3])[1](given[8])
+
+        return lax.cond(  # type: ignore[no-any-return]
+            _plain(query, start, end, own), plain, functools.partial(_run_backward, other, scale), *saved
+        )
+    if kernel == "tiles":
+        return _backward(scale, *saved)
+    from keras_ranking.ops.backends import jax_pallas
+
+    return jax_pallas.backward(scale, *saved, interpret=kernel == "interpret")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(kernel: str, scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
-    return _compiled_forward(scale, query, key, value, start, end, own)  # type: ignore[no-any-return]
+    return _compiled_forward(kernel, scale, query, key, value, start, end, own)  # type: ignore[no-any-return]
 
 
-def _attend_forward(scale: float, *operands: Any) -> tuple[Any, Any]:
-    out, total = _compiled_forward(scale, *operands)
+def _attend_forward(kernel: str, scale: float, *operands: Any) -> tuple[Any, Any]:
+    out, total = _compiled_forward(kernel, scale, *operands)
     return (out, total), (*operands, out, total)
 
 
-def _attend_backward(scale: float, saved: Any, grads: Any) -> tuple[Any, ...]:
-    dq, dk, dv = _compiled_backward(scale, *saved, *grads)
+def _attend_backward(kernel: str, scale: float, saved: Any, grads: Any) -> tuple[Any, ...]:
+    dq, dk, dv = _compiled_backward(kernel, scale, *saved, *grads)
     return dq, dk, dv, None, None, None
 
 
-_compiled_forward = functools.partial(jax.jit, static_argnums=0)(_forward)
-_compiled_backward = functools.partial(jax.jit, static_argnums=0)(_backward)
+_compiled_forward = functools.partial(jax.jit, static_argnums=(0, 1))(_run_forward)
+_compiled_backward = functools.partial(jax.jit, static_argnums=(0, 1))(_run_backward)
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -2,25 +2,28 @@
 
 Per row, the plan cuts where no span crosses, finds stretches that are plainly causal, fully visible, or candidates of one
 history, which need no bias, and tiles the rest. The fused call returns the logarithm of the softmax's sum, so its backward can
-be called tile by tile. Devices other than the CPU take the same tiles through plain operations.
+be called tile by tile. Other devices take flex_attention (`torch_flex.py`), or the same tiles through plain operations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from keras_ranking.ops.backends import plan as planning
+from keras_ranking.ops.backends import plan as planning, torch_flex
 from keras_ranking.ops.spans import Spans
 
-KERNELS = ("tiles", "blocked")
+KERNELS = ("tiles", "blocked", "flex")
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-_plans: Any = WeakTensorKeyDictionary()  # spans.start -> (end, own, versions, keys, plan): layers share spans, so they share the plan
+# spans.start -> (end, own, versions, keys, what was made of them): layers share spans, so they share their plan or mask
+_plans: Any = WeakTensorKeyDictionary()
+_masks: Any = WeakTensorKeyDictionary()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
@@ -28,8 +31,12 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
     """See `keras_ranking.ops.span_attention`."""
     if query.device.type == "meta" or query.numel() == 0:
         return torch.zeros_like(query)
-    plan = _plan(spans, key.shape[1])
-    fused = kernel == "tiles" or (kernel == "auto" and query.device.type == "cpu")
+    if kernel == "auto":
+        kernel = {"cpu": "tiles", "cuda": "flex"}.get(query.device.type, "blocked")
+    if kernel == "flex":
+        mask = _kept(_masks, spans, key.shape[1], torch_flex.make_mask)
+        return torch_flex.attend(query, key, value, mask, scale, need_total=False)[0]
+    plan, fused = _plan(spans, key.shape[1]), kernel == "tiles"
     query, key, value = _without_poison(query, key, value, plan)
     key, value = _repeat(key, query.shape[2]), _repeat(value, query.shape[2])
     out: torch.Tensor = _apply(query, key, value, None, None, plan, scale, fused)
@@ -41,6 +48,10 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
     """See `keras_ranking.ops.candidate_attention`."""
     if query.device.type == "meta" or query.numel() == 0:
         return torch.zeros_like(query)
+    if query.device.type == "cuda":
+        mask = torch_flex.make_mask(Spans.history_only(lengths, query.shape[1]), key.shape[1])
+        out, total = torch_flex.attend(query, key, value, mask, scale, need_total=True)
+        return out if self_key is None else _join_rows(query, out, total, self_key, self_value, scale)
     plan = planning.candidate_plan(lengths.cpu().numpy(), query.shape[1], key.shape[1], self_key is not None)
     query, key, value = _without_poison(query, key, value, plan)
     heads = query.shape[2]
@@ -51,17 +62,24 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
     return out
 
 
-def _plan(spans: Spans, num_keys: int) -> planning.Plan:
+def _kept(store: Any, spans: Spans, num_keys: int, make: Callable[[Spans, int], Any]) -> Any:
+    """make(spans, num_keys), made once while the spans live and do not change."""
     start, end, own = spans
     versions = (start._version, end._version, own._version)
-    held = _plans.get(start)
+    held = store.get(start)
     if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == num_keys:
-        return held[4]  # type: ignore[no-any-return]
-    held_start, held_end, held_own = (part.detach().cpu().numpy() for part in spans)
-    plan = planning.span_plan(held_start, held_end, held_own, num_keys)
-    # The plan keeps `end` and `own` alive while `start` lives, which is what makes their identity a safe key.
-    _plans[start] = (end, own, versions, num_keys, plan)
-    return plan
+        return held[4]
+    made = make(spans, num_keys)
+    # What is kept holds `end` and `own` alive while `start` lives, which is what makes their identity a safe key.
+    store[start] = (end, own, versions, num_keys, made)
+    return made
+
+
+def _plan(spans: Spans, num_keys: int) -> planning.Plan:
+    def make(spans: Spans, num_keys: int) -> planning.Plan:
+        return planning.span_plan(*(part.detach().cpu().numpy() for part in spans), num_keys)
+
+    return _kept(_plans, spans, num_keys, make)  # type: ignore[no-any-return]
 
 
 def _repeat(values: torch.Tensor, heads: int) -> torch.Tensor:
@@ -206,6 +224,13 @@ def _join(q: Any, out: Any, total: Any, own_key: Any, own_value: Any, scale: flo
     joined = torch.logaddexp(total, score)
     out = torch.exp(total - joined)[..., None] * out + torch.exp(score - joined)[..., None] * own_value
     return out.to(q.dtype), joined
+
+
+def _join_rows(query: Any, out: Any, total: Any, self_key: Any, self_value: Any, scale: float) -> torch.Tensor:
+    """`_join` on rows (B, N, H, D), through plain operations that differentiate themselves."""
+    heads = query.shape[2]
+    joined, _ = _join(query, out, total, _repeat(self_key, heads), _repeat(self_value, heads), scale)
+    return joined  # type: ignore[no-any-return]
 
 
 def _join_backward(grad: Any, q: Any, out: Any, total: Any, own_key: Any, own_value: Any, scale: float) -> tuple[Any, Any, Any]:
