@@ -121,7 +121,8 @@ def test_nothing_of_pallas_grows_with_the_square_of_the_length():
     def largest(tokens):
         rows, part = jax.ShapeDtypeStruct((1, tokens, 1, 16), "float32"), jax.ShapeDtypeStruct((1, tokens), "int32")
         total = jax.ShapeDtypeStruct((1, tokens, 1), "float32")
-        jaxpr = jax.make_jaxpr(lambda *inputs: jax_pallas.backward(1.0, *inputs))(rows, rows, rows, part, part, part, rows, total, rows, total)
+        operands = (rows, rows, rows, part, part, part, rows, total, rows, total)
+        jaxpr = jax.make_jaxpr(lambda *inputs: jax_pallas.backward(1.0, *inputs))(*operands)
         return max(int(np.prod(out.aval.shape)) for equation in jaxpr.eqns for out in equation.outvars)
 
     assert largest(8192) == 2 * largest(4096)

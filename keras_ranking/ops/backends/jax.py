@@ -1,13 +1,13 @@
 """Span attention in JAX: tiles with a running softmax, in loops whose bounds are read from the spans.
 
-| kernel    | where it runs                                                                                                 |
-|-----------|---------------------------------------------------------------------------------------------------------------|
-| `tiles`   | anywhere; this file                                                                                           |
-| `pallas`  | GPUs; `jax_pallas.py`; on a CPU in Pallas's interpreter                                                       |
-| `library` | as `pallas` (on a CPU as `tiles`), but `jax.nn` where the spans turn out to be plain causal rows, cuDNN on a GPU |
+| kernel    | where it runs                                                                              |
+|-----------|--------------------------------------------------------------------------------------------|
+| `tiles`   | anywhere; this file                                                                        |
+| `pallas`  | GPUs; `jax_pallas.py`; on a CPU in Pallas's interpreter                                    |
+| `library` | as `pallas` (on a CPU as `tiles`), but `jax.nn` (cuDNN) where all rows are plainly causal  |
 
-In `tiles` the batch is laid end to end as one row of B T queries. An outer loop takes tiles of queries that start where no span crosses if it
-can; an inner loop takes the tiles of keys that their spans reach. The gradient recomputes each tile from the saved logarithm
+In `tiles` the batch is laid end to end as one row of B T queries. An outer loop takes tiles of queries that start where no span
+crosses if it can; an inner loop takes the tiles of keys that their spans reach. The gradient recomputes each tile from the saved logarithm
 of the softmax's sum. All shapes are static, so it compiles into one program with whatever surrounds it.
 """
 
@@ -277,7 +277,7 @@ def _plain(query: Any, start: Any, end: Any, own: Any) -> Any:
 
 
 def _library(scale: float, query: Any, key: Any, value: Any) -> Any:
-    kind = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    kind: Any = "cudnn" if jax.default_backend() == "gpu" else "xla"
     return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True, implementation=kind)
 
 
@@ -303,7 +303,7 @@ def _run_forward(kernel: str, scale: float, query: Any, key: Any, value: Any, st
 def _run_backward(kernel: str, scale: float, *saved: Any) -> tuple[Any, Any, Any]:
     if kernel == "library":
         other = "pallas" if jax.default_backend() == "gpu" else "tiles"
-        query, key, value, start, end, own, *_ = saved
+        query, start, end, own = saved[0], *saved[3:6]
 
         def plain(*given: Any) -> Any:
             return jax.vjp(functools.partial(_library, scale), *given[:3])[1](given[8])
@@ -315,7 +315,7 @@ def _run_backward(kernel: str, scale: float, *saved: Any) -> tuple[Any, Any, Any
         return _backward(scale, *saved)
     from keras_ranking.ops.backends import jax_pallas
 
-    return jax_pallas.backward(scale, *saved, interpret=kernel == "interpret")
+    return functools.partial(jax_pallas.backward, interpret=kernel == "interpret")(scale, *saved)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

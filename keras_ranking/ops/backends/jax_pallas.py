@@ -31,7 +31,7 @@ def forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any
         grid=(at.blocks, at.heads, at.batch),
         inputs=[at.q, at.k, at.v, at.spans, at.seen, at.bounds],
         specs=[at.spec_rows(), at.spec_keys(), at.spec_keys(), at.spec_spans(), at.spec_seen(), at.spec_bounds()],
-        outputs=[jax.ShapeDtypeStruct(at.q.shape, query.dtype), jax.ShapeDtypeStruct(at.lines, jnp.float32)],
+        outputs=[_output(at.q.shape, query.dtype), _output(at.lines, jnp.float32)],
         output_specs=[at.spec_rows(), at.spec_lines()],
     )
     return at.cut(out), total[:, :, : at.queries].transpose(0, 2, 1)
@@ -68,7 +68,7 @@ def backward(
             *(at.spec_rows(), at.spec_keys(), at.spec_keys(), at.spec_spans(), at.spec_seen(), at.spec_bounds()),
             *(at.spec_rows(), at.spec_lines(), at.spec_lines()),
         ],
-        outputs=[jax.ShapeDtypeStruct(at.q.shape, query.dtype)],
+        outputs=[_output(at.q.shape, query.dtype)],
         output_specs=[at.spec_rows()],
     )[0]
     dk, dv = at.call(
@@ -79,7 +79,7 @@ def backward(
             *(at.spec_group(), at.spec_key_block(), at.spec_key_block(), at.spec_all_spans(), at.spec_seen_block(), at.spec_searched()),
             *(at.spec_group(), at.spec_group_lines(), at.spec_group_lines()),
         ],
-        outputs=[jax.ShapeDtypeStruct(at.k.shape, key.dtype), jax.ShapeDtypeStruct(at.v.shape, value.dtype)],
+        outputs=[_output(at.k.shape, key.dtype), _output(at.v.shape, value.dtype)],
         output_specs=[at.spec_key_block(), at.spec_key_block()],
     )
     return at.cut(dq), dk[:, : at.num_keys, :, : at.size], dv[:, : at.num_keys, :, : at.size]
@@ -97,6 +97,10 @@ class _Static:
         from jax.experimental.pallas import triton
 
         return triton.dot(x, y, trans_a=trans_a, trans_b=trans_b, precision=self.precision)
+
+
+def _output(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def _multiple(count: int, of: int) -> int:

@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # XLA's in-place update has no public name
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # XLA's dynamic slice and in-place update have no public names
 
 from keras_ranking.ops.spans import Spans
 
@@ -60,6 +60,12 @@ def _shape(values: Any) -> list[Any]:
 
 def _wide(dtype: Any) -> Any:
     return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def _slice(values: Any, begin: list[Any], size: list[int]) -> Any:
+    """Part of `values` from a place that is read from data. XLA would take the place of a `tf.slice` for a constant of the program,
+    trace it back to the spans, and compile anew for every batch."""
+    return gen_xla_ops.xla_dynamic_slice(input=values, start_indices=tf.stack(begin), size_indices=size)
 
 
 def _tile(queries: int | None) -> int:
@@ -157,7 +163,7 @@ class _Layout:
     def take(self, rows: Any, low: Any) -> Any:
         """One tile of query rows, the group's heads one after another: (Hkv, G tile, .)."""
         width = rows.shape[3]
-        tile = tf.slice(rows, tf.stack([0, 0, low, 0]), [self.kv_heads, self.group, self.tile, width])
+        tile = _slice(rows, [0, 0, low, 0], [self.kv_heads, self.group, self.tile, width])
         return tf.reshape(tile, [self.kv_heads, self.group * self.tile, width])
 
     def put(self, rows: Any, tile: Any, low: Any) -> Any:
@@ -165,7 +171,7 @@ class _Layout:
         return gen_xla_ops.xla_dynamic_update_slice(input=rows, update=tile, indices=tf.stack([0, 0, low, 0]))
 
     def keys_at(self, values: Any, low: Any) -> Any:
-        return tf.slice(values, tf.stack([0, low, 0]), [self.kv_heads, self.tile, self.size])
+        return _slice(values, [0, low, 0], [self.kv_heads, self.tile, self.size])
 
     def add_keys(self, values: Any, more: Any, low: Any) -> Any:
         return gen_xla_ops.xla_dynamic_update_slice(input=values, update=self.keys_at(values, low) + more, indices=tf.stack([0, low, 0]))
@@ -173,7 +179,7 @@ class _Layout:
     def bounds(self, low: Any, high: Any) -> tuple[Any, Any, Any]:
         """The tile's own spans, with those of queries beyond `high` emptied; where its key tiles lie; how many there are."""
         mine = tf.range(self.tile) < high - low
-        a, b, c, d = (tf.slice(part, [low], [self.tile]) for part in self.padded)
+        a, b, c, d = (_slice(part, [low], [self.tile]) for part in self.padded)
         a, c = tf.where(mine, a, self.keys), tf.where(mine, c, self.keys)
         b, d = tf.where(mine, b, 0), tf.where(mine, d, 0)
         first, last, own, top = tf.reduce_min(a), tf.reduce_max(b), tf.reduce_min(c), tf.reduce_max(d)
@@ -209,7 +215,7 @@ def _forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: An
     rows = [at.kv_heads, at.group * at.tile, 1]
 
     def block(low: Any, outs: Any, totals: Any) -> Any:
-        high = at.ends[low]
+        high = tf.gather(at.ends, low)
         spans, place, tiles = at.bounds(low, high)
         q = at.take(at.q, low)
 
@@ -247,7 +253,7 @@ def _backward(
     grads, deltas, totals = at.query_rows(grad_out), at.query_rows(delta, 1), at.query_rows(total, 1)
 
     def block(low: Any, dq: Any, dk: Any, dv: Any) -> Any:
-        high = at.ends[low]
+        high = tf.gather(at.ends, low)
         spans, place, tiles = at.bounds(low, high)
         q, do, drop, sums = (at.take(part, low) for part in (at.q, grads, deltas, totals))
         # Rows that see nothing have no sum: with 0 in its place every closed pair weighs exp(-1e30) = 0.

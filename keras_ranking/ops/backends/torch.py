@@ -35,7 +35,8 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
         kernel = {"cpu": "tiles", "cuda": "flex"}.get(query.device.type, "blocked")
     if kernel == "flex":
         mask = _kept(_masks, spans, key.shape[1], torch_flex.make_mask)
-        return torch_flex.attend(query, key, value, mask, scale, need_total=False)[0]
+        attended: torch.Tensor = torch_flex.attend(query, key, value, mask, scale, need_total=False)[0]
+        return attended
     plan, fused = _plan(spans, key.shape[1]), kernel == "tiles"
     query, key, value = _without_poison(query, key, value, plan)
     key, value = _repeat(key, query.shape[2]), _repeat(value, query.shape[2])
@@ -50,8 +51,9 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
         return torch.zeros_like(query)
     if query.device.type == "cuda":
         mask = torch_flex.make_mask(Spans.history_only(lengths, query.shape[1]), key.shape[1])
-        out, total = torch_flex.attend(query, key, value, mask, scale, need_total=True)
-        return out if self_key is None else _join_rows(query, out, total, self_key, self_value, scale)
+        history, total = torch_flex.attend(query, key, value, mask, scale, need_total=True)
+        joined: torch.Tensor = history if self_key is None else _join_rows(query, history, total, self_key, self_value, scale)
+        return joined
     plan = planning.candidate_plan(lengths.cpu().numpy(), query.shape[1], key.shape[1], self_key is not None)
     query, key, value = _without_poison(query, key, value, plan)
     heads = query.shape[2]
@@ -77,7 +79,8 @@ def _kept(store: Any, spans: Spans, num_keys: int, make: Callable[[Spans, int], 
 
 def _plan(spans: Spans, num_keys: int) -> planning.Plan:
     def make(spans: Spans, num_keys: int) -> planning.Plan:
-        return planning.span_plan(*(part.detach().cpu().numpy() for part in spans), num_keys)
+        start, end, own = (part.detach().cpu().numpy() for part in spans)
+        return planning.span_plan(start, end, own, num_keys)
 
     return _kept(_plans, spans, num_keys, make)  # type: ignore[no-any-return]
 
