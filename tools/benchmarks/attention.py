@@ -9,6 +9,7 @@
     | W3       | request: 1024 history tokens, then 512 candidates; B=1, 4 heads of 64                               |
     | W4       | delay mask on W2's rows                                                                             |
     | W5       | sets of 12 with all history before them, on W2's rows                                               |
+    | W1-1024, W1-4096, W3-64 | for a GPU: (16, 1024, 8, 64), (4, 4096, 8, 64), and W3 with a batch of 64            |
 
 A ratio above 1 means that ours is faster. `gemm_share` is ours on visible pairs alone (4 D H operations a pair forward, 14 in
 training, recomputation counted once) over the rate of a 1024-cube matrix product in the same run.
@@ -36,6 +37,7 @@ import numpy as np
 
 Call = Callable[[], Any]
 WORKLOADS = ("W1a", "W1b", "W2", "W3", "W4", "W5")
+LARGER = ("W1-1024", "W1-4096", "W3-64")  # for a GPU
 
 
 def arguments() -> argparse.Namespace:
@@ -44,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores the process may use")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", choices=(*WORKLOADS, *LARGER), default=list(WORKLOADS))
     parser.add_argument("--modes", nargs="+", choices=("forward", "train"), default=["forward", "train"])
     parser.add_argument(
         "--forms", nargs="+", choices=("graph", "xla"), default=["graph", "xla"], help="tensorflow: plain graph, compiled by XLA"
@@ -85,14 +87,23 @@ def limit(args: argparse.Namespace) -> None:
 # -- workloads ------------------------------------------------------------------------------------------------------------------
 
 
+SHAPES = {
+    "W1a": (8, 512, 8, 32),
+    "W1b": (2, 2048, 8, 64),
+    "W1-1024": (16, 1024, 8, 64),
+    "W1-4096": (4, 4096, 8, 64),
+    "W3": (1, 1536, 4, 64),
+    "W3-64": (64, 1536, 4, 64),
+}
+LONGEST_DENSE = 16384  # beyond so many tokens a dense mask is not made
+
+
 class Workload:
     """Shapes and ids of one workload, in numpy, with its spans and its dense mask when a peer asks."""
 
     def __init__(self, name: str, tokens: int, rng: np.random.Generator) -> None:
         self.name = name
-        self.batch, self.tokens, self.heads, self.size = {"W1a": (8, 512, 8, 32), "W1b": (2, 2048, 8, 64), "W3": (1, 1536, 4, 64)}.get(
-            name, (1, tokens, 4, 64)
-        )
+        self.batch, self.tokens, self.heads, self.size = SHAPES.get(name, (1, tokens, 4, 64))
         self.packed = name in ("W2", "W4", "W5")
         self.bounds = [0, self.tokens]
         if self.packed:
@@ -112,8 +123,8 @@ class Workload:
     def spans(self) -> Any:
         from keras_ranking.ops import Spans
 
-        if self.name == "W3":
-            return Spans.candidates(np.array([1024], "int32"), 1024, 512)
+        if self.name.startswith("W3"):
+            return Spans.candidates(np.full(self.batch, 1024, "int32"), 1024, 512)
         if self.name == "W4":
             return Spans.delayed(self.times, 3600, self.segments)
         if self.name == "W5":
@@ -206,8 +217,17 @@ class Torch:
         found: dict[str, tuple[str, Callable[..., Any]]] = {}
         if load.name.startswith("W1"):
             found["SDPA causal"] = ("rows", lambda q, k, v: turned(q, k, v, is_causal=True))
-        mask = self.tensor(load.mask())[:, None]
-        found["SDPA dense mask"] = ("rows", lambda q, k, v: turned(q, k, v, attn_mask=mask))
+            if self.device == "cuda":
+                from torch.nn.attention import SDPBackend, sdpa_kernel
+
+                def cudnn(q: Any, k: Any, v: Any) -> Any:
+                    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                        return turned(q, k, v, is_causal=True)
+
+                found["SDPA cuDNN"] = ("rows", cudnn)
+        mask = self.tensor(load.mask())[:, None] if load.tokens <= LONGEST_DENSE else None
+        if mask is not None:
+            found["SDPA dense mask"] = ("rows", lambda q, k, v: turned(q, k, v, attn_mask=mask))
         if load.tokens <= 2048:  # as many float32 scores as T x T x heads would not fit at 8192
             import keras
 
@@ -366,8 +386,11 @@ def measure(machine: Any, load: Workload, mode: str, form: str, args: argparse.N
     taken = milliseconds(calls, args.rounds, time.process_time if args.clock == "cpu" else time.perf_counter)
     gemm = 2 * 1024**3 / taken.pop("gemm")
     mine = taken.pop("ours")
-    share = (4 if mode == "forward" else 14) * load.size * load.heads * load.pairs() / mine / gemm
+    operations = (4 if mode == "forward" else 14) * load.size * load.heads * load.pairs()
+    share = operations / mine / gemm
     base = {"workload": load.name, "backend": args.backend, "form": form, "dtype": args.dtype, "mode": mode, "ours_ms": round(mine, 3)}
+    if args.device == "gpu":
+        base |= {"tflops": round(operations / mine / 1e9, 1), "tokens": load.batch * load.tokens}
     found = [
         base | {"peer": name, "peer_ms": round(value, 3), "ratio": round(value / mine, 3), "gemm_share": round(share, 3)}
         for name, value in taken.items()
@@ -424,13 +447,15 @@ def main() -> None:
     if args.plot:
         plot(machine, args)
         return
-    print("| workload | form | mode | ours ms | peer | peer ms | ratio | GEMM share |\n|---|---|---|---|---|---|---|---|")
+    extra = ("tflops",) if args.device == "gpu" else ()
+    print("| workload | form | mode | ours ms | peer | peer ms | ratio | GEMM share |" + "".join(f" {name} |" for name in extra))
+    print("|---" * (8 + len(extra)) + "|")
     for name in args.workloads:
         for form in machine.forms:
             for mode in args.modes:
                 rng = np.random.default_rng(0)
                 for line in measure(machine, Workload(name, args.tokens, rng), mode, form, args, rng):
-                    cells = ("workload", "form", "mode", "ours_ms", "peer", "peer_ms", "ratio", "gemm_share")
+                    cells = ("workload", "form", "mode", "ours_ms", "peer", "peer_ms", "ratio", "gemm_share", *extra)
                     print("| " + " | ".join(str(line[cell]) for cell in cells) + " |", flush=True)
                     if args.json:
                         with args.json.open("a", encoding="utf-8") as file:

@@ -68,6 +68,14 @@ class Plan:
     unseen: Array | None
     empty: Array | None
 
+    def plain(self, batch: int, queries: int, keys: int) -> str | None:
+        """The kind of the one tile without a bias that covers all queries and keys of all rows, if there is such a one."""
+        if len(self.tiles) != 1:
+            return None
+        tile = self.tiles[0]
+        whole = (tile.row, tile.row_end, tile.low, tile.high, tile.keys) == (0, batch, 0, queries, ((0, keys),))
+        return tile.kind if whole and tile.kind != "bias" and not tile.joined and tile.hollow is None else None
+
 
 def span_plan(start: Array, end: Array, own: Array, num_keys: int) -> Plan:
     """The plan of spans (B, T) over `num_keys` keys."""
