@@ -6,6 +6,7 @@ left out (the most that a faster form of that part could win) and with forms tha
 
     tables once     cos and sin of the rotation from one call for queries and keys together
     one product     queries, keys and values from one matrix product
+    padded halves   the rotated halves each padded to the head and added, in place of a concatenation
 
 A form is worth its code if it wins 5 % of the block's time.
 
@@ -110,6 +111,25 @@ def one_product(attention: Any) -> None:
     attention._project = project
 
 
+def padded_halves(attention: Any) -> None:
+    from keras import ops
+
+    from keras_ranking.ops.rotary import rotary_periods
+
+    periods = rotary_periods(attention.head_dim, *attention.rotary)
+
+    def rotated(x: Any, times: Any) -> Any:
+        remainder = ops.mod(ops.expand_dims(ops.cast(times, "int32"), 2), ops.convert_to_tensor(periods))
+        angle = ops.cast(remainder, "float32") * ops.convert_to_tensor((2 * np.pi / periods).astype(np.float32))
+        cos, sin = ops.expand_dims(ops.cos(angle), 2), ops.expand_dims(ops.sin(angle), 2)
+        a, b = ops.split(x, 2, axis=-1)
+        half = attention.head_dim // 2
+        left = ops.pad(a * cos - b * sin, [(0, 0), (0, 0), (0, 0), (0, half)])
+        return left + ops.pad(a * sin + b * cos, [(0, 0), (0, 0), (0, 0), (half, 0)])
+
+    attention._rotated = rotated
+
+
 def main() -> None:
     args = arguments()
     os.environ["KERAS_BACKEND"] = args.backend
@@ -140,6 +160,7 @@ def main() -> None:
         "as it is": block(),
         "tables once": block(change=tables_once),
         "one product": block(change=one_product),
+        "padded halves": block(change=padded_halves),
         "no rotation": block(rotary=None),
         "no gates": block(gates=()),
     }
