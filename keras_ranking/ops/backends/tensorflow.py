@@ -16,8 +16,8 @@ from keras_ranking.ops.spans import Spans
 
 KERNELS = ("loop", "xla")
 
-_BLOCK = 128  # queries a block
-_SMALL = 48  # parts of fewer queries share a block
+_BLOCK = 192  # queries a block
+_SMALL = 96  # parts of fewer queries share a block
 _GAP = 64  # a second key range this far behind the first is read apart
 _CLOSED = -1e30  # finite, so that a row which sees nothing stays free of NaN
 
@@ -195,12 +195,11 @@ class _Block:
 
     def read(self, values: Any) -> Any:
         """[Hkv, k, D]: the key ranges of this block, end to end."""
-        rows = tf.cond(
+        return tf.cond(
             self.apart,
-            lambda: tf.concat([values[self.first : self.last], values[self.second : self.top]], 0),
-            lambda: values[self.first : self.last],
+            lambda: tf.concat([values[:, self.first : self.last], values[:, self.second : self.top]], 1),
+            lambda: values[:, self.first : self.last],
         )
-        return tf.transpose(rows, [1, 0, 2])
 
     def queries(self, values: Any, low: Any, high: Any) -> Any:
         """[Hkv, G q, D]: this block of the rows of queries, outputs or their gradients."""
@@ -234,7 +233,7 @@ class _Block:
 
 
 def _laid_out(q: Any, k: Any, v: Any, spans: Spans, kv_heads: int, group: int, size: int) -> tuple[Any, ...]:
-    """q [B T, Hkv, G, D], k and v [B S, Hkv, D] with zeros where nothing looks, spans and part ends of the batch laid end to end."""
+    """q [B T, Hkv, G, D], k and v [Hkv, B S, D] with zeros where nothing looks, spans and part ends of the batch laid end to end."""
     batch, queries, num_keys = tf.shape(q)[0], tf.shape(q)[1], tf.shape(k)[1]
     flat = flat_spans(spans, num_keys)
     seen = seen_keys(*flat, keys=batch * num_keys)
@@ -244,7 +243,9 @@ def _laid_out(q: Any, k: Any, v: Any, spans: Spans, kv_heads: int, group: int, s
     q = tf.reshape(q, [-1, kv_heads, group, size])
     k, v = (tf.reshape(part, [-1, kv_heads, size]) for part in (k, v))
     # A NaN where nothing looks would meet a zero weight inside a block and spread.
-    return _cleared(q, some), _cleared(k, seen), _cleared(v, seen), flat, ends, some
+    # Heads first, once: each block then reads its keys as plain runs of memory.
+    k, v = (tf.transpose(_cleared(part, seen), [1, 0, 2]) for part in (k, v))
+    return _cleared(q, some), k, v, flat, ends, some
 
 
 def _cleared(rows: Any, used: Any) -> Any:
