@@ -42,8 +42,8 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
     key, value = _repeat(key, query.shape[2]), _repeat(value, query.shape[2])
     plain = plan.plain(query.shape[0], query.shape[1], key.shape[1]) if fused else None
     if plain is not None:  # one mask for all that needs no bias: the library's own call, without a copy of its output
-        turned = (part.transpose(1, 2) for part in (query, key, value))
-        return torch.nn.functional.scaled_dot_product_attention(*turned, is_causal=plain == "causal", scale=scale).transpose(1, 2)
+        q, k, v = (part.transpose(1, 2) for part in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=plain == "causal", scale=scale).transpose(1, 2)
     out: torch.Tensor = _apply(query, key, value, None, None, plan, scale, fused)
     return out
 
