@@ -5,25 +5,47 @@ from keras_ranking.layers.decoder_block import DecoderBlock
 from keras_ranking.layers.event_embedding import EventEmbedding
 from keras_ranking.layers.feature_concat import FeatureConcat
 from keras_ranking.layers.interleave import Interleave, ItemTokens
+from keras_ranking.layers.mlp_bank import MLPBank
+from keras_ranking.layers.mmoe import MMoE, SparseMMoE
+from keras_ranking.layers.multi_task import GroupedTasks, SharedBottom
+from keras_ranking.layers.multi_task_head import MultiTaskHead
+from keras_ranking.layers.ple import PLE
 from keras_ranking.layers.position_towers import PositionTowers
+from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, dequantize_rows, quantize_rows
+from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
+from keras_ranking.layers.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
 from keras_ranking.layers.self_gated_attention import SelfGatedAttention
 from keras_ranking.layers.streams import DelayedSpans, KeepFirst, RequestTimes, Segments, TokenTimes, VisibleLength
 from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
 
 __all__ = [
+    "PLE",
     "ActionEmbedding",
     "DecoderBlock",
     "DelayedSpans",
     "EventEmbedding",
     "FeatureConcat",
+    "GroupedTasks",
     "Interleave",
     "ItemTokens",
     "KeepFirst",
+    "MLPBank",
+    "MMoE",
+    "MultiTaskHead",
     "PositionTowers",
+    "QuantizedEmbedding",
+    "QuotientRemainderEmbedding",
+    "RandomEffect",
+    "RandomEffectFit",
     "RequestTimes",
     "Segments",
     "SelfGatedAttention",
+    "SharedBottom",
+    "SparseMMoE",
     "TimestampRotaryEmbedding",
     "TokenTimes",
     "VisibleLength",
+    "dequantize_rows",
+    "fit_random_effect",
+    "quantize_rows",
 ]

@@ -82,3 +82,27 @@ def hash_buckets(values: Any, buckets: int, name: str = "values") -> np.ndarray:
     texts = canonical_text(values, name)
     hashed = fingerprint64(texts) % np.uint64(buckets - 1)
     return np.where(texts == "", 0, 1 + hashed.astype(np.int64)).astype(np.int32)
+
+
+def split_fingerprint(ids: Any) -> np.ndarray:
+    """64-bit fingerprints (...) as two int32 bit patterns (..., 2), the low half first.
+
+    This is what `tf.bitcast` of an int64 to int32 gives. Halves with the top bit set come out negative: their bits count,
+    and `QuotientRemainderEmbedding` reads them as unsigned. On the host, for JAX has no 64-bit integers by default.
+
+    Args:
+        ids: uint64 or int64, as `fingerprint64` makes them.
+
+    Raises:
+        TypeError: another dtype; a smaller one has lost half of the bits, and a float some of them.
+
+    Example:
+        >>> split_fingerprint(np.array([2**32 + 7, 2**64 - 1], "uint64")).tolist()
+        [[7, 1], [-1, -1]]
+    """
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu" or ids.dtype.itemsize != 8:
+        raise TypeError(f"`ids` must be uint64 or int64 fingerprints. Received: dtype={ids.dtype}")
+    # "<" in both: the order of the halves must not depend on the machine's.
+    whole = np.ascontiguousarray(ids.astype(ids.dtype.newbyteorder("<")))
+    return whole.reshape(*ids.shape, 1).view("<i4").astype(np.int32)

@@ -1,0 +1,106 @@
+"""Several MLPs of one shape side by side: experts, bottoms, gates and towers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class MLPBank(keras.layers.Layer):
+    """M separate MLPs in one batched product a layer: `h_m^{i+1} = a(h_m^i W_m^i + b_m^i)`, m = 1..M.
+
+    Written for the multi-task layers, whose experts, gates and towers are all of this form. Kernels are (M, in, out), so
+    that an accelerator runs one product where M `Dense` layers would run M. Each of the M kernels is drawn on its own.
+
+    Args:
+        count: M.
+        widths: output widths of the layers, at least one.
+        activation: after each layer.
+        last_activation: after the last layer; None: `activation`.
+        use_bias: add b.
+        dropout: rate after each layer but the last, in training. Our choice.
+        zeros: start all kernels at zero.
+
+    Call arguments:
+        inputs: (N, D), one input for all M, or (N, M, D), one for each.
+
+    Output:
+        (N, M, widths[-1]).
+
+    Raises:
+        ValueError: `count` or a width below 1, no widths, an unknown last axis, or an input of the wrong rank.
+
+    Example:
+        >>> MLPBank(3, widths=[8, 4])(np.ones((2, 5), "float32")).shape
+        (2, 3, 4)
+    """
+
+    def __init__(
+        self,
+        count: int,
+        widths: Sequence[int],
+        activation: str = "silu",
+        last_activation: str | None = None,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        zeros: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if count < 1:
+            raise ValueError(f"`count` must be a positive integer. Received: count={count}")
+        if not widths or any(width < 1 for width in widths):
+            raise ValueError(f"`widths` must be one or more positive integers. Received: widths={tuple(widths)}")
+        self.count, self.widths = int(count), tuple(int(width) for width in widths)
+        self.activation, self.last_activation = activation, last_activation
+        self.use_bias, self.dropout_rate, self.zeros = use_bias, float(dropout), zeros
+        self.functions = [keras.activations.get(activation)] * (len(self.widths) - 1)
+        self.functions.append(keras.activations.get(activation if last_activation is None else last_activation))
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def _draw(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        # One initializer each: Glorot on the whole (M, in, out) would count M as a receptive field and draw too small,
+        # and one initializer called M times returns M equal kernels.
+        return ops.stack([keras.initializers.GlorotUniform()(tuple(shape[1:]), dtype=dtype) for _ in range(shape[0])])
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        width = input_shape[-1]
+        if width is None or len(input_shape) not in (2, 3):
+            raise ValueError(f"`inputs` must be (N, D) or (N, {self.count}, D) with D known. Received: shape={tuple(input_shape)}")
+        initializer = "zeros" if self.zeros else self._draw
+        self.kernels, self.biases = [], []
+        for i, out in enumerate(self.widths):
+            self.kernels.append(self.add_weight(name=f"kernel_{i}", shape=(self.count, width, out), initializer=initializer))
+            if self.use_bias:
+                self.biases.append(self.add_weight(name=f"bias_{i}", shape=(self.count, out), initializer="zeros"))
+            width = out
+        self.dropout.build((None, self.count, width))
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        x = inputs
+        for i, (kernel, function) in enumerate(zip(self.kernels, self.functions)):
+            if i:
+                x = self.dropout(x, training=training)
+            x = ops.einsum("nd,mdh->nmh" if len(x.shape) == 2 else "nmd,mdh->nmh", x, kernel)
+            x = function(x + self.biases[i] if self.use_bias else x)
+        return x
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (input_shape[0], self.count, self.widths[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "count": self.count,
+            "widths": list(self.widths),
+            "activation": self.activation,
+            "last_activation": self.last_activation,
+            "use_bias": self.use_bias,
+            "dropout": self.dropout_rate,
+            "zeros": self.zeros,
+        }

@@ -1,0 +1,123 @@
+"""An int8 embedding table for serving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+_CHUNK = 65_536
+
+
+def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row-wise middle-max int8 codes of a float table (rows, D): `x ~ middle + code * scale`.
+
+        scale = (max - min) / 255,   middle = (128 max + 127 min) / 255,   code = round((x - middle) / scale) in [-128, 127]
+
+    LiRank (2402.06859), stated. The error of `dequantize_rows` is at most scale / 2 + 2^-22 max|row| for a row: half a step of
+    the grid, and float32 rounding. A constant row has scale 0 and comes back exactly.
+
+    Returns:
+        int8 (rows, D), float32 middle (rows,), float32 scale (rows,).
+
+    Raises:
+        ValueError: a table that is not (rows, D) with D at least 1, or holds values that are not finite.
+
+    Example:
+        >>> codes, middle, scale = quantize_rows(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
+        >>> codes.tolist()
+        [[-128, 0, 127], [0, 0, 0]]
+    """
+    table = np.asarray(table)
+    if table.ndim != 2 or table.shape[1] < 1:
+        raise ValueError(f"`table` must be (rows, dim). Received: shape={table.shape}")
+    codes = np.empty(table.shape, np.int8)
+    middle, scale = (np.empty(len(table), np.float32) for _ in range(2))
+    for start in range(0, len(table), _CHUNK):  # float64 copies of a whole production table would not fit
+        part = slice(start, start + _CHUNK)
+        rows = table[part].astype(np.float64)
+        if not np.isfinite(rows).all():
+            row = start + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise ValueError(f"`table` must be finite. Received: {table[row]} at row {row}")
+        low, high = rows.min(axis=1), rows.max(axis=1)
+        middle[part] = (128 * high + 127 * low) / 255
+        scale[part] = (high - low) / 255
+        # From the stored float32 numbers, with which the codes will be read back.
+        step = scale[part].astype(np.float64)[:, None]
+        offset = rows - middle[part].astype(np.float64)[:, None]
+        steps = np.divide(offset, step, out=np.zeros_like(offset), where=step > 0)
+        codes[part] = np.clip(np.rint(steps), -128, 127)
+    return codes, middle, scale
+
+
+def dequantize_rows(codes: Any, middle: Any, scale: Any) -> np.ndarray:
+    """The float32 table that codes stand for: `middle + code * scale`."""
+    step = np.asarray(scale, np.float32)[:, None]
+    return np.asarray(middle, np.float32)[:, None] + np.asarray(codes).astype(np.float32) * step
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class QuantizedEmbedding(keras.layers.Layer):
+    """Embedding look-up in an int8 table: `E(id) = middle[id] + codes[id] * scale[id]`.
+
+    Made after training by `from_table`, for serving; nothing in it is trained (LiRank 2402.06859, stated). Rows are gathered as
+    int8 and scaled afterwards, so the float32 table never exists. With D = 128 a row is 136 bytes in place of 512, 73.4 % less.
+
+    Args:
+        rows: number of rows.
+        dim: D.
+
+    Call arguments:
+        inputs: integer ids (B, ...), in 0 .. rows - 1.
+
+    Output:
+        (B, ..., D).
+
+    Raises:
+        ValueError: `rows` or `dim` below 1.
+
+    Example:
+        >>> layer = QuantizedEmbedding.from_table(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
+        >>> keras.ops.convert_to_numpy(layer(np.array([1]))).tolist()
+        [[0.5, 0.5, 0.5]]
+    """
+
+    def __init__(self, rows: int, dim: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        if rows < 1 or dim < 1:
+            raise ValueError(f"`rows` and `dim` must be positive integers. Received: rows={rows}, dim={dim}")
+        self.rows, self.dim = int(rows), int(dim)
+
+    @classmethod
+    def from_table(cls, table: Any, **settings: Any) -> QuantizedEmbedding:
+        """The layer with the rows of a float table (rows, D), such as `convert_to_numpy(embedding.embeddings)`."""
+        codes, middle, scale = quantize_rows(table)
+        layer = cls(*codes.shape, **settings)
+        layer.build((None,))
+        layer.codes.assign(codes)
+        layer.middle.assign(middle)
+        layer.scale.assign(scale)
+        return layer
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if hasattr(self, "codes"):  # by `from_table`
+            return
+        # float32 under every dtype policy: bfloat16 would cost more than the codes do.
+        numbers = {"initializer": "zeros", "trainable": False, "dtype": "float32", "autocast": False}
+        self.codes = self.add_weight(name="codes", shape=(self.rows, self.dim), initializer="zeros", trainable=False, dtype="int8")
+        self.middle = self.add_weight(name="middle", shape=(self.rows,), **numbers)
+        self.scale = self.add_weight(name="scale", shape=(self.rows,), **numbers)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        codes = ops.cast(ops.take(self.codes, inputs, axis=0), "float32")
+        middle, scale = (ops.expand_dims(ops.take(part, inputs, axis=0), -1) for part in (self.middle, self.scale))
+        return ops.cast(middle + codes * scale, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*tuple(input_shape), self.dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rows": self.rows, "dim": self.dim}
