@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from keras_ranking.ops.hashing import canonical_text, hash_buckets
+from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets, split_fingerprint
 
 Known = Literal["item", "context", "after"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -87,14 +87,21 @@ class Id(_Column):
 
     row = 1 + Fingerprint64(text) mod (buckets - 1); row 0 = missing. See `keras_ranking.ops.fingerprint64`.
 
+    With `buckets=None` the whole 64-bit fingerprint is kept, as two int32 halves, and embedded by quotient and remainder tables
+    (`QuotientRemainderEmbedding`): no two ids share all their rows. A missing id is (0, 0).
+
     Args:
         name: column of the log.
-        buckets: rows of the table, at least 2. Our choice: 65,536.
+        buckets: rows of the table, at least 2; None: no hashing into buckets. Our choice: 65,536.
+        divisor: with `buckets=None`, m of the quotient and remainder tables. Our choice: 65,536, which has the fewest rows.
+        table: ids with the same `table` share one embedding table; None: a table of their own.
         known: 'item', 'context' or 'after'.
     """
 
     kind: Literal["id"] = "id"
-    buckets: int = Field(default=65536, ge=2, le=_INT32_MAX)
+    buckets: int | None = Field(default=65536, ge=2, le=_INT32_MAX)
+    divisor: int = Field(default=65536, ge=2, le=2**30)
+    table: str | None = None
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
@@ -104,12 +111,19 @@ class Id(_Column):
         return "int32"
 
     @property
-    def rows(self) -> int:
-        """Rows of the embedding table, the one for missing values included."""
+    def shape(self) -> tuple[int, ...]:
+        return (2,) if self.buckets is None else ()
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the embedding table, the one for missing values included; None where any int32 is an id."""
         return self.buckets
 
     def encode(self, values: Any) -> np.ndarray:
-        return hash_buckets(values, self.buckets, self.name)
+        if self.buckets is not None:
+            return hash_buckets(values, self.buckets, self.name)
+        texts = canonical_text(values, self.name)
+        return np.where((texts == "")[:, None], np.int32(0), split_fingerprint(fingerprint64(texts)))
 
 
 class Category(_Column):
@@ -119,12 +133,14 @@ class Category(_Column):
         name: column of the log.
         vocabulary: the values as text (integers in base 10). None: hashed to `buckets` rows like an `Id`.
         buckets: rows where no vocabulary is given.
+        table: categories with the same `table` (and the same rows) share one embedding table; None: a table of their own.
         known: 'item', 'context' or 'after'.
     """
 
     kind: Literal["category"] = "category"
     vocabulary: tuple[str, ...] | None = None
     buckets: int = Field(default=256, ge=2, le=_INT32_MAX)
+    table: str | None = None
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)

@@ -11,7 +11,7 @@ from keras_ranking.layers.multi_task import GroupedTasks, SharedBottom
 from keras_ranking.layers.multi_task_head import MultiTaskHead
 from keras_ranking.layers.ple import PLE
 from keras_ranking.layers.position_towers import PositionTowers
-from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, dequantize_rows, quantize_rows
+from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, dequantize_rows, quantize_rows, quantized_tables
 from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
 from keras_ranking.layers.self_gated_attention import SelfGatedAttention
@@ -48,4 +48,5 @@ __all__ = [
     "dequantize_rows",
     "fit_random_effect",
     "quantize_rows",
+    "quantized_tables",
 ]

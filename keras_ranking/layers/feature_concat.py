@@ -9,6 +9,8 @@ import keras
 from keras import ops
 from pydantic import TypeAdapter
 
+from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, tables_are_quantized
+from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.schema import Feature
 
 _FEATURES: TypeAdapter[tuple[Any, ...]] = TypeAdapter(tuple[Feature, ...])
@@ -20,9 +22,13 @@ class FeatureConcat(keras.layers.Layer):
 
         out = [E_1[id_1] ; ... ; number_1 ; ... ; vector_1 ; ...]
 
+    Columns with the same `table` share one embedding table. An `Id` without buckets is embedded by its fingerprint's halves, see
+    `QuotientRemainderEmbedding`.
+
     Args:
         features: `Id`, `Category`, `Number`, `Vector` columns (or their dictionaries).
         id_dim: width of each id's or category's embedding. Our choice: 16 (papers: 30 in LiRank, 64 in LiGR).
+        quantized: tables in int8, for serving; None: as `quantized_tables` says, which is how a whole model is made so.
 
     Call arguments:
         inputs: dict of tensors by column name: int32 (B, T), float32 (B, T) or float32 (B, T, size).
@@ -31,7 +37,8 @@ class FeatureConcat(keras.layers.Layer):
         (B, T, width), `width` = id_dim a column of ids, 1 a number, size a vector.
 
     Raises:
-        ValueError: no features, one of them twice, `id_dim` below 1, or inputs without one of the columns.
+        ValueError: no features, one of them twice, `id_dim` below 1, columns of different size in one table, or inputs without
+            one of the columns.
 
     Example:
         >>> layer = FeatureConcat([kr.Id("item_id", buckets=100), kr.Number("age")], id_dim=4)
@@ -39,7 +46,7 @@ class FeatureConcat(keras.layers.Layer):
         (2, 3, 5)
     """
 
-    def __init__(self, features: Sequence[Any], id_dim: int = 16, **settings: Any) -> None:
+    def __init__(self, features: Sequence[Any], id_dim: int = 16, quantized: bool | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         if id_dim < 1:
             raise ValueError(f"`id_dim` must be a positive integer. Received: id_dim={id_dim}")
@@ -49,11 +56,24 @@ class FeatureConcat(keras.layers.Layer):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"`features` must be at least one column, each once. Received: {names}")
         self.id_dim = id_dim
-        self.tables = {
-            feature.name: keras.layers.Embedding(feature.rows, id_dim, name=f"table_{feature.name}", dtype=self.dtype_policy)
-            for feature in self.features
-            if feature.dtype == "int32"
-        }
+        self.quantized = tables_are_quantized() if quantized is None else bool(quantized)
+        self.tables: dict[str, Any] = {}
+        sizes: dict[str, Any] = {}
+        for feature in self.features:
+            if feature.dtype != "int32":
+                continue
+            name, size = _table(feature), (feature.rows, None if feature.rows else feature.divisor)
+            if sizes.setdefault(name, size) != size:
+                raise ValueError(f"columns of one table must have equal rows. Received: '{feature.name}' in table '{name}'")
+            if name not in self.tables:
+                self.tables[name] = self._embedding(feature, f"table_{name}")
+
+    def _embedding(self, feature: Any, name: str) -> Any:
+        settings = {"name": name, "dtype": self.dtype_policy}
+        if feature.rows is None:
+            return QuotientRemainderEmbedding(self.id_dim, feature.divisor, quantized=self.quantized, **settings)
+        kind = QuantizedEmbedding if self.quantized else keras.layers.Embedding
+        return kind(feature.rows, self.id_dim, **settings)
 
     @property
     def width(self) -> int:
@@ -64,8 +84,9 @@ class FeatureConcat(keras.layers.Layer):
         missing = [feature.name for feature in self.features if feature.name not in input_shape]
         if missing:
             raise ValueError(f"inputs must have the columns {[feature.name for feature in self.features]}. Missing: {missing}")
-        for name, table in self.tables.items():
-            table.build(input_shape[name])
+        for feature in self.features:
+            if feature.dtype == "int32" and not self.tables[_table(feature)].built:
+                self.tables[_table(feature)].build(input_shape[feature.name])
         self.built = True
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
@@ -73,7 +94,7 @@ class FeatureConcat(keras.layers.Layer):
         for feature in self.features:
             value = inputs[feature.name]
             if feature.dtype == "int32":
-                parts.append(self.tables[feature.name](value))
+                parts.append(self.tables[_table(feature)](value))
             else:
                 value = ops.cast(value, self.compute_dtype)
                 parts.append(value if feature.shape else ops.expand_dims(value, -1))
@@ -83,4 +104,9 @@ class FeatureConcat(keras.layers.Layer):
         return (*tuple(input_shape[self.features[0].name])[:2], self.width)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "features": [feature.model_dump(mode="json") for feature in self.features], "id_dim": self.id_dim}
+        features = [feature.model_dump(mode="json") for feature in self.features]
+        return {**super().get_config(), "features": features, "id_dim": self.id_dim, "quantized": self.quantized}
+
+
+def _table(feature: Any) -> str:
+    return feature.table or feature.name

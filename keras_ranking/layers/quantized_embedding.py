@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -9,6 +12,22 @@ import numpy as np
 from keras import ops
 
 _CHUNK = 65_536
+_QUANTIZED: ContextVar[bool] = ContextVar("quantized", default=False)
+
+
+@contextlib.contextmanager
+def quantized_tables() -> Iterator[None]:
+    """Inside it, layers that are made hold their embedding tables in int8: how a trained model is rebuilt for serving."""
+    token = _QUANTIZED.set(True)
+    try:
+        yield
+    finally:
+        _QUANTIZED.reset(token)
+
+
+def tables_are_quantized() -> bool:
+    """Whether this is inside `quantized_tables`."""
+    return _QUANTIZED.get()
 
 
 def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.quantized_embedding import QuantizedEmbedding
+
 SPACE = 2**32
 
 
@@ -30,6 +32,7 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
         divisor: m, from 2 to 2^30.
         join: 'sum' or 'concat' of the halves.
         initializer: of all tables.
+        quantized: tables in int8, see `QuantizedEmbedding`.
 
     Call arguments:
         inputs: int32 (B, ..., 2) from `keras_ranking.ops.hashing.split_fingerprint`.
@@ -47,7 +50,7 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
         (3, 4)
     """
 
-    def __init__(self, dim: int, divisor: int, join: str = "sum", initializer: Any = "uniform", **settings: Any) -> None:
+    def __init__(self, dim: int, divisor: int, join: str = "sum", initializer: Any = "uniform", quantized: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         if dim < 1:
             raise ValueError(f"`dim` must be a positive integer. Received: dim={dim}")
@@ -56,18 +59,22 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
         if join not in ("sum", "concat"):
             raise ValueError(f"`join` must be 'sum' or 'concat'. Received: join={join!r}")
         self.dim, self.divisor, self.join = int(dim), int(divisor), join
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer, self.quantized = keras.initializers.get(initializer), bool(quantized)
+        rows = {"quotient": -(-SPACE // self.divisor), "remainder": self.divisor}
+        self.tables = [self._table(size, f"{half}_{part}") for half in ("low", "high") for part, size in rows.items()]
+
+    def _table(self, size: int, name: str) -> Any:
+        if self.quantized:
+            return QuantizedEmbedding(size, self.dim, dtype=self.dtype_policy, name=name)
+        # cloned: one initializer called again draws the same numbers
+        drawn = self.initializer.clone() if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
+        return keras.layers.Embedding(size, self.dim, embeddings_initializer=drawn, dtype=self.dtype_policy, name=name)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if input_shape[-1] != 2:
             raise ValueError(f"`inputs` must be (B, ..., 2), two halves an id. Received: shape={tuple(input_shape)}")
-        rows = {"quotient": -(-SPACE // self.divisor), "remainder": self.divisor}
-        self.tables = []
-        for half in ("low", "high"):
-            for part, size in rows.items():
-                # cloned: one initializer called again draws the same numbers
-                initializer = self.initializer.clone() if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
-                self.tables.append(self.add_weight(name=f"{half}_{part}", shape=(size, self.dim), initializer=initializer))
+        for table in self.tables:
+            table.build(tuple(input_shape)[:-1])
         self.built = True
 
     def rows(self, inputs: Any) -> tuple[Any, Any]:
@@ -84,10 +91,7 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
         if dtype != "int32":
             raise ValueError(f"`inputs` must be int32 halves, as `split_fingerprint` makes them. Received: dtype={dtype}")
         quotient, remainder = self.rows(inputs)
-        halves = [
-            ops.take(self.tables[2 * i], quotient[..., i], axis=0) + ops.take(self.tables[2 * i + 1], remainder[..., i], axis=0)
-            for i in range(2)
-        ]
+        halves = [self.tables[2 * i](quotient[..., i]) + self.tables[2 * i + 1](remainder[..., i]) for i in range(2)]
         return halves[0] + halves[1] if self.join == "sum" else ops.concatenate(halves, axis=-1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -100,4 +104,5 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
             "divisor": self.divisor,
             "join": self.join,
             "initializer": keras.initializers.serialize(self.initializer),
+            "quantized": self.quantized,
         }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
-from keras_ranking.layers import FeatureConcat
+from keras_ranking.layers import FeatureConcat, QuantizedEmbedding, quantized_tables
 
 from .common import by_path, numpy, run_example, run_layer_checks
 
@@ -82,3 +82,22 @@ def test_errors() -> None:
 
 def test_example() -> None:
     run_example(FeatureConcat)
+
+
+def test_shared_and_vocabulary_free_tables() -> None:
+    shared = [kr.Category("title", buckets=9, table="jobs"), kr.Category("wanted", buckets=9, table="jobs"), kr.Id("member", buckets=None)]
+    layer = FeatureConcat(shared, id_dim=4)
+    ids = {"title": np.array([[3]], "int32"), "wanted": np.array([[3]], "int32"), "member": shared[2].encode(["m:1"])[None]}
+    out = numpy(layer(ids))[0, 0]
+    assert list(layer.tables) == ["jobs", "member"] and out.shape == (12,)
+    np.testing.assert_array_equal(out[:4], out[4:8])
+    assert shared[2].shape == (2,) and shared[2].rows is None and shared[2].encode([None, "m:1"])[0].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="columns of one table must have equal rows. Received: 'b' in table 't'"):
+        FeatureConcat([kr.Category("a", buckets=9, table="t"), kr.Category("b", buckets=8, table="t")])
+
+
+def test_quantized_tables() -> None:
+    with quantized_tables():
+        layer = make()
+    assert layer.quantized and all(isinstance(table, QuantizedEmbedding) for table in layer.tables.values())
+    assert FeatureConcat.from_config(layer.get_config()).quantized and not make().quantized
