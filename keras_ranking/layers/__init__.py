@@ -4,6 +4,7 @@ from keras_ranking.layers.action_embedding import ActionEmbedding
 from keras_ranking.layers.decoder_block import DecoderBlock
 from keras_ranking.layers.event_embedding import EventEmbedding
 from keras_ranking.layers.feature_concat import FeatureConcat
+from keras_ranking.layers.history_encoder import HistoryEncoder
 from keras_ranking.layers.interleave import Interleave, ItemTokens
 from keras_ranking.layers.mlp_bank import MLPBank
 from keras_ranking.layers.mmoe import MMoE, SparseMMoE
@@ -26,6 +27,7 @@ __all__ = [
     "EventEmbedding",
     "FeatureConcat",
     "GroupedTasks",
+    "HistoryEncoder",
     "Interleave",
     "ItemTokens",
     "KeepFirst",
