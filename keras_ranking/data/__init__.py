@@ -3,6 +3,7 @@
 from keras_ranking.data.checks import Report, check_events
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.datasets import PackedDataset, RequestDataset
+from keras_ranking.data.packed_requests import PackedRequests
 from keras_ranking.data.packing import PackedRows, pack
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
 from keras_ranking.data.requests import Requests, requests
@@ -13,6 +14,7 @@ from keras_ranking.data.sources import open_log
 __all__ = [
     "Log",
     "PackedDataset",
+    "PackedRequests",
     "PackedRows",
     "Report",
     "RequestDataset",

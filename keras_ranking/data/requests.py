@@ -39,7 +39,7 @@ class Requests:
         """Serving tensors of the chosen requests.
 
         Args:
-            which: (B,) indices of requests.
+            which: (B,) indices of requests; -1: an empty one, all zeros.
             names: the tensors wanted, such as `history_click`, `candidate_age`, `history_length` (a model's input names).
             history, candidates: L and N to pad to; None: the longest of the batch (at least 1).
 
@@ -48,8 +48,8 @@ class Requests:
                 too small for the batch.
         """
         which = np.asarray(which, dtype=np.int64)
-        past = _padded(self.history_begin[which], self.history_end[which], history, "history")
-        shown = _padded(self.candidate_begin[which], self.candidate_end[which], candidates, "candidates")
+        past = self._slots(self.history_begin, self.history_end, which, history, "history")
+        shown = self._slots(self.candidate_begin, self.candidate_end, which, candidates, "candidates")
         sequences, schema = self.sequences, self.sequences.schema
         known = {column.name for column in schema.features_known("item", "context")}
         # What a candidate led to is not known when it is scored, so actions are there for the history alone.
@@ -62,7 +62,7 @@ class Requests:
             elif name == "candidate_count":
                 out[name] = (shown >= 0).sum(axis=1).astype(np.int32)
             elif name == "request_time":
-                out[name] = self.time[which]
+                out[name] = np.where(which < 0, 0, self.time[which]).astype(np.int32)
             elif name == "history_time":
                 out[name] = _take(sequences.time, past)
             elif column in columns.get(side, ()):
@@ -76,11 +76,17 @@ class Requests:
 
     def candidate_index(self, which: Sequence[int] | np.ndarray, candidates: int | None = None) -> np.ndarray:
         """(B, N) int64: event of each candidate slot, -1 beyond the request's candidates."""
-        which = np.asarray(which, dtype=np.int64)
-        return _padded(self.candidate_begin[which], self.candidate_end[which], candidates, "candidates")
+        return self._slots(self.candidate_begin, self.candidate_end, np.asarray(which, dtype=np.int64), candidates, "candidates")
+
+    @staticmethod
+    def _slots(begin: np.ndarray, end: np.ndarray, which: np.ndarray, size: int | None, name: str) -> np.ndarray:
+        begin, end = (np.where(which < 0, 0, bound[which]) if len(bound) else np.zeros_like(which) for bound in (begin, end))
+        return _padded(begin, end, size, name)
 
 
-def requests(events: pd.DataFrame | Sequences, schema: Schema | None = None, max_history: int | None = None) -> Requests:
+def requests(
+    events: pd.DataFrame | Sequences, schema: Schema | None = None, max_history: int | None = None, delay: int | None = None
+) -> Requests:
     """Cut a log into requests: each list of candidates with the member's events strictly before it.
 
     Only requests with at least one target event are made (see `build_sequences`).
@@ -89,9 +95,11 @@ def requests(events: pd.DataFrame | Sequences, schema: Schema | None = None, max
         events: a log, or streams from `build_sequences`.
         schema: needed where `events` is a log.
         max_history: L at most; None: all. The newest are kept.
+        delay: leave out events younger than so many seconds, which a model with that delay does not see anyway; None: keep them.
+            With `max_history`, the newest visible events are kept, as many as the model reads.
 
     Raises:
-        ValueError: a log without a schema, a negative `max_history`, or what `build_sequences` finds wrong.
+        ValueError: a log without a schema, a negative `max_history`, a `delay` below 1, or what `build_sequences` finds wrong.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
@@ -120,6 +128,11 @@ def requests(events: pd.DataFrame | Sequences, schema: Schema | None = None, max
     tick = np.maximum.accumulate(np.where(fresh, np.arange(sequences.num_events), 0))
     history_end = tick[begin] if len(begin) else begin
     history_begin = sequences.offsets[member[begin]] if len(begin) else begin
+    if delay is not None:
+        if delay < 1:
+            raise ValueError(f"`delay` must be at least 1 second. Received: delay={delay}")
+        clock = (member.astype(np.int64) << 32) + sequences.time  # increasing over the streams
+        history_end = np.maximum(history_begin, np.searchsorted(clock, clock[begin] - delay, side="right"))
     if max_history is not None:
         history_begin = np.maximum(history_begin, history_end - max_history)
     return Requests(sequences, history_begin, history_end, begin, end, sequences.time[begin])

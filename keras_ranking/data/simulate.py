@@ -18,6 +18,7 @@ The chance that an impression is clicked is the product of being examined and be
 | session mood | N(0, mood_scale^2) shared by all impressions of a session: labels inside one are correlated |
 | late feedback | an impression's actions reach the log `feedback_seconds` after it, at most `feedback_delay` |
 | confounding | the policy shows fresh items with a high editor score first; a share `random_share` of the requests is shuffled |
+| replay | a share `shuffled_share` of the sessions is shuffled in all their requests, for `ReplayContributionRate` |
 
 For every row P(click | bucket k) / P(click | bucket 0) is exactly examination[k] / examination[0].
 The policy reads logged columns and noise alone, so position is independent of relevance given the features: plain CTR by
@@ -70,7 +71,7 @@ class Truth:
         click_probability: (n, K) chance of a click at a position of bucket k.
         like_given_click: (n,) chance of a like once clicked.
         bucket: (n,) bucket of the position shown.
-        shuffled: (n,) whether the request was shuffled uniformly.
+        shuffled: (n,) whether the request was shuffled uniformly, by itself or with its session.
         mood: (n,) logit shift of the session.
         taste: (members, days, topics) logit.
         item_quality: (items,) logit; item_id is the place in this array.
@@ -182,8 +183,10 @@ def _check(whole: dict[str, int], shares: dict[str, float], sizes: tuple[int, in
         raise ValueError(f"`examination` must hold {stated}. Received: examination={exam.tolist()}")
 
 
-def simulated_schema(topics: int = 6, feedback_delay: int = 600) -> Schema:
-    """The schema of a simulated log with this number of topics and this feedback delay."""
+def simulated_schema(topics: int = 6, feedback_delay: int = 600, is_shuffled: bool = False) -> Schema:
+    """The schema of a simulated log with this number of topics and this feedback delay, and with or without `is_shuffled`."""
+    # Known after scoring: how a session will be shown can say nothing about a candidate, and the schema refuses it as an input.
+    replay = (Number(name="is_shuffled", known="after"),) if is_shuffled else ()
     return Schema(
         feedback_delay=feedback_delay,
         member="member_id",
@@ -202,6 +205,7 @@ def simulated_schema(topics: int = 6, feedback_delay: int = 600) -> Schema:
             Number(name="item_views_24h", transform="log1p_standardise", known="context"),
             Number(name="item_click_rate_24h", transform="standardise", known="context"),
             Number(name="item_click_rate_all", transform="standardise", known="context"),
+            *replay,
         ),
         actions=(Number(name="click"), Number(name="like"), Number(name="dwell_seconds", transform="log1p_standardise")),
         tasks=(Task(name="click"), Task(name="like")),
@@ -221,6 +225,7 @@ def simulate(
     examination: Sequence[float] = (1.0, 0.65, 0.45),
     boundaries: tuple[int, ...] = (1, 4),
     random_share: float = 0.5,
+    shuffled_share: float = 0.0,
     taste_scale: float = 2.0,
     drift: float = 0.03,
     freshness: float = 0.3,
@@ -242,6 +247,9 @@ def simulate(
         examination: chance that a position is looked at, per bucket.
         boundaries: upper bounds of the position buckets; (1, 4) = first, 2 to 4, 5 and below.
         random_share: share of requests that are shuffled uniformly instead of ranked by the policy.
+        shuffled_share: share of sessions, drawn by the seed, all of whose requests are shuffled uniformly. Above 0 the events and
+            the schema have a column `is_shuffled` (1 in those sessions, known after scoring: never an input). All other
+            sessions keep their items, order and actions of the same seed without it.
         taste_scale: standard deviation of a member's taste for a topic, in logits.
         drift: share of a taste's variance that is renewed every day.
         freshness: logits lost for each day of an item's age.
@@ -251,7 +259,8 @@ def simulate(
 
     Returns:
         `SimulatedLog`: events sorted by time, with the columns of `simulated_schema`, `split`, `feedback_seconds` (delay of the
-        row's actions) and `shuffled` (whether the policy shuffled the request); the schema; the truth.
+        row's actions), `shuffled` (whether the request was shuffled, by itself or with its session) and, with
+        `shuffled_share` above 0, `is_shuffled` (whether the session was); the schema; the truth.
 
     Raises:
         ValueError: an argument outside its range.
@@ -263,10 +272,11 @@ def simulate(
     """
     exam = np.asarray(examination, dtype=np.float64)
     whole = {"members": members, "days": days, "items_per_day": items_per_day, "topics": topics, "authors": authors}
-    _check({**whole, "feedback_delay": feedback_delay}, {"random_share": random_share, "drift": drift}, list_size, exam, boundaries)
+    shares = {"random_share": random_share, "shuffled_share": shuffled_share, "drift": drift}
+    _check({**whole, "feedback_delay": feedback_delay}, shares, list_size, exam, boundaries)
     if not 0 < split[0] <= split[1] <= 1:
         raise ValueError(f"`split` must be (validation begins, test begins), 0 < first <= second <= 1. Received: split={split}")
-    parts = np.random.default_rng(seed).spawn(5)
+    parts = np.random.default_rng(seed).spawn(6)
     requests = _requests(members, days, sessions_per_day, parts[0])
 
     # Items are born evenly from three days before the start on, so that the first request already has a full choice.
@@ -294,6 +304,10 @@ def simulate(
     shuffled = rng.random(len(time)) < random_share
     policy = editor[items] - 0.5 * age_days + rng.normal(0, 0.3, size=items.shape)
     policy = np.where(shuffled[:, None], rng.random(items.shape), policy)
+    if shuffled_share > 0:  # draws of their own: no other session changes
+        replay = (parts[5].random(len(mood)) < shuffled_share)[requests["session"].to_numpy()]
+        policy = np.where(replay[:, None], parts[5].random(items.shape), policy)
+        shuffled = shuffled | replay
     policy[np.arange(width) >= size[:, None]] = -np.inf
     items = np.take_along_axis(items, np.argsort(-policy, axis=1), axis=1)
     used = np.arange(width) < size[:, None]
@@ -338,6 +352,8 @@ def simulate(
             "shuffled": shuffled[request],
         }
     )
+    if shuffled_share > 0:
+        events["is_shuffled"] = replay[request].astype(np.int8)
     counts = point_in_time_counts(events, "item_id", [86400, None], actions=["click"], delay=feedback_delay)
     for column, source in (("views_24h", "views_24h"), ("click_rate_24h", "click_rate_24h"), ("click_rate_all", "click_rate_all")):
         events[f"item_{column}"] = counts[f"item_id_{source}"]
@@ -355,4 +371,4 @@ def simulate(
         taste=taste,
         item_quality=quality,
     )
-    return SimulatedLog(events=events, schema=simulated_schema(topics, feedback_delay), name="simulated", truth=truth)
+    return SimulatedLog(events=events, schema=simulated_schema(topics, feedback_delay, shuffled_share > 0), name="simulated", truth=truth)

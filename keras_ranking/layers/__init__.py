@@ -1,11 +1,17 @@
 """Reusable Keras layers, one class a file."""
 
 from keras_ranking.layers.action_embedding import ActionEmbedding
+from keras_ranking.layers.attention_low_rank_cross import AttentionLowRankCross
+from keras_ranking.layers.dcn import ParallelDCN, ResidualDCN, StackedDCN
 from keras_ranking.layers.decoder_block import DecoderBlock
+from keras_ranking.layers.dense_gate import DenseGate
 from keras_ranking.layers.event_embedding import EventEmbedding
 from keras_ranking.layers.feature_concat import FeatureConcat
+from keras_ranking.layers.gated_mlp import GatedMLP
 from keras_ranking.layers.history_encoder import HistoryEncoder
 from keras_ranking.layers.interleave import Interleave, ItemTokens
+from keras_ranking.layers.low_rank_cross import LowRankCross
+from keras_ranking.layers.masked_batch_normalization import MaskedBatchNormalization
 from keras_ranking.layers.mlp_bank import MLPBank
 from keras_ranking.layers.mmoe import MMoE, SparseMMoE
 from keras_ranking.layers.multi_task import GroupedTasks, SharedBottom
@@ -22,28 +28,36 @@ from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
 __all__ = [
     "PLE",
     "ActionEmbedding",
+    "AttentionLowRankCross",
     "DecoderBlock",
     "DelayedSpans",
+    "DenseGate",
     "EventEmbedding",
     "FeatureConcat",
+    "GatedMLP",
     "GroupedTasks",
     "HistoryEncoder",
     "Interleave",
     "ItemTokens",
     "KeepFirst",
+    "LowRankCross",
     "MLPBank",
     "MMoE",
+    "MaskedBatchNormalization",
     "MultiTaskHead",
+    "ParallelDCN",
     "PositionTowers",
     "QuantizedEmbedding",
     "QuotientRemainderEmbedding",
     "RandomEffect",
     "RandomEffectFit",
     "RequestTimes",
+    "ResidualDCN",
     "Segments",
     "SelfGatedAttention",
     "SharedBottom",
     "SparseMMoE",
+    "StackedDCN",
     "TimestampRotaryEmbedding",
     "TokenTimes",
     "VisibleLength",

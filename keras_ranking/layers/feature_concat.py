@@ -32,6 +32,8 @@ class FeatureConcat(keras.layers.Layer):
 
     Call arguments:
         inputs: dict of tensors by column name: int32 (B, T), float32 (B, T) or float32 (B, T, size).
+        only: names of the columns wanted, in schema order; None: all. The candidate and the events of a history so share tables
+            where they do not share all columns.
 
     Output:
         (B, T, width), `width` = id_dim a column of ids, 1 a number, size a vector.
@@ -77,21 +79,30 @@ class FeatureConcat(keras.layers.Layer):
 
     @property
     def width(self) -> int:
-        """Size of the last axis of the output."""
-        return sum(self.id_dim if feature.dtype == "int32" else (feature.shape or (1,))[0] for feature in self.features)
+        """Size of the last axis of the output for all columns."""
+        return self._width(self.features)
+
+    def _width(self, features: Sequence[Any]) -> int:
+        return sum(self.id_dim if feature.dtype == "int32" else (feature.shape or (1,))[0] for feature in features)
+
+    def _wanted(self, only: Sequence[str] | None, given: Mapping[str, Any]) -> list[Any]:
+        wanted = [feature for feature in self.features if only is None or feature.name in only]
+        missing = [feature.name for feature in wanted if feature.name not in given]
+        if missing or not wanted or (only is not None and len(wanted) < len(only)):
+            names = [feature.name for feature in wanted]
+            received = f"Missing: {missing}" if missing else f"Received: only={only}, columns {[feature.name for feature in self.features]}"
+            raise ValueError(f"inputs must have the columns {names}. {received}")
+        return wanted
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
-        missing = [feature.name for feature in self.features if feature.name not in input_shape]
-        if missing:
-            raise ValueError(f"inputs must have the columns {[feature.name for feature in self.features]}. Missing: {missing}")
         for feature in self.features:
             if feature.dtype == "int32" and not self.tables[_table(feature)].built:
-                self.tables[_table(feature)].build(input_shape[feature.name])
+                self.tables[_table(feature)].build((None, None, *feature.shape))
         self.built = True
 
-    def call(self, inputs: Mapping[str, Any]) -> Any:
+    def call(self, inputs: Mapping[str, Any], only: Sequence[str] | None = None) -> Any:
         parts = []
-        for feature in self.features:
+        for feature in self._wanted(only, inputs):
             value = inputs[feature.name]
             if feature.dtype == "int32":
                 parts.append(self.tables[_table(feature)](value))
@@ -100,8 +111,15 @@ class FeatureConcat(keras.layers.Layer):
                 parts.append(value if feature.shape else ops.expand_dims(value, -1))
         return ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
-    def compute_output_shape(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> tuple[int | None, ...]:
-        return (*tuple(input_shape[self.features[0].name])[:2], self.width)
+    def compute_output_shape(
+        self, input_shape: Mapping[str, tuple[int | None, ...]], only: Sequence[str] | None = None
+    ) -> tuple[int | None, ...]:
+        wanted = self._wanted(only, input_shape)
+        return (*tuple(input_shape[wanted[0].name])[:2], self._width(wanted))
+
+    def compute_output_spec(self, inputs: Mapping[str, Any], only: Sequence[str] | None = None) -> Any:
+        shapes = {name: tuple(x.shape) for name, x in inputs.items()}
+        return keras.KerasTensor(self.compute_output_shape(shapes, only), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         features = [feature.model_dump(mode="json") for feature in self.features]

@@ -27,9 +27,10 @@ class MLPBank(keras.layers.Layer):
 
     Call arguments:
         inputs: (N, D), one input for all M, or (N, M, D), one for each.
+        return_hidden: also return what the last layer reads.
 
     Output:
-        (N, M, widths[-1]).
+        (N, M, widths[-1]); with `return_hidden`, a tuple of that and (N, M, widths[-2]), or the inputs where there is one layer.
 
     Raises:
         ValueError: `count` or a width below 1, no widths, an unknown last axis, or an input of the wrong rank.
@@ -81,17 +82,24 @@ class MLPBank(keras.layers.Layer):
         self.dropout.build((None, self.count, width))
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        x = inputs
+    def call(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
+        x = hidden = inputs
         for i, (kernel, function) in enumerate(zip(self.kernels, self.functions)):
             if i:
                 x = self.dropout(x, training=training)
+            hidden = x
             x = ops.einsum("nd,mdh->nmh" if len(x.shape) == 2 else "nmd,mdh->nmh", x, kernel)
             x = function(x + self.biases[i] if self.use_bias else x)
-        return x
+        return (x, hidden) if return_hidden else x
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (input_shape[0], self.count, self.widths[-1])
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
+        shape = tuple(inputs.shape)
+        out = keras.KerasTensor(self.compute_output_shape(shape), dtype=self.compute_dtype)
+        before = (shape[0], self.count, self.widths[-2]) if len(self.widths) > 1 else shape
+        return (out, keras.KerasTensor(before, dtype=self.compute_dtype)) if return_hidden else out
 
     def get_config(self) -> dict[str, Any]:
         return {

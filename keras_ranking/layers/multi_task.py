@@ -14,7 +14,8 @@ from keras_ranking.layers.mlp_bank import MLPBank
 class MultiTask(keras.layers.Layer):
     """Base of the multi-task layers. One contract: `call(inputs, training=None)` gives a dict, task name -> logit.
 
-    Inputs are (B, ..., D); a logit has the shape of its labels, (B, ...), and is float32 under every dtype policy. A
+    Inputs are (B, ..., D); a logit has the shape of its labels, (B, ...), and is float32 under every dtype policy. With
+    `return_hidden`, a second dict has what the last linear map of each task reads, (B, ..., H). A
     subclass maps tokens to one state a task; a tower (an MLP with a scalar output) a task maps that state to the logit.
 
     Args:
@@ -55,18 +56,33 @@ class MultiTask(keras.layers.Layer):
         self.towers.build(self._build_states(int(input_shape[-1])))
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
+    def call(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
         lead = ops.shape(inputs)[:-1]
         x = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        states = self._states(x, training)
+        last, hidden = self.towers(states, training=training, return_hidden=True)
         # Probabilities feed an auction or a sum over tasks: logits stay in float32 under every dtype policy.
-        logits = ops.cast(self.towers(self._states(x, training), training=training), "float32")
-        return {task: ops.reshape(logits[:, k, 0], lead) for k, task in enumerate(self.tasks)}
+        last = ops.cast(last, "float32")
+        logits = {task: ops.reshape(last[:, k, 0], lead) for k, task in enumerate(self.tasks)}
+        if not return_hidden:
+            return logits
+        width = hidden.shape[-1]
+        each = {task: hidden if len(hidden.shape) == 2 else hidden[:, k] for k, task in enumerate(self.tasks)}
+        return logits, {task: ops.reshape(state, (*lead, width)) for task, state in each.items()}
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> dict[str, tuple[int | None, ...]]:
         return {task: tuple(input_shape)[:-1] for task in self.tasks}
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
-        return {task: keras.KerasTensor(tuple(inputs.shape)[:-1], dtype="float32") for task in self.tasks}
+    @property
+    def hidden_width(self) -> int:
+        """H: size of what the last linear map of a task reads."""
+        return int(self.towers.kernels[-1].shape[1])
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
+        lead = tuple(inputs.shape)[:-1]
+        logits = {task: keras.KerasTensor(lead, dtype="float32") for task in self.tasks}
+        hidden = {task: keras.KerasTensor((*lead, self.hidden_width), dtype=self.compute_dtype) for task in self.tasks}
+        return (logits, hidden) if return_hidden else logits
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -38,7 +38,7 @@ class MultiTaskHead(keras.layers.Layer):
         inputs: (B, ..., D).
 
     Output:
-        dict, task -> float32 logit (B, ...).
+        dict, task -> float32 logit (B, ...); with `return_hidden=True`, a tuple of that and a dict of what each last map reads.
 
     Raises:
         ValueError: an unknown kind, or what the chosen layer raises.
@@ -71,15 +71,14 @@ class MultiTaskHead(keras.layers.Layer):
         self.body.build(input_shape)
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
-        logits: dict[str, Any] = self.body(inputs, training=training)
-        return logits
+    def call(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
+        return self.body(inputs, training=training, return_hidden=return_hidden)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> dict[str, tuple[int | None, ...]]:
         return self.body.compute_output_shape(input_shape)
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
-        return self.body.compute_output_spec(inputs, training=training)
+    def compute_output_spec(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
+        return self.body.compute_output_spec(inputs, training=training, return_hidden=return_hidden)
 
     def get_config(self) -> dict[str, Any]:
         own = super().get_config()

@@ -50,7 +50,9 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
         (3, 4)
     """
 
-    def __init__(self, dim: int, divisor: int, join: str = "sum", initializer: Any = "uniform", quantized: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, dim: int, divisor: int, join: str = "sum", initializer: Any = "uniform", quantized: bool = False, **settings: Any
+    ) -> None:
         super().__init__(**settings)
         if dim < 1:
             raise ValueError(f"`dim` must be a positive integer. Received: dim={dim}")

@@ -1,6 +1,7 @@
 """Rankers composed with the functional API."""
 
 from keras_ranking.models.cadet import CADET
+from keras_ranking.models.lirank import LiRank
 from keras_ranking.models.ranking_model import RankingModel, load
 
-__all__ = ["CADET", "RankingModel", "load"]
+__all__ = ["CADET", "LiRank", "RankingModel", "load"]

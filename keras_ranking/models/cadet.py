@@ -130,6 +130,8 @@ def CADET(
 class _CadetParts:
     """The layers of one CADET and how rows, histories and candidates flow through them."""
 
+    form = "rows"
+
     def __init__(self, schema: Schema, arguments: dict[str, Any]) -> None:
         self.schema = schema
         self.arguments = a = arguments

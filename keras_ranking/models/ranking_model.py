@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_ranking.layers.quantized_embedding import quantized_tables, tables_are_quantized
 from keras_ranking.losses import ObservedTowerLoss
 from keras_ranking.schema import Schema
 
@@ -19,17 +21,20 @@ _BUILDERS: dict[str, Callable[..., RankingModel]] = {}
 class Parts(Protocol):
     """The layers of a model, wired three ways. Every method takes and returns symbolic or real tensors alike."""
 
+    form: str
+    """What the training graph reads: 'rows' (packed rows of events) or 'requests' (histories and their shown lists, packed)."""
+
     def row_inputs(self) -> Tensors:
-        """Symbolic inputs of the training graph: packed rows."""
+        """Symbolic inputs of the training graph."""
 
     def history_inputs(self) -> Tensors:
-        """Symbolic inputs of `encode`: `history_*`."""
+        """Symbolic inputs of `encode`: `history_*`; none where the model reads no history."""
 
     def candidate_inputs(self) -> Tensors:
         """Symbolic inputs of `score` next to the cache: `candidate_*` and `request_time`."""
 
     def row(self, inputs: Tensors) -> Tensors:
-        """Packed rows -> logits (B, T, K) by task."""
+        """Inputs of training -> logits (B, T, K) by task."""
 
     def encode(self, history: Tensors) -> Tensors:
         """History -> cache."""
@@ -57,9 +62,9 @@ def builder(function: Callable[..., RankingModel]) -> Callable[..., RankingModel
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class RankingModel(keras.Model):
-    """A functional `keras.Model` on packed rows, with the two phases of serving over the same weights.
+    """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
-    * the model itself: packed rows -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
+    * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
     * `encode(history) -> cache` and `score(cache, candidates) -> logits`: the history once, then any candidates;
     * `serving_model`: their composition, request -> probabilities; what is exported.
 
@@ -68,8 +73,10 @@ class RankingModel(keras.Model):
     Attributes:
         schema: the `Schema` the inputs are named by.
         arguments: what the builder was called with.
-        boundaries: highest position of each tower but the last.
+        form: what it is trained on: 'rows' (`PackedDataset`) or 'requests' (`PackedRequests`).
+        boundaries: highest position of each tower but the last; () for a model without towers by position.
         serving_tower: tower whose probability is the score.
+        quantized: whether its embedding tables are in int8, see `keras_ranking.serving.quantize_embeddings`.
     """
 
     def __init__(self, parts: Parts, builder: str, schema: Schema, arguments: Mapping[str, Any], name: str) -> None:
@@ -87,16 +94,24 @@ class RankingModel(keras.Model):
         return dict(self._recipe.arguments)
 
     @property
+    def form(self) -> str:
+        return self._holder.parts.form
+
+    @property
     def boundaries(self) -> tuple[int, ...]:
-        return tuple(self._recipe.arguments["tower_boundaries"])
+        return tuple(self._recipe.arguments.get("tower_boundaries", ()))
 
     @property
     def serving_tower(self) -> int:
-        return int(self._recipe.arguments["serving_tower"])
+        return int(self._recipe.arguments.get("serving_tower", 0))
+
+    @property
+    def quantized(self) -> bool:
+        return self._recipe.quantized
 
     @property
     def input_columns(self) -> list[str]:
-        """Names of the inputs of the training graph, for `PackedDataset(inputs=...)`."""
+        """Names of the inputs of the training graph, for `PackedDataset(inputs=...)` or `PackedRequests(names=...)`."""
         return list(self._holder.parts.row_inputs())
 
     @property
@@ -112,10 +127,16 @@ class RankingModel(keras.Model):
 
     @property
     def encoder(self) -> keras.Model:
-        """Functional model: `history_*` -> cache (a dict of tensors, batch first)."""
+        """Functional model: `history_*` -> cache (a dict of tensors, batch first).
+
+        Raises:
+            ValueError: the model reads no history.
+        """
 
         def build() -> keras.Model:
             inputs = self._holder.parts.history_inputs()
+            if not inputs:
+                raise ValueError(f"the model '{self.name}' reads no history: there is nothing to encode.")
             return keras.Model(inputs, self._holder.parts.encode(inputs), name=f"{self.name}_encoder")
 
         return self._graph("encoder", build)
@@ -126,7 +147,8 @@ class RankingModel(keras.Model):
 
         def build() -> keras.Model:
             parts = self._holder.parts
-            cache = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
+            kept = self.encoder.output if parts.history_inputs() else {}
+            cache = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in kept.items()}
             candidates = parts.candidate_inputs()
             named = {f"cache_{name}": x for name, x in cache.items()} | candidates
             return keras.Model(named, parts.score(cache, candidates), name=f"{self.name}_scorer")
@@ -173,8 +195,11 @@ class RankingModel(keras.Model):
             history: `history_<name>` (B, L[, size]), `history_time` int32 (B, L), `history_length` int32 (B,). Oldest first.
 
         Returns:
-            The cache: per layer keys and values, already gated and rotated, with the times they belong to.
+            The cache, which `score` takes: for attention, per layer keys and values, already gated and rotated, with the times
+            they belong to; empty for a model that reads no history.
         """
+        if not self._holder.parts.history_inputs():
+            return {}
         return dict(self.encoder(_pick(history, self.encoder)))
 
     def score(self, cache: Mapping[str, Any], candidates: Mapping[str, Any]) -> Tensors:
@@ -190,11 +215,25 @@ class RankingModel(keras.Model):
         named = {f"cache_{name}": x for name, x in cache.items()} | dict(candidates)
         return dict(self.scorer(_pick(named, self.scorer)))
 
+    @property
+    def explore_model(self) -> keras.Model | None:
+        """Functional model: serving tensors and `seed` int32 (B,) -> probabilities under weights drawn from their posterior.
+
+        None for a model made without exploration.
+        """
+        explore = getattr(self._holder.parts, "explore", None)
+        if explore is None or not self._recipe.arguments.get("explore"):
+            return None
+        return self._graph("explore", lambda: explore(f"{self.name}_explore"))
+
     def attention(self, cache: Mapping[str, Any], candidates: Mapping[str, Any]) -> np.ndarray:
         """Which past events each candidate attends to: softmax weights, mean over heads, by block.
 
         Args:
             cache, candidates: as for `score`.
+
+        Raises:
+            ValueError: the model has no attention of candidates over cached events.
 
         Returns:
             float32 (blocks, B, N, L): the weight on each event of the history, its tokens together. What is missing to 1 is
@@ -216,6 +255,7 @@ class RankingModel(keras.Model):
             "builder": recipe.builder,
             "schema": recipe.schema.model_dump(mode="json"),
             "arguments": recipe.arguments,
+            "quantized": recipe.quantized,
             "name": self.name,
         }
 
@@ -223,12 +263,14 @@ class RankingModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> RankingModel:
         if config["builder"] not in _BUILDERS:
             raise ValueError(f"unknown model '{config['builder']}'. This version has: {sorted(_BUILDERS)}")
-        return _BUILDERS[config["builder"]](Schema.model_validate(config["schema"]), **config["arguments"], name=config["name"])
+        with quantized_tables() if config.get("quantized") else contextlib.nullcontext():
+            return _BUILDERS[config["builder"]](Schema.model_validate(config["schema"]), **config["arguments"], name=config["name"])
 
 
 class _Recipe:
     def __init__(self, builder: str, schema: Schema, arguments: dict[str, Any]) -> None:
         self.builder, self.schema, self.arguments = builder, schema, arguments
+        self.quantized = tables_are_quantized()
 
 
 def _pick(tensors: Mapping[str, Any], graph: keras.Model) -> Tensors:

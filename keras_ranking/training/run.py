@@ -14,25 +14,28 @@ import keras
 import numpy as np
 
 from keras_ranking import metrics, models
-from keras_ranking.data import Log, PackedDataset, PackedRows, build_sequences, pack
+from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, build_sequences, pack, requests
 
-_BUILDERS = {"cadet": models.CADET}
+_BUILDERS = {"cadet": models.CADET, "lirank": models.LiRank}
 HISTORY_SPLIT = "history"
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a model is trained. None of these is stated for CADET; all are our choice.
+    """How a model is trained. None of these is stated for CADET; what LiRank states is marked.
 
     Attributes:
         epochs: passes over the packed rows.
         batch_size: rows a step.
-        row_length: events a row.
+        row_length: events a row; candidates a row, of a model trained on requests.
         context: events of context before a later piece of a long member; None: half a row.
         learning_rate: highest rate, reached after the warm-up, then decayed by half a cosine.
-        warmup: share of the steps in which the rate rises from 0 (LiRank: 5 to 50 %).
+        warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: it keeps DCNv2 from diverging).
         weight_decay: of AdamW.
-        clip_norm: of the global gradient norm.
+        clip_norm: of the global gradient norm; of tables and of all else by themselves with a `table_optimizer` (clipping: stated).
+        table_optimizer: 'same' as all else, which is AdamW, or 'adagrad' for embedding tables (LiRank states a large effect with many
+            sparse features).
+        table_learning_rate: of 'adagrad', with the same warm-up and decay.
         pairwise_weight: weight of the in-request pairwise loss next to BCE.
         listwise_weight: weight of the in-request softmax loss next to BCE.
         jit_compile: 'auto' lets Keras decide.
@@ -46,6 +49,8 @@ class TrainingOptions:
     warmup: float = 0.1
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    table_optimizer: str = "same"
+    table_learning_rate: float = 0.02
     pairwise_weight: float = 0.1
     listwise_weight: float = 0.0
     jit_compile: bool | str = "auto"
@@ -58,13 +63,15 @@ class TrainingOptions:
         if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
             received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
             raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")
+        if self.table_optimizer not in ("same", "adagrad"):
+            raise ValueError(f"`table_optimizer` must be 'same' or 'adagrad'. Received: table_optimizer={self.table_optimizer!r}")
 
 
 # What suits each log, chosen on its training days alone: the last of them held out.
-_PRESETS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     # Tastes are about topics: with item and author ids in the tokens a log of this size is learned by heart. Actions in the
     # values let one block compare a candidate with the events it looks at and read what was done with them.
-    "simulated": {
+    ("cadet", "simulated"): {
         "layout": "value",
         "token_features": ("topic", "age_hours", "editor_score"),
         "row_length": 256,
@@ -74,7 +81,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pairwise_weight": 0.02,
     },
     # News articles live for a day: 82 to 90 % of the scored pairs carry an article never trained on, so tokens have no article id.
-    "ebnerd": {
+    ("cadet", "ebnerd"): {
         "token_features": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
         "num_heads": 2,
         "tower_hidden": (128, 64),
@@ -92,7 +99,7 @@ def split_options(model: str, options: Mapping[str, Any], log_name: str = "") ->
     """
     if model not in _BUILDERS:
         raise ValueError(f"unknown model '{model}'. There is: {sorted(_BUILDERS)}")
-    given = {**_PRESETS.get(log_name, {}), **options}
+    given = {**_PRESETS.get((model, log_name), {}), **options}
     training_names = {field.name for field in fields(TrainingOptions)}
     model_names = set(inspect.signature(_BUILDERS[model]).parameters) - {"schema"}
     for name in given:
@@ -116,7 +123,7 @@ def train(
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader.
-        model: 'cadet'.
+        model: 'cadet' or 'lirank'.
         out: folder for `model.keras`, `schema.json` and `history.json`; None: nothing is written.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: over those of `options`.
@@ -141,13 +148,12 @@ def train(
         raise ValueError(f"the log '{log.name}' has no rows with split 'train'. It has: {sorted(log.events['split'].unique())}")
     keras.utils.set_random_seed(seed)
     schema = log.schema.fit(events[learned])
-    rows = pack(build_sequences(events, schema, target=learned), training.row_length, context=training.context)
+    sequences = build_sequences(events, schema, target=learned)
     ranker = _BUILDERS[model](schema, **model_options)
-    _check_positions(ranker, rows)
-    dataset = PackedDataset(rows, training.batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, seed=seed)
+    dataset, window = training_data(ranker, sequences, training, seed)
     if verbose:
-        print(_describe(ranker, rows), flush=True)
-    compile_for(ranker, training, steps=len(dataset) * training.epochs, window=rows.max_request)
+        print(_describe(ranker, sequences, dataset), flush=True)
+    compile_for(ranker, training, steps=len(dataset) * training.epochs, window=window)
     start = time.perf_counter()
     fitted = ranker.fit(dataset, epochs=training.epochs, shuffle=False, verbose=1 if verbose else 0)
     history = {
@@ -159,7 +165,7 @@ def train(
         "seconds": time.perf_counter() - start,
         "train_events": int(learned.sum()),
         "parameters": int(ranker.count_params()),
-        "packing_efficiency": rows.efficiency,
+        "packing_efficiency": _filled(dataset),
         "training": asdict(training),
         "arguments": ranker.arguments,
     }
@@ -172,9 +178,33 @@ def train(
     return ranker, history
 
 
-def _check_positions(ranker: models.RankingModel, rows: PackedRows) -> None:
+def training_data(
+    ranker: models.RankingModel, sequences: Sequences, training: TrainingOptions, seed: int = 0
+) -> tuple[PackedDataset | PackedRequests, int]:
+    """What `ranker.fit` reads of streams: packed rows or requests, as the model's form is; and the longest request.
+
+    Raises:
+        ValueError: as the datasets, and targets without a position for a model with several towers.
+    """
+    _check_positions(ranker, sequences)
+    if ranker.form == "requests":
+        found = model_requests(ranker, sequences)
+        longest = int((found.candidate_end - found.candidate_begin).max(initial=1))
+        size = max(training.row_length, longest)
+        return PackedRequests(found, size, training.batch_size, names=ranker.input_columns, tasks=ranker.tasks, seed=seed), longest
+    rows = pack(sequences, training.row_length, context=training.context)
+    return PackedDataset(rows, training.batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, seed=seed), rows.max_request
+
+
+def model_requests(ranker: models.RankingModel, sequences: Sequences) -> Requests:
+    """Requests with as much visible history as a model of form 'requests' reads."""
+    arguments = ranker.arguments
+    reads = "history_time" in ranker.input_columns
+    return requests(sequences, max_history=arguments["max_history"] if reads else 0, delay=arguments["delay"])
+
+
+def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:
     """A row without a position would train the first tower: refuse it where there are several."""
-    sequences = rows.sequences
     unknown = sequences.target & (sequences.position == 0)
     if ranker.boundaries and unknown.any():
         raise ValueError(
@@ -193,18 +223,28 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
         warmup_target=training.learning_rate,
         warmup_steps=warmup,
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=training.weight_decay, global_clipnorm=training.clip_norm)
+    optimizer: Any = keras.optimizers.AdamW(schedule, weight_decay=training.weight_decay, global_clipnorm=training.clip_norm)
+    if training.table_optimizer == "adagrad" and any(variable.path.endswith("/embeddings") for variable in ranker.trainable_variables):
+        rate = keras.optimizers.schedules.CosineDecay(**{**schedule.get_config(), "warmup_target": training.table_learning_rate})
+        tables = keras.optimizers.Adagrad(rate, global_clipnorm=training.clip_norm)
+        optimizer = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {".*/embeddings": tables}))
     losses = ranker.losses_by_task(
         pairwise_weight=training.pairwise_weight, listwise_weight=training.listwise_weight, window=max(2, window)
     )
     ranker.compile(optimizer=optimizer, loss=losses, jit_compile=training.jit_compile)
 
 
-def predict_events(ranker: models.RankingModel, rows: PackedRows, batch_size: int = 8) -> dict[str, np.ndarray]:
+def predict_events(
+    ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int = 8, row_length: int = 512
+) -> dict[str, np.ndarray]:
     """Probabilities of every target event by task and tower, (E, K), NaN for events that are not targets.
 
-    One pass over packed rows: each event is scored from the events it may see, which is what serving computes for it.
+    One pass over packed rows, or over requests packed into rows of `row_length`, `batch_size` rows a step: each event is scored from
+    the events it may see, which is what serving computes for it.
     """
+    if isinstance(data, Requests):
+        return _predict_requests(ranker, data, batch_size, row_length)
+    rows = data
     dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
     logits: dict[str, list[np.ndarray]] = {}
     for batch in range(len(dataset)):
@@ -212,6 +252,19 @@ def predict_events(ranker: models.RankingModel, rows: PackedRows, batch_size: in
             logits.setdefault(task, []).append(np.asarray(value, dtype=np.float64))
     count = len(rows.index)
     return {task: rows.scatter(1.0 / (1.0 + np.exp(-np.concatenate(parts)[:count]))) for task, parts in logits.items()}
+
+
+def _predict_requests(ranker: models.RankingModel, found: Requests, batch_size: int, row_length: int) -> dict[str, np.ndarray]:
+    size = max(row_length, int((found.candidate_end - found.candidate_begin).max(initial=1)))
+    dataset = PackedRequests(found, size, batch_size, names=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
+    out: dict[str, np.ndarray] = {}
+    for batch in range(len(dataset)):
+        index = dataset.slots[batch * batch_size : (batch + 1) * batch_size]
+        for task, value in ranker.predict_on_batch(dataset[batch][0]).items():
+            logits = np.asarray(value, dtype=np.float64)[: len(index)]
+            events = out.setdefault(task, np.full((found.sequences.num_events, logits.shape[-1]), np.nan))
+            events[index[index >= 0]] = 1.0 / (1.0 + np.exp(-logits[index >= 0]))
+    return {task: np.where(found.sequences.target[:, None], events, np.nan) for task, events in out.items()}
 
 
 def evaluate(
@@ -235,10 +288,13 @@ def evaluate(
     times = ranker.schema.encode_time(log.events[ranker.schema.time])
     past = times <= times[wanted].max()
     sequences = build_sequences(log.events[past], ranker.schema, target=wanted[past])
-    rows = pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
+    if ranker.form == "requests":
+        data: PackedRows | Requests = model_requests(ranker, sequences)
+    else:
+        data = pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
     results = {}
     bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), sequences.position, side="left")
-    for task, towers in predict_events(ranker, rows).items():
+    for task, towers in predict_events(ranker, data).items():
         label = sequences.labels[task]
         judged = sequences.target & ~np.isnan(label)
         score = towers[judged, ranker.serving_tower]
@@ -250,10 +306,18 @@ def evaluate(
     return results
 
 
-def _describe(ranker: models.RankingModel, rows: PackedRows) -> str:
-    sequences = rows.sequences
+def _filled(dataset: PackedDataset | PackedRequests) -> float:
+    return dataset.efficiency if isinstance(dataset, PackedRequests) else dataset.rows.efficiency
+
+
+def _describe(ranker: models.RankingModel, sequences: Sequences, dataset: PackedDataset | PackedRequests) -> str:
+    if isinstance(dataset, PackedRequests):
+        rows, skipped = len(dataset.slots), 0
+        how = f"{len(dataset.requests):,} requests in {rows:,} rows of {dataset.row_length}, {dataset.efficiency:.1%} filled"
+    else:
+        packed = dataset.rows
+        how, skipped = f"{len(packed.index):,} rows of {packed.index.shape[1]}, {packed.efficiency:.1%} filled", packed.skipped
     return (
         f"{ranker.name}: {ranker.count_params():,} parameters; {sequences.num_events:,} events of {sequences.num_members:,} members, "
-        f"{int(sequences.target.sum()):,} to learn from; {len(rows.index):,} rows of {rows.index.shape[1]}, {rows.efficiency:.1%} filled"
-        + (f"; {rows.skipped} pieces without a target left out" if rows.skipped else "")
+        f"{int(sequences.target.sum()):,} to learn from; {how}" + (f"; {skipped} pieces without a target left out" if skipped else "")
     )

@@ -1,0 +1,154 @@
+"""Whole requests packed into rows of candidate slots, for models that are trained on requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ranking.data.datasets import Batch
+from keras_ranking.data.requests import Requests, _take
+
+SLOT = "request_slot"
+
+
+class PackedRequests(keras.utils.PyDataset):
+    """Requests as `(inputs, targets, sample weights)` for `fit`: rows of S candidate slots that hold the lists of several requests.
+
+    | part    | content                                                                                          |
+    |---------|--------------------------------------------------------------------------------------------------|
+    | inputs  | `request_slot` int32 (B, S): which request of the row, from 1 on, a slot belongs to, 0 = empty; `candidate_*` (B, S[, size]); |
+    |         | `history_*` (B, Q, L[, size]), `history_length` and `request_time` (B, Q), Q requests a row         |
+    | targets | by task, float32 (B, S, 3): label, position (0 = none), request (counted within the row)           |
+    | weights | by task, float32 (B, S): 0 for empty slots, candidates that are no targets, and unknown labels      |
+
+    Lists differ in length. Padding each to the longest wastes most of a batch, and batching like with like makes batches that
+    differ in everything that goes with the length, which batch normalisation does not survive. So requests are packed into
+    rows in a random order, once, and rows are shuffled each epoch. Every batch has the same shape; the last one is filled up
+    with empty rows.
+
+    Args:
+        requests: from `keras_ranking.data.requests`.
+        row_length: S, at least the longest list.
+        batch_size: B, rows a batch.
+        names: inputs wanted, for example a model's `input_columns`.
+        tasks: names of the tasks wanted; None: all of the schema.
+        row_requests: Q; None: 1.5 times the mean number in S slots, at most S.
+        shuffle, seed, epoch: as `PackedDataset`. Without shuffle requests are packed in their order.
+
+    Attributes:
+        slots: (rows, S) int64, the event in each slot, -1 where there is none.
+        efficiency: share of the slots that hold a candidate.
+
+    Raises:
+        ValueError: no requests, `row_length` below the longest list, sizes below 1, or an unknown name or task.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> found = kr.data.requests(log.events, log.schema.fit(log.events))
+        >>> dataset = PackedRequests(found, row_length=64, batch_size=2, names=["request_slot", "candidate_item_id"])
+        >>> x, y, weights = dataset[0]
+        >>> x["candidate_item_id"].shape, weights["click"].shape
+        ((2, 64), (2, 64))
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        row_length: int,
+        batch_size: int,
+        names: Sequence[str],
+        tasks: Sequence[str] | None = None,
+        row_requests: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        epoch: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if not len(requests):
+            raise ValueError("`requests` must hold at least one request. Received: none; is there any event to learn from?")
+        sizes = requests.candidate_end - requests.candidate_begin
+        if row_length < sizes.max():
+            raise ValueError(f"`row_length` must be at least the longest list, {int(sizes.max())}. Received: row_length={row_length}")
+        if row_requests is None:
+            row_requests = min(row_length, math.ceil(1.5 * row_length / sizes.mean()))
+        for name, value in (("batch_size", batch_size), ("row_requests", row_requests)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+        self.requests, self.row_length, self.batch_size, self.names = requests, row_length, batch_size, list(names)
+        self.shuffle, self.seed, self.epoch, self.row_requests = shuffle, seed, epoch, int(row_requests)
+        schema = requests.sequences.schema
+        self.tasks = [schema.task(task).name for task in (requests.sequences.labels if tasks is None else tasks)]
+        self._sides = {
+            side: [name for name in self.names if (name.startswith("candidate_")) == (side == "candidate") and name != SLOT]
+            for side in ("candidate", "request")
+        }
+        for side in self._sides.values():
+            requests.tensors([], side)
+        self.history = int((requests.history_end - requests.history_begin).max(initial=1)) or 1
+        self._pack(sizes)
+        self._order = self._ordered()
+        self._read_to_end = False
+
+    def _pack(self, sizes: np.ndarray) -> None:
+        count = len(sizes)
+        order = np.random.default_rng((self.seed, 2**31)).permutation(count) if self.shuffle else np.arange(count)
+        ends = np.cumsum(sizes[order])
+        bounds = [0]
+        while bounds[-1] < count:
+            start = bounds[-1]
+            before = ends[start - 1] if start else 0
+            full = int(np.searchsorted(ends, before + self.row_length, side="right"))
+            bounds.append(min(full, start + self.row_requests))
+        first, last = np.array(bounds[:-1]), np.array(bounds[1:])
+        rows = len(first)
+        which = first[:, None] + np.arange(self.row_requests)[None, :]
+        # (rows, Q): the requests of each row, -1 beyond them
+        self.members = np.where(which < last[:, None], order[np.minimum(which, count - 1)], -1)
+        row = np.repeat(np.arange(rows), last - first)
+        total = int(ends[-1])
+        place = np.repeat(ends - sizes[order] - np.repeat(np.concatenate([[0], ends[last[:-1] - 1]]), last - first), sizes[order])
+        within = np.arange(total) - np.repeat(ends - sizes[order], sizes[order])
+        at = (np.repeat(row, sizes[order]), place + within)
+        self.slots = np.full((rows, self.row_length), -1, dtype=np.int64)
+        self.slots[at] = np.repeat(self.requests.candidate_begin[order], sizes[order]) + within
+        self._request = np.zeros((rows, self.row_length), dtype=np.int32)
+        self._request[at] = np.repeat(np.arange(count) - first[row] + 1, sizes[order])
+        self.efficiency = float(total / self.slots.size)
+
+    def _ordered(self) -> np.ndarray:
+        order = np.arange(len(self.slots))
+        return np.random.default_rng((self.seed, self.epoch)).permutation(order) if self.shuffle else order
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.slots) / self.batch_size)
+
+    def on_epoch_end(self) -> None:
+        if self._read_to_end or self.use_multiprocessing:  # see `PackedDataset`
+            self.epoch += 1
+            self._order = self._ordered()
+            self._read_to_end = False
+
+    def __getitem__(self, batch: int) -> Batch:
+        self._read_to_end |= batch == len(self) - 1
+        chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        spare = ((0, self.batch_size - len(chosen)), (0, 0))
+        index = np.pad(self.slots[chosen], spare, constant_values=-1)
+        request = np.pad(self._request[chosen], spare)
+        members = np.pad(self.members[chosen], spare, constant_values=-1)
+        sequences = self.requests.sequences
+        x = {name: _take(sequences.columns[name.removeprefix("candidate_")], index) for name in self._sides["candidate"]}
+        asked = self.requests.tensors(members.reshape(-1), self._sides["request"], history=self.history)
+        x |= {name: values.reshape(*members.shape, *values.shape[1:]) for name, values in asked.items()}
+        if SLOT in self.names:
+            x[SLOT] = request
+        target, y, weights = _take(sequences.target, index), {}, {}
+        for task in self.tasks:
+            label = _take(sequences.labels[task], index)
+            weights[task] = (target & ~np.isnan(label)).astype(np.float32)
+            y[task] = np.stack([np.nan_to_num(label), _take(sequences.position, index), request], axis=-1).astype(np.float32)
+        return x, y, weights
