@@ -18,12 +18,13 @@ SLOT = "request_slot"
 class PackedRequests(keras.utils.PyDataset):
     """Requests as `(inputs, targets, sample weights)` for `fit`: rows of S candidate slots that hold the lists of several requests.
 
-    | part    | content                                                                                          |
-    |---------|--------------------------------------------------------------------------------------------------|
-    | inputs  | `request_slot` int32 (B, S): which request of the row, from 1 on, a slot belongs to, 0 = empty; `candidate_*` (B, S[, size]); |
-    |         | `history_*` (B, Q, L[, size]), `history_length` and `request_time` (B, Q), Q requests a row         |
+    | part    | content                                                                                            |
+    |---------|----------------------------------------------------------------------------------------------------|
+    | inputs  | `request_slot` int32 (B, S): request of the row, from 1 on, that a slot belongs to, 0 = empty       |
+    |         | `candidate_*` (B, S[, size])                                                                       |
+    |         | `history_*` (B, Q, L[, size]), `history_length` and `request_time` (B, Q): Q requests a row        |
     | targets | by task, float32 (B, S, 3): label, position (0 = none), request (counted within the row)           |
-    | weights | by task, float32 (B, S): 0 for empty slots, candidates that are no targets, and unknown labels      |
+    | weights | by task, float32 (B, S): 0 for empty slots, candidates that are no targets, and unknown labels     |
 
     Lists differ in length. Padding each to the longest wastes most of a batch, and batching like with like makes batches that
     differ in everything that goes with the length, which batch normalisation does not survive. So requests are packed into
@@ -119,6 +120,12 @@ class PackedRequests(keras.utils.PyDataset):
         self._request = np.zeros((rows, self.row_length), dtype=np.int32)
         self._request[at] = np.repeat(np.arange(count) - first[row] + 1, sizes[order])
         self.efficiency = float(total / self.slots.size)
+
+    def scatter(self, values: np.ndarray) -> np.ndarray:
+        """Values of all slots, (rows, S, ...), as values of the events, (E, ...); NaN for events in no slot."""
+        out = np.full((self.requests.sequences.num_events, *values.shape[2:]), np.nan)
+        out[self.slots[self.slots >= 0]] = values[self.slots >= 0]
+        return out
 
     def _ordered(self) -> np.ndarray:
         order = np.arange(len(self.slots))

@@ -2,6 +2,7 @@
 
 from keras_ranking.layers.action_embedding import ActionEmbedding
 from keras_ranking.layers.attention_low_rank_cross import AttentionLowRankCross
+from keras_ranking.layers.bayesian_linear import BayesianLinear
 from keras_ranking.layers.dcn import ParallelDCN, ResidualDCN, StackedDCN
 from keras_ranking.layers.decoder_block import DecoderBlock
 from keras_ranking.layers.dense_gate import DenseGate
@@ -10,6 +11,7 @@ from keras_ranking.layers.feature_concat import FeatureConcat
 from keras_ranking.layers.gated_mlp import GatedMLP
 from keras_ranking.layers.history_encoder import HistoryEncoder
 from keras_ranking.layers.interleave import Interleave, ItemTokens
+from keras_ranking.layers.isotonic_calibration import IsotonicCalibration
 from keras_ranking.layers.low_rank_cross import LowRankCross
 from keras_ranking.layers.masked_batch_normalization import MaskedBatchNormalization
 from keras_ranking.layers.mlp_bank import MLPBank
@@ -22,22 +24,35 @@ from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, dequant
 from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
 from keras_ranking.layers.self_gated_attention import SelfGatedAttention
-from keras_ranking.layers.streams import DelayedSpans, KeepFirst, RequestTimes, Segments, TokenTimes, VisibleLength
+from keras_ranking.layers.streams import (
+    DelayedSpans,
+    FlattenRows,
+    KeepFirst,
+    RequestTimes,
+    Segments,
+    SlotOwners,
+    TokenTimes,
+    UnflattenRows,
+    VisibleLength,
+)
 from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
 
 __all__ = [
     "PLE",
     "ActionEmbedding",
     "AttentionLowRankCross",
+    "BayesianLinear",
     "DecoderBlock",
     "DelayedSpans",
     "DenseGate",
     "EventEmbedding",
     "FeatureConcat",
+    "FlattenRows",
     "GatedMLP",
     "GroupedTasks",
     "HistoryEncoder",
     "Interleave",
+    "IsotonicCalibration",
     "ItemTokens",
     "KeepFirst",
     "LowRankCross",
@@ -56,10 +71,12 @@ __all__ = [
     "Segments",
     "SelfGatedAttention",
     "SharedBottom",
+    "SlotOwners",
     "SparseMMoE",
     "StackedDCN",
     "TimestampRotaryEmbedding",
     "TokenTimes",
+    "UnflattenRows",
     "VisibleLength",
     "dequantize_rows",
     "fit_random_effect",

@@ -272,6 +272,8 @@ class _LiRankParts:
                 self.calibration_features = layers.FeatureConcat(read, id_dim=8, name="calibration_features", **policy)
                 self.candidate_columns = _distinct([*self.candidate_columns, *read])
         self.keep = layers.KeepFirst(name="keep")
+        self.flat, self.unflat = layers.FlattenRows(name="flat"), layers.UnflattenRows(name="unflat")
+        self.owners = layers.SlotOwners(name="owners")
 
     def _concat(self, features: Sequence[Any], name: str) -> Any:
         return layers.FeatureConcat(features, id_dim=self.arguments["id_dim"], name=name, dtype=self.arguments["dtype"])
@@ -318,20 +320,13 @@ class _LiRankParts:
         if self.history is None:
             logits = self._logits({}, columns, slot)
             return {task: ops.expand_dims(value, -1) for task, value in logits.items()}
-        shape = ops.shape(slot)
-
-        def flat(x: Any, axes: int) -> Any:
-            return ops.reshape(x, (-1, *x.shape[axes:])) if None not in x.shape[axes:] else ops.reshape(x, (-1, *ops.shape(x)[axes:]))
-
-        history = {name: flat(x, 2) for name, x in inputs.items() if name.startswith("history_")}
-        count = ops.shape(inputs["history_length"])[1]
-        owner = ops.arange(shape[0], dtype="int32")[:, None] * count + ops.maximum(slot - 1, 0)
-        owner = ops.reshape(owner, (-1,))
+        history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
+        owner = self.owners(slot, requests=inputs["history_length"])
         cache = {name: ops.take(x, owner, axis=0) for name, x in self.encode(history).items()}
-        single = {name: ops.expand_dims(flat(x, 2), 1) for name, x in columns.items()}
-        single["request_time"] = ops.take(flat(inputs["request_time"], 2), owner, axis=0)
-        logits = self._logits(cache, single, ops.reshape(slot, (-1, 1)))
-        return {task: ops.reshape(value, (*shape, 1)) for task, value in logits.items()}
+        single = {name: ops.expand_dims(self.flat(x), 1) for name, x in columns.items()}
+        single["request_time"] = ops.take(self.flat(inputs["request_time"]), owner, axis=0)
+        logits = self._logits(cache, single, ops.expand_dims(self.flat(slot), 1))
+        return {task: self.unflat(value, like=slot) for task, value in logits.items()}
 
     def encode(self, history: Tensors) -> Tensors:
         if self.history is None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from keras_ranking.serving.errors import ServingError
     from keras_ranking.serving.exporting import export
     from keras_ranking.serving.limits import Limits
+    from keras_ranking.serving.quantization import quantize_embeddings
     from keras_ranking.serving.requests import Request, pad_requests, request_tensors
     from keras_ranking.serving.server import Server, serve
 
@@ -26,11 +27,23 @@ _HOMES = {
     "Request": "requests",
     "ServingError": "errors",
     "pad_requests": "requests",
+    "quantize_embeddings": "quantization",
     "request_tensors": "requests",
 }
 _EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "aiohttp", "orjson", "prometheus_client"})
 
-__all__ = ["Client", "Limits", "Request", "Server", "ServingError", "export", "pad_requests", "request_tensors", "serve"]
+__all__ = [
+    "Client",
+    "Limits",
+    "Request",
+    "Server",
+    "ServingError",
+    "export",
+    "pad_requests",
+    "quantize_embeddings",
+    "request_tensors",
+    "serve",
+]
 
 
 def __getattr__(name: str) -> Any:

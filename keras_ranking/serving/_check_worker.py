@@ -18,6 +18,7 @@ import numpy as np
 
 def check(version: Path, cases: Path) -> dict[str, Any]:
     """Largest absolute difference per output, over all `in-*.npz` with their `out-*.npz`."""
+    from keras_ranking.serving.layout import SIGNATURE
     from keras_ranking.serving.saved_model import SavedModel
 
     model = SavedModel(version)
@@ -28,7 +29,8 @@ def check(version: Path, cases: Path) -> dict[str, Any]:
             inputs = {name: file[name] for name in file.files}
         with np.load(path.with_name(path.name.replace("in-", "out-"))) as file:
             expected = {name: file[name] for name in file.files}
-        got = model.run("serving_default", inputs)
+        signature = path.stem.split("-")[1]
+        got = model.run(signature, inputs)
         if sorted(got) != sorted(expected):
             problems.append(f"outputs are {sorted(got)}, expected {sorted(expected)}")
             continue
@@ -38,7 +40,8 @@ def check(version: Path, cases: Path) -> dict[str, Any]:
             elif not np.isfinite(got[name]).all():
                 problems.append(f"output '{name}' is not finite")
             else:
-                worst[name] = max(worst.get(name, 0.0), float(np.abs(got[name] - values).max(initial=0.0)))
+                key = name if signature == SIGNATURE else f"{signature} {name}"
+                worst[key] = max(worst.get(key, 0.0), float(np.abs(got[name] - values).max(initial=0.0)))
     return {"worst": worst, "problems": problems}
 
 

@@ -20,9 +20,11 @@ import numpy as np
 from keras_ranking.schema import Category, Id, Schema
 from keras_ranking.serving.examples import alone, random_requests
 from keras_ranking.serving.exporting import ExportError, run_worker
-from keras_ranking.serving.layout import EXTRA, SCHEMA_FILE, SIGNATURE, Card, axis_of, read_card
+from keras_ranking.serving.layout import EXPLORE, EXTRA, SCHEMA_FILE, SIGNATURE, Card, axis_of, read_card
+from keras_ranking.serving.quantization import quantize_embeddings
 
 _PACKAGES = ("keras-ranking", "keras", "tensorflow", "numpy")
+Inputs = dict[str, dict[str, Any]]
 _CASES = (
     # (history lengths, candidate counts) of one batch each; L and N of the tensors follow from them.
     ((0, 1, 7, 20), (1, 5, 2, 9)),
@@ -49,7 +51,14 @@ def load_model(path: Path, imports: Sequence[str] = ()) -> Any:
 
 
 def write_version(
-    model: Any, target: Path, *, schema: Schema | None, work: Path, verify: bool = True, tolerance: float | None = None
+    model: Any,
+    target: Path,
+    *,
+    schema: Schema | None,
+    work: Path,
+    verify: bool = True,
+    tolerance: float | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Write `model.serving_model` as a SavedModel at `target` and check it. Arguments as `exporting.export`."""
     try:
@@ -60,22 +69,31 @@ def write_version(
     serving = getattr(model, "serving_model", None)
     if schema is None or serving is None:
         raise ValueError(f"`model` must be a RankingModel with `schema` and `serving_model`. Received: {type(model).__name__}")
-    inputs, outputs = _specs(serving, schema)
+    if quantize is not None:
+        model = quantize_embeddings(model)
+        serving = model.serving_model
+    graphs = {SIGNATURE: serving}
+    if getattr(model, "explore_model", None) is not None:
+        graphs[EXPLORE] = model.explore_model
+    specs = {name: _specs(graph, schema) for name, graph in graphs.items()}
+    inputs, outputs = specs[SIGNATURE]
     try:
-        _write_graph(serving, inputs, target)
+        _write_graph(graphs, specs, target)
     except tf.errors.OpError as error:  # how TensorFlow's file system reports a full or failing disk
         raise OSError(getattr(error, "error_code", 0), _line(error)) from error
-    _check_written(target, inputs, outputs)
+    for name, (asked, given) in specs.items():
+        _check_written(target, name, asked, given)
     (target / EXTRA).mkdir(exist_ok=True)
     schema.save(target / EXTRA / SCHEMA_FILE)
     compute = str(serving.dtype_policy.compute_dtype)
-    measured = _verify(serving, target, inputs, work, _bound(tolerance, model)) if verify else None
+    measured = _verify(graphs, specs, target, work, _bound(tolerance, model)) if verify else None
     Card(
         model=str(getattr(model, "name", type(model).__name__)),
         schema_digest=schema.digest,
         tasks=[task.name for task in schema.tasks if task.name in outputs],
         boundaries=[int(bound) for bound in getattr(model, "boundaries", ()) or ()],
         compute_dtype=compute,
+        quantized=bool(getattr(model, "quantized", False)),
         inputs=inputs,
         outputs=outputs,
         packages={name: _version(name) for name in _PACKAGES},
@@ -109,31 +127,35 @@ def _specs(serving: Any, schema: Schema) -> tuple[dict[str, dict[str, Any]], dic
     return inputs, outputs
 
 
-def _write_graph(serving: Any, inputs: dict[str, dict[str, Any]], target: Path) -> None:
+def _write_graph(graphs: dict[str, Any], specs: dict[str, tuple[Inputs, Inputs]], target: Path) -> None:
     import keras
     import tensorflow as tf
 
-    wanted = {name: tf.TensorSpec(spec["shape"], spec["dtype"], name=name) for name, spec in inputs.items()}
+    def endpoint_of(graph: Any) -> Any:
+        def endpoint(tensors: dict[str, Any]) -> dict[str, Any]:
+            # Outputs are float32 whatever the trunk computes in: half-width floats have no JSON and few clients.
+            return {name: tf.cast(value, tf.float32, name=name) for name, value in graph(tensors, training=False).items()}
 
-    def serving_default(tensors: dict[str, Any]) -> dict[str, Any]:
-        # Outputs are float32 whatever the trunk computes in: half-width floats have no JSON and few clients.
-        return {name: tf.cast(value, tf.float32, name=name) for name, value in serving(tensors, training=False).items()}
+        return endpoint
 
     archive = keras.export.ExportArchive()
-    # Without `track` the variables belong to nobody: the graph loads in Python and fails in the server.
-    archive.track(serving)
-    archive.add_endpoint(SIGNATURE, serving_default, input_signature=[wanted])
+    for signature, graph in graphs.items():
+        # Without `track` the variables belong to nobody: the graph loads in Python and fails in the server.
+        archive.track(graph)
+        wanted = {name: tf.TensorSpec(spec["shape"], spec["dtype"], name=name) for name, spec in specs[signature][0].items()}
+
+        archive.add_endpoint(signature, endpoint_of(graph), input_signature=[wanted])
     archive.write_out(str(target), verbose=False)
 
 
-def _check_written(target: Path, inputs: dict[str, dict[str, Any]], outputs: dict[str, dict[str, Any]]) -> None:
+def _check_written(target: Path, name_of: str, inputs: Inputs, outputs: Inputs) -> None:
     """Names, dtypes and shapes as asked for, and nothing in the graph that a server with default flags refuses."""
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString((target / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0]
-    signature = graph.signature_def[SIGNATURE]
+    signature = graph.signature_def[name_of]
     for what, written, asked in (("inputs", signature.inputs, inputs), ("outputs", signature.outputs, outputs)):
         if sorted(written) != sorted(asked):
             raise ExportError(f"the graph lost the names of its {what}: {sorted(written)}, asked for {sorted(asked)}")
@@ -158,15 +180,17 @@ def _bound(tolerance: float | None, model: Any) -> float:
     return 2e-2 if policies & {"bfloat16", "float16"} else 1e-5
 
 
-def _verify(serving: Any, target: Path, inputs: dict[str, dict[str, Any]], work: Path, bound: float) -> dict[str, Any]:
-    """Compare the written graph, in a fresh process, with the Keras model on every request alone."""
+def _verify(graphs: dict[str, Any], specs: dict[str, tuple[Inputs, Inputs]], target: Path, work: Path, bound: float) -> dict[str, Any]:
+    """Compare the written graphs, in a fresh process, with the Keras model on every request alone."""
     cases = work / "cases"
     cases.mkdir(exist_ok=True)
-    for number, (history, candidates) in enumerate(_CASES):
-        batch = random_requests(inputs, history, candidates, seed=number)
-        np.savez(cases / f"in-{number}.npz", **batch)  # type: ignore[arg-type]
-        width = max(values.shape[1] for name, values in batch.items() if inputs[name]["axis"] == "candidate")
-        np.savez(cases / f"out-{number}.npz", **_keras_scores(serving, batch, inputs, width))  # type: ignore[arg-type]
+    for signature, graph in graphs.items():
+        inputs = specs[signature][0]
+        for number, (history, candidates) in enumerate(_CASES):
+            batch = random_requests(inputs, history, candidates, seed=number)
+            np.savez(cases / f"in-{signature}-{number}.npz", **batch)  # type: ignore[arg-type]
+            width = max(values.shape[1] for name, values in batch.items() if inputs[name]["axis"] == "candidate")
+            np.savez(cases / f"out-{signature}-{number}.npz", **_keras_scores(graph, batch, inputs, width))  # type: ignore[arg-type]
     run_worker("_check_worker", [str(target), str(cases)], work)
     result = json.loads((cases / "result.json").read_text(encoding="utf-8"))
     if result["problems"]:
@@ -214,7 +238,8 @@ def main(arguments: list[str]) -> int:
     try:
         schema = Schema.load(work / "schema.json") if (work / "schema.json").exists() else None
         model = load_model(Path(request["model"]), request["imports"])
-        write_version(model, Path(request["target"]), schema=schema, work=work, verify=request["verify"], tolerance=request["tolerance"])
+        asked = {name: request[name] for name in ("verify", "tolerance", "quantize")}
+        write_version(model, Path(request["target"]), schema=schema, work=work, **asked)
     except Exception as error:
         text = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {_line(error)}"
         (work / "error.txt").write_text(text, encoding="utf-8")

@@ -34,6 +34,7 @@ def export(
     schema: Schema | None = None,
     verify: bool = True,
     tolerance: float | None = None,
+    quantize: str | None = None,
     imports: Sequence[str] = (),
 ) -> Path:
     """Write a model as the next version under `folder`, a plain TensorFlow graph that any TensorFlow Serving runs.
@@ -42,7 +43,9 @@ def export(
     sees a whole version or none, also when this process is killed. What killed exports left is removed by the next one.
 
     The signature is `serving_default`, with the inputs and outputs of `model.serving_model` under their names and the batch
-    first. There is no XLA in the graph. A model on the JAX or torch backend is saved, and exported by a TensorFlow process.
+    first; for a model with exploration also `explore`, with the inputs and outputs of `model.explore_model`, which takes a `seed`
+    int32 (B,) as well: the same seed gives the same scores. There is no XLA in the graph. A model on the JAX or torch backend is
+    saved, and exported by a TensorFlow process.
 
     Args:
         model: a `RankingModel`; or the path of a saved one: a `.keras` file, or the folder of a training run.
@@ -52,6 +55,8 @@ def export(
             their lengths, and compare with the Keras model on each request alone without the garbage.
         tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 2e-2 for a
             model that computes in a 16-bit type (both our choice).
+        quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
+            None: as they are.
         imports: modules that register custom layers, imported where the model is loaded by another process. Those of the
             model's own layers are found without being named.
 
@@ -69,6 +74,8 @@ def export(
         >>> version.name
         '1'
     """
+    if quantize not in (None, "int8"):
+        raise ValueError(f"`quantize` must be 'int8' or None. Received: quantize={quantize!r}")
     folder = Path(folder)
     if isinstance(model, (str, Path)):
         model = _saved_model_file(Path(model))
@@ -79,9 +86,10 @@ def export(
                 from keras_ranking.serving._export_worker import load_model, write_version
 
                 loaded = load_model(model, imports) if isinstance(model, Path) else model
-                write_version(loaded, target, schema=schema, work=work, verify=verify, tolerance=tolerance)
+                write_version(loaded, target, schema=schema, work=work, verify=verify, tolerance=tolerance, quantize=quantize)
             else:
-                _write_in_tensorflow(model, target, schema, work, imports, {"verify": verify, "tolerance": tolerance})
+                asked = {"verify": verify, "tolerance": tolerance, "quantize": quantize}
+                _write_in_tensorflow(model, target, schema, work, imports, asked)
             _sync(target)
             return _publish(target, folder)
     except OSError as error:

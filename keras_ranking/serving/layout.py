@@ -19,6 +19,7 @@ SCHEMA_FILE = "schema.json"
 CARD_FILE = "keras_ranking.json"
 FORMAT = 1
 SIGNATURE = "serving_default"
+EXPLORE = "explore"
 HISTORY_LENGTH = "history_length"
 CANDIDATE_COUNT = "candidate_count"
 AXES = {"history": HISTORY_LENGTH, "candidate": CANDIDATE_COUNT}
@@ -40,6 +41,7 @@ class Card:
         packages: package -> version, of the process that wrote the graph.
         verified: what the gate measured: largest absolute difference to the Keras scores, its bound, and the cases.
         created: UTC time of the export, ISO 8601.
+        quantized: whether embedding tables are in int8.
         format: version of this layout.
     """
 
@@ -53,6 +55,7 @@ class Card:
     packages: dict[str, str]
     verified: dict[str, Any] | None = None
     created: str = ""
+    quantized: bool = False
     format: int = FORMAT
 
     def write(self, version: Path) -> None:

@@ -73,7 +73,8 @@ class SavedModel:
         self._session.close()
 
     def _signature(self, name: str, proto: Any) -> Signature:
-        card = self.card if name == SIGNATURE else None
+        # Every signature names its tensors by the same columns, so one list of rows and axes describes them all.
+        card = self.card
         inputs = {}
         for key, info in proto.inputs.items():
             tensor = _tensor(info)

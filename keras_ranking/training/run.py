@@ -246,25 +246,28 @@ def predict_events(
         return _predict_requests(ranker, data, batch_size, row_length)
     rows = data
     dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
-    logits: dict[str, list[np.ndarray]] = {}
-    for batch in range(len(dataset)):
-        for task, value in ranker.predict_on_batch(dataset[batch][0]).items():
-            logits.setdefault(task, []).append(np.asarray(value, dtype=np.float64))
-    count = len(rows.index)
-    return {task: rows.scatter(1.0 / (1.0 + np.exp(-np.concatenate(parts)[:count]))) for task, parts in logits.items()}
+    return {task: rows.scatter(_sigmoid(values)) for task, values in _logits(ranker, dataset, len(rows.index)).items()}
 
 
 def _predict_requests(ranker: models.RankingModel, found: Requests, batch_size: int, row_length: int) -> dict[str, np.ndarray]:
     size = max(row_length, int((found.candidate_end - found.candidate_begin).max(initial=1)))
     dataset = PackedRequests(found, size, batch_size, names=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
-    out: dict[str, np.ndarray] = {}
+    logits = _logits(ranker, dataset, len(dataset.slots))
+    target = found.sequences.target[:, None]
+    return {task: np.where(target, dataset.scatter(_sigmoid(values)), np.nan) for task, values in logits.items()}
+
+
+def _logits(ranker: models.RankingModel, dataset: PackedDataset | PackedRequests, rows: int) -> dict[str, np.ndarray]:
+    """Logits (rows, T, K) by task, without the empty rows that fill the last batch."""
+    parts: dict[str, list[np.ndarray]] = {}
     for batch in range(len(dataset)):
-        index = dataset.slots[batch * batch_size : (batch + 1) * batch_size]
         for task, value in ranker.predict_on_batch(dataset[batch][0]).items():
-            logits = np.asarray(value, dtype=np.float64)[: len(index)]
-            events = out.setdefault(task, np.full((found.sequences.num_events, logits.shape[-1]), np.nan))
-            events[index[index >= 0]] = 1.0 / (1.0 + np.exp(-logits[index >= 0]))
-    return {task: np.where(found.sequences.target[:, None], events, np.nan) for task, events in out.items()}
+            parts.setdefault(task, []).append(np.asarray(value, dtype=np.float64))
+    return {task: np.concatenate(values)[:rows] for task, values in parts.items()}
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-logits))
 
 
 def evaluate(

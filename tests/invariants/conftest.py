@@ -10,12 +10,26 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
-from keras_ranking.data import PackedDataset, Requests, Sequences, build_sequences, pack, requests
+from keras_ranking.data import PackedDataset, PackedRequests, Requests, Sequences, build_sequences, pack, requests
 from keras_ranking.ops import Spans
+from keras_ranking.training.run import model_requests
 
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
     "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900, "tower_boundaries": ()},
+    "lirank": {
+        "builder": "LiRank",
+        "hidden": (12, 12),
+        "rank": 4,
+        "id_dim": 4,
+        "max_history": 8,
+        "history_options": {"rotary": (8.0, 15_552_000.0), "latest": 2},
+        "delay": 120,
+        "tasks": ("click",),
+        "calibration_features": ("topic",),
+        "calibration_options": {"step": 0.5},
+        "shared_tables": {"topics": ("topic",)},
+    },
     "cadet_value": {"layout": "value", "token_features": ("item_id", "age_hours", "item_views_24h"), "rotary": None},
 }
 
@@ -33,8 +47,22 @@ class Case:
     requests: Requests
     task: str = "click"
 
+    @property
+    def segment(self) -> str:
+        """Name of the input that says what a slot of a packed row belongs to, 0 = empty."""
+        return "segment" if self.model.form == "rows" else "request_slot"
+
+    def slotwise(self, name: str) -> bool:
+        """Whether an input of the training graph has a value a slot."""
+        return self.model.form == "rows" or name == self.segment or name.startswith("candidate_")
+
     def rows(self, row_length: int = 256, sequences: Sequences | None = None, **changes: Any) -> dict[str, np.ndarray]:
         """All events as one batch of packed inputs, and the rows themselves under ''."""
+        if self.model.form == "requests":
+            found = model_requests(self.model, sequences or self.sequences)
+            whole = PackedRequests(found, row_length, 1, names=self.model.input_columns, shuffle=False)
+            dataset = PackedRequests(found, row_length, len(whole.slots), names=self.model.input_columns, shuffle=False)
+            return {**dataset[0][0], **changes, "": dataset}
         rows = pack(sequences or self.sequences, row_length)
         dataset = PackedDataset(rows, len(rows.index), inputs=self.model.input_columns, shuffle=False)
         return {**dataset[0][0], **changes, "": rows}
@@ -65,10 +93,10 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def randomise(model: Any, seed: int = 0) -> None:
+def randomise(model: Any, seed: int = 0, scale: float = 0.25) -> None:
     """Weights far from their start: a leak must not hide behind a zero."""
     rng = np.random.default_rng(seed)
-    model.set_weights([w + rng.normal(0, 0.25, w.shape).astype(w.dtype) for w in model.get_weights()])
+    model.set_weights([w + rng.normal(0, scale, w.shape).astype(w.dtype) for w in model.get_weights()])
 
 
 @pytest.fixture(scope="session")
@@ -79,15 +107,18 @@ def log() -> Any:
 def make_case(log: Any, **arguments: Any) -> Case:
     keras.utils.set_random_seed(0)
     schema = log.schema.fit(log.events)
-    model = kr.models.CADET(schema, **{"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": 120, **arguments})
-    randomise(model)
+    plain = {"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": 120}
+    builder = arguments.pop("builder", "CADET")
+    model = getattr(kr.models, builder)(schema, **(arguments if builder != "CADET" else {**plain, **arguments}))
+    # Products of cross layers grow: at the scale of an attention model's weights their logits are in the hundreds.
+    randomise(model, scale=0.25 if builder == "CADET" else 0.1)
     sequences = build_sequences(log.events, schema)
     return Case(model, sequences, requests(sequences))
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
 def case(request: Any, log: Any) -> Case:
-    return make_case(log, **MODELS[request.param])
+    return make_case(log, **dict(MODELS[request.param]))
 
 
 @pytest.fixture

@@ -130,23 +130,23 @@ def test_padding_changes_nothing(case: Case, side: str) -> None:
 
     def padded(name: str, x: np.ndarray) -> np.ndarray:
         out = np.pad(x, ((0, 0), (left, right)) + ((0, 0),) * (x.ndim - 2))
-        if name != "segment":  # whatever stands in padding must not matter
+        if name != case.segment:  # whatever stands in padding must not matter
             pad = np.ones(out.shape[1], dtype=bool)
             pad[left : out.shape[1] - right] = False
             out[:, pad] = rng.integers(0, 3, out[:, pad].shape) if out.dtype == np.int32 else rng.normal(size=out[:, pad].shape) * 9
         return out
 
-    wide = {name: padded(name, x) for name, x in inputs.items() if name}
+    wide = {name: padded(name, x) if case.slotwise(name) else x for name, x in inputs.items() if name}
     plain = case.logits(inputs)
-    real = inputs["segment"] > 0
+    real = inputs[case.segment] > 0
     got = case.logits(wide)[:, left : left + plain.shape[1]]
     np.testing.assert_allclose(got[real], plain[real], atol=TOLERANCE)
 
 
 def test_control_one_segment_for_all_members_mixes_them(case: Case) -> None:
     inputs = case.rows()
-    merged = {**inputs, "segment": np.minimum(inputs["segment"], 1)}
-    real = inputs["segment"] > 1
+    merged = {**inputs, case.segment: np.minimum(inputs[case.segment], 1)}
+    real = inputs[case.segment] > 1
     assert np.abs(case.logits(merged)[real] - case.logits(inputs)[real]).max() > CLEARLY
 
 
@@ -222,7 +222,7 @@ def test_labels_positions_and_after_scoring_values_are_no_inputs(case: Case, tra
 def test_shifting_all_times_changes_nothing(case: Case, shift: int) -> None:
     moved = replace(case.sequences, time=(case.sequences.time + shift).astype(np.int32))
     np.testing.assert_allclose(case.by_event(moved), case.by_event(), atol=5e-5)
-    if case.model.arguments["rotary"] is not None:
+    if case.model.arguments.get("rotary") is not None:
         which = long_requests(case)
         tensors = case.tensors(which)
         later = {**tensors, "request_time": tensors["request_time"] + np.int32(7200)}

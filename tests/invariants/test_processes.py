@@ -52,9 +52,15 @@ def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") ->
     return dict(np.load(arguments[-1]))
 
 
-@pytest.fixture(scope="module", params=["cadet", "cadet_value"])
+def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.ndarray:
+    """(B, N, K) scores of an output of the serving graph."""
+    name = f"{prefix}click_by_position"
+    return out[name] if case.model.boundaries else out[f"{prefix}click"][..., None]
+
+
+@pytest.fixture(scope="module", params=["cadet", "cadet_value", "lirank"])
 def case(request: Any, log: Any) -> Case:
-    return make_case(log, **MODELS[request.param])
+    return make_case(log, **dict(MODELS[request.param]))
 
 
 def test_every_backend_gives_the_same_scores(case: Case, tmp_path: Path) -> None:
@@ -66,7 +72,7 @@ def test_every_backend_gives_the_same_scores(case: Case, tmp_path: Path) -> None
         backend: fresh_process(SCORE, tmp_path / "model.keras", tmp_path / "inputs.npz", tmp_path / f"{backend}.npz", backend=backend)
         for backend in ("tensorflow", "jax", "torch")
     }
-    real = inputs["row_segment"] > 0
+    real = inputs[f"row_{case.segment}"] > 0
     for backend, out in scores.items():
         assert str(out.pop("backend")) == backend
     reference = scores["tensorflow"]
@@ -81,7 +87,7 @@ def test_every_backend_gives_the_same_scores(case: Case, tmp_path: Path) -> None
     case.model.set_weights([w * 1.01 for w in weights])
     moved = case.serve(tensors)
     case.model.set_weights(weights)
-    assert np.abs(moved - reference["request_click_by_position"]).max() > CLEARLY, "control: another model has other scores"
+    assert np.abs(moved - by_tower(case, reference, "request_")).max() > CLEARLY, "control: another model has other scores"
 
 
 def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -> None:
@@ -100,12 +106,12 @@ def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -
                 x[past if name.startswith("history") else spare] = np.iinfo(np.int32).max if x.dtype == np.int32 else np.nan
         np.savez(tmp_path / "inputs.npz", **tensors)
         out = fresh_process(SESSION, version, tmp_path / "inputs.npz", tmp_path / "out.npz")
-        got = out["click_by_position"]
+        got = by_tower(case, out)
         assert (got[spare] == 0).all()
         np.testing.assert_allclose(got[:, : expected.shape[1]], expected, atol=TOLERANCE)
         np.testing.assert_array_equal(out["click"], got[..., case.model.serving_tower])
     shorter = {**exact, "history_length": np.maximum(exact["history_length"] // 2, 0).astype(np.int32)}
     np.savez(tmp_path / "inputs.npz", **shorter)
     out = fresh_process(SESSION, version, tmp_path / "inputs.npz", tmp_path / "out.npz")
-    assert np.abs(out["click_by_position"] - expected).max() > CLEARLY, "control: the length is read"
-    np.testing.assert_allclose(out["click_by_position"], case.serve(shorter), atol=TOLERANCE)
+    assert np.abs(by_tower(case, out) - expected).max() > CLEARLY, "control: the length is read"
+    np.testing.assert_allclose(by_tower(case, out), case.serve(shorter), atol=TOLERANCE)

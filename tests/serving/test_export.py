@@ -149,8 +149,8 @@ def test_gate_refuses_a_graph_whose_variables_belong_to_nobody(tmp_path):
     x = np.ones((1, 2), np.float32)
     loaded = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"](x=tf.constant(x))
     np.testing.assert_allclose(loaded["y"], model(x), atol=1e-5)
-    np.savez(tmp_path / "in-0.npz", x=x)
-    np.savez(tmp_path / "out-0.npz", y=np.asarray(model(x)))
+    np.savez(tmp_path / "in-serving_default-0.npz", x=x)
+    np.savez(tmp_path / "out-serving_default-0.npz", y=np.asarray(model(x)))
     with pytest.raises(tf.errors.OpError, match="(?i)could not find variable"):
         check(tmp_path / "1", tmp_path)
 
