@@ -11,6 +11,8 @@ from keras_ranking.metrics.observed_metric import Observed
 from keras_ranking.metrics.observed_over_expected_metric import ObservedOverExpected
 from keras_ranking.metrics.probability import calibration_error, log_loss, normalized_entropy, observed_over_expected
 from keras_ranking.metrics.ranking import GroupAUCs, GroupedValue, auc, grouped_auc, mrr, ndcg, per_request_auc
+from keras_ranking.metrics.replay import ReplayRate, replay_contribution_rate
+from keras_ranking.metrics.replay_contribution_rate_metric import ReplayContributionRate
 from keras_ranking.metrics.report import summary
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "NormalizedEntropy",
     "Observed",
     "ObservedOverExpected",
+    "ReplayContributionRate",
+    "ReplayRate",
     "auc",
     "calibration_error",
     "grouped_auc",
@@ -32,5 +36,6 @@ __all__ = [
     "observed_over_expected",
     "paired_bootstrap",
     "per_request_auc",
+    "replay_contribution_rate",
     "summary",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import hashlib
 import time
 
 import numpy as np
@@ -158,6 +159,51 @@ def test_feedback_is_late_and_counts_wait_for_it(log):
     np.testing.assert_array_equal(again["item_id_click_rate_all"], log.events["item_click_rate_all"])
 
 
+def digest(log: SimulatedLog) -> str:
+    return hashlib.sha256((log.events.to_csv(index=False) + log.schema.model_dump_json()).encode()).hexdigest()[:16]
+
+
+def test_without_shuffled_sessions_nothing_has_changed():
+    """Digests of what `simulate` gave before it could shuffle sessions."""
+    settings = {"members": 30, "days": 4, "random_share": 0.2, "list_size": (3, 5)}
+    assert digest(simulate(members=40, days=3, seed=1)) == "35f93c5a9c414843"
+    assert digest(simulate(seed=7, **settings)) == digest(simulate(seed=7, shuffled_share=0.0, **settings)) == "af7921322dad4f67"
+    assert digest(simulate(seed=7, shuffled_share=1e-9, **settings)) != "af7921322dad4f67"  # control: the column is there
+    assert digest(simulate(seed=8, **settings)) != "af7921322dad4f67"
+
+
+def test_shuffled_sessions():
+    plain, log = (simulate(members=400, seed=5, random_share=0.0, shuffled_share=share) for share in (0.0, 0.4))
+    events, flag = log.events, log.events["is_shuffled"]
+    assert events.groupby("session_id")["is_shuffled"].nunique().eq(1).all()  # whole sessions
+    sessions = events.groupby("session_id")["is_shuffled"].first()
+    assert sessions.mean() == pytest.approx(0.4, abs=4 * np.sqrt(0.24 / len(sessions)))
+    assert (events["shuffled"] == (flag == 1)).all() and (log.truth.shuffled == (flag == 1)).all()
+    # The others are those of the log without shuffling, row by row; only the counts see the clicks of the shuffled ones.
+    counts = [column for column in events.columns if column.startswith("item_") and column != "item_id"]
+    same = [column for column in plain.events.columns if column not in counts]
+    pd.testing.assert_frame_equal(events.loc[flag == 0, same], plain.events.loc[flag == 0, same])
+    # The shuffled ones show the same items in another order, one that does not know the policy; the control's order does.
+    shown = [frame[flag == 1].sort_values(["request_id", "item_id"]) for frame in (events, plain.events)]
+    np.testing.assert_array_equal(shown[0]["item_id"], shown[1]["item_id"])
+    policy = shown[0]["editor_score"] - 0.5 * shown[0]["age_hours"] / 24
+    expected = 4 / np.sqrt(len(policy))
+    assert abs(np.corrcoef(policy, shown[0]["position"])[0, 1]) < expected < -np.corrcoef(policy, shown[1]["position"])[0, 1]
+    first = shown[0].groupby("request_id")["position"].agg(["first", "size"])  # the place of the smallest item id: any, with equal chance
+    chance = (1 / first["size"]).sum()
+    assert (first["first"] == 1).sum() == pytest.approx(chance, abs=4 * np.sqrt(chance))
+
+
+def test_shuffling_is_known_after_scoring_and_never_an_input():
+    log = simulate(members=20, days=2, shuffled_share=0.5)
+    check_events(log.events, log.schema)
+    assert next(feature for feature in log.schema.features if feature.name == "is_shuffled").known == "after"
+    assert "is_shuffled" not in {feature.name for feature in log.schema.inputs()}
+    with pytest.raises(ValueError, match="column 'is_shuffled' is known only after scoring"):
+        log.schema.inputs(["is_shuffled"])
+    assert "is_shuffled" in log.schema.columns and "is_shuffled" not in simulate(members=20, days=2).schema.columns
+
+
 def test_tiny_and_odd_settings():
     small = simulate(members=2, days=1, seed=0, list_size=(1, 3), examination=(1.0,), boundaries=(), topics=2, authors=3)
     assert small.truth.click_probability.shape == (len(small.events), 1) and small.events["position"].max() <= 3
@@ -174,6 +220,7 @@ def test_tiny_and_odd_settings():
         ({"examination": (1.0, 0.5, 0.0)}, "`examination` must hold one chance in"),
         ({"boundaries": (4, 1)}, "`boundaries` must be increasing"),
         ({"random_share": 1.2}, "`random_share` must be between 0 and 1"),
+        ({"shuffled_share": -0.1}, "`shuffled_share` must be between 0 and 1. Received: shuffled_share=-0.1"),
         ({"items_per_day": 1}, "`items_per_day` must leave a choice"),
         ({"feedback_delay": 0}, "`feedback_delay` must be a positive integer"),
         ({"topics": 0}, "`topics` must be a positive integer"),
