@@ -61,7 +61,7 @@ def LiRank(
 
         x      = [BN(numbers) ; embeddings of ids ; HistoryEncoder(history, candidate)]
         h      = [cross net(x) ; gated MLP(x)]                                     one for all tasks, or one a group of tasks
-        s_k    = isotonic_k( head_k(h) + random effect_k[id] )                     logit of task k
+        s_k    = isotonic_k( head_k(h) ) + random effect_k[id]                     logit of task k
 
     | preset | trunk | heads | calibration | history |
     |---|---|---|---|---|
@@ -70,7 +70,7 @@ def LiRank(
     | `jobs` | two-layer low-rank DCNv2 and an MLP for each task | linear | none | no |
 
     Marks: the parts of each preset are *stated*; that cross net and MLP stand side by side, and the place of calibration after
-    the logit and its random effect, are our reading (figure 8 of the paper is not available). Defaults without a mark are ours.
+    the logit, are our reading (figure 8 of the paper is not available). Defaults without a mark are ours.
 
     It is trained on requests (`PackedRequests`), histories and their shown lists, and scores every candidate alone.
 
@@ -314,19 +314,28 @@ class _LiRankParts:
     # -- the three ways --------------------------------------------------------------------------------------------------
 
     def row(self, inputs: Tensors) -> Tensors:
+        return {task: ops.expand_dims(value, -1) for task, value in self._row(inputs)[0].items()}
+
+    def last_inputs(self, inputs: Tensors) -> Tensors:
+        """What the last linear map of each task reads in the training graph, (B, S, H)."""
+        return self._row(inputs)[1]
+
+    def _row(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
         """Every slot as a request of one candidate, with the history of the request it belongs to."""
         slot = inputs["request_slot"]
         columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
         if self.history is None:
-            logits = self._logits({}, columns, slot)
-            return {task: ops.expand_dims(value, -1) for task, value in logits.items()}
+            return self._scored({}, columns, slot)
         history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
         owner = self.owners(slot, requests=inputs["history_length"])
         cache = {name: ops.take(x, owner, axis=0) for name, x in self.encode(history).items()}
         single = {name: ops.expand_dims(self.flat(x), 1) for name, x in columns.items()}
         single["request_time"] = ops.take(self.flat(inputs["request_time"]), owner, axis=0)
-        logits = self._logits(cache, single, ops.expand_dims(self.flat(slot), 1))
-        return {task: self.unflat(value, like=slot) for task, value in logits.items()}
+        logits, hidden = self._scored(cache, single, ops.expand_dims(self.flat(slot), 1))
+        pick = {task: ops.squeeze(value, 1) for task, value in logits.items()}
+        states = {task: ops.squeeze(value, 1) for task, value in hidden.items()}
+        rows = [{task: self.unflat(value, like=slot) for task, value in named.items()} for named in (pick, states)]
+        return rows[0], rows[1]
 
     def encode(self, history: Tensors) -> Tensors:
         if self.history is None:
@@ -356,7 +365,10 @@ class _LiRankParts:
         return parts
 
     def _logits(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None) -> Tensors:
-        """Calibrated logits (B, N) by task.
+        return self._scored(cache, candidates, real, seed)[0]
+
+    def _scored(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None) -> tuple[Tensors, Tensors]:
+        """Logits (B, N) by task, and what the last linear map of each reads, (B, N, H).
 
         `real` (B, N) marks the slots whose numbers count in batch normalisation; None: all, as at scoring, where none does.
         With `seed` (B,), the last weights of explored tasks are drawn from their posterior.
@@ -386,18 +398,18 @@ class _LiRankParts:
             logits = {task: ops.squeeze(self.logits[task](hidden[task]), -1) for task in self.logits}
         for task, posterior in self.posteriors.items():
             logits[task] = posterior(hidden[task]) if seed is None else posterior(hidden[task], seed=seed)
-        return {task: self._finished(task, logits[task], columns) for task in self.arguments["tasks"]}
+        return {task: self._finished(task, logits[task], columns) for task in self.arguments["tasks"]}, hidden
 
     def _finished(self, task: str, logit: Any, columns: Tensors) -> Any:
-        """The random effect and the calibration on top of a logit (B, N)."""
+        """Calibration and the random effect on top of a logit (B, N)."""
+        if task in self.calibrate and self.calibration_features is None:
+            logit = self.calibrate[task](logit)
+        elif task in self.calibrate:
+            read = {feature.name: columns[feature.name] for feature in self.calibration_features.features}
+            logit = self.calibrate[task](logit, features=self.calibration_features(read))
         if task in self.effects:
             logit = self.effects[task](logit, ids=columns[self.arguments["random_effects"][task]])
-        if task not in self.calibrate:
-            return logit
-        if self.calibration_features is None:
-            return self.calibrate[task](logit)
-        features = self.calibration_features({feature.name: columns[feature.name] for feature in self.calibration_features.features})
-        return self.calibrate[task](logit, features=features)
+        return logit
 
     def explore(self, name: str) -> keras.Model:
         """Serving tensors and `seed` -> probabilities of the `explore` tasks under weights drawn from their posterior."""

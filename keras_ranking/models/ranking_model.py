@@ -226,6 +226,30 @@ class RankingModel(keras.Model):
             return None
         return self._graph("explore", lambda: explore(f"{self.name}_explore"))
 
+    @property
+    def last_inputs(self) -> keras.Model:
+        """Functional model: inputs of training -> what the last linear map of each task reads, (B, T, H).
+
+        Raises:
+            ValueError: the model does not say.
+        """
+        read = getattr(self._holder.parts, "last_inputs", None)
+        if read is None:
+            raise ValueError(f"the model '{self.name}' does not give the inputs of its last layers.")
+
+        def build() -> keras.Model:
+            inputs = self._holder.parts.row_inputs()
+            return keras.Model(inputs, read(inputs), name=f"{self.name}_last_inputs")
+
+        return self._graph("last_inputs", build)
+
+    def last_layers(self, kind: str) -> dict[str, Any]:
+        """Layers by task that are fitted after training: `kind` is 'posteriors' (`BayesianLinear`) or 'effects' (`RandomEffect`).
+
+        Empty for a model that was made without.
+        """
+        return dict(getattr(self._holder.parts, kind, {}))
+
     def attention(self, cache: Mapping[str, Any], candidates: Mapping[str, Any]) -> np.ndarray:
         """Which past events each candidate attends to: softmax weights, mean over heads, by block.
 

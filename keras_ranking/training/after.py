@@ -1,0 +1,115 @@
+"""What is fitted on a trained model, on a schedule of its own: posteriors for exploration, random effects of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ranking.data import PackedRequests, Sequences
+from keras_ranking.layers import RandomEffectFit, fit_random_effect
+from keras_ranking.models import RankingModel
+from keras_ranking.training.run import model_requests
+
+
+def _batches(model: RankingModel, sequences: Sequences, batch_size: int, row_length: int) -> Iterator[Any]:
+    if model.form != "requests":
+        raise ValueError(f"`model` must be trained on requests. Received: form={model.form!r}")
+    found = model_requests(model, sequences)
+    longest = int((found.candidate_end - found.candidate_begin).max(initial=1))
+    dataset = PackedRequests(found, max(row_length, longest), batch_size, model.input_columns, tasks=model.tasks, shuffle=False)
+    for batch in range(len(dataset)):
+        yield dataset[batch]
+
+
+def fit_exploration(
+    model: RankingModel, sequences: Sequences, discount: float | None = None, batch_size: int = 8, row_length: int = 512
+) -> dict[str, np.ndarray]:
+    """Update the posterior of the last layer of every explored task with the target events of a log.
+
+    LiRank (2402.06859): at the end of each training, on what the last layer reads (stated). Scores without a seed do not move;
+    those of the `explore` signature spread less the more rows there were.
+
+    Args:
+        model: made with `explore=`.
+        sequences: from `build_sequences` with the model's schema; its target events are the rows.
+        discount: what earlier evidence is multiplied by, once; None: each layer's own.
+        batch_size, row_length: rows a step, and candidates a row.
+
+    Returns:
+        By task, the standard deviation of a logit under the posterior, (E,); NaN for events that are no targets.
+
+    Raises:
+        ValueError: a model without explored tasks, or no target event.
+    """
+    posteriors = model.last_layers("posteriors")
+    if not posteriors:
+        raise ValueError("`model` must be made with `explore`. Received: a model that explores no task")
+    first = dict.fromkeys(posteriors, True)
+    for x, _, weights in _batches(model, sequences, batch_size, row_length):
+        states = model.last_inputs.predict_on_batch(x)
+        for task, posterior in posteriors.items():
+            posterior.update(states[task], sample_weight=weights[task], discount=discount if first[task] else 1.0)
+            first[task] = False
+    return _spread(model, sequences, batch_size, row_length)
+
+
+def _spread(model: RankingModel, sequences: Sequences, batch_size: int, row_length: int) -> dict[str, np.ndarray]:
+    found = model_requests(model, sequences)
+    size = max(row_length, int((found.candidate_end - found.candidate_begin).max(initial=1)))
+    dataset = PackedRequests(found, size, batch_size, model.input_columns, tasks=model.tasks, shuffle=False)
+    covariance = {task: np.linalg.inv(posterior.precision) for task, posterior in model.last_layers("posteriors").items()}
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in range(len(dataset)):
+        states = model.last_inputs.predict_on_batch(dataset[batch][0])
+        for task, cov in covariance.items():
+            z = np.asarray(states[task], dtype=np.float64)
+            z = np.concatenate([z, np.ones((*z.shape[:-1], cov.shape[0] - z.shape[-1]))], axis=-1)
+            parts.setdefault(task, []).append(np.sqrt(np.einsum("bsi,ij,bsj->bs", z, cov, z)))
+    rows = len(dataset.slots)
+    return {task: np.where(sequences.target, dataset.scatter(np.concatenate(values)[:rows]), np.nan) for task, values in parts.items()}
+
+
+def fit_random_effects(
+    model: RankingModel, sequences: Sequences, l2: float = 1.0, batch_size: int = 8, row_length: int = 512
+) -> dict[str, RandomEffectFit]:
+    """Fit the popularity of ids that the model's logits leave unexplained, and put it into the model.
+
+    LiRank (2402.06859): retrained every 8 hours on the newest data, on the residual of the model (stated). Effects are fitted from
+    nothing on these events: rows of ids that are not among them become 0.
+
+    Args:
+        model: made with `random_effects=`.
+        sequences: from `build_sequences` with the model's schema; its target events are the rows.
+        l2: precision of the prior around 0. Our choice.
+        batch_size, row_length: rows a step, and candidates a row.
+
+    Returns:
+        The fit by task, whose ids are rows of the id's table.
+
+    Raises:
+        ValueError: a model without random effects, or no target event.
+    """
+    effects = model.last_layers("effects")
+    if not effects:
+        raise ValueError("`model` must be made with `random_effects`. Received: a model that has none")
+    for layer in effects.values():
+        layer.effects.assign(np.zeros(layer.rows, dtype=np.float32))
+    columns: dict[str, list[tuple[np.ndarray, ...]]] = {task: [] for task in effects}
+    for x, y, weights in _batches(model, sequences, batch_size, row_length):
+        logits = model.predict_on_batch(x)
+        for task, named in columns.items():
+            ids = x[f"candidate_{model.arguments['random_effects'][task]}"]
+            counted = (weights[task] > 0) & (ids > 0)
+            logit = np.asarray(keras.ops.convert_to_numpy(logits[task]))[..., 0]
+            named.append((ids[counted], y[task][..., 0][counted], logit[counted]))
+    fits = {}
+    for task, named in columns.items():
+        ids, labels, offsets = (np.concatenate(parts) for parts in zip(*named, strict=True))
+        fits[task] = fit_random_effect(ids, labels, offsets.astype(np.float64), l2=l2)
+        table = np.zeros(effects[task].rows, dtype=np.float32)
+        table[fits[task].ids] = fits[task].effects
+        effects[task].effects.assign(table)
+    return fits
