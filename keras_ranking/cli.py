@@ -140,11 +140,13 @@ epoch, seconds, counts, options).
 examples:
   keras-ranking train --data simulated --out runs/cadet
   keras-ranking train --data ebnerd:data/ebnerd --out runs/ebnerd --seed 1 --epochs 2 --set row_length=1024
+  keras-ranking train --model lirank --preset feed --data ebnerd:data/ebnerd --out runs/lirank
   keras-ranking train --data parquet:log.parquet --schema log.schema.json --out runs/mine --backend jax
 """,
         keras=True,
     )
-    made.add_argument("--model", default="cadet", metavar="NAME", help="architecture (default: cadet)")
+    made.add_argument("--model", default="cadet", metavar="NAME", help="architecture: cadet or lirank (default: cadet)")
+    made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
     data_arguments(made)
     made.add_argument("--out", required=True, metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
     made.add_argument("--seed", type=_seed, default=0, metavar="N", help="of weights, shuffling and the simulator (default: 0)")
@@ -184,11 +186,13 @@ trained on any backend.
 
 example:
   keras-ranking export runs/cadet --out saved_models/cadet
+  keras-ranking export runs/lirank --out saved_models/lirank --quantize int8
 """,
         keras=True,
     )
     made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
     made.add_argument("--out", required=True, metavar="FOLDER", help="the served model; its versions are numbered folders in it")
+    made.add_argument("--quantize", choices=["int8"], help="embedding tables in int8, a quarter of the size")
     made.add_argument("--no-verify", action="store_true", help="do not run the written graph against the Keras scores")
 
     made = command(

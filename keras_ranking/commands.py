@@ -130,7 +130,7 @@ def train(args: argparse.Namespace) -> int:
         seed=args.seed,
         epochs=args.epochs,
         batch_size=args.batch_size,
-        options=dict(args.set),
+        options={**({"preset": args.preset} if args.preset else {}), **dict(args.set)},
         verbose=not args.quiet,
     )
     print(f"{args.model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
@@ -167,7 +167,7 @@ def export(args: argparse.Namespace) -> int:
 
     model = models.load(args.model_dir)
     with _step("exporting" + ("" if args.no_verify else " and checking the written graph in a fresh process")):
-        version = serving.export(model, args.out, verify=not args.no_verify)
+        version = serving.export(model, args.out, verify=not args.no_verify, quantize=args.quantize)
     print(f"version {version.name}: {version}")
     return 0
 

@@ -1,0 +1,109 @@
+"""PackedRequests: whole requests in rows of slots, each event in one slot, with its request's history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_ranking as kr
+from keras_ranking.data import PackedRequests, Requests, build_sequences, requests
+
+NAMES = ["request_slot", "candidate_item_id", "candidate_age_hours", "history_item_id", "history_time", "history_length", "request_time"]
+
+
+@pytest.fixture(scope="module")
+def found() -> Requests:
+    log = kr.data.simulate(members=12, days=2, seed=1)
+    schema = log.schema.fit(log.events)
+    target = np.arange(len(log.events)) % 7 != 0
+    return requests(build_sequences(log.events, schema, target=target), max_history=9, delay=schema.feedback_delay)
+
+
+def make(found: Requests, **settings: Any) -> PackedRequests:
+    return PackedRequests(found, **{"row_length": 48, "batch_size": 3, "names": NAMES, **settings})
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_every_candidate_stands_in_one_slot_with_its_request(found: Requests, shuffle: bool) -> None:
+    dataset, sequences = make(found, shuffle=shuffle), found.sequences
+    seen: list[int] = []
+    for batch in range(len(dataset)):
+        x, y, weights = dataset[batch]
+        order = dataset._order[batch * 3 : batch * 3 + 3]
+        assert {name: values.shape[0] for name, values in x.items()} == dict.fromkeys(NAMES, 3)
+        for b, row in enumerate(order):
+            for s, event in enumerate(dataset.slots[row]):
+                slot = x["request_slot"][b, s]
+                if event < 0:
+                    assert slot == 0 and weights["click"][b, s] == 0 and x["candidate_item_id"][b, s] == 0
+                    continue
+                seen.append(event)
+                at = int(np.flatnonzero((found.candidate_begin <= event) & (event < found.candidate_end))[0])
+                assert x["candidate_item_id"][b, s] == sequences.columns["item_id"][event]
+                assert x["request_time"][b, slot - 1] == found.time[at] == sequences.time[event]
+                length = x["history_length"][b, slot - 1]
+                assert length == found.history_end[at] - found.history_begin[at]
+                past = sequences.columns["item_id"][found.history_begin[at] : found.history_end[at]]
+                np.testing.assert_array_equal(x["history_item_id"][b, slot - 1, :length], past)
+                assert weights["click"][b, s] == sequences.target[event] and y["click"][b, s, 2] == slot
+                assert y["click"][b, s, 0] == sequences.labels["click"][event] and y["click"][b, s, 1] == sequences.position[event]
+    wanted = np.concatenate([np.arange(a, b) for a, b in zip(found.candidate_begin, found.candidate_end, strict=True)])
+    assert sorted(seen) == sorted(wanted)
+    assert dataset.efficiency == pytest.approx(len(wanted) / dataset.slots.size) and dataset.efficiency > 0.7
+
+
+def test_history_is_what_the_delay_shows(found: Requests) -> None:
+    sequences, delay = found.sequences, found.sequences.schema.feedback_delay
+    member = sequences.member
+    everything = requests(sequences)
+    for at in range(len(found)):
+        event = found.candidate_begin[at]
+        visible = np.flatnonzero((member == member[event]) & (sequences.time <= found.time[at] - delay))
+        assert found.history_end[at] - found.history_begin[at] == min(9, len(visible))
+        if len(visible):
+            np.testing.assert_array_equal(np.arange(found.history_begin[at], found.history_end[at]), visible[-9:])
+    assert (everything.history_end > found.history_end).any(), "control: without a delay more is there"
+    with pytest.raises(ValueError, match="`delay` must be at least 1 second. Received: delay=0"):
+        requests(sequences, delay=0)
+
+
+def test_order_and_epochs(found: Requests) -> None:
+    dataset = make(found)
+    first = [dataset[i][0]["candidate_item_id"] for i in range(len(dataset))]
+    dataset.on_epoch_end()
+    second = [dataset[i][0]["candidate_item_id"] for i in range(len(dataset))]
+    assert any((a != b).any() for a, b in zip(first, second, strict=True))
+    again = make(found, epoch=1)
+    for i in range(len(again)):
+        np.testing.assert_array_equal(again[i][0]["candidate_item_id"], second[i])
+    assert (make(found, seed=4).slots[:2] != dataset.slots[:2]).any()
+
+
+def test_scatter(found: Requests) -> None:
+    dataset = make(found)
+    values = np.where(dataset.slots >= 0, dataset.slots, -5)[..., None].astype(float)
+    out = dataset.scatter(values)[:, 0]
+    there = np.isfinite(out)
+    np.testing.assert_array_equal(out[there], np.flatnonzero(there))
+
+
+def test_few_requests_a_row(found: Requests) -> None:
+    dataset = make(found, row_requests=2)
+    assert dataset.members.shape[1] == 2 and dataset[0][0]["history_item_id"].shape == (3, 2, 9)
+
+
+def test_errors(found: Requests) -> None:
+    longest = int((found.candidate_end - found.candidate_begin).max())
+    with pytest.raises(ValueError, match=f"`row_length` must be at least the longest list, {longest}. Received: row_length=2"):
+        make(found, row_length=2)
+    with pytest.raises(ValueError, match="`batch_size` must be a positive integer. Received: batch_size=0"):
+        make(found, batch_size=0)
+    with pytest.raises(ValueError, match="candidate_click"):
+        make(found, names=["candidate_click"])
+    with pytest.raises(ValueError, match="unknown task 'purchase'"):
+        make(found, tasks=["purchase"])
+    empty = requests(build_sequences(kr.data.simulate(members=2, days=1, seed=1).events.iloc[:0], found.sequences.schema))
+    with pytest.raises(ValueError, match="`requests` must hold at least one request"):
+        make(empty)
