@@ -136,7 +136,7 @@ class BayesianLinear(keras.layers.Layer):
             moved = moved + ops.reshape(draw[:, self.width], (-1, *middle))
         return mean + moved
 
-    def sample(self, inputs: Any, seed: Any, exploration: float = 1.0) -> Any:
+    def sample(self, inputs: Any, seed: Any, exploration: Any = None) -> Any:
         """Logits under weights drawn once for each entry of the first axis: a call with `seed`."""
         return self(inputs, seed=seed, exploration=exploration)
 

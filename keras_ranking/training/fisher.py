@@ -93,7 +93,8 @@ class FisherSnapshot:
         weights = trainable_weights(model)
         found = Measurement(model, loss, training, batch_size)
         for batch in _batches(dataset, None if samples is None else seed):
-            found.add(*keras.utils.unpack_x_y_sample_weight(batch), limit=None if samples is None else samples - found.samples)
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            found.add(x, y, weight, limit=None if samples is None else samples - found.samples)
             if samples is not None and found.samples >= samples:
                 break
         if not found.samples:
@@ -141,10 +142,10 @@ class FisherSnapshot:
         with np.load(path, allow_pickle=False) as file:
             if "format" not in file or int(file["format"]) != _FORMAT:
                 raise ValueError(f"`{path}` must be a snapshot of format {_FORMAT}. Received: {sorted(file)[:5]}")
-            parts = [
+            weights, fisher = (
                 {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)} for prefix in ("weights/", "fisher/")
-            ]
-            return cls(*parts, samples=int(file["samples"]))
+            )
+            return cls(weights, fisher, int(file["samples"]))
 
     def check(self, model: Any) -> None:
         """Raise unless every variable here is one of the model's, of its shape; an `Embedding` may have more rows in the model.

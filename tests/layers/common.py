@@ -198,7 +198,7 @@ def check_training(make: Factory, inputs: Mapping[str, Any], settings: Mapping[s
     layer = make()
     model = functional(layer, inputs, settings, batch=False, tokens=True)
     outputs = leaves(model(feed(inputs)))
-    before = [weight.copy() for weight in layer.get_weights()]
+    before = [numpy(weight.value).copy() for weight in layer.trainable_weights]
     rng = np.random.default_rng(11)
     targets = [rng.normal(size=tuple(part.shape)).astype("float32") for part in outputs]
     model.compile(keras.optimizers.SGD(0.5), loss=["mse"] * len(targets))
