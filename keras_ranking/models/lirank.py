@@ -81,7 +81,8 @@ def LiRank(
         tasks: names of the tasks to predict; None: all.
         groups: group name -> its tasks. None: 'feed': click, long_dwell and skip in the click tower, all others in the contribution
             tower; 'ads' and 'jobs': each task by itself (ads: three groups of like chargeability are stated).
-        cross: 'residual', 'low_rank' or 'attention'; rank (None: full matrices), cross_layers (2: stated), cross_options: of it.
+        cross: 'residual', 'low_rank' or 'attention', or 'none': the MLP alone; rank (None: full matrices), cross_layers (2: stated),
+            cross_options: of it.
         hidden: widths of the MLP (4 x 100 before the large one, 4 x 3500 the largest: stated). gate ('dense' or None), gate_rank:
             of its dense gates.
         head: 'shared_bottom', 'grouped', 'mmoe', 'ple' or 'sparse_mmoe' on a shared trunk; head_options: of it.
@@ -123,8 +124,8 @@ def LiRank(
     names = [schema.task(task).name for task in (tasks if tasks is not None else [task.name for task in schema.tasks])]
     shared_trunk = chosen["shared_trunk"] if shared_trunk is None else bool(shared_trunk)
     cross = chosen["cross"] if cross is None else cross
-    if cross not in CROSSES:
-        raise ValueError(f"`cross` must be of {tuple(CROSSES)}. Received: cross={cross!r}")
+    if cross not in (*CROSSES, "none"):
+        raise ValueError(f"`cross` must be of {(*CROSSES, 'none')}. Received: cross={cross!r}")
     head = (chosen["head"] or "grouped" if shared_trunk else None) if head is None else head
     if head is not None and not shared_trunk:
         raise ValueError(f"`head` needs shared_trunk=True: with a trunk a group, logits are linear. Received: head={head!r}")
@@ -238,21 +239,7 @@ class _LiRankParts:
         self.candidate_columns = _distinct([*features, *past])
         self.join = keras.layers.Concatenate(name="join", **policy)
         groups = {"trunk": a["tasks"]} if a["shared_trunk"] else a["groups"]
-        self.trunks = {
-            name: layers.ParallelDCN(
-                a["rank"],
-                a["cross_layers"],
-                hidden=a["hidden"],
-                cross=a["cross"],
-                cross_options=a["cross_options"],
-                gate=a["gate"],
-                gate_rank=a["gate_rank"],
-                dropout=a["dropout"],
-                name=f"trunk_{name}",
-                **policy,
-            )
-            for name in groups
-        }
+        self.trunks = {name: self._trunk(f"trunk_{name}") for name in groups}
         self.head = None
         if a["head"] is not None:
             options = {"dropout": a["dropout"], **({"groups": a["groups"]} if a["head"] == "grouped" else {}), **a["head_options"]}
@@ -274,6 +261,15 @@ class _LiRankParts:
         self.keep = layers.KeepFirst(name="keep")
         self.flat, self.unflat = layers.FlattenRows(name="flat"), layers.UnflattenRows(name="unflat")
         self.owners = layers.SlotOwners(name="owners")
+
+    def _trunk(self, name: str) -> Any:
+        a = self.arguments
+        mlp = {"gate": a["gate"], "gate_rank": a["gate_rank"], "dropout": a["dropout"], "dtype": a["dtype"], "name": name}
+        if a["cross"] == "none":
+            return layers.GatedMLP(a["hidden"], **mlp)
+        return layers.ParallelDCN(
+            a["rank"], a["cross_layers"], hidden=a["hidden"], cross=a["cross"], cross_options=a["cross_options"], **mlp
+        )
 
     def _concat(self, features: Sequence[Any], name: str) -> Any:
         return layers.FeatureConcat(features, id_dim=self.arguments["id_dim"], name=name, dtype=self.arguments["dtype"])

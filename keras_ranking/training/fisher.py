@@ -71,7 +71,8 @@ class FisherSnapshot:
         The gradients of all samples of a batch are taken at once where the backend can vectorise the model, and one by one,
         with a warning, where not. `Embedding` and `Dense` layers are differentiated at their outputs: an array (samples, rows,
         D) never exists, and the cost of a table does not depend on its rows. That the result is the gradient is checked on the
-        first sample against plain differentiation; a layer whose weights are also used elsewhere takes the general way.
+        first sample that counts against plain differentiation; a layer whose weights are also used elsewhere takes the general
+        way. (A use that gives that sample no gradient is not seen.)
 
         Args:
             model: built; its weights and other state are left as they are.

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ranking.training._square import Square
 from keras_ranking.training._taps import embedding_tables, replaced, variable_path
 from keras_ranking.training.fisher import FisherSnapshot, grown, trainable_weights
 
@@ -22,8 +23,7 @@ class IncrementalPenalty:
         L_t(w) = loss_{D_t}(w) + lambda_f / 2 [ alpha (w - w_0)^T H_0 (w - w_0) + (1 - alpha) (w - w_{t-1})^T H_{t-1} (w - w_{t-1}) ]
 
     LiRank (2402.06859), Eq. 3, with the start `w = alpha w_0 + (1 - alpha) w_{t-1}`; alpha = 0 is Eq. 2 (all stated). H is
-    diagonal: a `FisherSnapshot`. Computed as one square per weight, with P = alpha H_0 + (1 - alpha) H_{t-1} and the mean m of
-    w_0 and w_{t-1} weighted by its two terms: `P (w - m)^2 + alpha (1 - alpha) H_0 H_{t-1} (w_0 - w_{t-1})^2 / P`.
+    diagonal: a `FisherSnapshot`.
 
     **Scale.** Keras's loss is a mean over samples and H is one too: lambda_f weighs one mean against another. If H comes from as
     many samples as there are now, lambda_f = 1 trusts a sample of then like one of now.
@@ -118,7 +118,7 @@ class IncrementalPenalty:
         looked_up: dict[Any, list[Any]] = {}
         stack, step = contextlib.ExitStack(), _Step()
         by_table = {id(table): layer for layer, table in tables.items()}
-        terms = [_Term(variable, *found) for variable in model.trainable_variables if (found := self._square(model, variable)) is not None]
+        terms = [term for variable in model.trainable_variables if (term := self._term(model, variable)).given]
         train_step, compute_loss = model.train_step, model.compute_loss
 
         def watched_step(*args: Any, **settings: Any) -> Any:
@@ -141,8 +141,7 @@ class IncrementalPenalty:
                     parts.append(term.whole())
                 elif layer in looked_up:
                     parts.append(term.rows(looked_up[layer]))
-            # One call is one batch: a step that computes its loss twice looks its rows up twice.
-            looked_up.clear()
+            looked_up.clear()  # a step that computes its loss once more has looked up rows anew
             return loss + ops.cast(self.forgetting / 2 * sum(parts), loss.dtype) if parts else loss
 
         def watch(layer: Any) -> None:
@@ -175,61 +174,21 @@ class IncrementalPenalty:
     def __exit__(self, *error: object) -> None:
         self.detach()
 
+    def _term(self, model: Any, variable: Any) -> Square:
+        path = variable_path(model, variable)
+        found = [(share, prior.weights[path], prior.fisher[path]) for share, prior in self._priors if path in prior.weights]
+        return Square(variable, found)
+
     def _checked(self, model: Any) -> dict[str, np.ndarray]:
         for _, prior in self._priors:
             prior.check(model)
         return trainable_weights(model)
-
-    def _square(self, model: Any, variable: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """P, m and the constant, by row, of the variable's part of the penalty; None if there is nothing in it."""
-        shape, path = tuple(variable.shape), variable_path(model, variable)
-        precision, mean, square = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        parts = []
-        for share, prior in self._priors:
-            if path in prior.weights:
-                h = share * grown(prior.fisher[path].astype(np.float64), shape)
-                parts.append((h, grown(prior.weights[path].astype(np.float64), shape)))
-                precision += h
-        if not precision.any() or not self.forgetting:
-            return None
-        safe = np.where(precision > 0, precision, 1)
-        for h, w in parts:
-            mean += h / safe * w
-        for h, w in parts:
-            square += h * (w - mean) ** 2
-        constant = square.reshape(shape[0], -1).sum(axis=1) if shape else square
-        return precision.astype(np.float32), mean.astype(np.float32), constant.astype(np.float32)
 
 
 class _Step:
     """Whether a training step is being run or traced."""
 
     active = False
-
-
-class _Term:
-    """P (w - m)^2 + c of one variable."""
-
-    def __init__(self, variable: Any, precision: np.ndarray, mean: np.ndarray, constant: np.ndarray) -> None:
-        self.variable = variable
-        self.precision, self.mean, self.constant = (ops.convert_to_tensor(part) for part in (precision, mean, constant))
-        self.total = float(constant.sum(dtype=np.float64))
-
-    def whole(self) -> Any:
-        weight = ops.cast(self.variable.value, "float32")
-        return ops.sum(self.precision * ops.square(weight - self.mean)) + self.total
-
-    def rows(self, ids: list[Any]) -> Any:
-        """Over the rows in `ids`, each once: sorted, and all but the first of equal ones times zero."""
-        row = ops.sort(ops.concatenate([ops.reshape(ops.cast(part, "int32"), (-1,)) for part in map(self._counted, ids)], axis=0))
-        first = ops.cast(ops.concatenate([ops.ones_like(row[:1]), ops.cast(row[1:] != row[:-1], "int32")], axis=0), "float32")
-        weight, precision, mean = (ops.take(part, row, axis=0) for part in (self.variable.value, self.precision, self.mean))
-        square = ops.sum(precision * ops.square(ops.cast(weight, "float32") - mean), axis=-1) + ops.take(self.constant, row, axis=0)
-        return ops.sum(first * square)
-
-    def _counted(self, ids: Any) -> Any:
-        ids = ops.cast(ids, "int32")
-        return ops.where(ids < 0, ids + self.variable.shape[0], ids)  # as `ops.take` reads them
 
 
 def _forget_compiled(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""DelayedSpans, VisibleLength, KeepFirst, Segments, TokenTimes, RequestTimes."""
+"""The small layers that turn times, lengths and slots into what models need."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ranking.layers import DelayedSpans, KeepFirst, RequestTimes, Segments, TokenTimes, VisibleLength
+from keras_ranking.layers import (
+    DelayedSpans,
+    FlattenRows,
+    KeepFirst,
+    RequestTimes,
+    Segments,
+    SlotOwners,
+    TokenTimes,
+    UnflattenRows,
+    VisibleLength,
+)
 from keras_ranking.ops import Spans
 
-from .common import numpy, run_example, run_layer_checks
+from .common import check_build, check_config, numpy, run_example, run_layer_checks
 
 
 def rows(seed: int = 0, batch: int = 4, tokens: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -167,3 +177,24 @@ def test_errors() -> None:
 @pytest.mark.parametrize("layer", [DelayedSpans, VisibleLength, KeepFirst, Segments, TokenTimes, RequestTimes])
 def test_examples(layer: Any) -> None:
     run_example(layer)
+
+
+def test_slots_of_packed_requests() -> None:
+    slots = np.array([[1, 1, 2, 0], [3, 1, 2, 2]], "int32")
+    values = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    owned = {"slots": slots, "requests": np.zeros((2, 3), "int32")}
+    flat = {"inputs": values.reshape(8, 3), "like": slots}
+    for kind, inputs in ((FlattenRows, {"inputs": values}), (UnflattenRows, flat), (SlotOwners, owned)):
+        check_build(kind, inputs, {})
+        check_config(kind, inputs, {})
+    placeholder = keras.Input((None, 3))
+    graph = keras.Model(placeholder, UnflattenRows()(FlattenRows()(placeholder), like=placeholder[..., 0]))
+    np.testing.assert_array_equal(numpy(graph(values)), values)
+    histories = np.random.default_rng(1).normal(size=(2, 3, 5)).astype("float32")
+    owners = numpy(SlotOwners()(slots, requests=np.zeros((2, 3), "int32")))
+    each = numpy(UnflattenRows()(numpy(FlattenRows()(histories))[owners], like=slots))
+    for b, s in np.ndindex(2, 4):
+        np.testing.assert_array_equal(each[b, s], histories[b, max(slots[b, s] - 1, 0)])
+    run_example(FlattenRows)
+    run_example(UnflattenRows)
+    run_example(SlotOwners)
