@@ -38,6 +38,8 @@ class PackedRequests(keras.utils.PyDataset):
         names: inputs wanted, for example a model's `input_columns`.
         tasks: names of the tasks wanted; None: all of the schema.
         row_requests: Q; None: 1.5 times the mean number in S slots, at most S.
+        single: every target event in a row of its own, S = Q = 1 and `row_length` not read: for gradients by sample, such as those
+            of `keras_ranking.training.FisherSnapshot`. Losses inside a request have nothing to compare there.
         shuffle, seed, epoch: as `PackedDataset`. Without shuffle requests are packed in their order.
 
     Attributes:
@@ -64,6 +66,7 @@ class PackedRequests(keras.utils.PyDataset):
         names: Sequence[str],
         tasks: Sequence[str] | None = None,
         row_requests: int | None = None,
+        single: bool = False,
         shuffle: bool = True,
         seed: int = 0,
         epoch: int = 0,
@@ -73,7 +76,9 @@ class PackedRequests(keras.utils.PyDataset):
         if not len(requests):
             raise ValueError("`requests` must hold at least one request. Received: none; is there any event to learn from?")
         sizes = requests.candidate_end - requests.candidate_begin
-        if row_length < sizes.max():
+        if single:
+            row_length = row_requests = 1
+        elif row_length < sizes.max():
             raise ValueError(f"`row_length` must be at least the longest list, {int(sizes.max())}. Received: row_length={row_length}")
         if row_requests is None:
             row_requests = min(row_length, math.ceil(1.5 * row_length / sizes.mean()))
@@ -91,9 +96,20 @@ class PackedRequests(keras.utils.PyDataset):
         for side in self._sides.values():
             requests.tensors([], side)
         self.history = int((requests.history_end - requests.history_begin).max(initial=1)) or 1
-        self._pack(sizes)
+        if single:
+            self._spread(sizes)
+        else:
+            self._pack(sizes)
         self._order = self._ordered()
         self._read_to_end = False
+
+    def _spread(self, sizes: np.ndarray) -> None:
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        event, request = np.repeat(self.requests.candidate_begin, sizes) + within, np.repeat(np.arange(len(sizes)), sizes)
+        wanted = self.requests.sequences.target[event]
+        self.slots, self.members = event[wanted, None], request[wanted, None]
+        self._request = np.ones((int(wanted.sum()), 1), dtype=np.int32)
+        self.efficiency = 1.0
 
     def _pack(self, sizes: np.ndarray) -> None:
         count = len(sizes)

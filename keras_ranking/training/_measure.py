@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ranking.training._per_sample import Step, per_sample_step
+from keras_ranking.ops.backends.per_sample import Step, per_sample_step
 from keras_ranking.training._taps import Recorder, Tap, dense_squares, row_squares, taps_of, variable_path
 
 _MEMORY = 2**26  # numbers in the per-sample gradients that are held at once: 256 MiB

@@ -107,3 +107,17 @@ def test_errors(found: Requests) -> None:
     empty = requests(build_sequences(kr.data.simulate(members=2, days=1, seed=1).events.iloc[:0], found.sequences.schema))
     with pytest.raises(ValueError, match="`requests` must hold at least one request"):
         make(empty)
+
+
+def test_one_event_a_row(found: Requests) -> None:
+    dataset, sequences = make(found, single=True, batch_size=5), found.sequences
+    whole = make(found)
+    assert sorted(dataset.slots[:, 0]) == sorted(event for event in whole.slots[whole.slots >= 0] if sequences.target[event])
+    x, y, weights = dataset[0]
+    assert x["history_item_id"].shape == (5, 1, 9) and weights["click"].tolist() == [[1.0]] * 5
+    for b, row in enumerate(dataset._order[:5]):
+        event = dataset.slots[row, 0]
+        assert (
+            x["candidate_item_id"][b, 0] == sequences.columns["item_id"][event] and y["click"][b, 0, 0] == sequences.labels["click"][event]
+        )
+        assert x["request_time"][b, 0] == sequences.time[event]

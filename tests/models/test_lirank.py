@@ -41,12 +41,12 @@ def sequences(log: Any, schema: kr.Schema) -> Any:
     return build_sequences(log.events, schema)
 
 
-def make(schema: kr.Schema, **arguments: Any) -> kr.models.RankingModel:
+def make(schema: kr.Schema, scale: float = 0.1, **arguments: Any) -> kr.models.RankingModel:
     keras.utils.set_random_seed(0)
     model = kr.models.LiRank(schema, **{**SMALL, **arguments})
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
-        variable.assign_add(rng.normal(0, 0.1, variable.shape).astype("float32"))
+        variable.assign_add(rng.normal(0, scale, variable.shape).astype("float32"))
     return model
 
 
@@ -131,7 +131,7 @@ def test_fit_learns_and_padding_moves_no_moment(schema: kr.Schema, sequences: An
     training.run.compile_for(model, options, steps=2 * len(dataset), window=window)
     losses = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history["loss"]
     assert losses[1] < losses[0]
-    x, y, w = batch(model, sequences)
+    x, _, _ = batch(model, sequences)
     norm = next(layer for layer in model._flatten_layers() if layer.name == "number_norm")
     ends = []
     for pad in (0, 64):
@@ -227,7 +227,8 @@ def test_export_in_int8_with_exploration(schema: kr.Schema, sequences: Any, tmp_
     from tests.invariants.test_processes import fresh_process
 
     tasks = (kr.Task("click"), kr.Task("contribution", label="like"), kr.Task("long_dwell", label="click"))
-    model = make(schema.model_copy(update={"tasks": tasks}), explore=["click"], id_dim=32, calibration_features=("topic",))
+    # Cross layers at random weights give logits in the hundreds, whose rounding alone passes the bound: near the start.
+    model = make(schema.model_copy(update={"tasks": tasks}), scale=0.02, explore=["click"], id_dim=32, calibration_features=("topic",))
     labels = {**sequences.labels, "long_dwell": sequences.labels["click"]}
     training.fit_exploration(model, replace(sequences, schema=model.schema, labels=labels))
     whole = kr.serving.export(model, tmp_path / "whole", verify=False)

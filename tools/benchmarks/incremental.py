@@ -1,0 +1,215 @@
+"""Incremental training against retraining and plain fine-tuning, on a drifting simulated stream and on the days of EB-NeRD.
+
+    python tools/benchmarks/incremental.py [--ebnerd FOLDER] [--json FILE] [--seeds 0 1 2]
+
+A cold start on the first days, then a step a day; each model is judged on the day after its step. `retrain`: from scratch on all days
+so far, with the epochs of the cold start. `fine-tune`: one pass over the new day. `incremental`: the same pass held to earlier
+weights by their Fisher information (`fit_incremental`). `cold start`: never trained again.
+
+Compute is given twice: sample gradients a day (a pass over a row is one a candidate, and so is a sample of the Fisher information),
+and seconds of training steps a day, without the first of each compiled step, with the measurement of the Fisher information.
+Settings are the same for both streams; forgetting, cold weight and the daily rate were chosen on another seed of the simulator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ranking import data, metrics, models, training
+from keras_ranking.commands import table
+from keras_ranking.data import PackedRequests, Sequences, build_sequences
+from keras_ranking.schema import Id
+from keras_ranking.training import FisherSnapshot, TrainingOptions
+from keras_ranking.training.run import compile_for, model_requests, training_data
+
+DAY = 86_400
+DAILY_RATE = 1e-3
+FORGETTING, COLD_WEIGHT, FISHER_SAMPLES = 5.0, 0.1, 4096
+OPTIONS = TrainingOptions(epochs=5, batch_size=16, row_length=256, learning_rate=2e-3, pairwise_weight=0.0, listwise_weight=0.1)
+
+
+class StepTimer(keras.callbacks.Callback):
+    """Seconds of training steps, the first of a fit (which compiles) counted as the mean of the others."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.steps: list[float] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps.append(time.perf_counter() - self._begin)
+
+    @property
+    def seconds(self) -> float:
+        later = self.steps[1:] or self.steps
+        return float(np.mean(later) * len(self.steps))
+
+
+class Stream:
+    """A log cut into days, and the model that is trained on it."""
+
+    def __init__(self, log: data.Log, cold_days: int, builder: dict[str, Any]) -> None:
+        events = log.events[log.events["split"] != "history"].reset_index(drop=True)
+        seconds = events[log.schema.time].to_numpy()
+        self.day = (seconds - seconds.min()) // DAY
+        self.cold_days, self.days = cold_days, int(self.day.max()) + 1
+        self.schema = log.schema.fit(events[self.day < cold_days])  # constants stay those of the cold start
+        self.sequences = build_sequences(events, self.schema)
+        self.builder = builder
+
+    def on(self, first: int, last: int) -> Sequences:
+        return self.sequences.with_target((self.day >= first) & (self.day <= last))
+
+    def model(self, seed: int) -> models.RankingModel:
+        keras.utils.set_random_seed(seed)
+        return models.LiRank(self.schema, **self.builder)
+
+    def judge(self, model: models.RankingModel, day: int) -> dict[str, float]:
+        sequences = self.on(day, day)
+        score = training.predict_events(model, model_requests(model, sequences))["click"][:, 0]
+        judged = sequences.target
+        found = metrics.summary(sequences.labels["click"][judged], score[judged], sequences.request[judged])
+        return {name: float(found[name]) for name in ("auc", "impression_auc", "log_loss")}
+
+
+def fit(model: models.RankingModel, sequences: Sequences, options: TrainingOptions, seed: int) -> tuple[float, int]:
+    dataset, window = training_data(model, sequences, options, seed)
+    compile_for(model, options, steps=len(dataset) * options.epochs, window=window)
+    timer = StepTimer()
+    model.fit(dataset, epochs=options.epochs, shuffle=False, verbose=0, callbacks=[timer])
+    return timer.seconds, int(sequences.target.sum()) * options.epochs
+
+
+def samples_of(model: models.RankingModel, sequences: Sequences, seed: int) -> PackedRequests:
+    """One event a row: the samples whose gradients the Fisher information squares."""
+    return PackedRequests(model_requests(model, sequences), 1, 512, model.input_columns, tasks=model.tasks, single=True, seed=seed)
+
+
+def measure(model: models.RankingModel, sequences: Sequences, seed: int) -> tuple[FisherSnapshot, float]:
+    begin = time.perf_counter()
+    snapshot = FisherSnapshot.measure(model, samples_of(model, sequences, seed), samples=FISHER_SAMPLES, seed=seed)
+    return snapshot, time.perf_counter() - begin
+
+
+def daily(model: models.RankingModel, stream: Stream, day: int, seed: int, snapshots: Any) -> tuple[float, int, Any]:
+    """One pass over one day, with a penalty where there are snapshots (previous, cold)."""
+    sequences = stream.on(day, day)
+    dataset, window = training_data(model, sequences, OPTIONS, seed * 1000 + day)
+    losses = model.losses_by_task(listwise_weight=OPTIONS.listwise_weight, window=max(2, window))
+    model.compile(optimizer=keras.optimizers.Adam(DAILY_RATE, global_clipnorm=1.0), loss=losses)
+    timer = StepTimer()
+    settings: dict[str, Any] = {"shuffle": False, "verbose": 0, "callbacks": [timer]}
+    if snapshots is None:
+        model.fit(dataset, **settings)
+        return timer.seconds, int(sequences.target.sum()), None
+    previous, cold = snapshots
+    _, snapshot = training.fit_incremental(
+        model,
+        dataset,
+        previous,
+        cold,
+        forgetting=FORGETTING,
+        cold_weight=COLD_WEIGHT,
+        fisher_dataset=samples_of(model, sequences, seed),
+        fisher_samples=FISHER_SAMPLES,
+        accumulate=0.9,
+        seed=seed,
+        **settings,
+    )
+    return timer.seconds, int(sequences.target.sum()), (snapshot, cold)
+
+
+def run(stream: Stream, seed: int, retrain_days: list[int]) -> list[dict[str, Any]]:
+    """One line a method and day."""
+    lines: list[dict[str, Any]] = []
+
+    def note(method: str, day: int, model: models.RankingModel, seconds: float, samples: int) -> None:
+        lines.append({"method": method, "day": day, "seed": seed, "seconds": seconds, "samples": samples, **stream.judge(model, day + 1)})
+
+    cold = stream.model(seed)
+    fit(cold, stream.on(0, stream.cold_days - 1), OPTIONS, seed)
+    start = [np.copy(w) for w in cold.get_weights()]
+    snapshot, _ = measure(cold, stream.on(0, stream.cold_days - 1), seed)
+    tuned, held = stream.model(seed), stream.model(seed)
+    for model in (tuned, held):
+        model.set_weights(start)
+    snapshots = (snapshot, snapshot)
+    for day in range(stream.cold_days, stream.days - 1):
+        note("cold start", day, cold, 0.0, 0)
+        seconds, count, _ = daily(tuned, stream, day, seed, None)
+        note("fine-tune", day, tuned, seconds, count)
+        seconds, count, snapshots = daily(held, stream, day, seed, snapshots)
+        _, fisher_seconds = measure(held, stream.on(day, day), seed)  # as `fit_incremental` did, timed by itself
+        note("incremental", day, held, seconds + fisher_seconds, count + min(FISHER_SAMPLES, count))
+        if day in retrain_days:
+            fresh = stream.model(seed)
+            seconds, count = fit(fresh, stream.on(0, day), OPTIONS, seed)
+            note("retrain", day, fresh, seconds, count)
+    return lines
+
+
+def streams(folder: str | None, seed: int) -> dict[str, Stream]:
+    """Both streams; the simulated one has tastes that drift, and the member as a feature that can learn them."""
+    log = data.simulate(members=400, days=24, seed=seed, drift=0.03)
+    member = Id("member", buckets=2048, known="context")
+    schema = log.schema.model_copy(update={"features": (*log.schema.features, member)})
+    log = data.Log(events=log.events.assign(member=log.events["member_id"]), schema=schema, name="simulated")
+    small = {"history_features": [], "tasks": ["click"], "hidden": [64, 64], "rank": 16}
+    found = {"simulated": Stream(log, 14, {**small, "id_dim": 16})}
+    if folder:
+        news = data.read_ebnerd(folder)
+        columns = [feature.name for feature in news.schema.features if feature.kind != "id"]
+        found["ebnerd"] = Stream(news, 7, {**small, "features": columns})
+    return found
+
+
+def summary(lines: list[dict[str, Any]]) -> str:
+    """Means over seeds of the last day and of the days on which there is a retrained model; compute of the last day."""
+    last = max(line["day"] for line in lines)
+    shared = {line["day"] for line in lines if line["method"] == "retrain"}
+    rows = []
+    for method in ("cold start", "fine-tune", "incremental", "retrain"):
+        found = [line for line in lines if line["method"] == method]
+        end = [line for line in found if line["day"] == last]
+        both = [line for line in found if line["day"] in shared]
+
+        def cell(some: list[dict[str, Any]], name: str) -> str:
+            by_seed = [np.mean([line[name] for line in some if line["seed"] == s]) for s in sorted({line["seed"] for line in some})]
+            return f"{np.mean(by_seed):.4f} ± {np.ptp(by_seed) / 2:.4f}"
+
+        cells = [cell(end, name) for name in ("auc", "impression_auc", "log_loss")] + [cell(both, "auc")]
+        costs = [f"{np.mean([line[name] for line in end]):,.{digits}f}" for name, digits in (("samples", 0), ("seconds", 2))]
+        rows.append([method, *cells, *costs])
+    header = ["", "AUC last day", "impression AUC", "log loss", f"AUC {len(shared)} days", "gradients a day", "seconds a day"]
+    return table(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ebnerd", help="folder of the EB-NeRD files")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--stream", choices=["simulated", "ebnerd"])
+    args = parser.parse_args()
+    everything: dict[str, list[dict[str, Any]]] = {}
+    for seed in args.seeds:
+        for name, stream in streams(args.ebnerd, seed).items():
+            if args.stream in (None, name):
+                lines = run(stream, seed, retrain_days=[stream.days - 2])
+                everything.setdefault(name, []).extend(lines)
+                if args.json:
+                    args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    for name, lines in everything.items():
+        print(f"\n{name}, seeds {args.seeds}\n{summary(lines)}")
+
+
+if __name__ == "__main__":
+    main()
