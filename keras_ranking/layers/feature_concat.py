@@ -127,4 +127,4 @@ class FeatureConcat(keras.layers.Layer):
 
 
 def _table(feature: Any) -> str:
-    return feature.table or feature.name
+    return str(feature.table or feature.name)

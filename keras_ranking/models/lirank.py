@@ -220,13 +220,14 @@ class _LiRankParts:
         if not features:
             raise ValueError("`features` must name at least one column of the candidate. Received: none")
         # One layer embeds an id wherever it stands, in the candidate and in past events.
-        self.ids = self._concat([shared(feature) for feature in ids], "ids") if ids else None
+        self.ids: Any = self._concat([shared(feature) for feature in ids], "ids") if ids else None
         self.candidate_ids = [feature.name for feature in features if feature.dtype == "int32"]
-        self.numbers = self._concat(numbers, "numbers") if numbers else None
-        self.norm = None
+        self.numbers: Any = self._concat(numbers, "numbers") if numbers else None
+        self.norm: Any = None
         if numbers and a["batch_norm"]:
             self.norm = layers.MaskedBatchNormalization(momentum=a["batch_norm_momentum"], name="number_norm", **policy)
-        self.past, self.history = past, None
+        self.past = past
+        self.history: Any = None
         if past:
             self.past_ids = [feature.name for feature in past if feature.dtype == "int32"]
             # Beside the batch normalisation, whose moments are of the candidates: the schema has standardised these numbers.
@@ -240,7 +241,7 @@ class _LiRankParts:
         self.join = keras.layers.Concatenate(name="join", **policy)
         groups = {"trunk": a["tasks"]} if a["shared_trunk"] else a["groups"]
         self.trunks = {name: self._trunk(f"trunk_{name}") for name in groups}
-        self.head = None
+        self.head: Any = None
         if a["head"] is not None:
             options = {"dropout": a["dropout"], **({"groups": a["groups"]} if a["head"] == "grouped" else {}), **a["head_options"]}
             self.head = layers.MultiTaskHead(a["head"], a["tasks"], name="head", **policy, **options)
@@ -251,7 +252,7 @@ class _LiRankParts:
         rows = {task: schema.inputs([column])[0].rows for task, column in a["random_effects"].items()}
         self.effects = {task: layers.RandomEffect(count, trainable=False, name=f"effect_{task}") for task, count in rows.items()}
         self.calibrate: dict[str, Any] = {}
-        self.calibration_features = None
+        self.calibration_features: Any = None
         if a["calibration"]:
             self.calibrate = {task: layers.IsotonicCalibration(name=f"isotonic_{task}", **a["calibration_options"]) for task in a["tasks"]}
             if a["calibration_features"]:

@@ -204,6 +204,7 @@ def fit_incremental(
     forgetting: float = 1.0,
     cold_weight: float = 0.0,
     epochs: int = 1,
+    fisher_dataset: Any = None,
     fisher_samples: int | None = None,
     accumulate: float | None = None,
     seed: int = 0,
@@ -218,6 +219,8 @@ def fit_incremental(
         dataset: of the new data alone, as for `FisherSnapshot.measure`; read `epochs` + 1 times.
         previous, cold, forgetting, cold_weight: of `IncrementalPenalty`.
         epochs: passes over the new data.
+        fisher_dataset: what the new snapshot is measured on, where a sample is not an entry of `dataset`'s batch axis: of packed rows,
+            the single events (`PackedRequests(single=True)`). None: `dataset`.
         fisher_samples: measure the new snapshot on at most so many samples; None: all.
         accumulate: carry the previous Fisher information on with this decay (`FisherSnapshot.accumulate`); None: that of the
             new data alone.
@@ -248,5 +251,6 @@ def fit_incremental(
     penalty.initialise(model)
     with penalty.attach(model):
         history = model.fit(dataset, epochs=epochs, **fit_settings)
-    snapshot = FisherSnapshot.measure(model, dataset, samples=fisher_samples, seed=seed)
+    measured = dataset if fisher_dataset is None else fisher_dataset
+    snapshot = FisherSnapshot.measure(model, measured, samples=fisher_samples, seed=seed)
     return history, snapshot if accumulate is None else snapshot.accumulate(previous, accumulate)

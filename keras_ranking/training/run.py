@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_ranking import metrics, models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, build_sequences, pack, requests
+from keras_ranking.data.readers.ebnerd import ebnerd_schema
 
 _BUILDERS = {"cadet": models.CADET, "lirank": models.LiRank}
 HISTORY_SPLIT = "history"
@@ -87,6 +88,17 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "tower_hidden": (128, 64),
         "row_length": 256,
         "batch_size": 16,
+    },
+    # The same for LiRank: no article id, and no history, which added nothing here beside the counts of the member's past.
+    ("lirank", "ebnerd"): {
+        "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
+        "history_features": (),
+        "calibration_options": {"step": 0.5},
+        "pairwise_weight": 0.0,
+        "listwise_weight": 0.1,
+        "row_length": 256,
+        "batch_size": 16,
+        "epochs": 8,
     },
 }
 
@@ -267,7 +279,7 @@ def _logits(ranker: models.RankingModel, dataset: PackedDataset | PackedRequests
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-logits))
+    return np.asarray(1.0 / (1.0 + np.exp(-logits)))
 
 
 def evaluate(
