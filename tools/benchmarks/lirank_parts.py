@@ -179,8 +179,8 @@ def run(part: Part, log: Log, seed: int) -> dict[str, Any]:
     options = {**BASE, **part.options}
     if part.after.startswith("ids:"):
         log, options["features"] = with_ids(log, part.after.removeprefix("ids:"))
-    elif not part.ids:
-        options["features"] = [feature.name for feature in log.schema.features if feature.kind != "id"]
+    else:
+        options["features"] = [feature.name for feature in log.schema.features if part.ids or feature.kind != "id"]
     begin = time.perf_counter()
     model, history = training.train(log, model="lirank", seed=seed, options=options, verbose=False)
     extra = {}
