@@ -352,10 +352,15 @@ class Schema(BaseModel):
         ValueError: (pydantic's ValidationError) a column in two roles, a repeated name, an unusable name.
 
     Example:
-        >>> schema = Schema(member="member_id", time="shown_at", request="request_id", position="rank",
+        >>> schema = Schema(
+        ...     member="member_id",
+        ...     time="shown_at",
+        ...     request="request_id",
+        ...     position="rank",
         ...     features=[Id("item_id"), Number("age_hours", transform="log1p"), Number("ctr", known="context")],
         ...     actions=["click", Number("dwell_seconds", transform="log1p")],
-        ...     tasks=[Task("click")])
+        ...     tasks=[Task("click")],
+        ... )
         >>> Schema.model_validate_json(schema.model_dump_json()) == schema
         True
     """

@@ -239,9 +239,7 @@ class _CadetParts:
 
     def encode(self, history: Tensors) -> Tensors:
         length = history["history_length"]
-        clean = {
-            name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"
-        }
+        clean = {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
         caches: list[tuple[Any, Any]] = []
         self._trunk(clean, clean["time"], self.segments(clean["time"], length=length), caches)
         return {

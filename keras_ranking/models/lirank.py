@@ -237,7 +237,7 @@ class _LiRankParts:
             options = {"max_history": a["max_history"], "dropout": a["dropout"], **a["history_options"]}
             self.history = layers.HistoryEncoder(**options, name="history", **policy)
             self.visible = layers.VisibleLength(a["delay"], name="visible_length")
-        self.candidate_columns = _distinct([*features, *past])
+        self.candidate_columns = _distinct([*features, *past, *schema.inputs(list(a["random_effects"].values()))])
         self.join = keras.layers.Concatenate(name="join", **policy)
         groups = {"trunk": a["tasks"]} if a["shared_trunk"] else a["groups"]
         self.trunks = {name: self._trunk(f"trunk_{name}") for name in groups}

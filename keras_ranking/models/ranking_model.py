@@ -320,4 +320,3 @@ def load(path: str | Path) -> RankingModel:
     if not isinstance(model, RankingModel):
         raise ValueError(f"'{file}' is a {type(model).__name__}, not a ranking model of this package.")
     return model
-

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from keras_ranking.training import FisherSnapshot, TrainingOptions
 from keras_ranking.training.run import compile_for, model_requests, training_data
 
 DAY = 86_400
-DAILY_RATE = 1e-3
+DAILY_RATE, DAILY_ROWS = 1e-3, 1
 FORGETTING, COLD_WEIGHT, FISHER_SAMPLES = 5.0, 0.1, 4096
 OPTIONS = TrainingOptions(epochs=5, batch_size=16, row_length=256, learning_rate=2e-3, pairwise_weight=0.0, listwise_weight=0.1)
 
@@ -102,7 +103,7 @@ def measure(model: models.RankingModel, sequences: Sequences, seed: int) -> tupl
 def daily(model: models.RankingModel, stream: Stream, day: int, seed: int, snapshots: Any) -> tuple[float, int, Any]:
     """One pass over one day, with a penalty where there are snapshots (previous, cold)."""
     sequences = stream.on(day, day)
-    dataset, window = training_data(model, sequences, OPTIONS, seed * 1000 + day)
+    dataset, window = training_data(model, sequences, replace(OPTIONS, batch_size=DAILY_ROWS), seed * 1000 + day)
     losses = model.losses_by_task(listwise_weight=OPTIONS.listwise_weight, window=max(2, window))
     model.compile(optimizer=keras.optimizers.Adam(DAILY_RATE, global_clipnorm=1.0), loss=losses)
     timer = StepTimer()

@@ -81,7 +81,7 @@ PARTS = [
         "preset feed, int8 tables",
         "ebnerd",
         "parity",
-        {**RDCN, "calibration": True, "calibration_options": {"step": 0.5}, "head": "grouped"},
+        {**RDCN, "calibration": True, "calibration_options": {"step": 0.5}, "head": "grouped", "table_optimizer": "adagrad"},
         ids=True,
         after="int8",
     ),
