@@ -32,7 +32,7 @@ from keras_ranking.training.run import compile_for, model_requests, training_dat
 
 DAY = 86_400
 DAILY_RATE, DAILY_ROWS = 1e-3, 1
-FORGETTING, COLD_WEIGHT, FISHER_SAMPLES = 5.0, 0.1, 4096
+FORGETTING, COLD_WEIGHT, FISHER_SAMPLES = 100.0, 0.0, 4096
 OPTIONS = TrainingOptions(epochs=5, batch_size=16, row_length=256, learning_rate=2e-3, pairwise_weight=0.0, listwise_weight=0.1)
 
 
