@@ -9,7 +9,9 @@ from keras_ranking.layers.dense_gate import DenseGate
 from keras_ranking.layers.event_embedding import EventEmbedding
 from keras_ranking.layers.feature_concat import FeatureConcat
 from keras_ranking.layers.gated_mlp import GatedMLP
+from keras_ranking.layers.gated_residual import GatedResidual
 from keras_ranking.layers.history_encoder import HistoryEncoder
+from keras_ranking.layers.ligr_block import LiGRBlock, SwiGLU
 from keras_ranking.layers.interleave import Interleave, ItemTokens
 from keras_ranking.layers.isotonic_calibration import IsotonicCalibration
 from keras_ranking.layers.low_rank_cross import LowRankCross
@@ -49,8 +51,11 @@ __all__ = [
     "FeatureConcat",
     "FlattenRows",
     "GatedMLP",
+    "GatedResidual",
     "GroupedTasks",
     "HistoryEncoder",
+    "LiGRBlock",
+    "SwiGLU",
     "Interleave",
     "IsotonicCalibration",
     "ItemTokens",

@@ -234,7 +234,7 @@ class _LiRankParts:
             past_numbers = [feature for feature in past if feature.dtype != "int32"]
             self.past_numbers = self._concat(past_numbers, "history_numbers") if past_numbers else None
             self.action = layers.ActionEmbedding(schema.actions, a["action_dim"], id_dim=a["action_dim"], name="actions", **policy)
-            options = {"max_history": a["max_history"], "dropout": a["dropout"], **a["history_options"]}
+            options = {"fusion": "concat", "max_history": a["max_history"], "dropout": a["dropout"], **a["history_options"]}
             self.history = layers.HistoryEncoder(**options, name="history", **policy)
             self.visible = layers.VisibleLength(a["delay"], name="visible_length")
         self.candidate_columns = _distinct([*features, *past, *schema.inputs(list(a["random_effects"].values()))])
