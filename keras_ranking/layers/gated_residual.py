@@ -93,9 +93,11 @@ class GatedResidual(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
+        sublayer = keras.saving.serialize_keras_object(self.sublayer)
+        sublayer.pop("build_config", None)  # it is built with this layer
         return {
             **super().get_config(),
-            "sublayer": keras.saving.serialize_keras_object(self.sublayer),
+            "sublayer": sublayer,
             "use_bias": self.use_bias,
             "gate_bias": self.gate_bias,
             "gate": self.gate,
