@@ -10,7 +10,7 @@ from keras_ranking.layers.event_embedding import EventEmbedding
 from keras_ranking.layers.feature_concat import FeatureConcat
 from keras_ranking.layers.gated_mlp import GatedMLP
 from keras_ranking.layers.gated_residual import GatedResidual
-from keras_ranking.layers.history_encoder import HistoryEncoder
+from keras_ranking.layers.history_encoder import HistoryEncoder, HistoryStep
 from keras_ranking.layers.ligr_block import LiGRBlock, SwiGLU
 from keras_ranking.layers.interleave import Interleave, ItemTokens
 from keras_ranking.layers.isotonic_calibration import IsotonicCalibration
@@ -54,6 +54,7 @@ __all__ = [
     "GatedResidual",
     "GroupedTasks",
     "HistoryEncoder",
+    "HistoryStep",
     "LiGRBlock",
     "SwiGLU",
     "Interleave",

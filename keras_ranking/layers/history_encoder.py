@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.decoder_block import DecoderBlock
-from keras_ranking.layers.history_windows import gather_rows, joined_tokens, latest_window, request_rows, session_ids
+from keras_ranking.layers.history_windows import gather_rows, joined_tokens, latest_window, session_ids
 from keras_ranking.layers.ligr_block import LiGRBlock
 from keras_ranking.ops import Spans
 
@@ -132,6 +132,16 @@ class HistoryEncoder(keras.layers.Layer):
         self.activation, self.dropout_rate = activation, float(dropout)
         self.see_self = fusion == "append_falcon"
 
+    @property
+    def amortises(self) -> bool:
+        """Whether the history is read once for all candidates, so that there is a `packed` pass."""
+        return self.fusion in ("append_cross", "append_falcon")
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether what is kept of an event depends on later ones, so that a cache is that of one set of visible events."""
+        return self.history_mask == "bidirectional" or self.pool or self.latest > 0
+
     # -- weights ---------------------------------------------------------------------------------------------------------
 
     @property
@@ -221,7 +231,7 @@ class HistoryEncoder(keras.layers.Layer):
         Raises:
             ValueError: a history in which earlier events see later ones, or with a summary.
         """
-        if not self.appended or self.history_mask == "bidirectional" or self.pool or self.latest:
+        if not self.amortises or self.looks_ahead:
             raise ValueError(
                 "a cache can be extended where no event sees later ones and none are pooled: history_mask='causal' or 'sessions', no "
                 f"`pool`, latest=0. Received: fusion={self.fusion!r}, history_mask={self.history_mask!r}, pool={self.pool}, latest={self.latest}"
@@ -232,8 +242,8 @@ class HistoryEncoder(keras.layers.Layer):
         """Several requests in a row of candidate slots, as `PackedRequests` makes them, in one pass over all tokens.
 
         Args:
-            inputs: as in a call, with a further axis Q of requests in `history` (B, Q, L, E), `visible`, `times` and
-                `request_time`; `candidates` (B, S, C), and `slot` int32 (B, S): request of each, from 1 on, 0 = empty.
+            inputs: as in a call; `candidates` (B, S, C), `slot` int32 (B, S): request of each within its row, from 1 on, 0 = empty;
+                `history` (B Q, L, E), `visible` (B Q,), `times` and `request_time`: the Q requests of each row, one after another.
 
         Returns:
             (B, S, ...): in each slot what a call gives this candidate with its own request's history.
@@ -241,7 +251,7 @@ class HistoryEncoder(keras.layers.Layer):
         Raises:
             ValueError: 'append_self' or 'concat', which have no such pass.
         """
-        if not self.appended or self.fusion == "append_self":
+        if not self.amortises:
             raise ValueError(f"fusion={self.fusion!r} reads one candidate at a time: there is no packed pass.")
         return self(inputs, step="packed", training=training)
 
@@ -260,7 +270,9 @@ class HistoryEncoder(keras.layers.Layer):
             raise ValueError("fusion='append_self' has no cache: what it makes of the history depends on the candidates.")
         if step == "prefill":
             return self._prefill(inputs, training)
-        return {"score": self._score, "extend": self._extend}[step](inputs, cache, training) if step != "packed" else self._packed(inputs, training)
+        if step == "packed":
+            return self._packed(inputs, training)
+        return self._score(inputs, cache, training) if step == "score" else self._extend(inputs, cache, training)
 
     # -- appended --------------------------------------------------------------------------------------------------------
 
@@ -360,11 +372,10 @@ class HistoryEncoder(keras.layers.Layer):
         return longer if times is None else {**longer, "time": times}
 
     def _packed(self, inputs: Mapping[str, Any], training: bool | None) -> Any:
-        slot, visible = inputs["slot"], inputs["visible"]
-        batch, requests = ops.shape(visible)[0], ops.shape(visible)[1]
-        flat = {name: request_rows(inputs[name]) for name in ("history", "times", "visible") if name in inputs}
-        history, real, times, length = self._events(flat)
-        window = ops.shape(history)[1]
+        slot = inputs["slot"]
+        history, real, times, length = self._events(inputs)
+        batch, window = ops.shape(slot)[0], ops.shape(history)[1]
+        requests = ops.shape(history)[0] // batch
         candidates = self.maps["candidate"](inputs["candidates"])
         slots = ops.shape(candidates)[1]
         before = requests * window
@@ -384,9 +395,8 @@ class HistoryEncoder(keras.layers.Layer):
         spans = tuple(ops.concatenate(pair, axis=1) for pair in zip(inside, (start, seen, alone), strict=True))
         places = None
         if self.rotary is not None:
-            mine = inputs["request_time"] if self.rotate_by == "time" else ops.reshape(length, (batch, requests))
-            past = self._places(times, history)
-            places = ops.concatenate([row(past), ops.take_along_axis(mine, owner, axis=1)], axis=1)
+            mine = ops.reshape(inputs["request_time"] if self.rotate_by == "time" else length, (batch, requests))
+            places = ops.concatenate([row(self._places(times, history)), ops.take_along_axis(mine, owner, axis=1)], axis=1)
         x = ops.concatenate([row(self.maps["history"](history), self.width), candidates], axis=1)
         for block in self.blocks:
             x = block(x, times=places, spans=spans, training=training)
@@ -479,3 +489,45 @@ class HistoryEncoder(keras.layers.Layer):
             "activation": self.activation,
             "dropout": self.dropout_rate,
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class HistoryStep(keras.layers.Layer):
+    """One step of a `HistoryEncoder` as a layer of its own, over the same weights.
+
+    For functional models: a layer must have as many outputs in one call as in any other there, and a cache is several tensors.
+
+    Args:
+        encoder: the `HistoryEncoder`, built.
+        step: 'prefill', 'score' or 'extend'.
+
+    Call arguments:
+        inputs, cache: as the method of that name takes them.
+
+    Example:
+        >>> encoder = HistoryEncoder(max_history=4, num_heads=1)
+        >>> inputs = {"history": np.ones((2, 6, 4)), "candidates": np.ones((2, 5, 3)), "visible": np.array([6, 0], "int32")}
+        >>> _ = encoder(inputs)
+        >>> sorted(HistoryStep(encoder, "prefill")({"history": inputs["history"], "visible": inputs["visible"]}))
+        ['key', 'length', 'value']
+    """
+
+    def __init__(self, encoder: HistoryEncoder | dict[str, Any], step: str, **settings: Any) -> None:
+        if isinstance(encoder, dict):
+            encoder = keras.saving.deserialize_keras_object(encoder)
+        if step not in _STEPS[1:4]:
+            raise ValueError(f"`step` must be one of {_STEPS[1:4]}. Received: step={step!r}")
+        super().__init__(**{"dtype": encoder.dtype_policy, **settings, "autocast": False})
+        self.encoder, self.step = encoder, step
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Mapping[str, Any], cache: Mapping[str, Any] | None = None, training: bool | None = None) -> Any:
+        return self.encoder(inputs, cache=cache, step=self.step, training=training)
+
+    def compute_output_spec(self, inputs: Any, cache: Any = None, training: bool | None = None) -> Any:
+        return self.encoder.compute_output_spec(inputs, cache=cache, step=self.step)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "encoder": keras.saving.serialize_keras_object(self.encoder), "step": self.step}

@@ -45,12 +45,6 @@ def session_ids(times: Any, gap: int) -> Any:
     return 1 + ops.concatenate([ops.zeros_like(times[:, :1], dtype="int32"), ops.cumsum(pause, axis=1)], axis=1)
 
 
-def request_rows(x: Any) -> Any:
-    """(B, Q, ...) -> (B Q, ...)."""
-    shape = ops.shape(x)
-    return ops.reshape(x, (-1, *shape[2:]))
-
-
 def joined_tokens(cache: Mapping[str, Any], candidates: Any) -> tuple[Any, Any, Any, Any]:
     """Every candidate joined to every event of its request: a window of tokens for each candidate.
 

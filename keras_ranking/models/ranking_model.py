@@ -28,7 +28,7 @@ class Parts(Protocol):
         """Symbolic inputs of the training graph."""
 
     def history_inputs(self) -> Tensors:
-        """Symbolic inputs of `encode`: `history_*`; none where the model reads no history."""
+        """Symbolic inputs of `encode`: `history_*`, and `request_time` where what is kept depends on it; none without a history."""
 
     def candidate_inputs(self) -> Tensors:
         """Symbolic inputs of `score` next to the cache: `candidate_*` and `request_time`."""
@@ -167,7 +167,9 @@ class RankingModel(keras.Model):
             from keras_ranking.layers import KeepFirst
 
             parts = self._holder.parts
-            history, candidates = parts.history_inputs(), parts.candidate_inputs()
+            history = parts.history_inputs()
+            # What both phases read, such as the time of the request, is one input.
+            candidates = {**parts.candidate_inputs(), **{name: x for name, x in history.items() if not name.startswith("history_")}}
             count = keras.Input((), dtype="int32", name="candidate_count")
             keep = KeepFirst(name="keep_candidates")
             clean = {name: x if name == "request_time" else keep(x, length=count) for name, x in candidates.items()}
@@ -192,7 +194,8 @@ class RankingModel(keras.Model):
         """Read histories once.
 
         Args:
-            history: `history_<name>` (B, L[, size]), `history_time` int32 (B, L), `history_length` int32 (B,). Oldest first.
+            history: `history_<name>` (B, L[, size]), `history_time` int32 (B, L), `history_length` int32 (B,), oldest first; and
+                `request_time` int32 (B,) where the model's cache is of one moment (`encoder.input` says).
 
         Returns:
             The cache, which `score` takes: for attention, per layer keys and values, already gated and rotated, with the times
@@ -214,6 +217,32 @@ class RankingModel(keras.Model):
         """
         named = {f"cache_{name}": x for name, x in cache.items()} | dict(candidates)
         return dict(self.scorer(_pick(named, self.scorer)))
+
+    def extend(self, cache: Mapping[str, Any], history: Mapping[str, Any]) -> Tensors:
+        """Append later events to encoded histories: equal to encoding all of them, at the cost of the new ones.
+
+        Args:
+            cache: from `encode` or `extend`.
+            history: the new events, as for `encode`: `history_length` counts these alone. Every one is later than what is kept.
+
+        Returns:
+            The longer cache.
+
+        Raises:
+            ValueError: the model's cache cannot grow: in its history events see later ones, or a summary of all is kept.
+        """
+        extend = getattr(self._holder.parts, "extend", None)
+        if extend is None:
+            raise ValueError(f"the cache of the model '{self.name}' cannot be extended.")
+
+        def build() -> keras.Model:
+            kept = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
+            new = self._holder.parts.history_inputs()
+            named = {f"cache_{name}": x for name, x in kept.items()} | new
+            return keras.Model(named, extend(kept, new), name=f"{self.name}_extender")
+
+        graph = self._graph("extender", build)
+        return dict(graph(_pick({f"cache_{name}": x for name, x in cache.items()} | dict(history), graph)))
 
     @property
     def explore_model(self) -> keras.Model | None:

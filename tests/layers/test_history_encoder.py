@@ -124,7 +124,7 @@ def test_reference_and_its_other_ways(fusion: str, settings: dict[str, Any]) -> 
     # two rows: the requests in two orders, with empty slots
     slot = np.array([[1, 1, 3, 0, 2, 4], [4, 2, 2, 0, 0, 3]], "int32")
     which = np.array([[0, 1, 2, 0, 3, 4], [4, 0, 1, 0, 0, 3]])
-    row = {name: np.stack([value, value]) for name, value in x.items() if name != "candidates"}
+    row = {name: np.concatenate([value, value]) for name, value in x.items() if name != "candidates"}
     candidates = x["candidates"][np.maximum(slot - 1, 0), which]
     packed = numpy(layer.packed({**row, "candidates": candidates, "slot": slot}))
     for r, s in np.argwhere(slot > 0):
