@@ -26,10 +26,13 @@ from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, dequant
 from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
 from keras_ranking.layers.self_gated_attention import SelfGatedAttention
+from keras_ranking.layers.setwise_attention import SetwiseAttention
 from keras_ranking.layers.streams import (
+    AloneSpans,
     DelayedSpans,
     FlattenRows,
     KeepFirst,
+    OneSet,
     RequestTimes,
     Segments,
     SlotOwners,
@@ -42,6 +45,7 @@ from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
 __all__ = [
     "PLE",
     "ActionEmbedding",
+    "AloneSpans",
     "AttentionLowRankCross",
     "BayesianLinear",
     "DecoderBlock",
@@ -66,6 +70,7 @@ __all__ = [
     "MMoE",
     "MaskedBatchNormalization",
     "MultiTaskHead",
+    "OneSet",
     "ParallelDCN",
     "PositionTowers",
     "QuantizedEmbedding",
@@ -76,6 +81,7 @@ __all__ = [
     "ResidualDCN",
     "Segments",
     "SelfGatedAttention",
+    "SetwiseAttention",
     "SharedBottom",
     "SlotOwners",
     "SparseMMoE",

@@ -101,7 +101,7 @@ def encoder_options(own: dict[str, Any]) -> dict[str, Any]:
     if own["fusion"] == "concat":
         kept = ("num_layers", "num_heads", "ffn_multiple", "rotary", "rotate_by")
         return {"fusion": "concat", **{name: own[name] for name in kept}, "projection": own["dim"], **({"latest": own["latest"]})}
-    return {name: own[name] for name in _OWN}
+    return {name: own[name] for name in (*_OWN, "block", "block_options") if name in own}
 
 
 class _AmortizedParts(_LiRankParts):
@@ -109,12 +109,13 @@ class _AmortizedParts(_LiRankParts):
 
     def __init__(self, schema: Schema, arguments: dict[str, Any]) -> None:
         super().__init__(schema, {**arguments, "history_options": encoder_options(arguments)})
-        self.steps = {step: layers.HistoryStep(self.history, step, name=f"history_{step}") for step in ("prefill", "score", "extend")}
+        steps = () if self.history is None else ("prefill", "score", "extend")
+        self.steps = {step: layers.HistoryStep(self.history, step, name=f"history_{step}") for step in steps}
 
     @property
     def _of_one_moment(self) -> bool:
         """Whether what `encode` keeps depends on the time of the request."""
-        return bool(self.history.amortises and self.history.looks_ahead)
+        return self.history is not None and self.history.amortises and self.history.looks_ahead
 
     def history_inputs(self) -> Tensors:
         inputs = super().history_inputs()
@@ -123,7 +124,7 @@ class _AmortizedParts(_LiRankParts):
         return inputs
 
     def encode(self, history: Tensors) -> Tensors:
-        if not self.history.amortises:
+        if self.history is None or not self.history.amortises:
             return super().encode(history)
         events = {name: x for name, x in history.items() if name != "request_time"}
         length = history["history_length"]
@@ -138,14 +139,14 @@ class _AmortizedParts(_LiRankParts):
         if not self._of_one_moment:
             visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
             cache = {**cache, "length": visible}
-        read = {"candidates": self._joined(self._item(columns)), "request_time": candidates["request_time"]}
+        read = {"candidates": self._candidate_token(columns), "request_time": candidates["request_time"]}
         return self.steps["score"](read, cache=cache)
 
     def _read_joint(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
         """Events and candidates in one call: what does not amortise reads the history with every candidate."""
         moment = candidates["request_time"]
         visible = self.visible(cache["time"], history_length=cache["length"], request_time=moment)
-        read = {"history": cache["events"], "candidates": self._joined(self._item(columns)), "visible": visible, "times": cache["time"]}
+        read = {"history": cache["events"], "candidates": self._candidate_token(columns), "visible": visible, "times": cache["time"]}
         return self.history({**read, "request_time": moment})
 
     def _extend(self, cache: Tensors, history: Tensors) -> Tensors:
@@ -155,4 +156,5 @@ class _AmortizedParts(_LiRankParts):
 
     @property
     def extend(self) -> Any:
-        return self._extend if self.history.amortises and not self.history.looks_ahead else None
+        grows = self.history is not None and self.history.amortises and not self.history.looks_ahead
+        return self._extend if grows else None

@@ -371,7 +371,7 @@ class _LiRankParts:
     def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
         """What the history encoder makes of each candidate, (B, N, ...)."""
         visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
-        read = {"history": cache["events"], "candidates": self._joined(self._item(columns)), "visible": visible, "times": cache["time"]}
+        read = {"history": cache["events"], "candidates": self._candidate_token(columns), "visible": visible, "times": cache["time"]}
         return self.history(read)
 
     def _read_packed(self, inputs: Tensors) -> Any:
@@ -382,7 +382,7 @@ class _LiRankParts:
         visible = self.visible(history["history_time"], history_length=history["history_length"], request_time=moment)
         read = {
             "history": self._events(history),
-            "candidates": self._joined(self._item(columns)),
+            "candidates": self._candidate_token(columns, inputs["request_slot"]),
             "visible": visible,
             "times": history["history_time"],
             "request_time": moment,
@@ -409,6 +409,20 @@ class _LiRankParts:
             parts.append(self.past_numbers({feature.name: columns[feature.name] for feature in self.past_numbers.features}))
         return parts
 
+    def _features(self, columns: Tensors, real: Any = None) -> list[Any]:
+        """Numbers and embeddings of ids of the candidates."""
+        parts = []
+        if self.numbers is not None:
+            numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
+            parts.append(numbers if self.norm is None else self.norm(numbers, real=real))
+        if self.candidate_ids:
+            parts.append(self.ids({name: columns[name] for name in self.candidate_ids}, only=self.candidate_ids))
+        return parts
+
+    def _candidate_token(self, columns: Tensors, real: Any = None) -> Any:
+        """What the history encoder reads of a candidate."""
+        return self._joined(self._item(columns))
+
     def _logits(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None) -> Tensors:
         return self._scored(cache, candidates, real, seed)[0]
 
@@ -422,12 +436,7 @@ class _LiRankParts:
         With `seed` (B,), the last weights of explored tasks are drawn from their posterior.
         """
         columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
-        parts = []
-        if self.numbers is not None:
-            numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
-            parts.append(numbers if self.norm is None else self.norm(numbers, real=real))
-        if self.candidate_ids:
-            parts.append(self.ids({name: columns[name] for name in self.candidate_ids}, only=self.candidate_ids))
+        parts = self._features(columns, real)
         if self.history is not None:
             parts.append(self._read(cache, candidates, columns) if read is None else read)
         x = self._joined(parts)
