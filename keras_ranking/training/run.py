@@ -17,7 +17,7 @@ from keras_ranking import metrics, models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, build_sequences, pack, requests
 from keras_ranking.data.readers.ebnerd import ebnerd_schema
 
-_BUILDERS = {"cadet": models.CADET, "lirank": models.LiRank}
+_BUILDERS = {"cadet": models.CADET, "lirank": models.LiRank, "amortized": models.AmortizedDLRM, "ligr": models.LiGR}
 HISTORY_SPLIT = "history"
 
 
@@ -114,6 +114,8 @@ def split_options(model: str, options: Mapping[str, Any], log_name: str = "") ->
     given = {**_PRESETS.get((model, log_name), {}), **options}
     training_names = {field.name for field in fields(TrainingOptions)}
     model_names = set(inspect.signature(_BUILDERS[model]).parameters) - {"schema"}
+    if "ranker" in model_names:  # further arguments, those of LiRank
+        model_names = (model_names | set(inspect.signature(models.LiRank).parameters)) - {"schema", "ranker", "history_options"}
     for name in given:
         if name not in training_names | model_names:
             raise ValueError(f"unknown option '{name}'. Of training: {sorted(training_names)}; of the model: {sorted(model_names)}")
@@ -135,7 +137,7 @@ def train(
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader.
-        model: 'cadet' or 'lirank'.
+        model: 'cadet', 'lirank', 'amortized' or 'ligr'.
         out: folder for `model.keras`, `schema.json` and `history.json`; None: nothing is written.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: over those of `options`.
@@ -273,8 +275,9 @@ def _logits(ranker: models.RankingModel, dataset: PackedDataset | PackedRequests
     """Logits (rows, T, K) by task, without the empty rows that fill the last batch."""
     parts: dict[str, list[np.ndarray]] = {}
     for batch in range(len(dataset)):
-        for task, value in ranker.predict_on_batch(dataset[batch][0]).items():
-            parts.setdefault(task, []).append(np.asarray(value, dtype=np.float64))
+        found = ranker.predict_on_batch(dataset[batch][0])
+        for task in ranker.tasks:
+            parts.setdefault(task, []).append(np.asarray(found[task], dtype=np.float64))
     return {task: np.concatenate(values)[:rows] for task, values in parts.items()}
 
 
