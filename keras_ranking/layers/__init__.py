@@ -11,9 +11,9 @@ from keras_ranking.layers.feature_concat import FeatureConcat
 from keras_ranking.layers.gated_mlp import GatedMLP
 from keras_ranking.layers.gated_residual import GatedResidual
 from keras_ranking.layers.history_encoder import HistoryEncoder, HistoryStep
-from keras_ranking.layers.ligr_block import LiGRBlock, SwiGLU
 from keras_ranking.layers.interleave import Interleave, ItemTokens
 from keras_ranking.layers.isotonic_calibration import IsotonicCalibration
+from keras_ranking.layers.ligr_block import LiGRBlock, SwiGLU
 from keras_ranking.layers.low_rank_cross import LowRankCross
 from keras_ranking.layers.masked_batch_normalization import MaskedBatchNormalization
 from keras_ranking.layers.mlp_bank import MLPBank
@@ -59,12 +59,11 @@ __all__ = [
     "GroupedTasks",
     "HistoryEncoder",
     "HistoryStep",
-    "LiGRBlock",
-    "SwiGLU",
     "Interleave",
     "IsotonicCalibration",
     "ItemTokens",
     "KeepFirst",
+    "LiGRBlock",
     "LowRankCross",
     "MLPBank",
     "MMoE",
@@ -86,6 +85,7 @@ __all__ = [
     "SlotOwners",
     "SparseMMoE",
     "StackedDCN",
+    "SwiGLU",
     "TimestampRotaryEmbedding",
     "TokenTimes",
     "UnflattenRows",

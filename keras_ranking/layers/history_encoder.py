@@ -209,7 +209,7 @@ class HistoryEncoder(keras.layers.Layer):
             Dict of `length` int32 (B,), events that were read, and, appended, `key` and `value` (B, blocks, W, H, d_h), gated and
             rotated, `time` where read, and `summary` (B, (pool + k) D) where there is one; for `concat`, the events read.
         """
-        return self(inputs, step="prefill", training=training)
+        return dict(self(inputs, step="prefill", training=training))
 
     def score(self, inputs: Mapping[str, Any], cache: Mapping[str, Any], training: bool | None = None) -> Any:
         """Encode candidates against what `prefill` or `extend` returned.
@@ -234,9 +234,10 @@ class HistoryEncoder(keras.layers.Layer):
         if not self.amortises or self.looks_ahead:
             raise ValueError(
                 "a cache can be extended where no event sees later ones and none are pooled: history_mask='causal' or 'sessions', no "
-                f"`pool`, latest=0. Received: fusion={self.fusion!r}, history_mask={self.history_mask!r}, pool={self.pool}, latest={self.latest}"
+                f"`pool`, latest=0. Received: fusion={self.fusion!r}, history_mask={self.history_mask!r}, pool={self.pool}, "
+                f"latest={self.latest}"
             )
-        return self(inputs, cache=cache, step="extend")
+        return dict(self(inputs, cache=cache, step="extend"))
 
     def packed(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Several requests in a row of candidate slots, as `PackedRequests` makes them, in one pass over all tokens.
@@ -407,7 +408,7 @@ class HistoryEncoder(keras.layers.Layer):
         return self._read(x[:, before:], summary, owner=lambda rows: ops.take_along_axis(rows, owner[:, :, None], axis=1))
 
     def _self_attention(self, inputs: Mapping[str, Any], training: bool | None) -> Any:
-        history, real, times, length = self._events(inputs)
+        history, _, times, length = self._events(inputs)
         window, count = ops.shape(history)[1], ops.shape(inputs["candidates"])[1]
         x = ops.concatenate([self.maps["history"](history), self.maps["candidate"](inputs["candidates"])], axis=1)
         places = self._places(times, history)
@@ -512,7 +513,7 @@ class HistoryStep(keras.layers.Layer):
         ['key', 'length', 'value']
     """
 
-    def __init__(self, encoder: HistoryEncoder | dict[str, Any], step: str, **settings: Any) -> None:
+    def __init__(self, encoder: Any, step: str, **settings: Any) -> None:
         if isinstance(encoder, dict):
             encoder = keras.saving.deserialize_keras_object(encoder)
         if step not in _STEPS[1:4]:

@@ -115,11 +115,11 @@ class LiGRBlock(keras.layers.Layer):
         self.attend = self._residual(attention, "attention_half")
 
     def _residual(self, sublayer: Any, name: str) -> GatedResidual:
-        options = {"use_bias": self.use_bias, "gate_bias": self.gate_bias, "gate": self.gate, "dropout": self.dropout_rate}
+        options: dict[str, Any] = {"use_bias": self.use_bias, "gate_bias": self.gate_bias, "gate": self.gate, "dropout": self.dropout_rate}
         return GatedResidual(sublayer, **options, dtype=self.dtype_policy, name=name)
 
     @property
-    def attention(self) -> SelfGatedAttention:
+    def attention(self) -> Any:
         return self.attend.sublayer
 
     @property

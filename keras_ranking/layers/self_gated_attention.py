@@ -30,8 +30,9 @@ class SelfGatedAttention(keras.layers.Layer):
     rotation: unequal gates on a rotated pair would make scores depend on absolute time (checked). Full matrices for each gate,
     biases and their initial value, and bias-free projections are our choice. sigmoid(2) = 0.88 starts near the ungated block.
 
-    One set of weights serves four calls: a row (`spans`), the history with `return_cache=True`, candidates against cached
-    keys (`cache=`), and later events appended to cached ones (both). Cached keys are already gated and rotated, and stay valid for later request times.
+    One set of weights serves four calls: a row (`spans`), the history with `return_cache=True`, candidates against cached keys
+    (`cache=`), and later events appended to cached ones (both). Cached keys are already gated and rotated, and stay valid for later
+    request times.
 
     Args:
         num_heads: H.

@@ -100,7 +100,7 @@ def encoder_options(own: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `HistoryEncoder` for those of the model."""
     if own["fusion"] == "concat":
         kept = ("num_layers", "num_heads", "ffn_multiple", "rotary", "rotate_by")
-        return {"fusion": "concat", **{name: own[name] for name in kept}, "projection": own["dim"], **({"latest": own["latest"]})}
+        return {"fusion": "concat", **{name: own[name] for name in kept}, "projection": own["dim"], "latest": own["latest"]}
     return {name: own[name] for name in (*_OWN, "block", "block_options") if name in own}
 
 
@@ -131,7 +131,7 @@ class _AmortizedParts(_LiRankParts):
         times = self.keep(history["history_time"], length=length)
         if self._of_one_moment:
             length = self.visible(times, history_length=length, request_time=history["request_time"])
-        return self.steps["prefill"]({"history": self._events(events), "visible": length, "times": times})
+        return dict(self.steps["prefill"]({"history": self._events(events), "visible": length, "times": times}))
 
     def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
         if not self.history.amortises:
@@ -152,7 +152,7 @@ class _AmortizedParts(_LiRankParts):
     def _extend(self, cache: Tensors, history: Tensors) -> Tensors:
         count = history["history_length"]
         times = self.keep(history["history_time"], length=count)
-        return self.steps["extend"]({"history": self._events(history), "count": count, "times": times}, cache=cache)
+        return dict(self.steps["extend"]({"history": self._events(history), "count": count, "times": times}, cache=cache))
 
     @property
     def extend(self) -> Any:

@@ -15,6 +15,11 @@ from keras_ranking.models.ranking_model import RankingModel, Tensors, builder
 from keras_ranking.schema import Schema
 
 _MERGES = ("replace", "add")
+# What `LiRank` calls the same.
+_SHARED = (
+    *("features", "history_features", "tasks", "head", "head_options", "groups", "id_dim", "action_dim"),
+    *("delay", "batch_norm", "max_history", "dropout", "dtype"),
+)
 
 
 @builder
@@ -162,9 +167,7 @@ class _LiGRParts(_AmortizedParts):
             "block": "ligr",
             "block_options": {"gate": a["gate"], "gate_bias": a["gate_bias"]},
         }
-        own = {name: a[name] for name in ("features", "history_features", "tasks", "head", "head_options", "groups", "id_dim", "action_dim")}
-        own |= {name: a[name] for name in ("delay", "batch_norm", "max_history", "dropout", "dtype")}
-        ranker = resolve(schema, cross="none", gate=None, calibration=False, **own)
+        ranker = resolve(schema, cross="none", gate=None, calibration=False, **{name: a[name] for name in _SHARED})
         super().__init__(schema, {**ranker, **encoder})
         self.ligr = a
         policy: dict[str, Any] = {"dtype": a["dtype"]}

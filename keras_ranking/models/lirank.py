@@ -426,9 +426,7 @@ class _LiRankParts:
     def _logits(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None) -> Tensors:
         return self._scored(cache, candidates, real, seed)[0]
 
-    def _scored(
-        self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None, read: Any = None
-    ) -> tuple[Tensors, Tensors]:
+    def _scored(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None, read: Any = None) -> tuple[Tensors, Tensors]:
         """Logits (B, N) by task, and what the last linear map of each reads, (B, N, H).
 
         `read` (B, N, ...) is what the history encoder made of each candidate, where that is known already. `real` (B, N) marks

@@ -68,6 +68,14 @@ class TrainingOptions:
             raise ValueError(f"`table_optimizer` must be 'same' or 'adagrad'. Received: table_optimizer={self.table_optimizer!r}")
 
 
+_EBNERD_REQUESTS: dict[str, Any] = {
+    "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
+    "pairwise_weight": 0.0,
+    "listwise_weight": 0.1,
+    "row_length": 256,
+    "batch_size": 16,
+}
+
 # What suits each log, chosen on its training days alone: the last of them held out.
 _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     # Tastes are about topics: with item and author ids in the tokens a log of this size is learned by heart. Actions in the
@@ -90,15 +98,18 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "batch_size": 16,
     },
     # The same for LiRank: no article id, and no history, which added nothing here beside the counts of the member's past.
-    ("lirank", "ebnerd"): {
-        "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
-        "history_features": (),
-        "calibration_options": {"step": 0.5},
-        "pairwise_weight": 0.0,
-        "listwise_weight": 0.1,
-        "row_length": 256,
-        "batch_size": 16,
-        "epochs": 8,
+    ("lirank", "ebnerd"): {**_EBNERD_REQUESTS, "history_features": (), "calibration_options": {"step": 0.5}, "epochs": 8},
+    # LiGR: whole lists see each other. Lists are 5 to 100 long and hold one click, which one item cannot know alone.
+    ("ligr", "ebnerd"): {**_EBNERD_REQUESTS, "top_k": None, "history_features": (), "epochs": 5},
+    ("amortized", "ebnerd"): {
+        **_EBNERD_REQUESTS,
+        "history_features": ("article_age",),
+        "max_history": 30,
+        "dim": 32,
+        "num_heads": 2,
+        "cross": "residual",
+        "gate": "dense",
+        "epochs": 5,
     },
 }
 

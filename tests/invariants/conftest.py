@@ -54,7 +54,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "delay": 120,
         "tasks": ("click",),
     },
-    "ligr": {"builder": "LiGR", "setwise_layers": 0, "dim": 16, "num_heads": 2, "id_dim": 4, "max_history": 1000, "delay": 120, "tasks": ("click",)},
+    "ligr": {
+        "builder": "LiGR",
+        "setwise_layers": 0,
+        "dim": 16,
+        "num_heads": 2,
+        "id_dim": 4,
+        "max_history": 1000,
+        "delay": 120,
+        "tasks": ("click",),
+    },
     "cadet_value": {"layout": "value", "token_features": ("item_id", "age_hours", "item_views_24h"), "rotary": None},
 }
 

@@ -69,10 +69,13 @@ def test_permuting_candidates_permutes_scores(case: Case) -> None:
     real, _ = shown(case, which)
     tensors = case.tensors(which)
     order = np.flatnonzero(real.all(axis=0))
-    count = np.full(len(which), len(order), dtype=np.int32)
-    kept = {name: x[:, order] if name.startswith("candidate_") and x.ndim > 1 else x for name, x in tensors.items()} | {"candidate_count": count}
-    mixed = order[np.random.default_rng(0).permutation(len(order))]
-    moved = {name: x[:, mixed] if name.startswith("candidate_") and x.ndim > 1 else x for name, x in tensors.items()} | {"candidate_count": count}
+
+    def taken(slots: np.ndarray) -> dict[str, np.ndarray]:
+        chosen = {name: x[:, slots] if name.startswith("candidate_") and x.ndim > 1 else x for name, x in tensors.items()}
+        return {**chosen, "candidate_count": np.full(len(which), len(slots), dtype=np.int32)}
+
+    mixed = np.random.default_rng(0).permutation(len(order))
+    kept, moved = taken(order), taken(order[mixed])
     np.testing.assert_allclose(case.serve(moved)[:, np.argsort(mixed)], case.serve(kept), atol=1e-6)
 
 

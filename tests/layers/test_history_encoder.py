@@ -201,7 +201,9 @@ def test_sessions_hide_what_happened_in_the_same_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"rotary": TIME}, {"fusion": "append_falcon", "history_mask": "sessions", "pool": True, "block": "ligr"}])
+@pytest.mark.parametrize(
+    "settings", [{"rotary": TIME}, {"fusion": "append_falcon", "history_mask": "sessions", "pool": True, "block": "ligr"}]
+)
 def test_common(settings: dict[str, Any], tmp_path: Path) -> None:
     x = inputs()
     run_layer_checks(lambda **more: make(**settings, **more), {"inputs": x}, tmp_path)

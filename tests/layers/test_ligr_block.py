@@ -107,7 +107,11 @@ def test_common(kind: str, tmp_path: Path) -> None:
     if kind == "block":
         run_layer_checks(block, x, tmp_path)
     elif kind == "gated":
-        run_layer_checks(lambda **more: GatedResidual(SwiGLU(16, name="inner", dtype=more.get("dtype")), **more), {"inputs": x["inputs"]}, tmp_path)
+
+        def gated(**more: Any) -> GatedResidual:
+            return GatedResidual(SwiGLU(16, name="inner", dtype=more.get("dtype")), **more)
+
+        run_layer_checks(gated, {"inputs": x["inputs"]}, tmp_path)
     else:
         run_layer_checks(lambda **more: SwiGLU(16, **more), {"inputs": x["inputs"]}, tmp_path)
 

@@ -77,7 +77,8 @@ def test_reference(top_k: int | None, num_layers: int) -> None:
 @pytest.mark.parametrize("top_k", [None, 3, 50])
 def test_permuting_a_set_permutes_its_output_and_a_whole_row_is_one_set(top_k: int | None) -> None:
     layer, x = ready(top_k=top_k), inputs()
-    one = {"inputs": x["inputs"], "slot": np.where(np.arange(S) < 7, 1, 0)[None].repeat(B, 0).astype("int32"), "score": np.random.rand(B, S).astype("float32")}
+    slot = np.broadcast_to(np.where(np.arange(S) < 7, 1, 0), (B, S)).astype("int32")
+    one = {"inputs": x["inputs"], "slot": slot, "score": np.random.default_rng(2).random((B, S)).astype("float32")}
     out, _ = layer(**one)
     order = np.concatenate([np.random.default_rng(1).permutation(7), [7, 8]])
     moved, _ = layer(inputs=one["inputs"][:, order], slot=one["slot"], score=one["score"][:, order])
@@ -85,6 +86,7 @@ def test_permuting_a_set_permutes_its_output_and_a_whole_row_is_one_set(top_k: i
     short, chosen = layer(**one, whole=True)
     np.testing.assert_allclose(numpy(short)[:, :7], numpy(out)[:, :7], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(numpy(chosen), numpy(layer(**one)[1]))
+
     # control: an order inside the set shows
     class Ordered(SetwiseAttention):
         def _blocks(self, x: Any, spans: Any, training: Any) -> Any:

@@ -26,16 +26,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import numpy as np
+import keras  # noqa: E402  reads the environment
 
-from keras_ranking.commands import table
-from keras_ranking.layers import HistoryEncoder
+from keras_ranking.commands import table  # noqa: E402
+from keras_ranking.layers import HistoryEncoder  # noqa: E402
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
