@@ -9,9 +9,11 @@ from keras_ranking.layers.dense_gate import DenseGate
 from keras_ranking.layers.event_embedding import EventEmbedding
 from keras_ranking.layers.feature_concat import FeatureConcat
 from keras_ranking.layers.gated_mlp import GatedMLP
-from keras_ranking.layers.history_encoder import HistoryEncoder
+from keras_ranking.layers.gated_residual import GatedResidual
+from keras_ranking.layers.history_encoder import HistoryEncoder, HistoryStep
 from keras_ranking.layers.interleave import Interleave, ItemTokens
 from keras_ranking.layers.isotonic_calibration import IsotonicCalibration
+from keras_ranking.layers.ligr_block import LiGRBlock, SwiGLU
 from keras_ranking.layers.low_rank_cross import LowRankCross
 from keras_ranking.layers.masked_batch_normalization import MaskedBatchNormalization
 from keras_ranking.layers.mlp_bank import MLPBank
@@ -24,10 +26,13 @@ from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, dequant
 from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
 from keras_ranking.layers.self_gated_attention import SelfGatedAttention
+from keras_ranking.layers.setwise_attention import SetwiseAttention
 from keras_ranking.layers.streams import (
+    AloneSpans,
     DelayedSpans,
     FlattenRows,
     KeepFirst,
+    OneSet,
     RequestTimes,
     Segments,
     SlotOwners,
@@ -40,6 +45,7 @@ from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
 __all__ = [
     "PLE",
     "ActionEmbedding",
+    "AloneSpans",
     "AttentionLowRankCross",
     "BayesianLinear",
     "DecoderBlock",
@@ -49,17 +55,21 @@ __all__ = [
     "FeatureConcat",
     "FlattenRows",
     "GatedMLP",
+    "GatedResidual",
     "GroupedTasks",
     "HistoryEncoder",
+    "HistoryStep",
     "Interleave",
     "IsotonicCalibration",
     "ItemTokens",
     "KeepFirst",
+    "LiGRBlock",
     "LowRankCross",
     "MLPBank",
     "MMoE",
     "MaskedBatchNormalization",
     "MultiTaskHead",
+    "OneSet",
     "ParallelDCN",
     "PositionTowers",
     "QuantizedEmbedding",
@@ -70,10 +80,12 @@ __all__ = [
     "ResidualDCN",
     "Segments",
     "SelfGatedAttention",
+    "SetwiseAttention",
     "SharedBottom",
     "SlotOwners",
     "SparseMMoE",
     "StackedDCN",
+    "SwiGLU",
     "TimestampRotaryEmbedding",
     "TokenTimes",
     "UnflattenRows",

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.history_windows import gather_rows
 from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 
@@ -29,8 +30,9 @@ class SelfGatedAttention(keras.layers.Layer):
     rotation: unequal gates on a rotated pair would make scores depend on absolute time (checked). Full matrices for each gate,
     biases and their initial value, and bias-free projections are our choice. sigmoid(2) = 0.88 starts near the ungated block.
 
-    One set of weights serves three calls: a row (`spans`), the history with `return_cache=True`, and candidates against cached
-    keys (`cache=`). Cached keys are already gated and rotated, and stay valid for later request times.
+    One set of weights serves four calls: a row (`spans`), the history with `return_cache=True`, candidates against cached keys
+    (`cache=`), and later events appended to cached ones (both). Cached keys are already gated and rotated, and stay valid for later
+    request times.
 
     Args:
         num_heads: H.
@@ -46,7 +48,8 @@ class SelfGatedAttention(keras.layers.Layer):
         spans: `Spans`, each (B, T): who sees whom. Not used with `cache`.
         value_bias: A (B, T, D) or None.
         cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the first keys that count. The inputs are then
-            candidates, which see those keys and, unless `see_self=False`, themselves.
+            candidates, which see those keys and, unless `see_self=False`, themselves. With `spans` as well, of (B, L + T), the
+            inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
         return_cache: also return (key, value).
 
     Output:
@@ -164,13 +167,15 @@ class SelfGatedAttention(keras.layers.Layer):
         see_self: bool = True,
         return_cache: bool = False,
     ) -> Any:
-        if (spans is None) == (cache is None):
-            raise ValueError("call with `spans` (a row of tokens) or with `cache` (candidates), one of the two.")
+        if spans is None and cache is None:
+            raise ValueError("call with `spans` (a row of tokens), with `cache` (candidates), or with both (later tokens of a cached row).")
         if self.rotate is not None and times is None:
             raise ValueError("`times` must be given: this attention rotates by time.")
         query, key, value = self._project(inputs, times, value_bias)
         if cache is None:
             out = span_attention(query, key, value, Spans(*spans))
+        elif spans is not None:
+            out, key, value = self._appended(query, key, value, Spans(*spans), cache)
         else:
             own = {"self_key": key, "self_value": value} if see_self else {}
             out = candidate_attention(query, cache[0], cache[1], cache[2], **own)
@@ -178,6 +183,25 @@ class SelfGatedAttention(keras.layers.Layer):
         out = ops.reshape(out, (shape[0], shape[1], self.num_heads * self.head_dim))
         out = self.output_map(self._gate("output", out, inputs))
         return (out, key, value) if return_cache else out
+
+    @staticmethod
+    def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any) -> tuple[Any, Any, Any]:
+        """Queries right behind the first `lengths` keys of a cache, and the keys and values of both."""
+        held_key, held_value, lengths = cache
+        slots, added = ops.shape(held_key)[1], ops.shape(query)[1]
+        key = gather_rows(ops.concatenate([held_key, ops.cast(key, held_key.dtype)], axis=1), lengths, slots)
+        value = gather_rows(ops.concatenate([held_value, ops.cast(value, held_value.dtype)], axis=1), lengths, slots)
+        shape = ops.shape(query)
+        before = ops.zeros((shape[0], slots, *shape[2:]), dtype=query.dtype)
+        queries = gather_rows(ops.concatenate([before, query], axis=1), lengths, slots)
+        # The cached tokens ask nothing again.
+        index = ops.arange(slots + added, dtype="int32")[None, :] + ops.zeros_like(lengths)[:, None]
+        asks = index >= lengths[:, None]
+        nothing = (ops.zeros_like(index), ops.zeros_like(index), index + 1)
+        spans = Spans(*(ops.where(asks, part, none) for part, none in zip(spans, nothing, strict=True)))
+        out = span_attention(queries, key, value, spans)
+        rows = lengths[:, None] + ops.arange(added, dtype="int32")[None, :]
+        return ops.take_along_axis(out, rows[:, :, None, None], axis=1), key, value
 
     def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
         out = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)

@@ -317,3 +317,71 @@ class UnflattenRows(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config()}  # see `KeepFirst`
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class OneSet(keras.layers.Layer):
+    """The first `count` items of each row as one set: 1 for these, 0 beyond, as `SetwiseAttention` takes it.
+
+    Call arguments:
+        inputs: (B, N, ...), for its shape alone.
+        count: int32 (B,).
+
+    Output:
+        int32 (B, N).
+
+    Example:
+        >>> keras.ops.convert_to_numpy(OneSet()(np.zeros((1, 3, 4)), count=np.array([2], "int32")))
+        array([[1, 1, 0]], dtype=int32)
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "autocast": False})
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Any, count: Any) -> Any:
+        return ops.cast(ops.arange(ops.shape(inputs)[1], dtype="int32")[None, :] < count[:, None], "int32")
+
+    def compute_output_spec(self, inputs: Any, count: Any) -> Any:
+        return keras.KerasTensor(inputs.shape[:2], dtype="int32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config()}  # see `KeepFirst`
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class AloneSpans(keras.layers.Layer):
+    """Spans in which every token sees itself alone.
+
+    Call arguments:
+        inputs: (B, T, ...), for its shape alone.
+
+    Output:
+        `Spans` of (B, T).
+
+    Example:
+        >>> spans = AloneSpans()(np.zeros((1, 3, 4), "float32"))
+        >>> keras.ops.convert_to_numpy(spans.dense(3))[0].astype(int)
+        array([[1, 0, 0],
+               [0, 1, 0],
+               [0, 0, 1]])
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "autocast": False})
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        shape = ops.shape(inputs)
+        index = ops.arange(shape[1], dtype="int32")[None, :] + ops.zeros((shape[0], 1), dtype="int32")
+        return Spans(ops.zeros_like(index), ops.zeros_like(index), index)
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return Spans(*(keras.KerasTensor(inputs.shape[:2], dtype="int32") for _ in Spans._fields))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config()}  # see `KeepFirst`

@@ -18,7 +18,7 @@ class _Mean(keras.losses.Loss):
 def across_replicas(value: Any) -> Any:
     """A scalar mean, scaled as Keras scales its own means when several replicas add up their gradients."""
     values = ops.reshape(value, (1,))
-    return _Mean(dtype=keras.backend.standardize_dtype(value.dtype))(values, values)
+    return _Mean(name="mean", dtype=keras.backend.standardize_dtype(value.dtype))(values, values)
 
 
 def check_dtype(dtype: str) -> None:

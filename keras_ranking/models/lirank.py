@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -118,20 +120,34 @@ def LiRank(
         >>> model.form
         'requests'
     """
-    if preset not in _PRESETS:
-        raise ValueError(f"`preset` must be of {tuple(_PRESETS)}. Received: preset={preset!r}")
-    chosen = _PRESETS[preset]
-    names = [schema.task(task).name for task in (tasks if tasks is not None else [task.name for task in schema.tasks])]
-    shared_trunk = chosen["shared_trunk"] if shared_trunk is None else bool(shared_trunk)
-    cross = chosen["cross"] if cross is None else cross
+    arguments = resolve(**locals())
+    return RankingModel(_LiRankParts(schema, arguments), "LiRank", schema, arguments, name=name)
+
+
+def resolve(schema: Schema, **given: Any) -> dict[str, Any]:
+    """Arguments of `LiRank`, checked, with every default of preset and schema in its place.
+
+    Raises:
+        TypeError: an argument that `LiRank` does not have.
+        ValueError: as `LiRank`.
+    """
+    bound = inspect.signature(LiRank).bind(schema, **given)
+    bound.apply_defaults()
+    g = SimpleNamespace(**bound.arguments)
+    if g.preset not in _PRESETS:
+        raise ValueError(f"`preset` must be of {tuple(_PRESETS)}. Received: preset={g.preset!r}")
+    chosen = _PRESETS[g.preset]
+    names = [schema.task(task).name for task in (g.tasks if g.tasks is not None else [task.name for task in schema.tasks])]
+    shared_trunk = chosen["shared_trunk"] if g.shared_trunk is None else bool(g.shared_trunk)
+    cross = chosen["cross"] if g.cross is None else g.cross
     if cross not in (*CROSSES, "none"):
         raise ValueError(f"`cross` must be of {(*CROSSES, 'none')}. Received: cross={cross!r}")
-    head = (chosen["head"] or "grouped" if shared_trunk else None) if head is None else head
+    head = (chosen["head"] or "grouped" if shared_trunk else None) if g.head is None else g.head
     if head is not None and not shared_trunk:
         raise ValueError(f"`head` needs shared_trunk=True: with a trunk a group, logits are linear. Received: head={head!r}")
-    groups = _groups(names, preset, groups)
-    if delay is not None and delay < schema.feedback_delay:
-        raise ValueError(f"`delay` must be at least the schema's feedback_delay, {schema.feedback_delay}. Received: delay={delay}")
+    if g.delay is not None and g.delay < schema.feedback_delay:
+        raise ValueError(f"`delay` must be at least the schema's feedback_delay, {schema.feedback_delay}. Received: delay={g.delay}")
+    history_features = g.history_features
     if history_features is None:
         read = schema.features_known("item") if chosen["history"] and schema.actions else ()
         history_features = [feature.name for feature in read]
@@ -140,46 +156,45 @@ def LiRank(
     for feature in schema.inputs(history_features):
         if feature.known != "item":
             raise ValueError(f"`history_features` must be known='item'. Received: '{feature.name}', known='{feature.known}'")
-    effects = dict(random_effects or {})
+    effects = dict(g.random_effects or {})
     for task, column in effects.items():
         feature = schema.inputs([column])[0]
         if task not in names or feature.dtype != "int32" or feature.rows is None:
             raise ValueError(f"`random_effects` must map tasks of {names} to id columns with buckets. Received: {task!r}: {column!r}")
-    if unknown := [task for task in explore if task not in names]:
+    if unknown := [task for task in g.explore if task not in names]:
         raise ValueError(f"`explore` must be tasks of {names}. Received: {unknown}")
-    arguments: dict[str, Any] = {
-        "preset": preset,
-        "features": [feature.name for feature in schema.inputs(features)],
+    return {
+        "preset": g.preset,
+        "features": [feature.name for feature in schema.inputs(g.features)],
         "tasks": names,
-        "groups": groups,
+        "groups": _groups(names, g.preset, g.groups),
         "cross": cross,
-        "rank": rank,
-        "cross_layers": cross_layers,
-        "cross_options": dict(cross_options or {}),
-        "hidden": list(hidden),
-        "gate": chosen["gate"] if gate == "preset" else gate,
-        "gate_rank": gate_rank,
+        "rank": g.rank,
+        "cross_layers": g.cross_layers,
+        "cross_options": dict(g.cross_options or {}),
+        "hidden": list(g.hidden),
+        "gate": chosen["gate"] if g.gate == "preset" else g.gate,
+        "gate_rank": g.gate_rank,
         "head": head,
-        "head_options": dict(head_options or {}),
+        "head_options": dict(g.head_options or {}),
         "shared_trunk": shared_trunk,
-        "calibration": chosen["calibration"] if calibration is None else bool(calibration),
-        "calibration_features": [feature.name for feature in schema.inputs(calibration_features)],
-        "calibration_options": dict(calibration_options or {}),
+        "calibration": chosen["calibration"] if g.calibration is None else bool(g.calibration),
+        "calibration_features": [feature.name for feature in schema.inputs(g.calibration_features)],
+        "calibration_options": dict(g.calibration_options or {}),
         "history_features": list(history_features),
-        "max_history": int(max_history),
-        "action_dim": int(action_dim),
-        "history_options": dict(history_options or {}),
-        "delay": schema.feedback_delay if delay is None else int(delay),
-        "shared_tables": {table: list(columns) for table, columns in (shared_tables or {}).items()},
+        "max_history": int(g.max_history),
+        "action_dim": int(g.action_dim),
+        "history_options": dict(g.history_options or {}),
+        "delay": schema.feedback_delay if g.delay is None else int(g.delay),
+        "shared_tables": {table: list(columns) for table, columns in (g.shared_tables or {}).items()},
         "random_effects": effects,
-        "explore": list(explore),
-        "id_dim": int(id_dim),
-        "batch_norm": bool(batch_norm),
-        "batch_norm_momentum": float(batch_norm_momentum),
-        "dropout": float(dropout),
-        "dtype": dtype or keras.config.dtype_policy().name,
+        "explore": list(g.explore),
+        "id_dim": int(g.id_dim),
+        "batch_norm": bool(g.batch_norm),
+        "batch_norm_momentum": float(g.batch_norm_momentum),
+        "dropout": float(g.dropout),
+        "dtype": g.dtype or keras.config.dtype_policy().name,
     }
-    return RankingModel(_LiRankParts(schema, arguments), "LiRank", schema, arguments, name=name)
 
 
 def _groups(tasks: Sequence[str], preset: str, groups: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:
@@ -234,7 +249,7 @@ class _LiRankParts:
             past_numbers = [feature for feature in past if feature.dtype != "int32"]
             self.past_numbers = self._concat(past_numbers, "history_numbers") if past_numbers else None
             self.action = layers.ActionEmbedding(schema.actions, a["action_dim"], id_dim=a["action_dim"], name="actions", **policy)
-            options = {"max_history": a["max_history"], "dropout": a["dropout"], **a["history_options"]}
+            options = {"fusion": "concat", "max_history": a["max_history"], "dropout": a["dropout"], **a["history_options"]}
             self.history = layers.HistoryEncoder(**options, name="history", **policy)
             self.visible = layers.VisibleLength(a["delay"], name="visible_length")
         self.candidate_columns = _distinct([*features, *past, *schema.inputs(list(a["random_effects"].values()))])
@@ -318,11 +333,17 @@ class _LiRankParts:
         return self._row(inputs)[1]
 
     def _row(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
-        """Every slot as a request of one candidate, with the history of the request it belongs to."""
+        """Candidates of many requests in a row."""
         slot = inputs["request_slot"]
         columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
         if self.history is None:
             return self._scored({}, columns, slot)
+        if self.history.amortises:
+            return self._scored({}, columns, slot, read=self._read_packed(inputs))
+        return self._one_by_one(inputs, columns, slot)
+
+    def _one_by_one(self, inputs: Tensors, columns: Tensors, slot: Any) -> tuple[Tensors, Tensors]:
+        """Every slot as a request of one candidate, with the history of the request it belongs to."""
         history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
         owner = self.owners(slot, requests=inputs["history_length"])
         cache = {name: ops.take(x, owner, axis=0) for name, x in self.encode(history).items()}
@@ -338,9 +359,7 @@ class _LiRankParts:
         if self.history is None:
             return {}
         length = history["history_length"]
-        clean = {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
-        action = self.action({action.name: clean[action.name] for action in self.schema.actions})
-        return {"events": self._joined([*self._item(clean), action]), "time": clean["time"], "length": length}
+        return {"events": self._events(history), "time": self.keep(history["history_time"], length=length), "length": length}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         logits = self._logits(cache, candidates)
@@ -348,6 +367,35 @@ class _LiRankParts:
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
         raise ValueError("LiRank has no attention of candidates over cached events: its encoder reads each candidate with the events.")
+
+    def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
+        """What the history encoder makes of each candidate, (B, N, ...)."""
+        visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
+        read = {"history": cache["events"], "candidates": self._candidate_token(columns), "visible": visible, "times": cache["time"]}
+        return self.history(read)
+
+    def _read_packed(self, inputs: Tensors) -> Any:
+        """The same for rows of slots, (B, S, ...)."""
+        history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
+        moment = self.flat(inputs["request_time"])
+        columns = {name.removeprefix("candidate_"): x for name, x in inputs.items() if name.startswith("candidate_")}
+        visible = self.visible(history["history_time"], history_length=history["history_length"], request_time=moment)
+        read = {
+            "history": self._events(history),
+            "candidates": self._candidate_token(columns, inputs["request_slot"]),
+            "visible": visible,
+            "times": history["history_time"],
+            "request_time": moment,
+            "slot": inputs["request_slot"],
+        }
+        return self.history(read, step="packed")
+
+    def _events(self, history: Tensors) -> Any:
+        """Item and action of each event, (B, L, ...)."""
+        length = history["history_length"]
+        clean = {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
+        action = self.action({action.name: clean[action.name] for action in self.schema.actions})
+        return self._joined([*self._item(clean), action])
 
     def _joined(self, parts: list[Any]) -> Any:
         return self.join(parts) if len(parts) > 1 else parts[0]
@@ -361,26 +409,34 @@ class _LiRankParts:
             parts.append(self.past_numbers({feature.name: columns[feature.name] for feature in self.past_numbers.features}))
         return parts
 
-    def _logits(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None) -> Tensors:
-        return self._scored(cache, candidates, real, seed)[0]
-
-    def _scored(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None) -> tuple[Tensors, Tensors]:
-        """Logits (B, N) by task, and what the last linear map of each reads, (B, N, H).
-
-        `real` (B, N) marks the slots whose numbers count in batch normalisation; None: all, as at scoring, where none does.
-        With `seed` (B,), the last weights of explored tasks are drawn from their posterior.
-        """
-        columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
+    def _features(self, columns: Tensors, real: Any = None) -> list[Any]:
+        """Numbers and embeddings of ids of the candidates."""
         parts = []
         if self.numbers is not None:
             numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
             parts.append(numbers if self.norm is None else self.norm(numbers, real=real))
         if self.candidate_ids:
             parts.append(self.ids({name: columns[name] for name in self.candidate_ids}, only=self.candidate_ids))
+        return parts
+
+    def _candidate_token(self, columns: Tensors, real: Any = None) -> Any:
+        """What the history encoder reads of a candidate."""
+        return self._joined(self._item(columns))
+
+    def _logits(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None) -> Tensors:
+        return self._scored(cache, candidates, real, seed)[0]
+
+    def _scored(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None, read: Any = None) -> tuple[Tensors, Tensors]:
+        """Logits (B, N) by task, and what the last linear map of each reads, (B, N, H).
+
+        `read` (B, N, ...) is what the history encoder made of each candidate, where that is known already. `real` (B, N) marks
+        the slots whose numbers count in batch normalisation; None: all, as at scoring, where none does.
+        With `seed` (B,), the last weights of explored tasks are drawn from their posterior.
+        """
+        columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
+        parts = self._features(columns, real)
         if self.history is not None:
-            visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
-            read = {"history": cache["events"], "candidates": self._joined(self._item(columns)), "visible": visible, "times": cache["time"]}
-            parts.append(self.history(read))
+            parts.append(self._read(cache, candidates, columns) if read is None else read)
         x = self._joined(parts)
         trunks = {name: trunk(x) for name, trunk in self.trunks.items()}
         if self.head is not None:
@@ -410,7 +466,8 @@ class _LiRankParts:
 
     def explore(self, name: str) -> keras.Model:
         """Serving tensors and `seed` -> probabilities of the `explore` tasks under weights drawn from their posterior."""
-        history, candidates = self.history_inputs(), self.candidate_inputs()
+        history = self.history_inputs()
+        candidates = {**self.candidate_inputs(), **{key: x for key, x in history.items() if not key.startswith("history_")}}
         count = keras.Input((), dtype="int32", name="candidate_count")
         seed = keras.Input((), dtype="int32", name="seed")
         clean = {key: x if key == "request_time" else self.keep(x, length=count) for key, x in candidates.items()}

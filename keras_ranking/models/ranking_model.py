@@ -28,7 +28,7 @@ class Parts(Protocol):
         """Symbolic inputs of the training graph."""
 
     def history_inputs(self) -> Tensors:
-        """Symbolic inputs of `encode`: `history_*`; none where the model reads no history."""
+        """Symbolic inputs of `encode`: `history_*`, and `request_time` where what is kept depends on it; none without a history."""
 
     def candidate_inputs(self) -> Tensors:
         """Symbolic inputs of `score` next to the cache: `candidate_*` and `request_time`."""
@@ -119,9 +119,33 @@ class RankingModel(keras.Model):
         """Names of the tasks the model predicts, for `PackedDataset(tasks=...)`."""
         return list(self._recipe.arguments["tasks"])
 
+    @property
+    def auxiliary(self) -> dict[str, tuple[str, float]]:
+        """Outputs of the training graph that learn the labels of a task next to its own: name -> (task, weight of the loss)."""
+        return dict(getattr(self._holder.parts, "auxiliary", {}))
+
     def losses_by_task(self, **settings: Any) -> dict[str, ObservedTowerLoss]:
         """`ObservedTowerLoss` for each task with this model's towers, for `compile(loss=...)`; `settings` as that class takes."""
         return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
+
+    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
+        """The compiled loss of the tasks, and of auxiliary outputs against the labels of theirs."""
+        if not self.auxiliary or not isinstance(y_pred, dict):
+            return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        total = super().compute_loss(x=x, y=y, y_pred=self._of_tasks(y_pred), sample_weight=sample_weight, training=training)
+        for output, (task, weight) in self.auxiliary.items():
+            loss = keras.losses.get(self.loss[task] if isinstance(self.loss, dict) else self.loss)
+            rows = sample_weight[task] if isinstance(sample_weight, dict) else sample_weight
+            total = total + weight * loss(y[task], y_pred[output], sample_weight=rows)
+        return total
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return super().compute_metrics(x, y, self._of_tasks(y_pred), sample_weight)
+
+    def _of_tasks(self, outputs: Any) -> Any:
+        if not self.auxiliary or not isinstance(outputs, dict):
+            return outputs
+        return {name: value for name, value in outputs.items() if name not in self.auxiliary}
 
     # -- the two phases --------------------------------------------------------------------------------------------------
 
@@ -167,10 +191,15 @@ class RankingModel(keras.Model):
             from keras_ranking.layers import KeepFirst
 
             parts = self._holder.parts
-            history, candidates = parts.history_inputs(), parts.candidate_inputs()
-            count = keras.Input((), dtype="int32", name="candidate_count")
+            history = parts.history_inputs()
+            # What both phases read, such as the time of the request, is one input.
+            candidates = {**parts.candidate_inputs(), **{name: x for name, x in history.items() if not name.startswith("history_")}}
+            count = candidates.pop("candidate_count", None)
+            count = keras.Input((), dtype="int32", name="candidate_count") if count is None else count
             keep = KeepFirst(name="keep_candidates")
             clean = {name: x if name == "request_time" else keep(x, length=count) for name, x in candidates.items()}
+            if "candidate_count" in parts.candidate_inputs():
+                clean["candidate_count"] = count
             logits = parts.score(parts.encode(history), clean)
             outputs = {}
             for task, value in logits.items():
@@ -192,7 +221,8 @@ class RankingModel(keras.Model):
         """Read histories once.
 
         Args:
-            history: `history_<name>` (B, L[, size]), `history_time` int32 (B, L), `history_length` int32 (B,). Oldest first.
+            history: `history_<name>` (B, L[, size]), `history_time` int32 (B, L), `history_length` int32 (B,), oldest first; and
+                `request_time` int32 (B,) where the model's cache is of one moment (`encoder.input` says).
 
         Returns:
             The cache, which `score` takes: for attention, per layer keys and values, already gated and rotated, with the times
@@ -207,13 +237,43 @@ class RankingModel(keras.Model):
 
         Args:
             cache: from `encode`.
-            candidates: `candidate_<name>` (B, N[, size]) and `request_time` int32 (B,).
+            candidates: `candidate_<name>` (B, N[, size]) and `request_time` int32 (B,); for a set-wise model also `candidate_count`
+                int32 (B,), without which all count.
 
         Returns:
             Logits float32 (B, N, K) by task.
         """
         named = {f"cache_{name}": x for name, x in cache.items()} | dict(candidates)
+        if "candidate_count" in self.scorer.input and "candidate_count" not in named:
+            lead = next(x.shape[:2] for name, x in candidates.items() if name.startswith("candidate_"))
+            named["candidate_count"] = np.full(lead[0], lead[1], dtype=np.int32)
         return dict(self.scorer(_pick(named, self.scorer)))
+
+    def extend(self, cache: Mapping[str, Any], history: Mapping[str, Any]) -> Tensors:
+        """Append later events to encoded histories: equal to encoding all of them, at the cost of the new ones.
+
+        Args:
+            cache: from `encode` or `extend`.
+            history: the new events, as for `encode`: `history_length` counts these alone. Every one is later than what is kept.
+
+        Returns:
+            The longer cache.
+
+        Raises:
+            ValueError: the model's cache cannot grow: in its history events see later ones, or a summary of all is kept.
+        """
+        extend = getattr(self._holder.parts, "extend", None)
+        if extend is None:
+            raise ValueError(f"the cache of the model '{self.name}' cannot be extended.")
+
+        def build() -> keras.Model:
+            kept = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
+            new = self._holder.parts.history_inputs()
+            named = {f"cache_{name}": x for name, x in kept.items()} | new
+            return keras.Model(named, extend(kept, new), name=f"{self.name}_extender")
+
+        graph = self._graph("extender", build)
+        return dict(graph(_pick({f"cache_{name}": x for name, x in cache.items()} | dict(history), graph)))
 
     @property
     def explore_model(self) -> keras.Model | None:

@@ -17,7 +17,7 @@ from keras_ranking import metrics, models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, build_sequences, pack, requests
 from keras_ranking.data.readers.ebnerd import ebnerd_schema
 
-_BUILDERS = {"cadet": models.CADET, "lirank": models.LiRank}
+_BUILDERS = {"cadet": models.CADET, "lirank": models.LiRank, "amortized": models.AmortizedDLRM, "ligr": models.LiGR}
 HISTORY_SPLIT = "history"
 
 
@@ -68,6 +68,14 @@ class TrainingOptions:
             raise ValueError(f"`table_optimizer` must be 'same' or 'adagrad'. Received: table_optimizer={self.table_optimizer!r}")
 
 
+_EBNERD_REQUESTS: dict[str, Any] = {
+    "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
+    "pairwise_weight": 0.0,
+    "listwise_weight": 0.1,
+    "row_length": 256,
+    "batch_size": 16,
+}
+
 # What suits each log, chosen on its training days alone: the last of them held out.
 _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     # Tastes are about topics: with item and author ids in the tokens a log of this size is learned by heart. Actions in the
@@ -90,15 +98,18 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "batch_size": 16,
     },
     # The same for LiRank: no article id, and no history, which added nothing here beside the counts of the member's past.
-    ("lirank", "ebnerd"): {
-        "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
-        "history_features": (),
-        "calibration_options": {"step": 0.5},
-        "pairwise_weight": 0.0,
-        "listwise_weight": 0.1,
-        "row_length": 256,
-        "batch_size": 16,
-        "epochs": 8,
+    ("lirank", "ebnerd"): {**_EBNERD_REQUESTS, "history_features": (), "calibration_options": {"step": 0.5}, "epochs": 8},
+    # LiGR: whole lists see each other. Lists are 5 to 100 long and hold one click, which one item cannot know alone.
+    ("ligr", "ebnerd"): {**_EBNERD_REQUESTS, "top_k": None, "history_features": (), "epochs": 5},
+    ("amortized", "ebnerd"): {
+        **_EBNERD_REQUESTS,
+        "history_features": ("article_age",),
+        "max_history": 30,
+        "dim": 32,
+        "num_heads": 2,
+        "cross": "residual",
+        "gate": "dense",
+        "epochs": 5,
     },
 }
 
@@ -114,6 +125,8 @@ def split_options(model: str, options: Mapping[str, Any], log_name: str = "") ->
     given = {**_PRESETS.get((model, log_name), {}), **options}
     training_names = {field.name for field in fields(TrainingOptions)}
     model_names = set(inspect.signature(_BUILDERS[model]).parameters) - {"schema"}
+    if "ranker" in model_names:  # further arguments, those of LiRank
+        model_names = (model_names | set(inspect.signature(models.LiRank).parameters)) - {"schema", "ranker", "history_options"}
     for name in given:
         if name not in training_names | model_names:
             raise ValueError(f"unknown option '{name}'. Of training: {sorted(training_names)}; of the model: {sorted(model_names)}")
@@ -135,7 +148,7 @@ def train(
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader.
-        model: 'cadet' or 'lirank'.
+        model: 'cadet', 'lirank', 'amortized' or 'ligr'.
         out: folder for `model.keras`, `schema.json` and `history.json`; None: nothing is written.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: over those of `options`.
@@ -273,8 +286,9 @@ def _logits(ranker: models.RankingModel, dataset: PackedDataset | PackedRequests
     """Logits (rows, T, K) by task, without the empty rows that fill the last batch."""
     parts: dict[str, list[np.ndarray]] = {}
     for batch in range(len(dataset)):
-        for task, value in ranker.predict_on_batch(dataset[batch][0]).items():
-            parts.setdefault(task, []).append(np.asarray(value, dtype=np.float64))
+        found = ranker.predict_on_batch(dataset[batch][0])
+        for task in ranker.tasks:
+            parts.setdefault(task, []).append(np.asarray(found[task], dtype=np.float64))
     return {task: np.concatenate(values)[:rows] for task, values in parts.items()}
 
 

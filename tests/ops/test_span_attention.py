@@ -314,6 +314,19 @@ def test_on_the_meta_device():
     assert span_attention(q, q, q, spans).shape == (2, 5, 2, 4)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="inference mode is torch's")
+def test_in_inference_mode(rng):
+    import torch
+
+    q, k, v, _ = operands(rng, 1, 9, 9, 2, 2, 4)
+    expected = keras.ops.convert_to_numpy(span_attention(q, k, v, Spans.causal(np.ones((1, 9), "int32"))))
+    with torch.inference_mode():
+        spans = Spans.causal(np.ones((1, 9), "int32"))
+        assert distance(keras.ops.convert_to_numpy(span_attention(q, k, v, spans)), expected) < EXACT
+        spans.end.zero_()  # changed in place, which inference tensors do not count
+        assert distance(keras.ops.convert_to_numpy(span_attention(q, k, v, spans)), v) < EXACT
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="the plan of tiles is torch's")
 def test_a_plan_is_kept_while_its_spans_live_and_dropped_when_they_change(rng):
     from keras_ranking.ops.backends import torch as kernels

@@ -71,6 +71,8 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
 def _kept(store: Any, spans: Spans, num_keys: int, make: Callable[[Spans, int], Any]) -> Any:
     """make(spans, num_keys), made once while the spans live and do not change."""
     start, end, own = spans
+    if any(part.is_inference() for part in spans):  # no version counter: whether they changed in place cannot be known
+        return make(spans, num_keys)
     versions = (start._version, end._version, own._version)
     held = store.get(start)
     if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == num_keys:
