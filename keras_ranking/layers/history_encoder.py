@@ -273,6 +273,8 @@ class HistoryEncoder(keras.layers.Layer):
             return self._prefill(inputs, training)
         if step == "packed":
             return self._packed(inputs, training)
+        if cache is None:
+            raise ValueError(f"`cache` must be given to '{step}': what `prefill` returned.")
         return self._score(inputs, cache, training) if step == "score" else self._extend(inputs, cache, training)
 
     # -- appended --------------------------------------------------------------------------------------------------------
@@ -331,8 +333,7 @@ class HistoryEncoder(keras.layers.Layer):
             parts.append(ops.where(at[:, None] >= 0, row, ops.zeros_like(row)))
         return ops.concatenate(parts, axis=-1)
 
-    def _score(self, inputs: Mapping[str, Any], cache: Mapping[str, Any] | None, training: bool | None) -> Any:
-        assert cache is not None
+    def _score(self, inputs: Mapping[str, Any], cache: Mapping[str, Any], training: bool | None) -> Any:
         if not self.appended:
             return self._joined(inputs, cache, training)
         x = self.maps["candidate"](inputs["candidates"])
@@ -350,8 +351,7 @@ class HistoryEncoder(keras.layers.Layer):
             out = ops.concatenate([out, wide], axis=-1)
         return out if self.out is None else self.out(out)
 
-    def _extend(self, inputs: Mapping[str, Any], cache: Mapping[str, Any] | None, training: bool | None) -> dict[str, Any]:
-        assert cache is not None
+    def _extend(self, inputs: Mapping[str, Any], cache: Mapping[str, Any], training: bool | None) -> dict[str, Any]:
         length, count = cache["length"], inputs["count"]
         x = self.maps["history"](inputs["history"])
         slots, added = ops.shape(cache["key"])[2], ops.shape(x)[1]
