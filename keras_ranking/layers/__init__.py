@@ -25,7 +25,9 @@ from keras_ranking.layers.position_towers import PositionTowers
 from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, dequantize_rows, quantize_rows, quantized_tables
 from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
+from keras_ranking.layers.residual_quantizer import ResidualQuantizer
 from keras_ranking.layers.self_gated_attention import SelfGatedAttention
+from keras_ranking.layers.semantic_id_embedding import SemanticIdEmbedding
 from keras_ranking.layers.setwise_attention import SetwiseAttention
 from keras_ranking.layers.streams import (
     AloneSpans,
@@ -78,8 +80,10 @@ __all__ = [
     "RandomEffectFit",
     "RequestTimes",
     "ResidualDCN",
+    "ResidualQuantizer",
     "Segments",
     "SelfGatedAttention",
+    "SemanticIdEmbedding",
     "SetwiseAttention",
     "SharedBottom",
     "SlotOwners",

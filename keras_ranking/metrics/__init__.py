@@ -5,6 +5,7 @@ NDCG and MRR as Keras metrics come from keras-rs; their array forms here agree w
 
 from keras_ranking.metrics.bootstrap import BootstrapInterval, paired_bootstrap
 from keras_ranking.metrics.calibration_error_metric import CalibrationError
+from keras_ranking.metrics.diversity import GapViolations, coverage, gap_violations, greedy_rerank, intra_list_similarity
 from keras_ranking.metrics.grouped_auc_metric import GroupedAUC
 from keras_ranking.metrics.normalized_entropy_metric import NormalizedEntropy
 from keras_ranking.metrics.observed_metric import Observed
@@ -18,6 +19,7 @@ from keras_ranking.metrics.report import summary
 __all__ = [
     "BootstrapInterval",
     "CalibrationError",
+    "GapViolations",
     "GroupAUCs",
     "GroupedAUC",
     "GroupedValue",
@@ -28,7 +30,11 @@ __all__ = [
     "ReplayRate",
     "auc",
     "calibration_error",
+    "coverage",
+    "gap_violations",
+    "greedy_rerank",
     "grouped_auc",
+    "intra_list_similarity",
     "log_loss",
     "mrr",
     "ndcg",
