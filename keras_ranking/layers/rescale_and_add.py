@@ -52,18 +52,20 @@ class RescaleAndAdd(keras.layers.Layer):
         if kind not in RESIDUALS:
             raise ValueError(f"`kind` must be one of {tuple(RESIDUALS)}. Received: kind={kind!r}")
         if initial is not None and (kind == "plain" or (kind == "rezero" and initial != 0)):
-            raise ValueError(f"`initial` has no meaning for kind='plain' and is 0 for kind='rezero'. Received: kind={kind!r}, initial={initial}")
+            raise ValueError(
+                f"`initial` has no meaning for kind='plain' and is 0 for kind='rezero'. Received: kind={kind!r}, initial={initial}"
+            )
         self.kind, self.initial = kind, RESIDUALS[kind] if initial is None else float(initial)
 
-    def build(self, input_shape: tuple[int | None, ...], branch_shape: Any = None) -> None:
-        width = input_shape[-1]
+    def build(self, inputs_shape: tuple[int | None, ...], branch_shape: Any = None) -> None:
+        width = inputs_shape[-1]
         if width is None:
-            raise ValueError(f"the last axis of the inputs must be known. Received: shape={tuple(input_shape)}")
+            raise ValueError(f"the last axis of the inputs must be known. Received: shape={tuple(inputs_shape)}")
         self.alpha = self.gate_map = None
         if self.kind == "dense_gate":
             start = keras.initializers.Constant(self.initial)
             self.gate_map = keras.layers.Dense(width, bias_initializer=start, dtype=self.dtype_policy, name="gate")
-            self.gate_map.build(tuple(input_shape))
+            self.gate_map.build(tuple(inputs_shape))
         elif self.kind != "plain":
             shape = (width,) if self.kind == "layer_scale" else ()
             self.alpha = self.add_weight(name="alpha", shape=shape, initializer=keras.initializers.Constant(self.initial))
