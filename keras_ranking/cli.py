@@ -145,7 +145,9 @@ examples:
 """,
         keras=True,
     )
-    made.add_argument("--model", default="cadet", metavar="NAME", help="architecture: cadet or lirank (default: cadet)")
+    made.add_argument(
+        "--model", default="cadet", metavar="NAME", help="architecture: cadet, feedsr, lirank, amortized or ligr (default: cadet)"
+    )
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
     data_arguments(made)
     made.add_argument("--out", required=True, metavar="DIR", help="folder to write; files of an earlier run in it are replaced")

@@ -18,8 +18,11 @@ from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, R
 from keras_ranking.data.readers.ebnerd import ebnerd_schema
 
 _BUILDERS: dict[str, Any] = {
-    **{"cadet": models.CADET, "feedsr": models.FeedSR},
-    **{"lirank": models.LiRank, "amortized": models.AmortizedDLRM, "ligr": models.LiGR},
+    "cadet": models.CADET,
+    "feedsr": models.FeedSR,
+    "lirank": models.LiRank,
+    "amortized": models.AmortizedDLRM,
+    "ligr": models.LiGR,
 }
 HISTORY_SPLIT = "history"
 
