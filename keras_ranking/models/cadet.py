@@ -135,7 +135,7 @@ def CADET(
         raise ValueError(
             f"`auxiliary_tasks` must have positive weights, and no task of `tasks`, of which one is left. Received: {received}"
         )
-    trunk = {
+    trunk: dict[str, Any] = {
         "dim": dim,
         "num_layers": num_layers,
         "num_heads": num_heads,

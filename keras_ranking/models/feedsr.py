@@ -103,7 +103,7 @@ def FeedSR(
         >>> model = kr.models.FeedSR(log.schema.fit(log.events), dim=16, num_layers=1, num_heads=2)
         >>> model.compile(optimizer="adam", loss=model.losses_by_task())
     """
-    trunk = {
+    trunk: dict[str, Any] = {
         "dim": dim,
         "num_layers": num_layers,
         "num_heads": num_heads,

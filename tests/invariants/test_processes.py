@@ -55,10 +55,10 @@ def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") ->
 def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.ndarray:
     """(B, N, K) scores of an output of the serving graph."""
     name = f"{prefix}click_by_position"
-    return out[name] if case.model.boundaries else out[f"{prefix}click"][..., None]
+    return out[name] if name in out else out[f"{prefix}click"][..., None]
 
 
-@pytest.fixture(scope="module", params=["cadet", "cadet_value", "lirank"])
+@pytest.fixture(scope="module", params=["cadet", "cadet_value", "feedsr_fused_session", "lirank"])
 def case(request: Any, log: Any) -> Case:
     return make_case(log, **dict(MODELS[request.param]))
 
