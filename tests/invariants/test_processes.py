@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.invariants.conftest import MODELS, Case, make_case
+import keras_ranking as kr
+from keras_ranking.data import build_sequences, requests
+from tests.invariants.conftest import MODELS, Case, make_case, randomise, to_numpy
 from tests.invariants.test_exactness import CLEARLY, TOLERANCE, long_requests
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]
@@ -58,7 +60,7 @@ def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.nda
     return out[name] if case.model.boundaries else out[f"{prefix}click"][..., None]
 
 
-@pytest.fixture(scope="module", params=["cadet", "cadet_value", "lirank"])
+@pytest.fixture(scope="module", params=["cadet", "cadet_value", "lirank", "amortized", "ligr"])
 def case(request: Any, log: Any) -> Case:
     return make_case(log, **dict(MODELS[request.param]))
 
@@ -115,3 +117,25 @@ def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -
     out = fresh_process(SESSION, version, tmp_path / "inputs.npz", tmp_path / "out.npz")
     assert np.abs(by_tower(case, out) - expected).max() > CLEARLY, "control: the length is read"
     np.testing.assert_allclose(by_tower(case, out), case.serve(shorter), atol=TOLERANCE)
+
+
+def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any, tmp_path: Path) -> None:
+    """The graph in int8 gives the scores of the Keras model in int8, to rounding; and those in float32 to what int8 costs."""
+    from keras_ranking.serving import export, quantize_embeddings
+
+    events = log.events.assign(long_dwell=(log.events["dwell_seconds"] > 30).astype(int))
+    schema = kr.Schema(**{**log.schema.model_dump(), "tasks": ["click", "like", "long_dwell"]}).fit(events)
+    small = {"hidden": (12, 12), "rank": 4, "id_dim": 8, "max_history": 8, "calibration_options": {"step": 0.5}}
+    model = kr.models.LiRank(schema, preset="feed", groups={"click": ["click", "long_dwell"], "contribution": ["like"]}, **small)
+    randomise(model, scale=0.1)
+    assert model.tasks == ["click", "like", "long_dwell"] and model.arguments["calibration"]
+    found = requests(build_sequences(events, schema), max_history=8)
+    tensors = found.tensors(np.arange(min(32, len(found))), list(model.serving_model.input))
+    np.savez(tmp_path / "inputs.npz", **tensors)
+    version = export(model, tmp_path / "served", quantize="int8")
+    out = fresh_process(SESSION, version, tmp_path / "inputs.npz", tmp_path / "out.npz")
+    exact, rounded = ({task: to_numpy(x) for task, x in one.serving_model(tensors).items()} for one in (model, quantize_embeddings(model)))
+    for task in model.tasks:
+        np.testing.assert_allclose(out[task], rounded[task], atol=TOLERANCE)
+        lost = np.abs(out[task] - exact[task]).max()
+        assert TOLERANCE < lost < 5e-2, f"control: int8 is not float32, {lost}"
