@@ -17,7 +17,10 @@ from keras_ranking import metrics, models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, build_sequences, pack, requests
 from keras_ranking.data.readers.ebnerd import ebnerd_schema
 
-_BUILDERS = {"cadet": models.CADET, "lirank": models.LiRank, "amortized": models.AmortizedDLRM, "ligr": models.LiGR}
+_BUILDERS: dict[str, Any] = {
+    **{"cadet": models.CADET, "feedsr": models.FeedSR},
+    **{"lirank": models.LiRank, "amortized": models.AmortizedDLRM, "ligr": models.LiGR},
+}
 HISTORY_SPLIT = "history"
 
 
@@ -148,7 +151,7 @@ def train(
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader.
-        model: 'cadet', 'lirank', 'amortized' or 'ligr'.
+        model: 'cadet', 'feedsr', 'lirank', 'amortized' or 'ligr'.
         out: folder for `model.keras`, `schema.json` and `history.json`; None: nothing is written.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: over those of `options`.
@@ -326,7 +329,7 @@ def evaluate(
     for task, towers in predict_events(ranker, data).items():
         label = sequences.labels[task]
         judged = sequences.target & ~np.isnan(label)
-        score = towers[judged, ranker.serving_tower]
+        score = ranker.served(towers[judged])
         shown = np.take_along_axis(towers[judged], bucket[judged][:, None], axis=1)[:, 0]
         ranking = metrics.summary(label[judged], score, sequences.request[judged])
         probability = metrics.summary(label[judged], shown, sequences.request[judged])
