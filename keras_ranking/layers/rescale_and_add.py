@@ -52,7 +52,9 @@ class RescaleAndAdd(keras.layers.Layer):
         if kind not in RESIDUALS:
             raise ValueError(f"`kind` must be one of {tuple(RESIDUALS)}. Received: kind={kind!r}")
         if initial is not None and (kind == "plain" or (kind == "rezero" and initial != 0)):
-            raise ValueError(f"`initial` has no meaning for kind='plain' and is 0 for kind='rezero'. Received: kind={kind!r}, initial={initial}")
+            raise ValueError(
+                f"`initial` has no meaning for kind='plain' and is 0 for kind='rezero'. Received: kind={kind!r}, initial={initial}"
+            )
         self.kind, self.initial = kind, RESIDUALS[kind] if initial is None else float(initial)
 
     def build(self, input_shape: tuple[int | None, ...], branch_shape: Any = None) -> None:
