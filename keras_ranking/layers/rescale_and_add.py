@@ -57,15 +57,15 @@ class RescaleAndAdd(keras.layers.Layer):
             )
         self.kind, self.initial = kind, RESIDUALS[kind] if initial is None else float(initial)
 
-    def build(self, input_shape: tuple[int | None, ...], branch_shape: Any = None) -> None:
-        width = input_shape[-1]
+    def build(self, inputs_shape: tuple[int | None, ...], branch_shape: Any = None) -> None:
+        width = inputs_shape[-1]
         if width is None:
-            raise ValueError(f"the last axis of the inputs must be known. Received: shape={tuple(input_shape)}")
+            raise ValueError(f"the last axis of the inputs must be known. Received: shape={tuple(inputs_shape)}")
         self.alpha = self.gate_map = None
         if self.kind == "dense_gate":
             start = keras.initializers.Constant(self.initial)
             self.gate_map = keras.layers.Dense(width, bias_initializer=start, dtype=self.dtype_policy, name="gate")
-            self.gate_map.build(tuple(input_shape))
+            self.gate_map.build(tuple(inputs_shape))
         elif self.kind != "plain":
             shape = (width,) if self.kind == "layer_scale" else ()
             self.alpha = self.add_weight(name="alpha", shape=shape, initializer=keras.initializers.Constant(self.initial))

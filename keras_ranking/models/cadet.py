@@ -134,7 +134,9 @@ def CADET(
         tasks = [task.name for task in schema.tasks if task.name not in auxiliary]
     if any(task in auxiliary for task in tasks) or not tasks or any(not 0 < weight < float("inf") for weight in auxiliary.values()):
         received = f"tasks={list(tasks)}, auxiliary_tasks={auxiliary}"
-        raise ValueError(f"`auxiliary_tasks` must have positive weights, and no task of `tasks`, of which one is left. Received: {received}")
+        raise ValueError(
+            f"`auxiliary_tasks` must have positive weights, and no task of `tasks`, of which one is left. Received: {received}"
+        )
     trunk = {
         "dim": dim,
         "num_layers": num_layers,
@@ -183,7 +185,9 @@ def _prior(serving: str, prior: Sequence[float] | None, count: int) -> list[floa
     if serving not in ("tower", "mixture"):
         raise ValueError(f"`serving` must be 'tower' or 'mixture'. Received: serving={serving!r}")
     if (prior is not None) != (serving == "mixture"):
-        raise ValueError(f"`tower_prior` goes with serving='mixture', and with it alone. Received: serving={serving!r}, tower_prior={prior}")
+        raise ValueError(
+            f"`tower_prior` goes with serving='mixture', and with it alone. Received: serving={serving!r}, tower_prior={prior}"
+        )
     if prior is None:
         return None
     shares = [float(share) for share in prior]

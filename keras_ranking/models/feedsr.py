@@ -146,7 +146,7 @@ def FeedSR(
     arguments: dict[str, Any] = {
         **sequence_arguments(schema, **trunk),
         "head": head,
-        "head_options": dict(head_options or {}),
+        "head_options": {option: list(value) if isinstance(value, tuple) else value for option, value in (head_options or {}).items()},
         "groups": None if groups is None else {group: list(held) for group, held in groups.items()},
         "position_offsets": int(position_offsets),
         "beyond": beyond,
