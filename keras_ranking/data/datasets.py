@@ -12,6 +12,7 @@ import numpy as np
 from keras_ranking.data.packing import PackedRows
 from keras_ranking.data.requests import Requests, _take
 
+ASKED = ("position", "delay")
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
@@ -21,6 +22,8 @@ class PackedDataset(keras.utils.PyDataset):
     | part    | content                                                                                          |
     |---------|--------------------------------------------------------------------------------------------------|
     | inputs  | `time`, `segment` (and `session`) int32 (B, T); features and actions by name, (B, T) or (B, T, size) |
+    |         | only where `inputs` names them: `position` int32 (B, T), the rank shown, 0 = none known or the serving position; |
+    |         | `delay` int32 (B, T), age in seconds from which an event is visible to this one, at least 1      |
     | targets | by task, float32 (B, T, 3): label, position (0 = none), request (counted within the row)         |
     | weights | by task, float32 (B, T): 0 for padding, context, history-only events and unknown labels          |
 
@@ -68,10 +71,12 @@ class PackedDataset(keras.utils.PyDataset):
         sequences, schema = rows.sequences, rows.sequences.schema
         known = [column.name for column in (*schema.features_known("item", "context"), *schema.actions)]
         known += ["time", "segment"] + (["session"] if sequences.session is not None else [])
+        # The position shown is no feature of a score: a model that learns an offset by position asks for it by name.
+        named = [*known, *ASKED]
         self.inputs = list(known if inputs is None else inputs)
         for name in self.inputs:
-            if name not in known:
-                raise ValueError(f"`inputs` must be inputs that the schema allows, {known}. Received: {name!r}")
+            if name not in named:
+                raise ValueError(f"`inputs` must be inputs that the schema allows, {named}. Received: {name!r}")
         self.tasks = [schema.task(task).name for task in (sequences.labels if tasks is None else tasks)]
         self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
         self.epoch = epoch
@@ -100,13 +105,15 @@ class PackedDataset(keras.utils.PyDataset):
         index = np.pad(self.rows.index[chosen], ((0, spare), (0, 0)), constant_values=-1)
         segment = np.pad(self.rows.segment[chosen], ((0, spare), (0, 0)))
         target = np.pad(self.rows.target[chosen], ((0, spare), (0, 0)))
-        columns = {**sequences.columns, "time": sequences.time}
+        columns = {"position": sequences.position, **sequences.columns, "time": sequences.time}
         if sequences.session is not None:
             columns["session"] = sequences.session
         x: dict[str, np.ndarray] = {}
         for name in self.inputs:
             if name == "segment":
                 x[name] = segment
+            elif name == "delay" and name not in columns:
+                x[name] = np.full(index.shape, sequences.schema.feedback_delay, dtype=np.int32)
             else:
                 x[name] = _take(columns[name], index)
         request = _take(sequences.request, index)
