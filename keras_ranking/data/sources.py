@@ -17,14 +17,16 @@ _READERS: dict[str, Callable[[str], Log]] = {"ebnerd": read_ebnerd, "kuairand": 
 SOURCES = ("simulated", "ebnerd:FOLDER", "kuairand:FOLDER", "movielens:FOLDER", "parquet:FILE")
 
 
-def open_log(source: str, schema: Schema | str | Path | None = None, seed: int = 0, train_share: float = 0.8, **simulate_options: Any) -> Log:
+def open_log(
+    source: str, schema: Schema | str | Path | None = None, seed: int = 0, train_share: float = 0.8, **simulate_options: Any
+) -> Log:
     """Open a log by the name of its source.
 
     | source | what |
     |---|---|
     | `simulated` | `simulate(seed=seed, **simulate_options)` |
     | `ebnerd:FOLDER`, `kuairand:FOLDER`, `movielens:FOLDER` | the public logs; see their readers |
-    | `parquet:FILE` | any log with a `schema`; its column `split`, or: the first `train_share` of requests by time "train", else "validation" |
+    | `parquet:FILE` | any log with a `schema`; its `split`, or: the first `train_share` of requests by time "train", else "validation" |
 
     Args:
         source: see the table.
