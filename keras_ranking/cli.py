@@ -266,7 +266,10 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on wrong usage)."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "train" and not (args.out or args.resume):
+        parser.error("train: one of the arguments --out and --resume is required")
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

@@ -124,8 +124,6 @@ def train(args: argparse.Namespace) -> int:
         return _resume(args)
     if args.new_events:
         raise ValueError("`--new-events` needs `--resume DIR`, the training to go on with.")
-    if not args.out:
-        raise ValueError("`--out` is needed: the folder to write.")
     _start_keras(args)
     from keras_ranking import training
 

@@ -167,9 +167,13 @@ class PackedDataset(keras.utils.PyDataset):
         self._in_epoch = False
         # On torch and JAX `fit` reads a batch to build the metrics, and ends an epoch that was none, before it starts.
         if self._read_to_end or self.use_multiprocessing:
-            self.epoch += 1
-            self._begin()
-            self._read_to_end = False
+            self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Draw the order of the epoch after this one."""
+        self.epoch += 1
+        self._begin()
+        self._read_to_end = False
 
     def _width(self, chosen: np.ndarray, batch: int) -> int:
         """T of a batch."""

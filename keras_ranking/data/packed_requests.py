@@ -154,9 +154,13 @@ class PackedRequests(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         if self._read_to_end or self.use_multiprocessing:  # see `PackedDataset`
-            self.epoch += 1
-            self._order = self._ordered()
-            self._read_to_end = False
+            self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Draw the order of the epoch after this one."""
+        self.epoch += 1
+        self._order = self._ordered()
+        self._read_to_end = False
 
     def __getitem__(self, batch: int) -> Batch:
         self._read_to_end |= batch == len(self) - 1

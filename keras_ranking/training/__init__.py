@@ -6,6 +6,7 @@ from keras_ranking.training.fisher import FisherSnapshot
 from keras_ranking.training.incremental import IncrementalPenalty, fit_incremental
 from keras_ranking.training.labels import LongDwell, contribution_labels, long_dwell_labels
 from keras_ranking.training.options import TrainingOptions
+from keras_ranking.training.parity import predict_served
 from keras_ranking.training.predict import evaluate, predict_events
 from keras_ranking.training.propensities import PositionCurve, position_propensities
 from keras_ranking.training.run import train, warm_start
@@ -31,6 +32,7 @@ __all__ = [
     "place_weights",
     "position_propensities",
     "predict_events",
+    "predict_served",
     "read_checkpoint",
     "train",
     "warm_start",

