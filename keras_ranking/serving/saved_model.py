@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_ranking.serving.errors import not_found
+from keras_ranking.serving.errors import ServingError
 from keras_ranking.serving.layout import SIGNATURE, axis_of, read_card
 from keras_ranking.serving.signature import Signature, Tensor
 
@@ -51,11 +52,11 @@ class SavedModel:
         """The signature of that name ('' = `serving_default`).
 
         Raises:
-            ServingError: NOT_FOUND.
+            ServingError: FAILED_PRECONDITION, as TensorFlow Serving has it.
         """
         name = name or SIGNATURE
         if name not in self.signatures:
-            raise not_found(f'signature "{name}" not found. The model has: {sorted(self.signatures)}')
+            raise ServingError("FAILED_PRECONDITION", f'signature "{name}" not found. The model has: {sorted(self.signatures)}')
         return self.signatures[name]
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -73,19 +74,26 @@ class SavedModel:
         self._session.close()
 
     def _signature(self, name: str, proto: Any) -> Signature:
-        # Every signature names its tensors by the same columns, so one list of rows and axes describes them all.
-        card = self.card
-        inputs = {}
-        for key, info in proto.inputs.items():
-            tensor = _tensor(info)
-            rows = card.inputs.get(key, {}).get("rows") if card else None
-            inputs[key] = Tensor(tensor.dtype, tensor.shape, axis_of(key, tensor.shape or ()), rows)
+        inputs = {key: self._input(key, _tensor(info)) for key, info in proto.inputs.items()}
+        # What grows with the request in an output: the scores with the candidates; where there are none, a cache with the history.
+        used = {tensor.axis for tensor in inputs.values()}
+        axis = "candidate" if "candidate" in used else "history" if "history" in used else None
         outputs = {}
         for key, info in proto.outputs.items():
             tensor = _tensor(info)
-            axis = card.outputs.get(key, {}).get("axis") if card else None
-            outputs[key] = Tensor(tensor.dtype, tensor.shape, axis)
+            grows = self.card is not None and axis is not None and len(tensor.free) == 1
+            outputs[key] = Tensor(tensor.dtype, tensor.shape, axis if grows else None, grows=tensor.free[0] if grows else None)
         return Signature(name, inputs, outputs)
+
+    def _input(self, key: str, tensor: Tensor) -> Tensor:
+        axis = axis_of(key, tensor.shape or ())
+        if self.card is None:
+            return replace(tensor, axis=axis)
+        # The rows of a table bound its encoded ids; `raw` has the ids of the log under the same name, in another dtype.
+        spec = self.card.inputs.get(key, {})
+        rows = spec.get("rows") if spec.get("dtype") == tensor.dtype.name else None
+        grows = tensor.free[0] if axis is None and len(tensor.free) == 1 else None
+        return replace(tensor, axis=axis, rows=rows, grows=grows)
 
     def _callable(self, proto: Any) -> tuple[Any, list[str], list[str]]:
         inputs, outputs = sorted(proto.inputs), sorted(proto.outputs)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_ranking.serving.batching import Batcher
-from keras_ranking.serving.errors import not_found
+from keras_ranking.serving.errors import invalid, not_found
 from keras_ranking.serving.examples import random_requests
 from keras_ranking.serving.layout import SIGNATURE, version_folders
 from keras_ranking.serving.limits import Limits
@@ -88,6 +88,12 @@ class Versions:
         return self._latest
 
     @property
+    def loaded(self) -> list[int]:
+        """The versions that answer calls, ascending."""
+        with self._lock:
+            return sorted(self._loaded)
+
+    @property
     def waiting(self) -> int:
         """Calls in all queues."""
         with self._lock:
@@ -98,11 +104,11 @@ class Versions:
         """Hold a version: it stays loaded until the end of the block, whatever is swapped meanwhile.
 
         Raises:
-            ServingError: NOT_FOUND.
+            ServingError: NOT_FOUND for a version, INVALID_ARGUMENT for a label, as TensorFlow Serving has it.
         """
         with self._lock:
             if label is not None and label not in self.labels:
-                raise not_found(f'label "{label}" not found. There are: {sorted(self.labels)}')
+                raise invalid(f'label "{label}" not found. There are: {sorted(self.labels)}')
             wanted = self.labels[label] if label is not None else version if version is not None else self._latest
             servable = self._loaded.get(wanted)
             if servable is None:
