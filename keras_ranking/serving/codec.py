@@ -154,7 +154,7 @@ def status_response(statuses: list[tuple[int, str, str]]) -> Any:
 
 
 def _specs(infos: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: Tensor(numpy_type(info.dtype), _shape(info.tensor_shape)) for name, info in infos.items() }
+    return {name: Tensor(numpy_type(info.dtype), _shape(info.tensor_shape)) for name, info in infos.items()}
 
 
 def _shape(proto: Any) -> tuple[int | None, ...] | None:

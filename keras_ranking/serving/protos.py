@@ -29,6 +29,8 @@ _MESSAGES = {
     "ModelSpec": "name=1:string version=2:|Int64Value version_label=4:|string signature_name=3:string",
     "PredictRequest": "model_spec=1:ModelSpec inputs=2:{}Tensor output_filter=3:[]string",
     "PredictResponse": "outputs=1:{}Tensor model_spec=2:ModelSpec",
+    "PredictLog": "request=1:PredictRequest response=2:PredictResponse",
+    "PredictionLog": "predict_log=6:PredictLog",
     "GetModelMetadataRequest": "model_spec=1:ModelSpec metadata_field=2:[]string",
     "GetModelMetadataResponse": "model_spec=1:ModelSpec metadata=2:{}Any",
     "GetModelStatusRequest": "model_spec=1:ModelSpec",
@@ -84,6 +86,7 @@ _made = _declare()
 SignatureDefMap: Any = _made["SignatureDefMap"]
 PredictRequest: Any = _made["PredictRequest"]
 PredictResponse: Any = _made["PredictResponse"]
+PredictionLog: Any = _made["PredictionLog"]
 GetModelMetadataRequest: Any = _made["GetModelMetadataRequest"]
 GetModelMetadataResponse: Any = _made["GetModelMetadataResponse"]
 GetModelStatusRequest: Any = _made["GetModelStatusRequest"]

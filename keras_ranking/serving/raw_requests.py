@@ -11,7 +11,7 @@ from keras_ranking.ops.hashing import canonical_text
 from keras_ranking.schema import Schema
 from keras_ranking.serving.layout import CANDIDATE_COUNT, HISTORY_LENGTH
 from keras_ranking.serving.requests import checked_frames
-from keras_ranking.serving.signature import Signature, kind_name
+from keras_ranking.serving.signature import Signature
 
 RAW = "raw"
 """Name of the signature that takes the values of the log."""
@@ -42,7 +42,7 @@ def raw_request_tensors(
         "request_time": np.asarray(now, dtype=np.int64),
         "history_time": times.astype(np.int64),
     }
-    known = {column.name for column in (*schema.inputs(), *schema.actions)}
+    known = {column.name: column for column in (*schema.inputs(), *schema.actions)}
     out: dict[str, np.ndarray] = {}
     for name, tensor in signature.inputs.items():
         if name in fixed:
@@ -60,15 +60,15 @@ def raw_request_tensors(
         if column not in frame.columns:
             raise ValueError(f"column '{column}' is missing in {where}. There are: {sorted(map(str, frame.columns))}")
         try:
-            out[name] = _values(column, frame[column].reset_index(drop=True), tensor.dtype, size)
+            out[name] = _values(known[column], frame[column].reset_index(drop=True), tensor.dtype, size)
         except (ValueError, TypeError) as error:
             raise type(error)(f"in {where}: {error}") from error
     return out
 
 
-def _values(column: str, values: pd.Series, dtype: np.dtype, size: tuple[int, ...]) -> np.ndarray:
+def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ...]) -> np.ndarray:
     if dtype.kind == "O":  # a missing value is the empty text, as it is for the hash of an id
-        texts = canonical_text(values, column)
+        texts = canonical_text(values, column.name)
         encoded = np.empty(len(texts), dtype=object)
         encoded[:] = [text.encode() for text in texts]
         return encoded
@@ -76,18 +76,24 @@ def _values(column: str, values: pd.Series, dtype: np.dtype, size: tuple[int, ..
         rows = [np.asarray(row, dtype=dtype) for row in values]
         wrong = next((row for row, value in enumerate(rows) if value.shape != size), None)
         if wrong is not None:
-            raise ValueError(f"column '{column}' must hold vectors of {size[0]}. Received: shape {rows[wrong].shape} at row {wrong}")
+            raise ValueError(f"column '{column.name}' must hold vectors of {size[0]}. Received: shape {rows[wrong].shape} at row {wrong}")
         return np.stack(rows)
-    numbers = pd.to_numeric(values, errors="coerce")
-    whole = dtype.kind in "iu"
-    wide = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = ~np.isfinite(wide) | ((wide != np.floor(wide)) if whole else False)
-    if whole:
-        bounds = np.iinfo(dtype)
-        bad |= (wide < bounds.min) | (wide > bounds.max)
+    if dtype.kind in "iu":
+        return _whole(column.name, values, dtype)
+    numbers: np.ndarray = pd.to_numeric(values, errors="coerce").to_numpy(dtype=dtype, na_value=np.nan)
+    bad = ~np.isfinite(numbers)
+    if getattr(column, "missing", None) is not None:  # the graph fills in what is stated for a missing value
+        bad &= values.notna().to_numpy()
     if bad.any():
         row = int(bad.argmax())
-        what = kind_name(dtype) if whole else "finite numbers"
-        raise ValueError(f"column '{column}' must hold {what}. Received: {values.iloc[row]!r} at row {row}")
-    result: np.ndarray = numbers.to_numpy(dtype=dtype)
-    return result
+        raise ValueError(f"column '{column.name}' must hold finite numbers. Received: {values.iloc[row]!r} at row {row}")
+    return numbers
+
+
+def _whole(column: str, values: pd.Series, dtype: np.dtype) -> np.ndarray:
+    texts = canonical_text(values, column).tolist()  # not by floats, which hold 53 bits
+    bounds = np.iinfo(dtype)
+    for row, text in enumerate(texts):
+        if not text.removeprefix("-").isdecimal() or not bounds.min <= int(text) <= bounds.max:
+            raise ValueError(f"column '{column}' must hold whole numbers of {dtype}. Received: {values.iloc[row]!r} at row {row}")
+    return np.array([int(text) for text in texts], dtype=dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,26 +74,28 @@ class SavedModel:
         self._session.close()
 
     def _signature(self, name: str, proto: Any) -> Signature:
-        inputs = {key: self._input(key, _tensor(info)) for key, info in proto.inputs.items()}
-        # What grows with the request in an output: the scores with the candidates; where there are none, a cache with the history.
-        used = {tensor.axis for tensor in inputs.values()}
-        axis = "candidate" if "candidate" in used else "history" if "history" in used else None
-        outputs = {}
-        for key, info in proto.outputs.items():
-            tensor = _tensor(info)
-            grows = self.card is not None and axis is not None and len(tensor.free) == 1
-            outputs[key] = Tensor(tensor.dtype, tensor.shape, axis if grows else None, grows=tensor.free[0] if grows else None)
+        inputs = {key: self._input(name, key, _tensor(info)) for key, info in proto.inputs.items()}
+        outputs = {key: self._output(key, _tensor(info), inputs) for key, info in proto.outputs.items()}
         return Signature(name, inputs, outputs)
 
-    def _input(self, key: str, tensor: Tensor) -> Tensor:
+    def _input(self, signature: str, key: str, tensor: Tensor) -> Tensor:
         axis = axis_of(key, tensor.shape or ())
         if self.card is None:
             return replace(tensor, axis=axis)
-        # The rows of a table bound its encoded ids; `raw` has the ids of the log under the same name, in another dtype.
-        spec = self.card.inputs.get(key, {})
+        stated = getattr(self.card, "signatures", {}).get(signature, {}).get("inputs", self.card.inputs)
+        spec = stated.get(key, {})
+        # The rows of a table bound its encoded ids; the ids of the log may go by the same name, in another dtype.
         rows = spec.get("rows") if spec.get("dtype") == tensor.dtype.name else None
         grows = tensor.free[0] if axis is None and len(tensor.free) == 1 else None
-        return replace(tensor, axis=axis, rows=rows, grows=grows)
+        return replace(tensor, axis=axis, rows=rows, missing=bool(spec.get("missing")), grows=grows)
+
+    def _output(self, key: str, tensor: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What grows with a request: the scores with the candidates; where there are none, a cache with the history."""
+        used = {found.axis for found in inputs.values()}
+        axis = axis_of(key, tensor.shape or ()) or next((axis for axis in ("candidate", "history") if axis in used), None)
+        if self.card is None or axis is None or len(tensor.free) != 1:
+            return tensor
+        return replace(tensor, axis=axis, grows=tensor.free[0])
 
     def _callable(self, proto: Any) -> tuple[Any, list[str], list[str]]:
         inputs, outputs = sorted(proto.inputs), sorted(proto.outputs)

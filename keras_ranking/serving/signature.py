@@ -21,6 +21,7 @@ class Tensor:
         shape: None = free; None as a whole = unknown rank.
         axis: what axis 1 of an input counts: 'history', 'candidate' or None. Of an output: what its dimension `grows` follows.
         rows: valid integers are 0 .. rows-1; None = any.
+        missing: whether NaN stands for a missing number, as in the signature `raw`.
         grows: dimension, beyond the batch, that is as long as the history or a multiple of it without being counted cell by
             cell, as that of a cache; None: there is none.
     """
@@ -29,6 +30,7 @@ class Tensor:
     shape: tuple[int | None, ...] | None
     axis: str | None = None
     rows: int | None = None
+    missing: bool = False
     grows: int | None = None
 
     @property
@@ -151,6 +153,8 @@ def _check_form(name: str, tensor: Tensor, values: np.ndarray) -> None:
 def _check_values(name: str, tensor: Tensor, values: np.ndarray, counted: np.ndarray | None) -> None:
     if values.dtype.kind == "f" and tensor.grows is None:  # a cache is what a model gave; to look through it would cost as much
         bad, what = ~np.isfinite(values), "finite numbers"
+        if tensor.missing:
+            bad &= ~np.isnan(values)
     elif values.dtype.kind == "i" and tensor.rows is not None and name not in (HISTORY_LENGTH, CANDIDATE_COUNT):
         bad, what = (values < 0) | (values >= tensor.rows), f"integers in 0 .. {tensor.rows - 1}"
     else:

@@ -16,6 +16,7 @@ from keras_ranking.serving.errors import invalid, not_found
 from keras_ranking.serving.examples import random_requests
 from keras_ranking.serving.layout import SIGNATURE, version_folders
 from keras_ranking.serving.limits import Limits
+from keras_ranking.serving.replay import run_warmup
 from keras_ranking.serving.saved_model import SavedModel
 
 log = logging.getLogger("keras_ranking.serving")
@@ -197,6 +198,7 @@ class Versions:
             model = SavedModel(folder, self._threads)
             try:
                 _probe(model)
+                run_warmup(model, folder)
             except BaseException:
                 model.close()
                 raise

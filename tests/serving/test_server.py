@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import connect, copy_version, expected, frames, requests
 
-from keras_ranking.serving import Limits, ServingError, serve
+from keras_ranking.serving import Limits, Retry, ServingError, serve
 
 grpc = pytest.importorskip("grpc")
 from tensorflow_serving.apis import (  # noqa: E402
@@ -310,7 +310,7 @@ def test_unknown_model_version_label(server, channel, inputs, path, spec, http, 
 
 
 def test_unknown_signature_and_output(server, channel, inputs):
-    status, reply = rest(server, "/v1/models/ranker:predict", columns(inputs) | {"signature_name": "raw"})
+    status, reply = rest(server, "/v1/models/ranker:predict", columns(inputs) | {"signature_name": "guess"})
     assert status == 400 and 'signature "guess" not found' in reply["error"]
     with pytest.raises(grpc.RpcError) as caught:
         predict(channel, inputs, signature="guess")
@@ -527,7 +527,7 @@ def test_full_queue_is_refused(first, tmp_path):
         outcomes = []
 
         def load(protocol):
-            with connect(running, protocol) as client:
+            with connect(running, protocol, retry=Retry(attempts=1)) as client:
                 for _ in range(15):
                     try:
                         outcomes.append((protocol, client.score(*frames(300, 200)).shape))
