@@ -45,7 +45,7 @@ def columns(batch):
     return {"inputs": {name: values.tolist() for name, values in batch.items()}}
 
 
-def health(channel, service="", **metadata):
+def health(channel, service=""):
     reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
     return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
@@ -302,8 +302,8 @@ def test_log_lines_as_json(first, server, caplog):
     entries = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
     good, bad = entries
     assert {name: good[name] for name in ("message", "level", "model", "protocol", "code", "signature", "version", "rows")} == {
-        "message": "call", "level": "INFO", "model": "ranker", "protocol": "grpc", "code": "OK", "signature": "serving_default", "version": 1,
-        "rows": 1,
+        "message": "call", "level": "INFO", "model": "ranker", "protocol": "grpc", "code": "OK",
+        "signature": "serving_default", "version": 1, "rows": 1,
     }  # fmt: skip
     assert 0 < good["seconds"] < 60 and good["time"].endswith("+00:00")
     assert (bad["code"], bad["rows"]) == ("RESOURCE_EXHAUSTED", 17)
@@ -367,9 +367,9 @@ def test_a_command_line_server(first, tmp_path):
         port = int(re.search(r"gRPC 127\.0\.0\.1:(\d+)", text)[1])
         with Client(f"127.0.0.1:{port}", first.version / "assets.extra/schema.json", model="ranker", token=TOKEN) as client:
             assert client.score(*frames(3, 2)).shape == (2, 2)
-        with Client(f"127.0.0.1:{port}", first.version / "assets.extra/schema.json", model="ranker") as client:
-            with pytest.raises(ServingError, match="needs a token"):
-                client.score(*frames(3, 2))
+        stranger = Client(f"127.0.0.1:{port}", first.version / "assets.extra/schema.json", model="ranker")
+        with stranger, pytest.raises(ServingError, match="needs a token"):
+            stranger.score(*frames(3, 2))
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
