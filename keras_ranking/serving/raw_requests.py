@@ -86,7 +86,7 @@ def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ..
         bad &= values.notna().to_numpy()
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(f"column '{column.name}' must hold finite numbers. Received: {values.iloc[row]!r} at row {row}")
+        raise ValueError(f"column '{column.name}' must hold finite numbers. Received: {values.tolist()[row]!r} at row {row}")
     return numbers
 
 
@@ -95,5 +95,5 @@ def _whole(column: str, values: pd.Series, dtype: np.dtype) -> np.ndarray:
     bounds = np.iinfo(dtype)
     for row, text in enumerate(texts):
         if not text.removeprefix("-").isdecimal() or not bounds.min <= int(text) <= bounds.max:
-            raise ValueError(f"column '{column}' must hold whole numbers of {dtype}. Received: {values.iloc[row]!r} at row {row}")
+            raise ValueError(f"column '{column}' must hold whole numbers of {dtype}. Received: {values.tolist()[row]!r} at row {row}")
     return np.array([int(text) for text in texts], dtype=dtype)

@@ -103,6 +103,8 @@ class _Door:
             return await asyncio.wait_for(request.read(), limits.read_seconds)
         except web.HTTPRequestEntityTooLarge as error:
             raise refusal from error
+        except ConnectionError as error:  # the answer goes nowhere, but is counted
+            raise ServingError("CANCELLED", "the caller went away") from error
         except TimeoutError as error:
             raise ServingError("DEADLINE_EXCEEDED", f"the body did not arrive within {limits.read_seconds:g} s", 408) from error
 

@@ -30,7 +30,7 @@ class Retry:
     """
 
     attempts: int = 4
-    first_wait: float = 0.05
+    first_wait: float = 0.1
     longest_wait: float = 2.0
     budget: float = 0.2
     burst: float = 10.0
