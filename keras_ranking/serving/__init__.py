@@ -1,6 +1,6 @@
 """From a trained model to answered requests: `export`, `serve`, `Client`.
 
-Names load on first use: importing this package imports neither TensorFlow nor Keras, and a REST client never does.
+Names load on first use: importing this package imports neither TensorFlow nor Keras, and a client never does.
 """
 
 from __future__ import annotations

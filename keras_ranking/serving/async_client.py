@@ -70,6 +70,15 @@ class AsyncClient:
         if not asked:
             return []
         signature = chosen(await self.signatures(), self._signature)
+        try:
+            return await self._score(asked, signature, batch, timeout)
+        except ServingError as error:
+            # A version with other inputs may have taken over since the names were read.
+            if error.code != "INVALID_ARGUMENT" or (await self.signatures(refresh=True)).get(self._signature) == signature:
+                raise
+            return await self._score(asked, chosen(await self.signatures(), self._signature), batch, timeout)
+
+    async def _score(self, asked: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
         batches = self._encoder.batches(asked, signature, batch)
         replies = await asyncio.gather(*(self._ask(signature, tensors, timeout) for tensors, _ in batches))
         return [
@@ -101,10 +110,13 @@ class AsyncClient:
                 places.release()
 
         tasks: list[asyncio.Task[tuple[Tensors, np.ndarray]]] = []
-        async with asyncio.TaskGroup() as group:
-            for tensors, rows in log.batches(batch):
-                await places.acquire()
-                tasks.append(group.create_task(one(tensors, rows)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for tensors, rows in log.batches(batch):
+                    await places.acquire()
+                    tasks.append(group.create_task(one(tensors, rows)))
+        except BaseExceptionGroup as errors:  # the first one says what was wrong; the group has cancelled the others
+            raise errors.exceptions[0] from None
         return log.frame([task.result() for task in tasks])
 
     async def predict(self, inputs: Mapping[str, Any], signature: str | None = None, timeout: float | None = None) -> Tensors:

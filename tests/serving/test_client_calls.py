@@ -157,6 +157,8 @@ def test_async_client(server, first):
             with pytest.raises(ServingError, match="at most 16 requests") as caught:
                 await client.predict(requests(first.card, [1] * 17, [1] * 17, hostile=False))
             assert caught.value.http_status == 413
+            with pytest.raises(ServingError, match="at most 16 requests"):
+                await client.score_frame(log, batch=17)
             with pytest.raises(ValueError, match="column 'topic' is missing in the candidates"):
                 await client.score(asked[0][0], asked[0][1].drop(columns="topic"), asked[0][2])
             return one, many, whole, tensors

@@ -288,8 +288,7 @@ def main() -> int:
         name
         for name, result in results.items()
         if set(result.get("codes", ())) - {"OK", "back-pressure"}
-        or (result.get("replies", 0) != result.get("requests")
-        and "codes" in result)
+        or (result.get("replies", 0) != result.get("requests") and "codes" in result)
     ]
     print(f"WRONG: {wrong}" if wrong else "every reply equals the Keras score to 1e-5; no error but declared back-pressure")
     return 1 if wrong else 0
