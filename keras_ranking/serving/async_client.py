@@ -15,6 +15,7 @@ import pandas as pd
 from keras_ranking.schema import Schema
 from keras_ranking.serving.client import make_target
 from keras_ranking.serving.encoding import Encoder, LogRows, as_requests, checked_inputs, chosen, positive
+from keras_ranking.serving.errors import ServingError
 from keras_ranking.serving.layout import SIGNATURE
 from keras_ranking.serving.requests import Request
 from keras_ranking.serving.retry import Budget, Retry
