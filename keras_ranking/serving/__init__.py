@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from keras_ranking.serving.quantization import quantize_embeddings
     from keras_ranking.serving.requests import Request, pad_requests, request_tensors
     from keras_ranking.serving.server import Server, serve
+    from keras_ranking.serving.skew import SkewReport, check_skew
+    from keras_ranking.serving.warmup import write_warmup
 
 # No module carries the name of a public function: importing a module binds its name here and would hide the function.
 _HOMES = {
@@ -29,6 +31,9 @@ _HOMES = {
     "pad_requests": "requests",
     "quantize_embeddings": "quantization",
     "request_tensors": "requests",
+    "check_skew": "skew",
+    "SkewReport": "skew",
+    "write_warmup": "warmup",
 }
 _EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "aiohttp", "orjson", "prometheus_client"})
 
@@ -38,11 +43,14 @@ __all__ = [
     "Request",
     "Server",
     "ServingError",
+    "SkewReport",
+    "check_skew",
     "export",
     "pad_requests",
     "quantize_embeddings",
     "request_tensors",
     "serve",
+    "write_warmup",
 ]
 
 

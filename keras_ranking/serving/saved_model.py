@@ -73,18 +73,17 @@ class SavedModel:
         self._session.close()
 
     def _signature(self, name: str, proto: Any) -> Signature:
-        # Every signature names its tensors by the same columns, so one list of rows and axes describes them all.
+        # An export of an earlier format states `serving_default` alone; the others name their tensors by the same columns.
         card = self.card
-        inputs = {}
-        for key, info in proto.inputs.items():
-            tensor = _tensor(info)
-            rows = card.inputs.get(key, {}).get("rows") if card else None
-            inputs[key] = Tensor(tensor.dtype, tensor.shape, axis_of(key, tensor.shape or ()), rows)
-        outputs = {}
-        for key, info in proto.outputs.items():
-            tensor = _tensor(info)
-            axis = card.outputs.get(key, {}).get("axis") if card else None
-            outputs[key] = Tensor(tensor.dtype, tensor.shape, axis)
+        stated: Any = card.signatures.get(name, {"inputs": card.inputs, "outputs": card.outputs}) if card else {}
+
+        def tensor_of(key: str, info: Any, side: str) -> Tensor:
+            tensor, spec = _tensor(info), stated.get(side, {}).get(key, {})
+            axis = spec.get("axis", axis_of(key, tensor.shape or ()) if side == "inputs" else None)
+            return Tensor(tensor.dtype, tensor.shape, axis, spec.get("rows"), bool(spec.get("missing")))
+
+        inputs = {key: tensor_of(key, info, "inputs") for key, info in proto.inputs.items()}
+        outputs = {key: tensor_of(key, info, "outputs") for key, info in proto.outputs.items()}
         return Signature(name, inputs, outputs)
 
     def _callable(self, proto: Any) -> tuple[Any, list[str], list[str]]:

@@ -20,12 +20,14 @@ class Tensor:
         shape: None = free; None as a whole = unknown rank.
         axis: what axis 1 counts: 'history', 'candidate' or None.
         rows: valid integers are 0 .. rows-1; None = any.
+        missing: whether NaN stands for a missing number, as in the signature `raw`.
     """
 
     dtype: np.dtype
     shape: tuple[int | None, ...] | None
     axis: str | None = None
     rows: int | None = None
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def _check_form(name: str, tensor: Tensor, values: np.ndarray) -> None:
 def _check_values(name: str, tensor: Tensor, values: np.ndarray, counted: np.ndarray | None) -> None:
     if values.dtype.kind == "f":
         bad, what = ~np.isfinite(values), "finite numbers"
+        if tensor.missing:
+            bad &= ~np.isnan(values)
     elif values.dtype.kind == "i" and tensor.rows is not None and name not in (HISTORY_LENGTH, CANDIDATE_COUNT):
         bad, what = (values < 0) | (values >= tensor.rows), f"integers in 0 .. {tensor.rows - 1}"
     else:
