@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from keras_ranking.serving.retry import Retry
     from keras_ranking.serving.security import Tls
     from keras_ranking.serving.server import Server, serve
+    from keras_ranking.serving.skew import SkewReport, check_skew
     from keras_ranking.serving.transport import ClientTls
+    from keras_ranking.serving.warmup import write_warmup
 
 # No module carries the name of a public function: importing a module binds its name here and would hide the function.
 _HOMES = {
@@ -37,6 +39,9 @@ _HOMES = {
     "pad_requests": "requests",
     "quantize_embeddings": "quantization",
     "request_tensors": "requests",
+    "check_skew": "skew",
+    "SkewReport": "skew",
+    "write_warmup": "warmup",
 }
 _EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "grpc_health", "aiohttp", "orjson", "prometheus_client"})
 
@@ -49,12 +54,15 @@ __all__ = [
     "Retry",
     "Server",
     "ServingError",
+    "SkewReport",
     "Tls",
+    "check_skew",
     "export",
     "pad_requests",
     "quantize_embeddings",
     "request_tensors",
     "serve",
+    "write_warmup",
 ]
 
 
