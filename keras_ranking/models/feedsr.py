@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_ranking import layers
@@ -70,8 +69,8 @@ def FeedSR(
         mask: which events a post sees, in training and serving alike: 'delay' (choice: actions were known by then), 'session': none of
             its own session (stated as one of two remedies against leakage inside sessions), 'causal': all older ones, which
             flatters training. Posts of one request never see each other. See `EventSpans`, also for events in random order inside
-            sessions, the remedy that was adopted: move what happened between slots of a session and leave times where they are; 'causal'
-            and 'session' also read times that do not rise inside a session.
+            sessions, the remedy that was adopted: move what happened between slots of a session and leave times where they are;
+            'causal' and 'session' also read times that do not rise inside a session.
         delay: seconds; None: the schema's `feedback_delay`, and no less. session_gap: seconds that end a session, at least `delay`.
         max_history: latest visible events that an event or candidate sees in each block (stated: 1000 are read); None: all. 0: the model
             without a past.
@@ -82,8 +81,8 @@ def FeedSR(
         rotate_by: 'index' (stated: RoPE), 'time', 'split' (half of the heads each) or None (-0.91 % long dwell AUC, stated). The index of
             an event is the number of events it sees, see `SequenceParts`. rotary: (shortest, longest) seconds of the rotation by
             time; rotary_base: of the one by index; shared_index: post and action share an index, or are neighbours. Choice.
-        head, head_options, groups: `RankingHead`: 'parallel_dcn' (stated, version 2), 'mmoe' (version 1), 'stacked_dcn', 'mlp', 'linear'; its
-            sizes; tasks with a body (with 'mmoe' a gate) of their own, such as {"passive": ["click"], "active": ["like"]}.
+        head, head_options, groups: `RankingHead`: 'parallel_dcn' (stated, version 2), 'mmoe' (version 1), 'stacked_dcn', 'mlp',
+            'linear'; its sizes; tasks with a body (with 'mmoe' a gate) of their own, such as {"passive": ["click"], "active": ["like"]}.
         position_offsets: P, top positions with a learned offset of each logit (stated: 60), see `PositionOffset`; 0: none. None: 60 where
             the schema has a position. beyond: of positions below these, 'clip' or 'zero'. serving_position: position at which
             everything is scored (stated: 5). Position is no input: training compares the logit at the position shown.

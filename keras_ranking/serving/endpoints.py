@@ -106,7 +106,6 @@ def _score(model: Any, schema: Schema, encode: Endpoint, serving: Endpoint) -> E
     from keras_ranking.layers import KeepFirst
 
     scorer, keep = model.scorer, KeepFirst(name="keep_candidates")
-    boundaries, tower = getattr(model, "boundaries", ()), int(getattr(model, "serving_tower", 0))
     inputs = dict(encode.outputs)
     asked = {name: x for name, x in scorer.input.items() if not name.startswith(CACHE)}
     inputs |= input_specs({**asked, "candidate_count": keras.KerasTensor((None,), dtype="int32")}, schema)
@@ -117,13 +116,7 @@ def _score(model: Any, schema: Schema, encode: Endpoint, serving: Endpoint) -> E
         for name, tensor in scorer.input.items():
             x = tf.cast(tensors[name], tensor.dtype)
             named[name] = keep(x, length=count) if axis_of(name, tuple(tensor.shape)) == "candidate" else x
-        outputs = {}
-        for task, logits in scorer(named, training=False).items():
-            towers = keep(tf.sigmoid(logits), length=count)
-            outputs[task] = towers[..., tower]
-            if boundaries:
-                outputs[f"{task}_by_position"] = towers
-        return float32_of(outputs)
+        return float32_of(model.probabilities(scorer(named, training=False), count))
 
     return Endpoint(body, inputs, serving.outputs, [scorer])
 

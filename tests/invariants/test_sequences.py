@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,10 +100,8 @@ def test_left_padding_changes_nothing(case: Case) -> None:
 
 def test_the_order_inside_a_request_moves_no_score(case: Case) -> None:
     """Where an event stands among those of its second is the position shown: its score and those of later ones are the same."""
-    from dataclasses import replace
-
     s = case.sequences
     starts = s.request_starts
-    order = np.concatenate([np.arange(a, b)[::-1] for a, b in zip(starts[:-1], starts[1:], strict=True)])
+    order = np.concatenate([np.arange(a, b)[::-1] for a, b in pairwise(starts)])
     turned = replace(s, columns={name: x[order] for name, x in s.columns.items()})
     np.testing.assert_allclose(case.by_event(turned), case.by_event()[order], atol=TOLERANCE)

@@ -46,6 +46,17 @@ def rows(log: Any, schema: kr.Schema) -> Any:
         ({"tower_boundaries": (4, 1)}, "`tower_boundaries` must be increasing"),
         ({"tower_boundaries": (0,)}, "`tower_boundaries` must be increasing"),
         ({"serving_tower": 3}, "`serving_tower` must be from 0 to 2"),
+        ({"serving": "mean"}, "`serving` must be 'tower' or 'mixture'"),
+        ({"serving": "mixture"}, "`tower_prior` goes with serving='mixture'"),
+        ({"serving": "mixture", "tower_prior": (0.5, 0.5)}, "`tower_prior` must be 3 shares that sum to 1"),
+        ({"serving": "mixture", "tower_prior": (0.5, 0.5, 0.1)}, "`tower_prior` must be 3 shares that sum to 1"),
+        ({"towers": "one"}, "`towers` must be one of"),
+        ({"auxiliary_tasks": {"like": 0.0}}, "`auxiliary_tasks` must have positive weights"),
+        ({"auxiliary_tasks": {"like": 0.1}, "tasks": ["click", "like"]}, "`auxiliary_tasks` must have positive weights"),
+        ({"auxiliary_tasks": {"save": 0.1}}, "unknown task 'save'"),
+        ({"rotate_by": "place"}, "`rotate_by` must be one of"),
+        ({"rotate_by": "split", "num_kv_heads": 1}, "`num_kv_heads` must be even with rotate_by='split'"),
+        ({"mask": "session", "session_gap": 60}, "`session_gap` must be at least `delay`"),
         ({"tasks": ["purchase"]}, "unknown task 'purchase'"),
         ({"token_features": ["click"]}, "known only after scoring"),
         ({"late_features": ["position"]}, "known only after scoring"),
@@ -128,6 +139,80 @@ def test_only_the_observed_tower_is_trained(schema: kr.Schema, log: Any) -> None
     after = [[array(w) for layer in tower for w in layer.weights] for tower in towers.towers]
     moved = [max(np.abs(a - b).max() for a, b in zip(x, y, strict=True)) for x, y in zip(before, after, strict=True)]
     assert moved[0] > 0 and moved[1] == moved[2] == 0
+
+
+def moved(model: Any, scale: float = 0.3) -> Any:
+    rng = np.random.default_rng(0)
+    model.set_weights([w + rng.normal(0, scale, w.shape).astype(w.dtype) for w in model.get_weights()])
+    return model
+
+
+def served(model: Any, log: Any, schema: kr.Schema) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Outputs of the serving graph for two requests, and which slots count."""
+    tensors = requests(build_sequences(log.events, schema)).tensors([3, 20], list(model.serving_model.input))
+    out = {name: array(value) for name, value in model.serving_model(tensors).items()}
+    real = np.arange(out["click"].shape[1])[None, :] < tensors["candidate_count"][:, None]
+    return out, real
+
+
+def test_a_mixture_of_towers_is_a_mixture_of_probabilities(schema: kr.Schema, log: Any) -> None:
+    prior = (0.5, 0.3, 0.2)
+    model = moved(kr.models.CADET(schema, serving="mixture", tower_prior=prior, **SMALL))
+    out, real = served(model, log, schema)
+    towers = out["click_by_position"][real].astype("float64")
+    np.testing.assert_allclose(out["click"][real], towers @ np.array(prior), rtol=1e-5)
+    np.testing.assert_allclose(model.served(towers), towers @ np.array(prior), rtol=1e-12)
+    assert np.abs(out["click"][real] - towers[:, 0]).max() > 1e-3  # control: no tower alone
+
+
+def test_a_fixed_tower_is_served(schema: kr.Schema, log: Any) -> None:
+    model = moved(kr.models.CADET(schema, serving_tower=2, **SMALL))
+    out, real = served(model, log, schema)
+    np.testing.assert_array_equal(out["click"], out["click_by_position"][..., 2])
+    assert np.abs(out["click"] - out["click_by_position"][..., 0])[real].max() > 1e-3
+
+
+def test_auxiliary_tasks_are_trained_with_their_weight_and_not_served(schema: kr.Schema, rows: Any, log: Any) -> None:
+    model = kr.models.CADET(schema, auxiliary_tasks={"like": 0.25}, **SMALL)
+    assert model.tasks == ["click", "like"] and model.arguments["tasks"] == ["click"]
+    assert set(served(model, log, schema)[0]) == {"click", "click_by_position"}
+    dataset = PackedDataset(rows, 2, inputs=model.input_columns, tasks=model.tasks, shuffle=False)
+    x, y, weights = dataset[0]
+    model.compile(keras.optimizers.SGD(0.0), loss=model.losses_by_task(), jit_compile=False)
+    total = model.evaluate(x, y, sample_weight=weights, batch_size=2, verbose=0, return_dict=True)
+    one = {task: float(model.losses_by_task()[task](y[task], model(x)[task], sample_weight=weights[task])) for task in model.tasks}
+    np.testing.assert_allclose(total["loss"], one["click"] + 0.25 * one["like"], rtol=1e-4)
+    # Weights that are given take precedence, and the sum of both tasks is another number.
+    model.compile(keras.optimizers.SGD(0.0), loss=model.losses_by_task(), loss_weights={"like": 2.0}, jit_compile=False)
+    total = model.evaluate(x, y, sample_weight=weights, batch_size=2, verbose=0, return_dict=True)
+    np.testing.assert_allclose(total["loss"], one["click"] + 2.0 * one["like"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [{"calibration": True}, {"towers": "position_feature", "serving_tower": 1, "calibration": True}])
+def test_calibration_and_position_as_a_feature(schema: kr.Schema, log: Any, arguments: dict[str, Any], tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    model = kr.models.CADET(schema, **SMALL, **arguments)
+    keras.utils.set_random_seed(3)
+    plain = kr.models.CADET(schema, **SMALL, **{**arguments, "calibration": False})
+    before, real = served(model, log, schema)
+    without, _ = served(plain, log, schema)
+    np.testing.assert_allclose(before["click_by_position"], without["click_by_position"], atol=1e-6)  # the identity at first
+    after, _ = served(moved(model), log, schema)
+    assert np.abs(after["click_by_position"][..., 0] - after["click_by_position"][..., 2])[real].max() > 1e-3
+    np.testing.assert_array_equal(after["click"], after["click_by_position"][..., model.serving_tower])
+    assert "position" not in model.input_columns
+    model.save(tmp_path / "model.keras")
+    again, _ = served(kr.models.load(tmp_path), log, schema)
+    np.testing.assert_array_equal(again["click"], after["click"])
+
+
+def test_words_for_gates_are_lists_of_gates(schema: kr.Schema) -> None:
+    words = {"none": [], "representation": ["representation"], "qk": ["query", "key"], "output": ["output"]}
+    words["all"] = ["representation", "query", "key"]
+    for word, gates in words.items():
+        model = kr.models.CADET(schema, gates=word, **SMALL)
+        assert model.arguments["gates"] == gates
+        assert list(next(layer for layer in model.layers if layer.name == "block_0").attention.gate_maps) == gates
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "fused", "value"])
