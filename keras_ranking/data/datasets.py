@@ -177,11 +177,12 @@ class PackedDataset(keras.utils.PyDataset):
 
     def _width(self, chosen: np.ndarray, batch: int) -> int:
         """T of a batch."""
-        full = self.rows.index.shape[1]
+        full = int(self.rows.index.shape[1])
         # TensorFlow looks at two batches to learn which sizes vary, before an epoch begins: it must see that T does.
         if self.length == "row" or (batch % 2 and not self._in_epoch):
             return full
-        return min(full, math.ceil(int(self._sizes[chosen].max()) / self.length_multiple) * self.length_multiple)
+        longest = int(self._sizes[chosen].max())
+        return min(full, math.ceil(longest / self.length_multiple) * self.length_multiple)
 
     def __getitem__(self, batch: int) -> Batch:
         self._read_to_end |= batch == len(self) - 1

@@ -57,7 +57,8 @@ def save_checkpoint(path: Path, model: Any, about: Mapping[str, Any]) -> None:
 
     def write(beside: Path) -> None:
         with open(beside, "wb") as handle:
-            np.savez(handle, about=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
+            named: dict[str, Any] = {"about": np.frombuffer(text.encode(), dtype=np.uint8), **arrays}
+            np.savez(handle, **named)
 
     write_whole(path, write)
 

@@ -49,7 +49,8 @@ def place_weights(sequences: Sequences, half_life: float | str = "length") -> np
     length = np.diff(sequences.offsets)
     total = np.repeat(length, length)
     later = np.repeat(sequences.offsets[1:], length) - 1 - np.arange(sequences.num_events)
-    return np.asarray(np.exp2(-later / (total if half_life == "length" else half_life)), dtype=np.float32)
+    half = total if isinstance(half_life, str) else float(half_life)
+    return np.asarray(np.exp2(-later / half), dtype=np.float32)
 
 
 def age_weights(sequences: Sequences, half_life_days: float = 60.0, now: int | None = None) -> np.ndarray:
