@@ -1,7 +1,7 @@
 """Micro-batching: calls of different lengths share a run of the model, within a bound on wasted padding.
 
 The queue is bounded and drained by worker threads. Nothing waits for company: while the model runs, calls gather, and the
-next run takes what has gathered and is worth its padding (see `run_cost`). Cells beyond `history_length` and `candidate_count`
+next run takes the oldest and those most like it in length. Cells beyond `history_length` and `candidate_count`
 never reach the model: only what counts is copied into a batch, so a run is no wider than its longest call and no garbage can
 poison a neighbour.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,14 +21,13 @@ import tensorflow as tf
 
 from keras_ranking.serving.errors import ServingError, busy, too_large, unavailable
 from keras_ranking.serving.limits import Limits
-from keras_ranking.serving.run_cost import RunCost
 from keras_ranking.serving.saved_model import SavedModel
 from keras_ranking.serving.signature import Signature
 
 log = logging.getLogger("keras_ranking.serving")
 
 Tensors = dict[str, np.ndarray]
-_WASTE = 1.5  # cells after padding, as a share of those that count, that are always worth one run less; our choice
+_WASTE = 1.3  # a run may hold at most this many times the cells of its calls; our choice
 
 
 @dataclass
@@ -65,7 +64,6 @@ class Batcher:
         self._queue: deque[Job] = deque()
         self._change = threading.Condition()
         self._closed = False
-        self._costs: dict[str, RunCost] = defaultdict(RunCost)
         self._threads = [threading.Thread(target=self._work, name=f"keras_ranking-batch-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -121,20 +119,22 @@ class Batcher:
         jobs, rows, cells, longest = [first], first.rows, first.cells, dict(first.longest)
         if not first.signature.ragged:
             return jobs
-        kept: deque[Job] = deque()
-        free = self._costs[first.signature.name].free
-        while self._queue and rows < self._limits.batch:
-            job = self._queue.popleft()
-            wider = {axis: max(longest[axis], job.longest.get(axis, 0)) for axis in longest}
+        # The most like it first: a run is as wide as its longest call, and what is padded is computed too.
+        like = (job for job in self._queue if job.signature.name == first.signature.name)
+        taken = set()
+        for job in sorted(like, key=lambda job: sum(abs(job.longest[axis] - longest[axis]) for axis in first.longest)):
+            wider = {axis: max(longest[axis], job.longest[axis]) for axis in longest}
             padded = (rows + job.rows) * sum(wider.values())
-            worth = _WASTE * (cells + job.cells) + free * len(jobs)
-            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, worth)
-            if job.signature.name != first.signature.name or not fits:
-                kept.append(job)
-            elif _still_wanted(job):
+            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, _WASTE * (cells + job.cells))
+            if not fits:
+                continue
+            taken.add(id(job))
+            if _still_wanted(job):
                 jobs.append(job)
                 rows, cells, longest = rows + job.rows, cells + job.cells, wider
-        self._queue.extendleft(reversed(kept))
+            if rows == self._limits.batch:
+                break
+        self._queue = deque(job for job in self._queue if id(job) not in taken)
         return jobs
 
     def _pop(self) -> Job | None:
@@ -159,13 +159,7 @@ class Batcher:
             self._observe(sum(job.rows for job in jobs))
         if not signature.ragged:
             return [self._model.run(signature.name, jobs[0].inputs)]
-        batch = join(jobs, signature)
-        begin = time.perf_counter()
-        outputs = self._model.run(signature.name, batch)
-        seconds = time.perf_counter() - begin
-        longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
-        with self._change:
-            self._costs[signature.name].observe(sum(job.rows for job in jobs) * sum(longest.values()), seconds)
+        outputs = self._model.run(signature.name, join(jobs, signature))
         return split(jobs, signature, outputs)
 
 
