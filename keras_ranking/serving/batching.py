@@ -1,7 +1,7 @@
 """Micro-batching: calls of different lengths share a run of the model, within a bound on wasted padding.
 
 The queue is bounded and drained by worker threads. Nothing waits for company: while the model runs, calls gather, and the
-next run takes what has gathered and is worth its padding (see `run_cost`). Cells beyond `history_length` and `candidate_count`
+next run takes the oldest and those most like it in length. Cells beyond `history_length` and `candidate_count`
 never reach the model: only what counts is copied into a batch, so a run is no wider than its longest call and no garbage can
 poison a neighbour.
 """
@@ -11,41 +11,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
 from keras_ranking.serving.errors import ServingError, busy, too_large, unavailable
+from keras_ranking.serving.joining import Job, join, split
 from keras_ranking.serving.limits import Limits
-from keras_ranking.serving.run_cost import RunCost
 from keras_ranking.serving.saved_model import SavedModel
 from keras_ranking.serving.signature import Signature
 
 log = logging.getLogger("keras_ranking.serving")
 
 Tensors = dict[str, np.ndarray]
-_WASTE = 1.5  # cells after padding, as a share of those that count, that are always worth one run less; our choice
-
-
-@dataclass
-class Job:
-    """One checked call, waiting."""
-
-    signature: Signature
-    inputs: Tensors
-    rows: int
-    deadline: float
-    longest: dict[str, int]
-    result: Future[Tensors] = field(default_factory=Future)
-
-    @property
-    def cells(self) -> int:
-        """Cells of the call by itself: rows x (history + candidates)."""
-        return self.rows * max(1, sum(self.longest.values()))
+_WASTE = 1.3  # a run may hold at most this many times the cells of its calls; our choice
 
 
 class Batcher:
@@ -65,7 +47,6 @@ class Batcher:
         self._queue: deque[Job] = deque()
         self._change = threading.Condition()
         self._closed = False
-        self._costs: dict[str, RunCost] = defaultdict(RunCost)
         self._threads = [threading.Thread(target=self._work, name=f"keras_ranking-batch-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -121,20 +102,22 @@ class Batcher:
         jobs, rows, cells, longest = [first], first.rows, first.cells, dict(first.longest)
         if not first.signature.ragged:
             return jobs
-        kept: deque[Job] = deque()
-        free = self._costs[first.signature.name].free
-        while self._queue and rows < self._limits.batch:
-            job = self._queue.popleft()
-            wider = {axis: max(longest[axis], job.longest.get(axis, 0)) for axis in longest}
+        # The most like it first: a run is as wide as its longest call, and what is padded is computed too.
+        like = (job for job in self._queue if job.signature.name == first.signature.name)
+        taken = set()
+        for job in sorted(like, key=lambda job: sum(abs(job.longest[axis] - longest[axis]) for axis in first.longest)):
+            wider = {axis: max(longest[axis], job.longest[axis]) for axis in longest}
             padded = (rows + job.rows) * sum(wider.values())
-            worth = _WASTE * (cells + job.cells) + free * len(jobs)
-            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, worth)
-            if job.signature.name != first.signature.name or not fits:
-                kept.append(job)
-            elif _still_wanted(job):
+            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, _WASTE * (cells + job.cells))
+            if not fits:
+                continue
+            taken.add(id(job))
+            if _still_wanted(job):
                 jobs.append(job)
                 rows, cells, longest = rows + job.rows, cells + job.cells, wider
-        self._queue.extendleft(reversed(kept))
+            if rows == self._limits.batch:
+                break
+        self._queue = deque(job for job in self._queue if id(job) not in taken)
         return jobs
 
     def _pop(self) -> Job | None:
@@ -159,83 +142,8 @@ class Batcher:
             self._observe(sum(job.rows for job in jobs))
         if not signature.ragged:
             return [self._model.run(signature.name, jobs[0].inputs)]
-        batch = join(jobs, signature)
-        begin = time.perf_counter()
-        outputs = self._model.run(signature.name, batch)
-        seconds = time.perf_counter() - begin
-        longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
-        with self._change:
-            self._costs[signature.name].observe(sum(job.rows for job in jobs) * sum(longest.values()), seconds)
+        outputs = self._model.run(signature.name, join(jobs, signature))
         return split(jobs, signature, outputs)
-
-
-def join(jobs: list[Job], signature: Signature) -> Tensors:
-    """One batch of all calls' rows: what counts is copied, the rest is zero (and the empty text)."""
-    longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
-    counts = [signature.counts(job.inputs) for job in jobs]
-    masks = {axis: ~np.concatenate([_resized(count[axis], 1, longest[axis]) for count in counts]) for axis in counts[0] if axis is not None}
-    beyond = {axis: mask if mask.any() else None for axis, mask in masks.items()}
-    batch: Tensors = {}
-    for name, tensor in signature.inputs.items():
-        parts = [job.inputs[name] for job in jobs]
-        if tensor.dimension is None:
-            batch[name] = np.concatenate(parts)
-        elif tensor.axis is None:
-            batch[name] = _stack(parts, tensor.dimension, max(part.shape[tensor.dimension] for part in parts))
-        else:
-            width = longest[tensor.axis]
-            out = _stack([part[:, :width] for part in parts], 1, width)
-            if beyond[tensor.axis] is not None:
-                out[beyond[tensor.axis]] = b"" if out.dtype.kind == "O" else 0
-            batch[name] = out
-    return batch
-
-
-def split(jobs: list[Job], signature: Signature, outputs: Tensors) -> list[Tensors]:
-    """Each call's rows at the width of its own tensors, 0 beyond what counts, as an unbatched run gives them."""
-    longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
-    widest = [signature.widest(job.inputs) for job in jobs]
-    results: list[Tensors] = []
-    row = 0
-    for job, own in zip(jobs, widest, strict=True):
-        result = {}
-        for name, values in outputs.items():
-            part = values[row : row + job.rows]
-            tensor = signature.outputs[name]
-            if tensor.axis is not None and tensor.grows is not None:
-                # A cache may be a multiple of the history: two tokens an event.
-                times = max(1, part.shape[tensor.grows] // longest[tensor.axis])
-                part = _resized(part, tensor.grows, times * own[tensor.axis][1])
-            result[name] = part
-        results.append(result)
-        row += job.rows
-    return results
-
-
-def _stack(parts: list[np.ndarray], dimension: int, size: int) -> np.ndarray:
-    """All rows in one array, each part at the beginning of `dimension`, zero beyond it."""
-    if all(part.shape[dimension] == size for part in parts):
-        return np.concatenate(parts)
-    shape = list(parts[0].shape)
-    shape[0], shape[dimension] = sum(len(part) for part in parts), size
-    out: np.ndarray = np.full(shape, b"", dtype=object) if parts[0].dtype.kind == "O" else np.zeros(shape, dtype=parts[0].dtype)
-    row = 0
-    for part in parts:
-        place = [slice(None)] * part.ndim
-        place[0], place[dimension] = slice(row, row + len(part)), slice(0, part.shape[dimension])
-        out[tuple(place)] = part
-        row += len(part)
-    return out
-
-
-def _resized(values: np.ndarray, dimension: int, size: int) -> np.ndarray:
-    """Cut, or filled with zeros, to `size` along `dimension`."""
-    have = values.shape[dimension]
-    if have > size:
-        return values.take(range(size), axis=dimension) if dimension != 1 else values[:, :size]
-    if have == size:
-        return values
-    return np.pad(values, [(0, size - have if axis == dimension else 0) for axis in range(values.ndim)])
 
 
 def _still_wanted(job: Job) -> bool:

@@ -17,9 +17,10 @@ from keras_ranking.serving.encoding import Encoder, LogRows, as_requests, checke
 from keras_ranking.serving.errors import ServingError
 from keras_ranking.serving.layout import SIGNATURE
 from keras_ranking.serving.requests import Request, pad_requests
+from keras_ranking.serving.rest_transport import RestTransport
 from keras_ranking.serving.retry import Retry
 from keras_ranking.serving.signature import Signature
-from keras_ranking.serving.transport import ClientTls, GrpcTransport, RestTransport, Target, Tensors, Transport
+from keras_ranking.serving.transport import ClientTls, GrpcTransport, Target, Tensors, Transport
 
 ENCODE, SCORE = "encode_history", "score_candidates"
 
