@@ -121,7 +121,9 @@ class SkewReport:
         }
 
 
-def check_skew(version: Any, model: Any, events: pd.DataFrame, *, sample: int = 64, bound: float | None = None, seed: int = 0) -> SkewReport:
+def check_skew(
+    version: Any, model: Any, events: pd.DataFrame, *, sample: int = 64, bound: float | None = None, seed: int = 0
+) -> SkewReport:
     """Replay logged requests through an exported version, the Keras model and the data pipeline.
 
     Each request goes four ways: its encoded tensors through `serving_default`, its values as logged through `raw`, the tensors
@@ -272,9 +274,7 @@ def _plain(value: Any) -> Any:
 
 
 def _slices(found: Any, which: np.ndarray, axis: str) -> Iterator[tuple[int, int, int, int]]:
-    begins, ends = (
-        (found.history_begin, found.history_end) if axis == "history" else (found.candidate_begin, found.candidate_end)
-    )
+    begins, ends = (found.history_begin, found.history_end) if axis == "history" else (found.candidate_begin, found.candidate_end)
     for row, q in enumerate(which):
         yield row, int(q), int(begins[q]), int(ends[q])
 
@@ -299,7 +299,14 @@ def _compare_features(
 
 
 def _compare_scores(
-    report: SkewReport, name: str, got: np.ndarray, wanted: np.ndarray, counts: np.ndarray, found: Any, kept: pd.DataFrame, which: np.ndarray
+    report: SkewReport,
+    name: str,
+    got: np.ndarray,
+    wanted: np.ndarray,
+    counts: np.ndarray,
+    found: Any,
+    kept: pd.DataFrame,
+    which: np.ndarray,
 ) -> None:
     entry = report.scores.setdefault(name, Difference())
     for row, q, begin, end in _slices(found, which, "candidate"):

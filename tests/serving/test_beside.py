@@ -50,10 +50,9 @@ def test_own_warmup(small, tmp_path):
 
 def parsed(folder):
     from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2, monitoring_config_pb2
+    from tensorflow_serving.config import model_server_config_pb2
 
     models = text_format.Parse((folder / configs.MODELS).read_text(), model_server_config_pb2.ModelServerConfig())
-    text_format.Parse((folder / configs.MONITORING).read_text(), monitoring_config_pb2.MonitoringConfig())
     return models.model_config_list.config[0]
 
 
@@ -63,6 +62,7 @@ def test_configs(small):
     assert (config.name, config.base_path) == ("ranker", "/models/ranker")
     assert dict(config.version_labels) == {"stable": 1, "canary": 1}
     assert list(config.model_version_policy.specific.versions) == [1]
+    assert (folder / configs.MONITORING).read_text() == 'prometheus_config {\n  enable: true\n  path: "/monitoring/prometheus/metrics"\n}\n'
     batching = (folder / configs.BATCHING).read_text()
     assert "max_batch_size { value: 32 }\nallowed_batch_sizes: 1\nallowed_batch_sizes: 8\nallowed_batch_sizes: 32\n" in batching
     assert "pad_variable_length_inputs: true" in batching and "batch_timeout_micros" in batching

@@ -92,7 +92,7 @@ def test_bfloat16(small, tmp_path):
     assert card.precision == "bfloat16" and 1e-6 < card.verified["largest_difference"] <= card.verified["bound"] == 2e-2
     products = [n for f in functions(version) for n in f.node_def if n.op in ("MatMul", "BatchMatMulV2", "Einsum")]
     assert products and {n.attr["T"].type for n in products} == {tf.bfloat16.as_datatype_enum}
-    assert written(version) == written(small.version.parent / small.version.name) or set(written(version)) == set(written(small.version))
+    assert set(written(version)) == set(written(small.version))
     loaded = tf.saved_model.load(str(version)).signatures["serving_default"]
     batch = random_requests(card.inputs, (5, 2), (3, 4), seed=1)
     got = loaded(**{name: tf.constant(values) for name, values in batch.items()})
@@ -104,14 +104,12 @@ def test_bfloat16(small, tmp_path):
 
 
 JAX = """
-import sys, numpy as np, standin, keras
-from conftest import expected
-from keras_ranking.serving import export
-from keras_ranking.serving.examples import random_requests
-from keras_ranking.serving.layout import read_card
+import sys, keras
 from keras_ranking.models import load
+from keras_ranking.serving import export
 model = load(sys.argv[1])
-version = export(model, sys.argv[2] + "/ranker", through="jax", history_buckets=(4, 12), candidate_buckets=(8,), quantize=sys.argv[3] or None)
+lengths = {"history_buckets": (4, 12), "candidate_buckets": (8,)}
+version = export(model, sys.argv[2] + "/ranker", through="jax", quantize=sys.argv[3] or None, **lengths)
 print(keras.backend.backend())
 """
 

@@ -44,9 +44,7 @@ SERVING = {
     "request_time": {"dtype": "int32", "shape": [None], "axis": None, "rows": None},
     "history_time": {"dtype": "int32", "shape": [None, None], "axis": "history", "rows": None},
     "history_click": {"dtype": "float32", "shape": [None, None], "axis": "history", "rows": None},
-} | {
-    f"candidate_{c.name}": {"dtype": c.dtype, "shape": [None, None, *c.shape], "axis": "candidate", "rows": None} for c in SCHEMA.features
-}
+} | {f"candidate_{c.name}": {"dtype": c.dtype, "shape": [None, None, *c.shape], "axis": "candidate", "rows": None} for c in SCHEMA.features}
 
 
 @pytest.fixture(scope="module", params=["string", "int64"])

@@ -77,7 +77,9 @@ def written(version):
     assert list(meta.meta_info_def.tags) == ["serve"]
 
     def tensors(infos):
-        return {k: (tf.dtypes.as_dtype(i.dtype).name, [None if d.size < 0 else d.size for d in i.tensor_shape.dim]) for k, i in infos.items()}
+        return {
+            k: (tf.dtypes.as_dtype(i.dtype).name, [None if d.size < 0 else d.size for d in i.tensor_shape.dim]) for k, i in infos.items()
+        }
 
     predict = {k: d for k, d in meta.signature_def.items() if d.method_name == "tensorflow/serving/predict"}
     return {name: {"inputs": tensors(d.inputs), "outputs": tensors(d.outputs)} for name, d in predict.items()}
@@ -94,7 +96,7 @@ def check_names(version, model, towers):
             assert {k: dtype for k, (dtype, _) in tensors.items()} == {k: spec["dtype"] for k, spec in stated.items()}
             for key, (_, shape) in tensors.items():
                 assert shape[0] is None and len(shape) == len(stated[key]["shape"]), (name, key, shape)
-    scores = {task: ("float32", 2) for task in card.tasks} | {f"{task}_by_position": ("float32", 3) for task in card.tasks if towers}
+    scores = dict.fromkeys(card.tasks, ("float32", 2)) | {f"{task}_by_position": ("float32", 3) for task in card.tasks if towers}
     for name in ("serving_default", "raw", "score_candidates"):
         assert {k: (dtype, len(shape)) for k, (dtype, shape) in found[name]["outputs"].items()} == scores
     raw = found["raw"]["inputs"]
