@@ -231,11 +231,13 @@ example:
         commands.serve,
         "serve an exported model by REST and gRPC, with the protocol of TensorFlow Serving",
         """\
-runs until Ctrl-C or SIGTERM; picks up new versions as they appear in FOLDER. There is no authentication: it listens on this
-machine alone unless --host says otherwise. Needs the extra `serving`.
+runs until Ctrl-C or SIGTERM; picks up new versions as they appear in FOLDER. It listens on this machine alone unless --host says
+otherwise, and beyond it only with a token, with client certificates or with --insecure. The token is the content of --token-file, or
+the environment variable KERAS_RANKING_TOKEN. Needs the extra `serving`.
 
-example:
+examples:
   keras-ranking serve saved_models/cadet --rest-port 8501 --grpc-port 8500
+  keras-ranking serve saved_models/cadet --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem --token-file token.txt --log-format json
 """,
     )
     made.add_argument("folder", metavar="FOLDER", help="the served model, as `export` writes it")
@@ -244,6 +246,18 @@ example:
     made.add_argument("--rest-port", type=_port, default=8501, metavar="PORT", help="default: 8501; 0 = any free port")
     made.add_argument("--grpc-port", type=_port, default=8500, metavar="PORT", help="default: 8500; 0 = any free port")
     made.add_argument("--threads", type=int, default=0, metavar="N", help="TensorFlow threads (default: 0, one a core)")
+    made.add_argument("--label", action="append", type=_setting, default=[], metavar="NAME=VERSION", help="keep a version under a name")
+    text = "bound of requests, such as queue=512; see keras_ranking.serving.Limits"
+    made.add_argument("--limit", action="append", type=_setting, default=[], metavar="NAME=VALUE", help=text)
+    made.add_argument("--token-file", metavar="FILE", help="calls must carry this token (default: KERAS_RANKING_TOKEN, or none)")
+    made.add_argument("--tls-cert", metavar="FILE", help="certificate chain of both ports, PEM; with --tls-key")
+    made.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
+    made.add_argument("--tls-client-ca", metavar="FILE", help="authority of the certificates that clients must show")
+    made.add_argument("--insecure", action="store_true", help="listen beyond this machine without knowing who calls")
+    made.add_argument("--notice-seconds", type=float, default=0.0, metavar="S", help="say so before stopping (default: 0)")
+    made.add_argument("--drain-seconds", type=float, default=10.0, metavar="S", help="wait for calls under way (default: 10)")
+    made.add_argument("--log-format", choices=["text", "json"], default="text", help="of the log lines on stderr (default: text)")
+    made.add_argument("--log-calls", action="store_true", help="one line a call")
 
     made = command(
         "score",
@@ -273,6 +287,9 @@ examples:
     where.add_argument("--server", metavar="ADDRESS", help="HOST:PORT of a gRPC server, or http://HOST:PORT of a REST server")
     made.add_argument("--name", default="cadet", metavar="NAME", help="with --server: the served model's name (default: cadet)")
     made.add_argument("--schema", metavar="FILE", help="with --server: the schema.json that training wrote")
+    made.add_argument("--signature", default="serving_default", metavar="NAME", help="with --server: serving_default or raw")
+    made.add_argument("--token-file", metavar="FILE", help="with --server: its token (default: KERAS_RANKING_TOKEN, or none)")
+    made.add_argument("--tls-ca", metavar="FILE", help="with --server: TLS, with the authority that signed its certificate")
     made.add_argument("--task", metavar="NAME", help="task to rank by (default: the schema's first)")
     made.add_argument("--top", type=_positive, metavar="N", help="print only the first N")
     made.add_argument("--json", action="store_true", help="print JSON")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -202,14 +203,30 @@ def skew(args: argparse.Namespace) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Serve an exported model until Ctrl-C or SIGTERM."""
-    import logging
-
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the server runs the exported graph; no Keras model is built
-    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _start_logging(args)
     with quiet_imports(args.debug):
-        import keras_ranking.serving.server
-    server = keras_ranking.serving.server.serve(
-        args.folder, name=args.name, host=args.host, rest_port=args.rest_port, grpc_port=args.grpc_port, threads=args.threads
+        from keras_ranking.serving import Limits, Tls, serve
+    if (args.tls_cert is None) != (args.tls_key is None) or (args.tls_client_ca is not None and args.tls_cert is None):
+        raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca goes with them.")
+    known = {field.name for field in dataclasses.fields(Limits)}
+    unknown = sorted({name for name, _ in args.limit} - known)
+    if unknown:
+        raise ValueError(f"`--limit` must name one of {sorted(known)}. Received: {unknown[0]}")
+    server = serve(
+        args.folder,
+        name=args.name,
+        host=args.host,
+        rest_port=args.rest_port,
+        grpc_port=args.grpc_port,
+        threads=args.threads,
+        labels=dict(args.label),
+        limits=Limits(**dict(args.limit)),
+        token=_token(args),
+        tls=Tls(args.tls_cert, args.tls_key, args.tls_client_ca) if args.tls_cert is not None else None,
+        insecure=args.insecure,
+        notice_seconds=args.notice_seconds,
+        drain_seconds=args.drain_seconds,
     )
     print(
         f"serving {server.name} version {server.version}, until Ctrl-C\n"
@@ -219,6 +236,26 @@ def serve(args: argparse.Namespace) -> int:
     )
     server.wait()
     return 0
+
+
+def _start_logging(args: argparse.Namespace) -> None:
+    """Log lines on stderr, as text or as JSON."""
+    import logging
+
+    from keras_ranking.serving.logs import CALL, JsonFormatter
+
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if args.log_format == "json" else plain)
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, handlers=[handler])
+    logging.getLogger(CALL).setLevel(logging.INFO if args.log_calls else logging.WARNING)
+
+
+def _token(args: argparse.Namespace) -> str | None:
+    """From a file or the environment: what stands on a command line can be read by every user of the machine."""
+    if args.token_file is None:
+        return os.environ.get("KERAS_RANKING_TOKEN") or None
+    return Path(args.token_file).read_text(encoding="utf-8").strip()
 
 
 def _read_rows(path: str) -> Any:
@@ -264,14 +301,14 @@ def score(args: argparse.Namespace) -> int:
     history, candidates, moment = _read_request(args)
     if args.server:
         from keras_ranking.schema import Schema
-        from keras_ranking.serving import Client
+        from keras_ranking.serving import Client, ClientTls
 
         if not args.schema:
             raise ValueError("`--server` needs --schema FILE: the schema.json that training wrote.")
         schema = Schema.load(args.schema)
-        with quiet_imports(args.debug):  # the gRPC messages are TensorFlow's
-            client = Client(args.server, schema, model=args.name, protocol="rest" if args.server.startswith("http") else "grpc")
-        with client:
+        protocol = "rest" if args.server.startswith("http") else "grpc"
+        tls = ClientTls(args.tls_ca) if args.tls_ca is not None else False
+        with Client(args.server, schema, args.name, protocol, signature=args.signature, token=_token(args), tls=tls) as client:
             scores = client.score(history, candidates, moment)
     else:
         _start_keras(args)

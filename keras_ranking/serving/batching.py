@@ -1,8 +1,9 @@
 """Micro-batching: calls of different lengths share a run of the model, within a bound on wasted padding.
 
 The queue is bounded and drained by worker threads. Nothing waits for company: while the model runs, calls gather, and the
-next run takes what has gathered. Cells beyond `history_length` and `candidate_count` never reach the model: only what
-counts is copied into a batch, so a run is no wider than its longest call and no garbage can poison a neighbour.
+next run takes what has gathered and is worth its padding (see `run_cost`). Cells beyond `history_length` and `candidate_count`
+never reach the model: only what counts is copied into a batch, so a run is no wider than its longest call and no garbage can
+poison a neighbour.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,16 +19,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-from keras_ranking.serving.errors import ServingError, exhausted
-from keras_ranking.serving.layout import AXES
+from keras_ranking.serving.errors import ServingError, busy, too_large, unavailable
 from keras_ranking.serving.limits import Limits
+from keras_ranking.serving.run_cost import RunCost
 from keras_ranking.serving.saved_model import SavedModel
 from keras_ranking.serving.signature import Signature
 
 log = logging.getLogger("keras_ranking.serving")
 
 Tensors = dict[str, np.ndarray]
-_WASTE = 1.5  # a run may hold at most this many times the cells of its calls; our choice
+_WASTE = 1.5  # cells after padding, as a share of those that count, that are always worth one run less; our choice
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Batcher:
         self._queue: deque[Job] = deque()
         self._change = threading.Condition()
         self._closed = False
+        self._costs: dict[str, RunCost] = defaultdict(RunCost)
         self._threads = [threading.Thread(target=self._work, name=f"keras_ranking-batch-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -81,15 +83,13 @@ class Batcher:
             ServingError: RESOURCE_EXHAUSTED where the queue is full or the call too large, UNAVAILABLE after `close`.
         """
         if rows > self._limits.batch:
-            raise exhausted(f"a call may hold at most {self._limits.batch} requests. Received: {rows}", http_status=413)
-        lengths = {axis: inputs[name] for axis, name in AXES.items() if name in inputs} if signature.ragged else {}
-        longest = {axis: max(1, int(values.max(initial=0))) for axis, values in lengths.items()}
-        job = Job(signature, inputs, rows, deadline, longest)
+            raise too_large(f"a call may hold at most {self._limits.batch} requests. Received: {rows}")
+        job = Job(signature, inputs, rows, deadline, signature.longest(inputs) if signature.ragged else {})
         with self._change:
             if self._closed:
-                raise ServingError("UNAVAILABLE", "the server is shutting down")
+                raise unavailable("the server is shutting down")
             if len(self._queue) >= self._limits.queue:
-                raise exhausted(f"{self._limits.queue} calls are waiting already, which is the limit; try again later")
+                raise busy(f"{self._limits.queue} calls are waiting already, which is the limit; try again later")
             self._queue.append(job)
             self._change.notify()
         return job.result
@@ -110,29 +110,35 @@ class Batcher:
                 if not self._queue:
                     return
                 jobs = self._gather()
-            live = [job for job in jobs if _still_wanted(job)]
-            if live:
-                self._finish(live)
+            if jobs:
+                self._finish(jobs)
 
     def _gather(self) -> list[Job]:
-        """The oldest call, and others that fit with it; called with the lock held."""
-        first = self._queue.popleft()
+        """The oldest call that is still wanted, and others that fit with it; called with the lock held."""
+        first = next((job for job in iter(self._pop, None) if _still_wanted(job)), None)
+        if first is None:
+            return []
         jobs, rows, cells, longest = [first], first.rows, first.cells, dict(first.longest)
         if not first.signature.ragged:
             return jobs
         kept: deque[Job] = deque()
+        free = self._costs[first.signature.name].free
         while self._queue and rows < self._limits.batch:
             job = self._queue.popleft()
             wider = {axis: max(longest[axis], job.longest.get(axis, 0)) for axis in longest}
             padded = (rows + job.rows) * sum(wider.values())
-            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, _WASTE * (cells + job.cells))
-            if job.signature.name == first.signature.name and fits:
+            worth = _WASTE * (cells + job.cells) + free * len(jobs)
+            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, worth)
+            if job.signature.name != first.signature.name or not fits:
+                kept.append(job)
+            elif _still_wanted(job):
                 jobs.append(job)
                 rows, cells, longest = rows + job.rows, cells + job.cells, wider
-            else:
-                kept.append(job)
         self._queue.extendleft(reversed(kept))
         return jobs
+
+    def _pop(self) -> Job | None:
+        return self._queue.popleft() if self._queue else None
 
     def _finish(self, jobs: list[Job]) -> None:
         try:
@@ -153,53 +159,83 @@ class Batcher:
             self._observe(sum(job.rows for job in jobs))
         if not signature.ragged:
             return [self._model.run(signature.name, jobs[0].inputs)]
-        outputs = self._model.run(signature.name, join(jobs, signature))
+        batch = join(jobs, signature)
+        begin = time.perf_counter()
+        outputs = self._model.run(signature.name, batch)
+        seconds = time.perf_counter() - begin
+        longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
+        with self._change:
+            self._costs[signature.name].observe(sum(job.rows for job in jobs) * sum(longest.values()), seconds)
         return split(jobs, signature, outputs)
 
 
 def join(jobs: list[Job], signature: Signature) -> Tensors:
-    """One batch of all calls' rows: what counts is copied, the rest is zero."""
+    """One batch of all calls' rows: what counts is copied, the rest is zero (and the empty text)."""
     longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
-    total = sum(job.rows for job in jobs)
+    counts = [signature.counts(job.inputs) for job in jobs]
+    masks = {axis: ~np.concatenate([_resized(count[axis], 1, longest[axis]) for count in counts]) for axis in counts[0] if axis is not None}
+    beyond = {axis: mask if mask.any() else None for axis, mask in masks.items()}
     batch: Tensors = {}
     for name, tensor in signature.inputs.items():
-        if tensor.axis is None:
-            batch[name] = np.concatenate([job.inputs[name] for job in jobs])
-            continue
-        trailing = jobs[0].inputs[name].shape[2:]
-        out = np.zeros((total, longest[tensor.axis], *trailing), dtype=tensor.dtype)
-        row = 0
-        for job in jobs:
-            width = min(job.longest[tensor.axis], job.inputs[name].shape[1])
-            values = job.inputs[name][:, :width]
-            counted = np.arange(width) < job.inputs[AXES[tensor.axis]][:, None]
-            np.copyto(out[row : row + job.rows, :width], values, where=counted.reshape(counted.shape + (1,) * len(trailing)))
-            row += job.rows
-        batch[name] = out
+        parts = [job.inputs[name] for job in jobs]
+        if tensor.dimension is None:
+            batch[name] = np.concatenate(parts)
+        elif tensor.axis is None:
+            batch[name] = _stack(parts, tensor.dimension, max(part.shape[tensor.dimension] for part in parts))
+        else:
+            width = longest[tensor.axis]
+            out = _stack([part[:, :width] for part in parts], 1, width)
+            if beyond[tensor.axis] is not None:
+                out[beyond[tensor.axis]] = b"" if out.dtype.kind == "O" else 0
+            batch[name] = out
     return batch
 
 
 def split(jobs: list[Job], signature: Signature, outputs: Tensors) -> list[Tensors]:
     """Each call's rows at the width of its own tensors, 0 beyond what counts, as an unbatched run gives them."""
-    widths = [
-        {tensor.axis: job.inputs[name].shape[1] for name, tensor in signature.inputs.items() if tensor.axis is not None} for job in jobs
-    ]
+    longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
+    widest = [signature.widest(job.inputs) for job in jobs]
     results: list[Tensors] = []
     row = 0
-    for job, width in zip(jobs, widths, strict=True):
+    for job, own in zip(jobs, widest, strict=True):
         result = {}
         for name, values in outputs.items():
             part = values[row : row + job.rows]
-            axis = signature.outputs[name].axis
-            if axis is not None and part.shape[1] != width[axis]:
-                whole = np.zeros((job.rows, width[axis], *part.shape[2:]), dtype=part.dtype)
-                keep = min(width[axis], part.shape[1])
-                whole[:, :keep] = part[:, :keep]
-                part = whole
+            tensor = signature.outputs[name]
+            if tensor.axis is not None and tensor.grows is not None:
+                # A cache may be a multiple of the history: two tokens an event.
+                times = max(1, part.shape[tensor.grows] // longest[tensor.axis])
+                part = _resized(part, tensor.grows, times * own[tensor.axis][1])
             result[name] = part
         results.append(result)
         row += job.rows
     return results
+
+
+def _stack(parts: list[np.ndarray], dimension: int, size: int) -> np.ndarray:
+    """All rows in one array, each part at the beginning of `dimension`, zero beyond it."""
+    if all(part.shape[dimension] == size for part in parts):
+        return np.concatenate(parts)
+    shape = list(parts[0].shape)
+    shape[0], shape[dimension] = sum(len(part) for part in parts), size
+    out: np.ndarray = np.full(shape, b"", dtype=object) if parts[0].dtype.kind == "O" else np.zeros(shape, dtype=parts[0].dtype)
+    row = 0
+    for part in parts:
+        place = [slice(None)] * part.ndim
+        place[0], place[dimension] = slice(row, row + len(part)), slice(0, part.shape[dimension])
+        out[tuple(place)] = part
+        row += len(part)
+    return out
+
+
+def _resized(values: np.ndarray, dimension: int, size: int) -> np.ndarray:
+    """Cut, or filled with zeros, to `size` along `dimension`."""
+    have = values.shape[dimension]
+    if have > size:
+        return values.take(range(size), axis=dimension) if dimension != 1 else values[:, :size]
+    if have == size:
+        return values
+    return np.pad(values, [(0, size - have if axis == dimension else 0) for axis in range(values.ndim)])
 
 
 def _still_wanted(job: Job) -> bool:
@@ -218,6 +254,6 @@ def _as_serving_error(error: Exception) -> ServingError:
     if isinstance(error, tf.errors.InvalidArgumentError):
         return ServingError("INVALID_ARGUMENT", f"the model refused the input: {message}")
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
-        return exhausted(f"not enough memory for the call: {message}")
+        return busy(f"not enough memory for the call: {message}")
     log.error("the model failed", exc_info=error)
     return ServingError("INTERNAL", f"the model failed: {message}")

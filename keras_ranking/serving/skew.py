@@ -24,7 +24,8 @@ from keras_ranking.serving.layout import (
     read_card,
     version_folders,
 )
-from keras_ranking.serving.requests import pad_requests, request_tensors
+from keras_ranking.serving.raw_requests import raw_request_tensors
+from keras_ranking.serving.requests import pad_requests
 
 Batch = dict[str, np.ndarray]
 _BATCH = 8  # requests a run
@@ -167,11 +168,11 @@ def check_skew(
     trained = _trained(model, found, chosen)
     served = SavedModel(folder)
     try:
-        types = {name: spec["dtype"] for name, spec in card.signatures[RAW]["inputs"].items()}
+        signature = served.signature(RAW)
         for begin in range(0, len(chosen), _BATCH):
             which = chosen[begin : begin + _BATCH]
             encoded = found.tensors(which, names)
-            raw = pad_requests([_raw_request(schema, found, kept, q, names, types) for q in which])
+            raw = pad_requests([_raw_request(schema, found, kept, q, signature) for q in which])
             scores = {SIGNATURE: served.run(SIGNATURE, encoded), RAW: served.run(RAW, raw), "training": trained(which)}
             graph = model.serving_model(encoded, training=False)
             keras_scores = {task: _numpy(graph[task]) for task in card.tasks}
@@ -220,12 +221,12 @@ def _sampled(model: Any, events: pd.DataFrame, sample: int, seed: int, card: Car
     return found, chosen, kept, int((~fits).sum())
 
 
-def _raw_request(schema: Schema, found: Any, kept: pd.DataFrame, q: int, names: list[str], types: Mapping[str, str]) -> Batch:
+def _raw_request(schema: Schema, found: Any, kept: pd.DataFrame, q: int, signature: Any) -> Batch:
     """A request's values as they stand in the log."""
     rows = found.sequences.rows
     history = kept.iloc[rows[found.history_begin[q] : found.history_end[q]]]
     candidates = kept.iloc[rows[found.candidate_begin[q] : found.candidate_end[q]]]
-    return request_tensors(schema, history, candidates, candidates[schema.time].iloc[0], names, raw=types)
+    return raw_request_tensors(schema, history, candidates, candidates[schema.time].iloc[0], signature)
 
 
 def _trained(model: Any, found: Any, chosen: np.ndarray) -> Any:

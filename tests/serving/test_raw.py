@@ -9,7 +9,9 @@ import pytest
 
 from keras_ranking import Category, Id, Number, Schema, Task, Vector
 from keras_ranking.ops.logarithm import log1p
-from keras_ranking.serving.raw_values import encode_raw, id_types, raw_specs, raw_values
+from keras_ranking.serving.raw_requests import raw_request_tensors
+from keras_ranking.serving.raw_values import encode_raw, id_types, raw_specs
+from keras_ranking.serving.signature import Signature, Tensor
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.one_backend
@@ -184,9 +186,7 @@ def test_types_of_ids():
     assert id_types(SCHEMA, events) == {"item": "int64", "two": "string", "whole": "string", "topic": "int64"}
     with pytest.raises(ValueError, match="`raw_ids` must map ids and categories .* Received: 'plain': 'int64'"):
         raw_specs(SCHEMA, SERVING, {"plain": "int64"})
-    column = SCHEMA.features[0]
-    assert raw_values(column, pd.Series([3.0, None]), "string").tolist() == [b"3", b""]
-    assert raw_values(column, pd.Series([3, -4]), "int64").tolist() == [3, -4]
+    signature = Signature("raw", {"candidate_item": Tensor(np.dtype("int64"), (None, None), "candidate")}, {})
     for bad in (["007"], [None], ["a"], [2**63]):
-        with pytest.raises(TypeError, match="column 'item' is served as int64"):
-            raw_values(column, pd.Series(bad, dtype=object), "int64")
+        with pytest.raises((ValueError, TypeError), match="column 'item' must hold whole numbers of int64"):
+            raw_request_tensors(SCHEMA, None, pd.DataFrame({"item": pd.Series(bad, dtype=object)}), SCHEMA.epoch, signature)
