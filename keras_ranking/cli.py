@@ -134,24 +134,40 @@ example:
         "train a ranker on the `train` rows of a log",
         f"""\
 {_DATA_HELP}
-writes DIR/model.keras, DIR/schema.json (with the constants fitted on the training rows) and DIR/history.json (losses by
-epoch, seconds, counts, options).
+writes DIR/model.keras, DIR/schema.json (with the constants fitted on the training rows), DIR/history.json (losses by
+epoch, seconds, counts, options) and DIR/checkpoint.npz (the optimiser's state as well), each file whole or not at all.
+
+--resume DIR goes on with what was begun in DIR, with the model, options and seed of that run:
+  a training that was stopped (it had --checkpoint-every) reaches the weights it would have reached; the log must be the same
+  a finished one takes the daily step with --new-events, into --out: the whole log is read, the loss is on the new events alone,
+  at the learning rate at which the training ended, with its optimiser's state
 
 examples:
   keras-ranking train --data simulated --out runs/cadet
   keras-ranking train --data ebnerd:data/ebnerd --out runs/ebnerd --seed 1 --epochs 2 --set row_length=1024
   keras-ranking train --model lirank --preset feed --data ebnerd:data/ebnerd --out runs/lirank
   keras-ranking train --data parquet:log.parquet --schema log.schema.json --out runs/mine --backend jax
+  keras-ranking train --data simulated --out runs/long --checkpoint-every 500
+  keras-ranking train --data simulated --resume runs/long
+  keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
+  keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
 """,
         keras=True,
     )
-    made.add_argument("--model", default="cadet", metavar="NAME", help="architecture: cadet or lirank (default: cadet)")
+    made.add_argument("--model", metavar="NAME", help="architecture: cadet, lirank, amortized, ligr or feedsr (default: cadet)")
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
     data_arguments(made)
-    made.add_argument("--out", required=True, metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
-    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="of weights, shuffling and the simulator (default: 0)")
+    made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
+    made.add_argument("--seed", type=_seed, metavar="N", help="of weights, shuffling and the simulator (default: 0, or that of --resume)")
     made.add_argument("--epochs", type=_positive, metavar="N", help="passes over the log (default: the model's)")
     made.add_argument("--batch-size", type=_positive, metavar="N", help="packed rows a step (default: the model's)")
+    made.add_argument("--checkpoint-every", type=_positive, metavar="N", help="steps after which the state is written, for --resume")
+    made.add_argument("--resume", metavar="DIR", help="go on with the training in DIR (see below)")
+    made.add_argument(
+        "--new-events",
+        metavar="WHEN",
+        help="with --resume: the day (YYYY-MM-DD, or with a time; UTC) from which on rows are new, or a SOURCE of new rows",
+    )
     setting(made, "any other option of training or of the model; an unknown name lists them all")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -298,7 +314,10 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on wrong usage)."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "train" and not (args.out or args.resume):
+        parser.error("train: one of the arguments --out and --resume is required")
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

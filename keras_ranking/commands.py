@@ -120,23 +120,88 @@ def simulate(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a ranker on the `train` rows of a log."""
+    """Train a ranker on the `train` rows of a log, or go on with a training."""
+    if args.resume:
+        return _resume(args)
+    if args.new_events:
+        raise ValueError("`--new-events` needs `--resume DIR`, the training to go on with.")
     _start_keras(args)
     from keras_ranking import training
 
-    log = _open_log(args, args.seed)
+    seed = args.seed or 0
+    log = _open_log(args, seed)
+    model = args.model or "cadet"
     _, history = training.train(
         log,
-        model=args.model,
+        model=model,
         out=Path(args.out),
-        seed=args.seed,
+        seed=seed,
         epochs=args.epochs,
         batch_size=args.batch_size,
         options={**({"preset": args.preset} if args.preset else {}), **dict(args.set)},
         verbose=not args.quiet,
+        checkpoint_every=args.checkpoint_every,
     )
-    print(f"{args.model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    print(f"{model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    """Go on with a stopped training, or take the daily step of a finished one."""
+    fixed = ("model", "preset", "batch_size", "checkpoint_every", *(() if args.new_events else ("seed", "epochs", "out")))
+    for name in fixed:
+        if getattr(args, name) is not None:
+            raise ValueError(f"`--{name.replace('_', '-')}` is that of the training in --resume. Received: {getattr(args, name)}")
+    if args.set:
+        raise ValueError(f"`--set` is that of the training in --resume. Received: {args.set[0][0]}")
+    if args.new_events and not args.out:
+        raise ValueError("`--new-events` needs `--out`: the folder to write.")
+    _start_keras(args)
+    from keras_ranking import training
+
+    about = training.read_checkpoint(args.resume).about
+    seed = about["seed"]
+    if not args.new_events:
+        if about["finished"]:
+            raise ValueError(f"the training in '{args.resume}' is finished. To learn from newer events, give --new-events and --out.")
+        log = _open_log(args, seed)
+        settings = {name: about[name] for name in ("model", "seed", "epochs", "batch_size", "options", "checkpoint_every")}
+        _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
+        print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
+        return 0
+    log, new = _with_new_events(args, seed)
+    print(f"{int(new.sum()):,} new events", file=sys.stderr)
+    settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet}
+    _, history = training.warm_start(log, args.resume, new, args.out, **settings)
+    print(f"{about['model']} went on for {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    return 0
+
+
+def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
+    """The log, and which of its rows are new: those from a day on that are to be learned from, or those of another source."""
+    import dataclasses
+
+    import numpy as np
+    import pandas as pd
+
+    from keras_ranking.data import open_log
+
+    log = _open_log(args, seed)
+    events = log.events
+    if args.new_events[:1].isdigit():
+        try:
+            day = pd.Timestamp(args.new_events)
+        except ValueError as error:
+            raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {args.new_events!r}") from error
+        begin = int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp()) - log.schema.epoch
+        new = (log.schema.encode_time(events[log.schema.time]) >= begin) & (events["split"] == "train").to_numpy()
+        return log, np.asarray(new)
+    with _step(f"reading {args.new_events}"):
+        # Of a file of new rows none is kept back to judge on, unless its own `split` says so.
+        other = open_log(args.new_events, schema=log.schema, seed=seed, train_share=1.0)
+    both = pd.concat([events, other.events], ignore_index=True)
+    new = (other.events["split"] == "train").to_numpy()
+    return dataclasses.replace(log, events=both), np.concatenate([np.zeros(len(events), dtype=bool), new])
 
 
 def evaluate(args: argparse.Namespace) -> int:

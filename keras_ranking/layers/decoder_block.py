@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.rescale_and_add import RescaleAndAdd
 from keras_ranking.layers.self_gated_attention import SelfGatedAttention
 
 
@@ -14,20 +15,21 @@ from keras_ranking.layers.self_gated_attention import SelfGatedAttention
 class DecoderBlock(keras.layers.Layer):
     """Pre-norm block of attention and feed-forward:
 
-        X <- X + drop(SelfGatedAttention(LN(X)))
-        X <- X + drop(W_2 silu(W_1 LN(X)))
+        X <- add(X, drop(SelfGatedAttention(LN(X))))
+        X <- add(X, drop(W_2 silu(W_1 LN(X))))                  add: a `RescaleAndAdd` of its own each, by default the plain sum
 
     Pre-norm is needed (stated by Feed-SR, 2602.12354: without it the AUC collapses to 0.5); CADET's own norm placement,
     feed-forward type and sizes are unknown, so these are our choice, each an argument.
 
     Args:
-        num_heads, head_dim, num_kv_heads, gates, gate_bias, rotary: see `SelfGatedAttention`.
+        num_heads, head_dim, num_kv_heads, gates, gate_bias, rotary, rotate_by, rotary_base: see `SelfGatedAttention`.
         ffn_multiple: width of the feed-forward layer over D. Sibling code: 4.
         activation: of the feed-forward layer. Sibling code: 'silu'.
         dropout: rate on both branches, in training.
+        residual, residual_initial: `kind` and `initial` of `RescaleAndAdd`, which Feed-SR puts around both branches (stated).
 
     Call arguments:
-        inputs, times, spans, value_bias, cache, see_self, return_cache: see `SelfGatedAttention`.
+        inputs, times, spans, value_bias, cache, see_self, return_cache, index: see `SelfGatedAttention`.
 
     Output:
         (B, T, D); with `return_cache`, a tuple of that, key and value.
@@ -50,6 +52,10 @@ class DecoderBlock(keras.layers.Layer):
         ffn_multiple: float = 4.0,
         activation: str = "silu",
         dropout: float = 0.0,
+        residual: str = "plain",
+        residual_initial: float | None = None,
+        rotate_by: str | None = "time",
+        rotary_base: float = 10_000.0,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -57,9 +63,12 @@ class DecoderBlock(keras.layers.Layer):
             raise ValueError(f"`ffn_multiple` must be positive. Received: ffn_multiple={ffn_multiple}")
         self.ffn_multiple, self.activation, self.dropout_rate = float(ffn_multiple), activation, float(dropout)
         policy = self.dtype_policy
+        rotation: dict[str, Any] = {"rotary": rotary, "rotate_by": rotate_by, "rotary_base": rotary_base}
         self.attention = SelfGatedAttention(
-            num_heads, head_dim, num_kv_heads, gates=gates, gate_bias=gate_bias, rotary=rotary, dtype=policy, name="attention"
+            num_heads, head_dim, num_kv_heads, gates=gates, gate_bias=gate_bias, **rotation, dtype=policy, name="attention"
         )
+        self.attention_add = RescaleAndAdd(residual, residual_initial, dtype=policy, name="attention_add")
+        self.ffn_add = RescaleAndAdd(residual, residual_initial, dtype=policy, name="ffn_add")
         self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="attention_norm")
         self.ffn_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="ffn_norm")
         self.dropout = keras.layers.Dropout(dropout, dtype=policy, name="dropout")
@@ -76,6 +85,8 @@ class DecoderBlock(keras.layers.Layer):
         self.ffn_in.build(shape)
         self.ffn_out.build((None, None, hidden))
         self.dropout.build(shape)
+        self.attention_add.build(shape)
+        self.ffn_add.build(shape)
         self.built = True
 
     def call(
@@ -87,13 +98,13 @@ class DecoderBlock(keras.layers.Layer):
         cache: Any = None,
         see_self: bool = True,
         return_cache: bool = False,
+        index: Any = None,
         training: bool | None = None,
     ) -> Any:
-        attended, key, value = self.attention(
-            self.attention_norm(inputs), times=times, spans=spans, value_bias=value_bias, cache=cache, see_self=see_self, return_cache=True
-        )
-        x = inputs + self.dropout(attended, training=training)
-        x = x + self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training)
+        given = {"times": times, "index": index, "spans": spans, "value_bias": value_bias, "cache": cache}
+        attended, key, value = self.attention(self.attention_norm(inputs), **given, see_self=see_self, return_cache=True)
+        x = self.attention_add(inputs, self.dropout(attended, training=training))
+        x = self.ffn_add(x, self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training))
         return (x, key, value) if return_cache else x
 
     def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
@@ -101,11 +112,14 @@ class DecoderBlock(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         attention = self.attention.get_config()
-        shared = {name: attention[name] for name in ("num_heads", "head_dim", "num_kv_heads", "gates", "gate_bias", "rotary")}
+        names = ("num_heads", "head_dim", "num_kv_heads", "gates", "gate_bias", "rotary", "rotate_by", "rotary_base")
+        shared = {name: attention[name] for name in names}
         return {
             **super().get_config(),
             **shared,
             "ffn_multiple": self.ffn_multiple,
             "activation": self.activation,
             "dropout": self.dropout_rate,
+            "residual": self.attention_add.kind,
+            "residual_initial": None if self.attention_add.kind == "plain" else self.attention_add.initial,
         }

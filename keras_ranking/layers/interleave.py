@@ -44,7 +44,11 @@ class Interleave(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class ItemTokens(keras.layers.Layer):
-    """The item tokens of an interleaved row: every second token, from the first. The read-out of Feed-SR (stated).
+    """The tokens of a row that are read out, one an event; see `TokenSpans` for the layouts.
+
+    Args:
+        layout: 'interleaved': the item tokens, every second from the first (the read-out of Feed-SR, stated); 'fused': the queries, the
+            second half.
 
     Call arguments:
         inputs: (B, 2T, D).
@@ -52,17 +56,32 @@ class ItemTokens(keras.layers.Layer):
     Output:
         (B, T, D).
 
+    Raises:
+        ValueError: another layout.
+
     Example:
         >>> ItemTokens()(np.zeros((1, 6, 4), "float32")).shape
         (1, 3, 4)
     """
 
+    def __init__(self, layout: str = "interleaved", **settings: Any) -> None:
+        super().__init__(**settings)
+        if layout not in ("interleaved", "fused"):
+            raise ValueError(f"`layout` must be 'interleaved' or 'fused'. Received: layout={layout!r}")
+        self.layout = layout
+
     def build(self, input_shape: Any) -> None:
         self.built = True
 
     def call(self, inputs: Any) -> Any:
-        return inputs[:, ::2]
+        return inputs[:, ::2] if self.layout == "interleaved" else inputs[:, ops.shape(inputs)[1] // 2 :]
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         length = input_shape[1]
         return (input_shape[0], None if length is None else (length + 1) // 2, input_shape[2])
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "layout": self.layout}

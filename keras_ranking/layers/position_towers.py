@@ -17,11 +17,15 @@ class PositionTowers(keras.layers.Layer):
     "if shown in this range". Only the tower of the position seen is trained (see `ObservedTowerLoss`). K heads by position
     bucket, with 1, 2-4 and 5+ as an example, are stated second-hand for CADET (2602.11410); depth and width are our choice.
 
+    With `shared`, one MLP that is also given the range, s_k = f([h ; late context ; e_k]): position as a feature, for comparison. As
+    before, all K answers are outputs and the loss picks the one of the position shown, which is what feeding it would train.
+
     Args:
         num_towers: K.
         hidden: widths of each tower's hidden layers.
         activation: of the hidden layers.
         dropout: rate after each hidden layer, in training.
+        shared: one tower for all ranges, given an embedding e_k. embedding_dim: its width.
 
     Call arguments:
         inputs: (B, T, C).
@@ -35,40 +39,60 @@ class PositionTowers(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_towers: int, hidden: Sequence[int] = (64,), activation: str = "silu", dropout: float = 0.0, **settings: Any
+        self,
+        num_towers: int,
+        hidden: Sequence[int] = (64,),
+        activation: str = "silu",
+        dropout: float = 0.0,
+        shared: bool = False,
+        embedding_dim: int = 8,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         if num_towers < 1:
             raise ValueError(f"`num_towers` must be a positive integer. Received: num_towers={num_towers}")
         if any(width < 1 for width in hidden):
             raise ValueError(f"`hidden` must be positive widths. Received: hidden={tuple(hidden)}")
+        if embedding_dim < 1:
+            raise ValueError(f"`embedding_dim` must be a positive integer. Received: embedding_dim={embedding_dim}")
+        self.shared, self.embedding_dim = bool(shared), int(embedding_dim)
         self.num_towers, self.hidden = num_towers, tuple(int(width) for width in hidden)
         self.activation, self.dropout_rate = activation, float(dropout)
         policy = self.dtype_policy
         self.towers = [
             [keras.layers.Dense(width, activation=activation, dtype=policy, name=f"tower_{k}_{i}") for i, width in enumerate(self.hidden)]
             + [keras.layers.Dense(1, dtype=policy, name=f"tower_{k}_logit")]
-            for k in range(num_towers)
+            for k in range(1 if self.shared else num_towers)
         ]
         self.dropout = keras.layers.Dropout(dropout, dtype=policy, name="dropout")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for tower in self.towers:
-            width = input_shape[-1]
+            width = input_shape[-1] if not self.shared or input_shape[-1] is None else input_shape[-1] + self.embedding_dim
             for layer in tower:
                 layer.build((None, None, width))
                 width = layer.units
+        self.ranges = None
+        if self.shared:
+            start = keras.initializers.RandomNormal(stddev=0.02)
+            self.ranges = self.add_weight(name="ranges", shape=(self.num_towers, self.embedding_dim), initializer=start)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         logits = []
-        for tower in self.towers:
-            x = inputs
+        for k in range(self.num_towers):
+            tower = self.towers[0 if self.shared else k]
+            x = inputs if self.ranges is None else self._in_range(inputs, k)
             for layer in tower[:-1]:
                 x = self.dropout(layer(x), training=training)
             logits.append(tower[-1](x))
         # Probabilities feed an auction or a sum over tasks: logits stay in float32 under every dtype policy.
         return ops.cast(ops.concatenate(logits, axis=-1), "float32")
+
+    def _in_range(self, inputs: Any, k: int) -> Any:
+        e = ops.cast(ops.convert_to_tensor(self.ranges)[k], inputs.dtype)
+        wide = ops.broadcast_to(e, (*ops.shape(inputs)[:-1], self.embedding_dim))
+        return ops.concatenate([inputs, wide], axis=-1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.num_towers)
@@ -83,4 +107,6 @@ class PositionTowers(keras.layers.Layer):
             "hidden": list(self.hidden),
             "activation": self.activation,
             "dropout": self.dropout_rate,
+            "shared": self.shared,
+            "embedding_dim": self.embedding_dim,
         }

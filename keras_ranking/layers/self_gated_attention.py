@@ -9,10 +9,12 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.history_windows import gather_rows
+from keras_ranking.layers.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.timestamp_rotary import TimestampRotaryEmbedding
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 
 GATES = ("representation", "query", "key", "output")
+ROTATIONS = ("time", "index", "split", None)
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -40,17 +42,21 @@ class SelfGatedAttention(keras.layers.Layer):
         num_kv_heads: key and value heads, a divisor of H; None: H.
         gates: any of 'representation', 'query', 'key', 'output'.
         gate_bias: initial bias b of every gate.
-        rotary: (shortest, longest) periods in ticks, or None for no rotation.
+        rotary: (shortest, longest) periods of the rotation by time in ticks, or None for no such rotation.
+        rotate_by: 'time'; 'index': the place in the sequence, by frequencies of `rotary_base`; 'split': the first half of the heads by
+            place, the others by time (as in TO-RoPE, 2510.20455, for comparison); None: no rotation.
+        rotary_base: of the rotation by place, see `IndexRotaryEmbedding`.
 
     Call arguments:
         inputs: X (B, T, D), normalised by the caller.
-        times: int32 (B, T), or None where there is no rotation.
+        times: int32 (B, T), or None where nothing is rotated by time.
         spans: `Spans`, each (B, T): who sees whom. Not used with `cache`.
         value_bias: A (B, T, D) or None.
         cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the first keys that count. The inputs are then
             candidates, which see those keys and, unless `see_self=False`, themselves. With `spans` as well, of (B, L + T), the
             inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
         return_cache: also return (key, value).
+        index: int32 (B, T), or None where nothing is rotated by place.
 
     Output:
         (B, T, D); with `return_cache`, a tuple of that, key and value.
@@ -70,6 +76,8 @@ class SelfGatedAttention(keras.layers.Layer):
         gates: Sequence[str] = ("representation", "query", "key"),
         gate_bias: float = 2.0,
         rotary: tuple[float, float] | None = (8.0, 15_552_000.0),
+        rotate_by: str | None = "time",
+        rotary_base: float = 10_000.0,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -77,7 +85,14 @@ class SelfGatedAttention(keras.layers.Layer):
         if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
             received = f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
             raise ValueError(f"`num_heads` must be a positive multiple of `num_kv_heads`. Received: {received}")
-        if head_dim < 1 or (rotary is not None and head_dim % 2):
+        if rotate_by not in ROTATIONS:
+            raise ValueError(f"`rotate_by` must be one of {ROTATIONS}. Received: rotate_by={rotate_by!r}")
+        if rotate_by == "split" and (num_kv_heads % 2 or rotary is None):
+            received = f"num_kv_heads={num_kv_heads}, rotary={rotary}"
+            raise ValueError(f"`num_kv_heads` must be even with rotate_by='split', and `rotary` given. Received: {received}")
+        by_time = rotate_by in ("time", "split") and rotary is not None
+        by_index = rotate_by in ("index", "split")
+        if head_dim < 1 or ((by_time or by_index) and head_dim % 2):
             raise ValueError(f"`head_dim` must be positive, and even with a rotation. Received: head_dim={head_dim}")
         unknown = [gate for gate in gates if gate not in GATES]
         if unknown:
@@ -87,7 +102,10 @@ class SelfGatedAttention(keras.layers.Layer):
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
         self.gates, self.gate_bias = tuple(gates), float(gate_bias)
         self.rotary = None if rotary is None else (float(rotary[0]), float(rotary[1]))
-        self.rotate = None if self.rotary is None else TimestampRotaryEmbedding(*self.rotary, dtype=self.dtype_policy, name="rotate")
+        self.rotate_by, self.rotary_base = rotate_by, float(rotary_base)
+        policy = self.dtype_policy
+        self.rotate = TimestampRotaryEmbedding(*(self.rotary or ()), dtype=policy, name="rotate") if by_time else None
+        self.rotate_place = IndexRotaryEmbedding(self.rotary_base, dtype=policy, name="rotate_place") if by_index else None
 
     def _dense(self, units: int, name: str, bias: float | None = None) -> Any:
         initializer = "zeros" if bias is None else keras.initializers.Constant(bias)
@@ -107,8 +125,9 @@ class SelfGatedAttention(keras.layers.Layer):
         self.gate_maps = {gate: self._dense(sizes[gate][1], f"{gate}_gate", self.gate_bias) for gate in self.gates}
         for gate, layer in self.gate_maps.items():
             layer.build((None, None, sizes[gate][0]))
-        if self.rotate is not None:
-            self.rotate.build((None, None, self.num_heads, self.head_dim))
+        for rotation in (self.rotate, self.rotate_place):
+            if rotation is not None:
+                rotation.build((None, None, self.num_heads, self.head_dim))
         self.built = True
 
     def _gate(self, kind: str, x: Any, source: Any = None) -> Any:
@@ -120,29 +139,34 @@ class SelfGatedAttention(keras.layers.Layer):
         shape = ops.shape(x)
         return ops.reshape(x, (shape[0], shape[1], heads, self.head_dim))
 
-    def _rotated(self, x: Any, times: Any) -> Any:
-        return x if self.rotate is None else self.rotate(x, times=times)
+    def _rotated(self, x: Any, times: Any, index: Any) -> Any:
+        if self.rotate is not None and self.rotate_place is not None:
+            half = x.shape[2] // 2
+            return ops.concatenate([self.rotate_place(x[:, :, :half], index=index), self.rotate(x[:, :, half:], times=times)], axis=2)
+        if self.rotate is not None:
+            return self.rotate(x, times=times)
+        return x if self.rotate_place is None else self.rotate_place(x, index=index)
 
-    def _project(self, inputs: Any, times: Any, value_bias: Any = None) -> tuple[Any, Any, Any]:
+    def _project(self, inputs: Any, times: Any, value_bias: Any = None, index: Any = None) -> tuple[Any, Any, Any]:
         """Gated and rotated queries and keys, and values, (B, T, heads, d_h)."""
         x = self._gate("representation", inputs)
-        query = self._rotated(self._heads(self._gate("query", self.query(x)), self.num_heads), times)
-        key = self._rotated(self._heads(self._gate("key", self.key(x)), self.num_kv_heads), times)
+        query = self._rotated(self._heads(self._gate("query", self.query(x)), self.num_heads), times, index)
+        key = self._rotated(self._heads(self._gate("key", self.key(x)), self.num_kv_heads), times, index)
         value = self._heads(self.value(x if value_bias is None else x + value_bias), self.num_kv_heads)
         return query, key, value
 
-    def candidate_weights(self, inputs: Any, times: Any, cache: Any, see_self: bool = True) -> Any:
+    def candidate_weights(self, inputs: Any, times: Any, cache: Any, see_self: bool = True, index: Any = None) -> Any:
         """The softmax weights that candidates give to cached keys and, in the last column, to themselves.
 
         For pictures and for tests: the weights are stored whole, which `call` never does.
 
         Args:
-            inputs, times, cache, see_self: as in a call with `cache`.
+            inputs, times, cache, see_self, index: as in a call with `cache`.
 
         Returns:
             float32 (B, H, N, L + 1); zero for keys that do not count.
         """
-        query, own, _ = self._project(inputs, times)
+        query, own, _ = self._project(inputs, times, index=index)
         key, _, lengths = cache
         groups = self.num_heads // self.num_kv_heads
         query, own, key = (ops.cast(x, "float32") for x in (query, own, key))
@@ -150,9 +174,9 @@ class SelfGatedAttention(keras.layers.Layer):
         logits = ops.einsum("bnhd,blhd->bhnl", query, key)
         self_logits = ops.transpose(ops.sum(query * own, axis=-1, keepdims=True), (0, 2, 1, 3))
         logits = ops.concatenate([logits, self_logits], axis=-1) / self.head_dim**0.5
-        index = ops.arange(ops.shape(logits)[-1], dtype="int32")
+        slots = ops.arange(ops.shape(logits)[-1], dtype="int32")
         last = ops.shape(key)[1]
-        seen = ops.logical_or(index[None, :] < lengths[:, None], ops.logical_and(index == last, see_self)[None, :])[:, None, None, :]
+        seen = ops.logical_or(slots[None, :] < lengths[:, None], ops.logical_and(slots == last, see_self)[None, :])[:, None, None, :]
         logits = ops.where(seen, logits, -1e30)
         weights = ops.where(seen, ops.exp(logits - ops.max(logits, axis=-1, keepdims=True)), 0.0)
         return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
@@ -166,12 +190,15 @@ class SelfGatedAttention(keras.layers.Layer):
         cache: Any = None,
         see_self: bool = True,
         return_cache: bool = False,
+        index: Any = None,
     ) -> Any:
         if spans is None and cache is None:
             raise ValueError("call with `spans` (a row of tokens), with `cache` (candidates), or with both (later tokens of a cached row).")
         if self.rotate is not None and times is None:
             raise ValueError("`times` must be given: this attention rotates by time.")
-        query, key, value = self._project(inputs, times, value_bias)
+        if self.rotate_place is not None and index is None:
+            raise ValueError("`index` must be given: this attention rotates by place.")
+        query, key, value = self._project(inputs, times, value_bias, index)
         if cache is None:
             out = span_attention(query, key, value, Spans(*spans))
         elif spans is not None:
@@ -218,4 +245,6 @@ class SelfGatedAttention(keras.layers.Layer):
             "gates": list(self.gates),
             "gate_bias": self.gate_bias,
             "rotary": None if self.rotary is None else list(self.rotary),
+            "rotate_by": self.rotate_by,
+            "rotary_base": self.rotary_base,
         }

@@ -1,4 +1,4 @@
-"""Small layers that turn times and lengths into what attention needs: spans, visible lengths, clean tails."""
+"""Small layers that turn times, lengths and slots into what attention needs."""
 
 from __future__ import annotations
 
@@ -8,103 +8,6 @@ import keras
 from keras import ops
 
 from keras_ranking.ops import Spans
-
-
-@keras.saving.register_keras_serializable(package="keras_ranking")
-class DelayedSpans(keras.layers.Layer):
-    """Spans of a row of events under a feedback delay: event i sees events j of its member with `t_j <= t_i - delay`.
-
-    Tracking events arrive late, so what a member did in the last moments is not known when a request is scored; training must
-    not use it either (CADET, stated second-hand; the size of the delay is unknown). The delay is at least one second: at zero,
-    impressions of one request would see each other.
-
-    Args:
-        delay: seconds (ticks of `times`), at least 1.
-        layout: 'interleaved': spans of 2T tokens, item and action of each event, where an item sees itself and an action sees
-            its item and itself. 'value': spans of T tokens that see older events only.
-
-    Call arguments:
-        times: int32 (B, T), not decreasing inside a segment.
-        segments: int32 (B, T), 0 = padding.
-
-    Output:
-        `Spans` of (B, 2T) or (B, T).
-
-    Raises:
-        ValueError: `delay` below 1, or an unknown layout.
-
-    Example:
-        >>> times = np.array([[0, 5, 60]], "int32")
-        >>> spans = DelayedSpans(delay=60, layout="value")(times, segments=np.ones((1, 3), "int32"))
-        >>> keras.ops.convert_to_numpy(spans.end - spans.start)
-        array([[0, 0, 1]], dtype=int32)
-    """
-
-    def __init__(self, delay: int, layout: str = "interleaved", **settings: Any) -> None:
-        super().__init__(**settings)
-        if delay < 1:
-            raise ValueError(f"`delay` must be at least 1 second. Received: delay={delay}")
-        if layout not in ("interleaved", "value"):
-            raise ValueError(f"`layout` must be 'interleaved' or 'value'. Received: layout={layout!r}")
-        self.delay, self.layout = int(delay), layout
-
-    def build(self, input_shape: Any) -> None:
-        self.built = True
-
-    def call(self, times: Any, segments: Any) -> Any:
-        if self.layout == "interleaved":
-            return Spans.delayed(times, self.delay, segments).interleave()
-        return Spans.delayed(times, self.delay, segments, own=False)
-
-    def compute_output_spec(self, times: Any, segments: Any) -> Any:
-        length = times.shape[1]
-        tokens = None if length is None else length * (2 if self.layout == "interleaved" else 1)
-        return Spans(*(keras.KerasTensor((times.shape[0], tokens), dtype="int32") for _ in Spans._fields))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "delay": self.delay, "layout": self.layout}
-
-
-@keras.saving.register_keras_serializable(package="keras_ranking")
-class VisibleLength(keras.layers.Layer):
-    """How many events of a history a request sees under a feedback delay: those with `t_j <= request_time - delay`.
-
-    Args:
-        delay: seconds, at least 1.
-
-    Call arguments:
-        history_time: int32 (B, L), oldest first.
-        history_length: int32 (B,); what stands beyond it is ignored.
-        request_time: int32 (B,).
-
-    Output:
-        int32 (B,).
-
-    Raises:
-        ValueError: `delay` below 1.
-
-    Example:
-        >>> times, length = np.array([[0, 5, 60, 0]], "int32"), np.array([3], "int32")
-        >>> keras.ops.convert_to_numpy(VisibleLength(60)(times, history_length=length, request_time=np.array([66], "int32")))
-        array([2], dtype=int32)
-    """
-
-    def __init__(self, delay: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        if delay < 1:
-            raise ValueError(f"`delay` must be at least 1 second. Received: delay={delay}")
-        self.delay = int(delay)
-
-    def build(self, input_shape: Any) -> None:
-        self.built = True
-
-    def call(self, history_time: Any, history_length: Any, request_time: Any) -> Any:
-        real = ops.arange(ops.shape(history_time)[1], dtype="int32")[None, :] < history_length[:, None]
-        old = history_time <= request_time[:, None] - self.delay
-        return ops.sum(ops.cast(ops.logical_and(real, old), "int32"), axis=1)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "delay": self.delay}
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -167,7 +70,11 @@ class Segments(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class TokenTimes(keras.layers.Layer):
-    """One time a token: each event's time for its item token and its action token.
+    """One time (or place) a token, from one an event; see `TokenSpans` for the layouts.
+
+    Args:
+        layout: 'interleaved': item and action of an event share its number; 'fused': event and query do.
+        distinct: with 'interleaved', 2 t for the item and 2 t + 1 for the action, so that they differ.
 
     Call arguments:
         times: int32 (B, T).
@@ -175,20 +82,38 @@ class TokenTimes(keras.layers.Layer):
     Output:
         int32 (B, 2T).
 
+    Raises:
+        ValueError: another layout, or `distinct` with 'fused'.
+
     Example:
         >>> keras.ops.convert_to_numpy(TokenTimes()(np.array([[3, 9]], "int32")))
         array([[3, 3, 9, 9]], dtype=int32)
     """
 
+    def __init__(self, layout: str = "interleaved", distinct: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        if layout not in ("interleaved", "fused") or (distinct and layout == "fused"):
+            received = f"layout={layout!r}, distinct={distinct}"
+            raise ValueError(f"`layout` must be 'interleaved' or 'fused', and `distinct` goes with the first. Received: {received}")
+        self.layout, self.distinct = layout, bool(distinct)
+
     def build(self, input_shape: Any) -> None:
         self.built = True
 
     def call(self, times: Any) -> Any:
-        return ops.repeat(times, 2, axis=1)
+        if self.layout == "fused":
+            return ops.concatenate([times, times], axis=1)
+        if not self.distinct:
+            return ops.repeat(times, 2, axis=1)
+        shape = ops.shape(times)
+        return ops.reshape(ops.stack([2 * times, 2 * times + 1], axis=2), (shape[0], 2 * shape[1]))
 
     def compute_output_spec(self, times: Any) -> Any:
         length = times.shape[1]
         return keras.KerasTensor((times.shape[0], None if length is None else 2 * length), dtype=times.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "layout": self.layout, "distinct": self.distinct}
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")

@@ -75,7 +75,7 @@ class RankingModel(keras.Model):
         arguments: what the builder was called with.
         form: what it is trained on: 'rows' (`PackedDataset`) or 'requests' (`PackedRequests`).
         boundaries: highest position of each tower but the last; () for a model without towers by position.
-        serving_tower: tower whose probability is the score.
+        serving_tower: tower whose probability is the score, where no mixture is.
         quantized: whether its embedding tables are in int8, see `keras_ranking.serving.quantize_embeddings`.
     """
 
@@ -99,11 +99,18 @@ class RankingModel(keras.Model):
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        return tuple(self._recipe.arguments.get("tower_boundaries", ()))
+        return tuple(getattr(self._holder.parts, "boundaries", self._recipe.arguments.get("tower_boundaries", ())))
 
     @property
     def serving_tower(self) -> int:
-        return int(self._recipe.arguments.get("serving_tower", 0))
+        return int(getattr(self._holder.parts, "serving_tower", self._recipe.arguments.get("serving_tower", 0)))
+
+    def served(self, towers: Any) -> Any:
+        """The score that serving returns of probabilities by tower: (..., K) -> (...), arrays and tensors alike."""
+        prior = self._recipe.arguments.get("tower_prior")
+        if prior is None:
+            return towers[..., self.serving_tower]
+        return sum(share * towers[..., k] for k, share in enumerate(prior))
 
     @property
     def quantized(self) -> bool:
@@ -116,8 +123,13 @@ class RankingModel(keras.Model):
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks the model predicts, for `PackedDataset(tasks=...)`."""
-        return list(self._recipe.arguments["tasks"])
+        """Names of the tasks the model is trained on, for `PackedDataset(tasks=...)`: those it scores, and auxiliary ones."""
+        return [*self._recipe.arguments["tasks"], *self.auxiliary_tasks]
+
+    @property
+    def auxiliary_tasks(self) -> dict[str, float]:
+        """Tasks that are trained but not scored, with the weight of their loss."""
+        return dict(self._recipe.arguments.get("auxiliary_tasks") or {})
 
     @property
     def auxiliary(self) -> dict[str, tuple[str, float]]:
@@ -126,7 +138,14 @@ class RankingModel(keras.Model):
 
     def losses_by_task(self, **settings: Any) -> dict[str, ObservedTowerLoss]:
         """`ObservedTowerLoss` for each task with this model's towers, for `compile(loss=...)`; `settings` as that class takes."""
+        settings = {**getattr(self._holder.parts, "loss_settings", {}), **settings}
         return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, **settings: Any) -> None:
+        """As `keras.Model.compile`; an auxiliary task has the weight it was given to the model, unless `loss_weights` has one."""
+        if self.auxiliary_tasks and isinstance(loss, dict) and (loss_weights is None or isinstance(loss_weights, dict)):
+            loss_weights = {**dict.fromkeys(loss, 1.0), **self.auxiliary_tasks, **(loss_weights or {})}
+        super().compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights, **settings)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
         """The compiled loss of the tasks, and of auxiliary outputs against the labels of theirs."""
@@ -183,8 +202,8 @@ class RankingModel(keras.Model):
     def serving_model(self) -> keras.Model:
         """Functional model: serving tensors -> probabilities.
 
-        Outputs: `<task>` float32 (B, N), the probability at `serving_tower`; with K > 1 towers also `<task>_by_position`
-        (B, N, K). Zero beyond `candidate_count`.
+        Outputs: `<task>` float32 (B, N), the probability at `serving_tower` or a mixture of all (`served`); with K > 1 towers by
+        position also `<task>_by_position` (B, N, K). Zero beyond `candidate_count`.
         """
 
         def build() -> keras.Model:
@@ -204,8 +223,8 @@ class RankingModel(keras.Model):
             outputs = {}
             for task, value in logits.items():
                 towers = keep(keras.ops.sigmoid(value), length=count)
-                outputs[task] = towers[..., self.serving_tower]
-                if self.boundaries:
+                outputs[task] = self.served(towers)
+                if self.boundaries and getattr(parts, "returns_towers", True):
                     outputs[f"{task}_by_position"] = towers
             return keras.Model({**history, **candidates, "candidate_count": count}, outputs, name=f"{self.name}_serving")
 

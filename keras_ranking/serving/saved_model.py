@@ -82,7 +82,8 @@ class SavedModel:
         axis = axis_of(key, tensor.shape or ())
         if self.card is None:
             return replace(tensor, axis=axis)
-        stated = getattr(self.card, "signatures", {}).get(signature, {}).get("inputs", self.card.inputs)
+        # An export of an earlier format states `serving_default` alone; the others name their tensors by the same columns.
+        stated = self.card.signatures.get(signature, {}).get("inputs", self.card.inputs)
         spec = stated.get(key, {})
         # The rows of a table bound its encoded ids; the ids of the log may go by the same name, in another dtype.
         rows = spec.get("rows") if spec.get("dtype") == tensor.dtype.name else None

@@ -12,7 +12,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.data import PackedDataset, PackedRequests, Requests, Sequences, build_sequences, pack, requests
 from keras_ranking.ops import Spans
-from keras_ranking.training.run import model_requests
+from keras_ranking.training.predict import model_requests
 
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
@@ -63,6 +63,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_history": 1000,
         "delay": 120,
         "tasks": ("click",),
+    },
+    "feedsr": {"builder": "FeedSR", "position_offsets": 3, "serving_position": 2, "head_options": {"hidden": (8,)}},
+    "feedsr_fused_session": {
+        "builder": "FeedSR",
+        "layout": "fused",
+        "mask": "session",
+        "head": "mmoe",
+        "head_options": {"hidden": (8,), "num_experts": 2, "gate_dropout": 0.0},
+        "groups": {"passive": ["click"], "active": ["like"]},
+        "residual": "dense_gate",
+        "position_offsets": 0,
     },
     "cadet_value": {"layout": "value", "token_features": ("item_id", "age_hours", "item_views_24h"), "rotary": None},
 }
@@ -119,6 +130,12 @@ class Case:
         name = f"{self.task}_by_position"
         return to_numpy(out[name]) if name in out else to_numpy(out[self.task])[..., None]
 
+    def served(self, logits: np.ndarray) -> np.ndarray:
+        """(..., K) logits of a row -> what `serve` gives for them: by tower, or the one score where no towers are returned."""
+        towers = sigmoid(logits)
+        returned = f"{self.task}_by_position" in self.model.serving_model.output
+        return towers if returned else np.asarray(self.model.served(towers))[..., None]
+
     def with_columns(self, **columns: np.ndarray) -> Sequences:
         return replace(self.sequences, columns={**self.sequences.columns, **columns})
 
@@ -141,9 +158,9 @@ def log() -> Any:
 def make_case(log: Any, **arguments: Any) -> Case:
     keras.utils.set_random_seed(0)
     schema = log.schema.fit(log.events)
-    plain = {"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": 120}
+    plain = {"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": None if arguments.get("mask") == "causal" else 120}
     builder = arguments.pop("builder", "CADET")
-    model = getattr(kr.models, builder)(schema, **(arguments if builder != "CADET" else {**plain, **arguments}))
+    model = getattr(kr.models, builder)(schema, **({**plain, **arguments} if builder in ("CADET", "FeedSR") else arguments))
     # Products of cross layers grow: at the scale of an attention model's weights their logits are in the hundreds.
     randomise(model, scale=0.25 if builder == "CADET" else 0.1)
     sequences = build_sequences(log.events, schema)

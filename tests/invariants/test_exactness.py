@@ -47,16 +47,16 @@ def test_joint_pass_equals_packed_row_chunks_singles_and_cache(case: Case) -> No
     real, index = shown(case, which)
     tensors = case.tensors(which)
     joint = case.serve(tensors)
-    row = sigmoid(case.by_event()[index])
+    row = case.served(case.by_event()[index])
     np.testing.assert_allclose(joint[real], row[real], atol=TOLERANCE)
 
     cache = case.model.encode(tensors)
     slots = np.arange(real.shape[1])
-    cached = sigmoid(score(case, cache, parts(case, tensors, slots)))
+    cached = case.served(score(case, cache, parts(case, tensors, slots)))
     np.testing.assert_allclose(cached[real], joint[real], atol=TOLERANCE)
     for size in (1, 5):
         pieces = [score(case, cache, parts(case, tensors, slots[i : i + size])) for i in range(0, len(slots), size)]
-        np.testing.assert_allclose(sigmoid(np.concatenate(pieces, axis=1))[real], joint[real], atol=TOLERANCE)
+        np.testing.assert_allclose(case.served(np.concatenate(pieces, axis=1))[real], joint[real], atol=TOLERANCE)
 
 
 def test_control_a_plain_causal_mask_breaks_joint_equals_single(leaky: Case) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from keras_ranking.layers import Interleave, ItemTokens
 
@@ -37,6 +38,15 @@ def test_back_again() -> None:
     items, actions = tokens()
     row = Interleave()(items, actions=actions)
     np.testing.assert_array_equal(numpy(ItemTokens()(row)), items)
+
+
+def test_queries_behind_events(tmp_path: Path) -> None:
+    events, queries = tokens()
+    row = np.concatenate([events, queries], axis=1)
+    np.testing.assert_array_equal(numpy(ItemTokens("fused")(row)), queries)
+    run_layer_checks(lambda **settings: ItemTokens("fused", **settings), {"inputs": row}, tmp_path)
+    with pytest.raises(ValueError, match="`layout` must be 'interleaved' or 'fused'"):
+        ItemTokens("value")
 
 
 def test_examples() -> None:

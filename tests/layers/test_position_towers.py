@@ -46,6 +46,28 @@ def test_reference() -> None:
     assert np.abs(out[..., 0] - tower(1)).max() > 0.1  # control: towers differ
 
 
+def test_one_tower_that_is_given_the_range(tmp_path: Path) -> None:
+    x = state()
+    run_layer_checks(
+        lambda **settings: PositionTowers(3, hidden=(7,), shared=True, embedding_dim=2, **settings),
+        {"inputs": x},
+        tmp_path,
+        mixed_dtype="float32",
+    )
+    layer = PositionTowers(3, hidden=(7,), shared=True, embedding_dim=2)
+    layer.build(x.shape)
+    randomise(layer)
+    w = by_path(layer)
+    out = numpy(layer(x))
+    for k in range(3):
+        joined = np.concatenate([x.astype("float64"), np.tile(w["ranges"][k], (2, 6, 1))], axis=-1)
+        h = silu(joined @ w["tower_0_0/kernel"] + w["tower_0_0/bias"])
+        np.testing.assert_allclose(out[..., k], (h @ w["tower_0_logit/kernel"] + w["tower_0_logit/bias"])[..., 0], **TOLERANCE)
+    assert np.abs(out[..., 0] - out[..., 1]).max() > 0.01  # control: the range is read
+    with pytest.raises(ValueError, match="`embedding_dim` must be a positive integer"):
+        PositionTowers(3, shared=True, embedding_dim=0)
+
+
 def test_towers_share_nothing() -> None:
     layer, x = make(), state()
     before = numpy(layer(x))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import (
-    DelayedSpans,
     FlattenRows,
     KeepFirst,
     RequestTimes,
@@ -18,9 +17,7 @@ from keras_ranking.layers import (
     SlotOwners,
     TokenTimes,
     UnflattenRows,
-    VisibleLength,
 )
-from keras_ranking.ops import Spans
 
 from .common import check_build, check_config, numpy, run_example, run_layer_checks
 
@@ -37,77 +34,6 @@ def rows(seed: int = 0, batch: int = 4, tokens: int = 12) -> tuple[np.ndarray, n
             segments[b, at : at + size] = segment
             at += size
     return times, segments
-
-
-def expected_mask(times: np.ndarray, segments: np.ndarray, delay: int, layout: str) -> np.ndarray:
-    """Who sees whom, pair by pair, from the words of the docstring."""
-    batch, tokens = times.shape
-    older = np.zeros((batch, tokens, tokens), bool)
-    for b, i, j in np.ndindex(older.shape):
-        older[b, i, j] = segments[b, i] > 0 and segments[b, i] == segments[b, j] and times[b, j] <= times[b, i] - delay
-    if layout == "value":
-        return older
-    mask = np.repeat(np.repeat(older, 2, axis=1), 2, axis=2)
-    for b, i in np.ndindex(batch, tokens):
-        if segments[b, i] > 0:
-            mask[b, 2 * i, 2 * i] = mask[b, 2 * i + 1, 2 * i] = mask[b, 2 * i + 1, 2 * i + 1] = True
-    return mask
-
-
-@pytest.mark.parametrize("layout", ["interleaved", "value"])
-@pytest.mark.parametrize("delay", [1, 7, 1000])
-def test_delayed_spans(delay: int, layout: str) -> None:
-    times, segments = rows()
-    spans = DelayedSpans(delay, layout)(times, segments=segments)
-    want = expected_mask(times, segments, delay, layout)
-    got = numpy(Spans(*spans).dense(want.shape[-1]))
-    np.testing.assert_array_equal(got, want)
-    # Control: the same mask at a delay one second longer or shorter is another one, as long as any time decides.
-    if delay < 1000:
-        assert (got != expected_mask(times, segments, delay + 1, layout)).any()
-
-
-def test_events_of_one_second_do_not_see_each_other() -> None:
-    times, segments = np.full((1, 4), 50, "int32"), np.ones((1, 4), "int32")
-    seen = numpy(DelayedSpans(1, "value")(times, segments=segments).dense(4))
-    assert not seen.any()
-    # Control: a causal mask lets the second impression of a request see the first one's click.
-    assert numpy(Spans.causal(segments).dense(4))[0, 1, 0]
-
-
-@pytest.mark.parametrize("layout", ["interleaved", "value"])
-def test_delayed_spans_common(layout: str, tmp_path: Path) -> None:
-    times, segments = rows()
-    run_layer_checks(
-        lambda **settings: DelayedSpans(5, layout, **settings), {"times": times, "segments": segments}, tmp_path, mixed_dtype=None
-    )
-
-
-def test_visible_length(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    times = np.sort(rng.integers(0, 100, (64, 9)), axis=1).astype("int32")
-    length = rng.integers(0, 10, 64).astype("int32")
-    request = rng.integers(0, 130, 64).astype("int32")
-    for delay in (1, 20):
-        want = [sum(int(t) <= int(now) - delay for t in row[:n]) for row, n, now in zip(times, length, request, strict=True)]
-        got = numpy(VisibleLength(delay)(times, history_length=length, request_time=request))
-        assert got.dtype == np.int32
-        np.testing.assert_array_equal(got, want)
-        # Controls: without the delay, or with what stands beyond the history, more is seen.
-        assert (got < numpy(VisibleLength(1)(times, history_length=length, request_time=request + 1))).any()
-        assert (got < numpy(VisibleLength(delay)(times, history_length=np.full_like(length, 9), request_time=request))).any()
-    inputs = {"history_time": times, "history_length": length, "request_time": request}
-    run_layer_checks(lambda **settings: VisibleLength(20, **settings), inputs, tmp_path, mixed_dtype=None)
-
-
-def test_visible_length_agrees_with_the_spans_of_training() -> None:
-    """What a request sees of a history is what the event would have seen in a row of training."""
-    times, segments = rows(batch=1, tokens=20)
-    times, segments = np.sort(times, axis=1), np.ones_like(segments)
-    spans = DelayedSpans(6, "value")(times, segments=segments)
-    for i in range(20):
-        seen = numpy(VisibleLength(6)(times, history_length=np.array([i], "int32"), request_time=times[:, i]))
-        assert seen[0] == numpy(spans.end)[0, i] - numpy(spans.start)[0, i]
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2), (3, 5, 2, 2)])
@@ -166,15 +92,25 @@ def test_request_times(tmp_path: Path) -> None:
     run_layer_checks(RequestTimes, {"candidates": candidates, "request_time": request}, tmp_path, mixed_dtype=None)
 
 
+@pytest.mark.parametrize(("layout", "distinct"), [("interleaved", True), ("fused", False)])
+def test_token_times_by_layout(layout: str, distinct: bool, tmp_path: Path) -> None:
+    times, _ = rows()
+    out = numpy(TokenTimes(layout, distinct)(times))
+    want = np.concatenate([times, times], axis=1)
+    if distinct:
+        want = np.empty_like(want)
+        want[:, ::2], want[:, 1::2] = 2 * times, 2 * times + 1
+    np.testing.assert_array_equal(out, want)
+    run_layer_checks(lambda **settings: TokenTimes(layout, distinct, **settings), {"times": times}, tmp_path, mixed_dtype=None)
+
+
 def test_errors() -> None:
-    for layer in (DelayedSpans, VisibleLength):
-        with pytest.raises(ValueError, match="`delay` must be at least 1 second. Received: delay=0"):
-            layer(0)
-    with pytest.raises(ValueError, match="`layout` must be 'interleaved' or 'value'. Received: layout='pairs'"):
-        DelayedSpans(5, "pairs")
+    for wrong in ({"layout": "value"}, {"layout": "fused", "distinct": True}):
+        with pytest.raises(ValueError, match="`layout` must be 'interleaved' or 'fused', and `distinct` goes with the first"):
+            TokenTimes(**wrong)
 
 
-@pytest.mark.parametrize("layer", [DelayedSpans, VisibleLength, KeepFirst, Segments, TokenTimes, RequestTimes])
+@pytest.mark.parametrize("layer", [KeepFirst, Segments, TokenTimes, RequestTimes])
 def test_examples(layer: Any) -> None:
     run_example(layer)
 

@@ -130,7 +130,7 @@ def test_only_the_observed_tower_is_trained(schema: kr.Schema, log: Any) -> None
     assert moved[0] > 0 and moved[1] == moved[2] == 0
 
 
-@pytest.mark.parametrize("layout", ["interleaved", "value"])
+@pytest.mark.parametrize("layout", ["interleaved", "fused", "value"])
 def test_attention_weights_are_those_of_the_scores(schema: kr.Schema, log: Any, layout: str) -> None:
     model = kr.models.CADET(schema, layout=layout, num_kv_heads=1, **SMALL)
     asked = requests(build_sequences(log.events, schema))
@@ -149,15 +149,15 @@ def test_attention_weights_are_those_of_the_scores(schema: kr.Schema, log: Any, 
     # The block's output from these very weights, by hand.
     block = next(layer for layer in model.layers if layer.name == "block_0")
     parts = model._holder.parts
-    x, times, seen = parts._candidates(cache, {name: keras.ops.convert_to_tensor(v) for name, v in tensors.items()})
+    x, places, seen = parts._candidates(cache, {name: keras.ops.convert_to_tensor(v) for name, v in tensors.items()})
     normed = block.attention_norm(x)
     keys = (cache["key"][:, 0], cache["value"][:, 0], seen)
-    own = layout == "interleaved"
-    full = array(block.attention.candidate_weights(normed, times, keys, see_self=own))
+    own = layout != "value"
+    full = array(block.attention.candidate_weights(normed, **places, cache=keys, see_self=own))
     heads = full.shape[1]
     value = np.repeat(array(cache["value"])[:, 0], heads, axis=2)
     out = np.einsum("bhnl,blhd->bnhd", full[..., :-1], value)
     if own:
-        out += np.transpose(full[..., -1:], (0, 2, 1, 3)) * np.repeat(array(block.attention._project(normed, times)[2]), heads, axis=2)
+        out += np.transpose(full[..., -1:], (0, 2, 1, 3)) * np.repeat(array(block.attention._project(normed, **places)[2]), heads, axis=2)
     expected = array(block.attention.output_map(keras.ops.convert_to_tensor(out.reshape(*out.shape[:2], -1).astype("float32"))))
-    np.testing.assert_allclose(array(block.attention(normed, times=times, cache=keys, see_self=own)), expected, atol=1e-5)
+    np.testing.assert_allclose(array(block.attention(normed, **places, cache=keys, see_self=own)), expected, atol=1e-5)

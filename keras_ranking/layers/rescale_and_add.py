@@ -1,0 +1,85 @@
+"""RescaleAndAdd: the residual of Feed-SR, a branch scaled by something that is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+RESIDUALS: dict[str, float | None] = {"plain": None, "scalar": 0.1, "layer_scale": 0.1, "rezero": 0.0, "dense_gate": 0.0}
+"""Kinds, and what each starts at where nothing is said: alpha, or the gate's bias."""
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class RescaleAndAdd(keras.layers.Layer):
+    """Adds a branch to the residual stream after scaling it.
+
+    | `kind`          | y                              | learned                  | starts at               |
+    |-----------------|--------------------------------|--------------------------|-------------------------|
+    | `'plain'`       | x + f                          | nothing                  |                         |
+    | `'scalar'`      | x + alpha f                    | alpha, one number        | 0.1                     |
+    | `'layer_scale'` | x + alpha * f                  | alpha (D,)               | 0.1                     |
+    | `'rezero'`      | x + alpha f                    | alpha, one number        | 0: y = x, to the bit    |
+    | `'dense_gate'`  | x + f * sigmoid(x W + b)       | W (D, D), b (D,)         | b = 0: about half of f  |
+
+    Feed-SR (2602.12354) states a "learnable scalar residual rescaling" next to pre-norm, and that LayerScale, ReZero and dense gating
+    stabilise training as well, the last and ReZero at a lower learning rate. Its formula is not known: x + alpha f is the reading
+    here, and 0.1 the constant of sibling code. With alpha = 0 the block is the identity.
+
+    Args:
+        kind: see the table.
+        initial: where alpha, or the gate's b, starts; None: as in the table.
+
+    Call arguments:
+        inputs: x (B, ..., D), the stream.
+        branch: f, of the same shape.
+
+    Output:
+        Shape of `inputs`.
+
+    Raises:
+        ValueError: an unknown `kind`, an `initial` for 'plain', one other than 0 for 'rezero', or an unknown last axis.
+
+    Example:
+        >>> layer = RescaleAndAdd("scalar")
+        >>> keras.ops.convert_to_numpy(layer(np.ones((1, 2), "float32"), np.full((1, 2), 10.0, "float32")))
+        array([[2., 2.]], dtype=float32)
+    """
+
+    def __init__(self, kind: str = "scalar", initial: float | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        if kind not in RESIDUALS:
+            raise ValueError(f"`kind` must be one of {tuple(RESIDUALS)}. Received: kind={kind!r}")
+        if initial is not None and (kind == "plain" or (kind == "rezero" and initial != 0)):
+            raise ValueError(
+                f"`initial` has no meaning for kind='plain' and is 0 for kind='rezero'. Received: kind={kind!r}, initial={initial}"
+            )
+        self.kind, self.initial = kind, RESIDUALS[kind] if initial is None else float(initial)
+
+    def build(self, inputs_shape: tuple[int | None, ...], branch_shape: Any = None) -> None:
+        width = inputs_shape[-1]
+        if width is None:
+            raise ValueError(f"the last axis of the inputs must be known. Received: shape={tuple(inputs_shape)}")
+        self.alpha = self.gate_map = None
+        if self.kind == "dense_gate":
+            start = keras.initializers.Constant(self.initial)
+            self.gate_map = keras.layers.Dense(width, bias_initializer=start, dtype=self.dtype_policy, name="gate")
+            self.gate_map.build(tuple(inputs_shape))
+        elif self.kind != "plain":
+            shape = (width,) if self.kind == "layer_scale" else ()
+            self.alpha = self.add_weight(name="alpha", shape=shape, initializer=keras.initializers.Constant(self.initial))
+        self.built = True
+
+    def call(self, inputs: Any, branch: Any) -> Any:
+        if self.gate_map is not None:
+            branch = branch * ops.sigmoid(self.gate_map(inputs))
+        elif self.alpha is not None:
+            branch = branch * self.alpha
+        return inputs + branch
+
+    def compute_output_spec(self, inputs: Any, branch: Any) -> Any:
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kind": self.kind, "initial": self.initial}
