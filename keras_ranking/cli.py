@@ -1,4 +1,4 @@
-"""`keras-ranking simulate | train | evaluate | export | serve | score`: the road from a log to a served score, in a shell.
+"""`keras-ranking simulate | train | evaluate | export | skew | serve | score`: the road from a log to a served score, in a shell.
 
 Exit codes: 0 done; 1 it failed (a server that cannot be reached, an export that does not give the Keras scores, a full
 disk); 2 wrong usage or bad input; 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug` shows where they came
@@ -196,12 +196,15 @@ example:
         commands.export,
         "write a trained model as the next version of a served model",
         """\
-writes FOLDER/N, N one above the highest there: a plain TensorFlow SavedModel for TensorFlow Serving or `keras-ranking serve`,
-whole or not at all, checked in a fresh process against the Keras scores. Needs the extra `serving`; the model may have been
-trained on any backend.
+writes FOLDER/N, N one above the highest there: a SavedModel for TensorFlow Serving or `keras-ranking serve`, whole or not at all,
+checked in a fresh process against the Keras scores; in FOLDER/tf_serving the server's configs and flags. Without --xla or
+--through jax it is a plain graph that runs with default flags. Needs the extra `serving`; the model may have been trained on any
+backend.
 
 example:
   keras-ranking export runs/cadet --out saved_models/cadet
+  keras-ranking export runs/cadet --out saved_models/cadet --precision bfloat16 --events log.parquet
+  keras-ranking export runs/cadet --out saved_models/cadet_xla --xla --history-buckets 128 512 --candidate-buckets 64
   keras-ranking export runs/lirank --out saved_models/lirank --quantize int8
 """,
         keras=True,
@@ -209,7 +212,35 @@ example:
     made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
     made.add_argument("--out", required=True, metavar="FOLDER", help="the served model; its versions are numbered folders in it")
     made.add_argument("--quantize", choices=["int8"], help="embedding tables in int8, a quarter of the size")
+    made.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of matrix products (default: float32)")
+    made.add_argument("--xla", action="store_true", help="compile attention and trunk for fixed lengths; the server needs flags")
+    made.add_argument("--through", choices=["tensorflow", "jax"], default="tensorflow", help="who makes the graph (default: tensorflow)")
+    lengths = {"type": _positive, "nargs": "+", "metavar": "N"}
+    made.add_argument("--history-buckets", **lengths, help="with --xla or --through jax: history lengths (default: 128 512 1024)")
+    made.add_argument("--candidate-buckets", **lengths, help="likewise: candidate counts (default: 64 512)")
+    made.add_argument("--events", metavar="FILE", help="a log, to check skew on: .parquet, .csv, .csv.gz or .json")
     made.add_argument("--no-verify", action="store_true", help="do not run the written graph against the Keras scores")
+
+    made = command(
+        "skew",
+        commands.skew,
+        "check an exported model for training-serving skew on logged requests",
+        """\
+replays requests of a log through the exported model (encoded and raw), the Keras model and the data pipeline, and prints the
+differences by feature and by score with the worst request and row. Exit code 1 where there are any. Needs the extra `serving`.
+
+example:
+  keras-ranking skew --model saved_models/cadet --keras runs/cadet --events log.parquet
+""",
+        keras=True,
+    )
+    made.add_argument("--model", required=True, metavar="FOLDER", help="the served model, or one version of it")
+    made.add_argument("--keras", required=True, metavar="DIR", help="folder that `train` wrote")
+    made.add_argument("--events", required=True, metavar="FILE", help="log rows: .parquet, .csv, .csv.gz or .json")
+    made.add_argument("--sample", type=_positive, default=64, metavar="N", help="requests to replay (default: 64)")
+    made.add_argument("--bound", type=float, metavar="X", help="largest difference of a score (default: that of the export)")
+    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the sample (default: 0)")
+    made.add_argument("--json", metavar="FILE", help="write the report here as well")
 
     made = command(
         "serve",

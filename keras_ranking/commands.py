@@ -234,9 +234,36 @@ def export(args: argparse.Namespace) -> int:
 
     model = models.load(args.model_dir)
     with _step("exporting" + ("" if args.no_verify else " and checking the written graph in a fresh process")):
-        version = serving.export(model, args.out, verify=not args.no_verify, quantize=args.quantize)
+        version = serving.export(
+            model,
+            args.out,
+            verify=not args.no_verify,
+            quantize=args.quantize,
+            precision=args.precision,
+            xla=args.xla,
+            through=args.through,
+            history_buckets=args.history_buckets,
+            candidate_buckets=args.candidate_buckets,
+            events=_read_rows(args.events) if args.events else None,
+            run=args.model_dir,
+        )
     print(f"version {version.name}: {version}")
     return 0
+
+
+def skew(args: argparse.Namespace) -> int:
+    """Replay logged requests through an exported version, the Keras model and the data pipeline; 1 where they differ."""
+    _start_keras(args)
+    from keras_ranking import serving
+
+    events = _read_rows(args.events)
+    with _step(f"replaying up to {args.sample} requests"):
+        report = serving.check_skew(args.model, args.keras, events, sample=args.sample, bound=args.bound, seed=args.seed)
+    if args.json:
+        Path(args.json).write_text(json.dumps(_finite(report.to_json()), indent=2, default=_plain) + "\n", encoding="utf-8")
+    print(table(["what", "name", "compared", "differ", "largest", "mean", "worst"], report.rows()))
+    print(("SKEW: " if report.found else "no skew: ") + report.summary())
+    return int(report.found)
 
 
 def serve(args: argparse.Namespace) -> int:

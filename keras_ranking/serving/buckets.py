@@ -98,7 +98,9 @@ def _scored(score: Endpoint, encode: Endpoint, history: Lengths, candidates: Len
                 given[name] = tf.ensure_shape(given[name], dims)
             return _cut(dict(function(given)), score, {"candidate": width})
 
-        return dict(tf.switch_case(index, [*[lambda number=number: run(number) for number in range(len(made))], lambda: score.body(tensors)]))
+        return dict(
+            tf.switch_case(index, [*[lambda number=number: run(number) for number in range(len(made))], lambda: score.body(tensors)])
+        )
 
     return replace(score, body=body)
 

@@ -30,7 +30,7 @@ def texts(folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence
     stable = labels(folder).get("stable", number)
     stable = stable if stable in present else number
     versions = sorted({stable, number})
-    needed = list(dict.fromkeys([*flags, *(flag for version in present for flag in _flags_of(folder / str(version)))]))
+    needed = list(dict.fromkeys([*flags, *(flag for held in present for flag in _flags_of(folder / str(held)))]))
     place = f"/models/{name}/{CONFIG_FOLDER}"
     return {
         MODELS: "model_config_list {\n  config {\n"
@@ -39,7 +39,7 @@ def texts(folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence
         f'    version_labels {{ key: "stable" value: {stable} }}\n'
         f'    version_labels {{ key: "canary" value: {number} }}\n'
         "  }\n}\n",
-        BATCHING: "# Calls of different lengths are padded with an arbitrary element: these models read nothing beyond the stated lengths.\n"
+        BATCHING: "# Calls of different lengths are padded with an arbitrary element: models read nothing beyond the stated lengths.\n"
         f"max_batch_size {{ value: {max(batch_sizes)} }}\n"
         + "".join(f"allowed_batch_sizes: {size}\n" for size in batch_sizes)
         + "batch_timeout_micros { value: 1000 }\nmax_enqueued_batches { value: 64 }\nnum_batch_threads { value: 2 }\n"

@@ -69,7 +69,9 @@ _TEXTS = ("7", "-1", "007", "a b", "ж\u00e9\U0001f600", "x" * 70, " ", "nan", "
 _INTS = (0, -1, 7, 2**63 - 1, -(2**63), 10**12)
 
 
-def random_raw(schema: Schema, raw: Specs, history: Sequence[int], candidates: Sequence[int], seed: int = 0, wild: bool = True) -> dict[str, np.ndarray]:
+def random_raw(
+    schema: Schema, raw: Specs, history: Sequence[int], candidates: Sequence[int], seed: int = 0, wild: bool = True
+) -> dict[str, np.ndarray]:
     """A batch for the signature `raw`: values of a log where they count, missing and unknown ones among them, garbage beyond.
 
     Args:

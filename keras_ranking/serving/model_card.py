@@ -138,7 +138,13 @@ def markdown(content: Mapping[str, Any]) -> str:
     for name, metrics in content["metrics"].items():
         tasks = {task: figures for task, figures in metrics.items() if isinstance(figures, Mapping)}
         names = list(dict.fromkeys(figure for figures in tasks.values() for figure in figures))
-        lines += ["", f"## Metrics, {name.removesuffix('.json')}", "", "| task | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        lines += [
+            "",
+            f"## Metrics, {name.removesuffix('.json')}",
+            "",
+            "| task | " + " | ".join(names) + " |",
+            "|---" * (len(names) + 1) + "|",
+        ]
         lines += [f"| {task} | " + " | ".join(_figure(figures.get(figure)) for figure in names) + " |" for task, figures in tasks.items()]
     lines += ["", "## Signatures", ""]
     for name, tensors in content["signatures"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -78,9 +79,9 @@ def checked(
     if through == "jax" and (xla or precision != "float32"):
         raise ValueError("`through='jax'` is compiled by JAX itself: it takes neither `xla` nor `precision`.")
     buckets = {"history_buckets": history_buckets, "candidate_buckets": candidate_buckets}
-    if not (xla or through == "jax"):
-        if given := [name for name, lengths in buckets.items() if lengths is not None]:
-            raise ValueError(f"`{given[0]}` belong to a compiled export: pass xla=True or through='jax'.")
+    given = [name for name, lengths in buckets.items() if lengths is not None]
+    if given and not (xla or through == "jax"):
+        raise ValueError(f"`{given[0]}` belong to a compiled export: pass xla=True or through='jax'.")
     buckets = {name: None if lengths is None else increasing(name, lengths) for name, lengths in buckets.items()}
     return Options(
         quantize=quantize,
@@ -101,6 +102,6 @@ def increasing(name: str, values: Sequence[int]) -> list[int]:
         ValueError: anything else.
     """
     numbers = [int(value) for value in values]
-    if not numbers or numbers[0] < 1 or any(a >= b for a, b in zip(numbers, numbers[1:], strict=False)):
+    if not numbers or numbers[0] < 1 or any(a >= b for a, b in itertools.pairwise(numbers)):
         raise ValueError(f"`{name}` must be increasing positive integers. Received: {name}={tuple(values)}")
     return numbers

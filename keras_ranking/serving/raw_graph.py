@@ -71,7 +71,9 @@ class RawEncoder:
 
     def _time(self, value: Any, counted: Any) -> Any:
         after = _kept(value - self.schema.epoch, counted)
-        _require((after >= 0) & (after <= _INT32_MAX), f"column '{self.schema.time}' must hold Unix seconds, at most 68 years after the epoch")
+        _require(
+            (after >= 0) & (after <= _INT32_MAX), f"column '{self.schema.time}' must hold Unix seconds, at most 68 years after the epoch"
+        )
         return tf.cast(after, tf.int32)
 
     def _number(self, column: Number, value: Any, counted: Any) -> Any:

@@ -94,6 +94,7 @@ def _whole(column: str, values: pd.Series, dtype: np.dtype) -> np.ndarray:
     texts = canonical_text(values, column).tolist()  # not by floats, which hold 53 bits
     bounds = np.iinfo(dtype)
     for row, text in enumerate(texts):
-        if not text.removeprefix("-").isdecimal() or not bounds.min <= int(text) <= bounds.max:
+        # "007" is another id than 7: the data pipeline hashes the text.
+        if not text.removeprefix("-").isdecimal() or str(int(text)) != text or not bounds.min <= int(text) <= bounds.max:
             raise ValueError(f"column '{column}' must hold whole numbers of {dtype}. Received: {values.tolist()[row]!r} at row {row}")
     return np.array([int(text) for text in texts], dtype=dtype)

@@ -1,4 +1,4 @@
-"""Values as they stand in the log, in the types of the signature `raw`. numpy and pandas only."""
+"""The types of the signature `raw`, and what the data pipeline makes of its values. numpy and pandas only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.ops.hashing import canonical_text
 from keras_ranking.schema import Number, Schema, Vector
 from keras_ranking.serving.layout import AXES, axis_of
 
@@ -65,35 +64,6 @@ def column_of(columns: Mapping[str, Any], name: str) -> Any:
         return None
     axis = axis_of(name, (None, None))
     return columns.get(name.removeprefix(f"{axis}_")) if axis else None
-
-
-def raw_shape(column: Any, raw: str | None) -> tuple[int, ...]:
-    """Shape of one value."""
-    return () if raw in ("string", "int64") else tuple(column.shape)
-
-
-def raw_values(column: Any, series: pd.Series, raw: str) -> np.ndarray:
-    """A column of the log as `raw` takes it: texts as bytes (missing: empty), ids as int64, numbers as float64 (missing: NaN).
-
-    Raises:
-        TypeError: an id served as int64 that is missing or no whole number.
-        ValueError: as the schema's own encoding, where no graph could tell.
-    """
-    if raw == "string":
-        texts = canonical_text(series, column.name)
-        return np.array([text.encode("utf-8") for text in texts] + [b""], dtype=object)[:-1]
-    if raw == "int64":
-        texts = canonical_text(series, column.name)
-        try:
-            numbers = np.array([int(text) for text in texts], dtype=np.int64)
-        except (ValueError, OverflowError):
-            numbers = None
-        if numbers is None or any(str(number) != text for number, text in zip(numbers.tolist(), texts, strict=True)):
-            raise TypeError(f"column '{column.name}' is served as int64: every value must be a whole number, none missing.")
-        return numbers
-    if isinstance(column, Number):
-        return np.asarray(column.numbers(series))
-    return np.asarray(column.encode(series))
 
 
 def encode_raw(schema: Schema, raw: Specs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

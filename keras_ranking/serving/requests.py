@@ -11,7 +11,6 @@ import pandas as pd
 
 from keras_ranking.schema import Schema
 from keras_ranking.serving.layout import CANDIDATE_COUNT, HISTORY_LENGTH
-from keras_ranking.serving.raw_values import raw_shape, raw_values
 
 _SIDES = {"history": "the history", "candidate": "the candidates"}
 
@@ -33,12 +32,7 @@ class Request:
 
 
 def request_tensors(
-    schema: Schema,
-    history: pd.DataFrame | None,
-    candidates: pd.DataFrame,
-    request_time: Any,
-    names: Sequence[str],
-    raw: Mapping[str, str] | None = None,
+    schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Encode one request, with the schema that encoded the training data.
 
@@ -47,12 +41,10 @@ def request_tensors(
         history, candidates, request_time: see `Request`.
         names: the tensors wanted, a model's input names: `history_<column>`, `history_time`, `history_length`, `request_time`,
             `candidate_<column>`, `candidate_count`. Columns of the frames that none of them needs are not looked at.
-        raw: for the signature `raw`: the dtype of each input ('string', 'int64', 'float64', 'float32', 'int32'), as its metadata
-            states them. Values are then not encoded: the graph does that. None: the encoded tensors of `serving_default`.
 
     Returns:
-        For each name: `history_<name>` (L[, size]), `candidate_<name>` (N[, size]), the others scalars. `pad_requests` makes a
-        batch of several.
+        For each name: int32 or float32, `history_<name>` (L[, size]), `candidate_<name>` (N[, size]), the others scalars.
+        `pad_requests` makes a batch of several.
 
     Raises:
         ValueError: no candidate, a column missing, a value the schema refuses, a history of several members, not in order of
@@ -69,23 +61,21 @@ def request_tensors(
         "history": {column.name: column for column in (*schema.inputs(), *schema.actions)},
         "candidate": {column.name: column for column in schema.inputs()},
     }
-    # Unix seconds to a graph that encodes, seconds after the schema's epoch to one that does not.
-    shift = schema.epoch if raw is not None else 0
-    fixed: dict[str, Any] = {
-        "request_time": np.int64(now) + shift,
-        "history_time": times.astype(np.int64) + shift,
+    fixed = {
+        "request_time": now,
+        "history_time": times,
         HISTORY_LENGTH: np.int32(len(frames["history"])),
         CANDIDATE_COUNT: np.int32(len(candidates)),
     }
     out: dict[str, np.ndarray] = {}
     for name in names:
         if name in fixed:
-            out[name] = np.asarray(fixed[name], dtype="int32" if raw is None else raw[name])
+            out[name] = np.asarray(fixed[name], dtype=np.int32)
             continue
         side, _, column = name.partition("_")
         if side not in columns or column not in columns[side]:
             raise ValueError(f"the model's input '{name}' is no column of the schema. The schema has: {sorted(columns['history'])}")
-        out[name] = _column(frames[side], columns[side][column], _SIDES[side], None if raw is None else raw[name])
+        out[name] = _column(frames[side], columns[side][column], _SIDES[side])
     return out
 
 
@@ -116,7 +106,7 @@ def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
             batch[name] = np.stack(values)
             continue
         shape = (len(values), max(1, *map(len, values)), *first.shape[1:])
-        out: np.ndarray = np.full(shape, b"", dtype=object) if first.dtype == object else np.zeros(shape, dtype=first.dtype)
+        out: np.ndarray = np.full(shape, b"", dtype=object) if first.dtype.kind == "O" else np.zeros(shape, dtype=first.dtype)
         for row, value in enumerate(values):
             out[row, : len(value)] = value
         batch[name] = out
@@ -162,14 +152,12 @@ def _history_times(schema: Schema, history: pd.DataFrame, now: int) -> np.ndarra
     return times
 
 
-def _column(frame: pd.DataFrame, column: Any, where: str, raw: str | None) -> np.ndarray:
+def _column(frame: pd.DataFrame, column: Any, where: str) -> np.ndarray:
     if not len(frame):
-        dtype: Any = column.dtype if raw is None else object if raw == "string" else raw
-        return np.zeros((0, *raw_shape(column, raw)), dtype=dtype)
+        return np.zeros((0, *column.shape), dtype=column.dtype)
     if column.name not in frame.columns:
         raise ValueError(f"column '{column.name}' is missing in {where}. There are: {sorted(map(str, frame.columns))}")
-    series = frame[column.name].reset_index(drop=True)
-    return _encoded(where, lambda: column.encode(series) if raw is None else raw_values(column, series, raw))
+    return _encoded(where, lambda: column.encode(frame[column.name].reset_index(drop=True)))
 
 
 def _encoded(where: str, encode: Any) -> np.ndarray:

@@ -92,7 +92,9 @@ def _made_up(version: Path, card: Card) -> dict[str, list[dict[str, np.ndarray]]
 
 def _exact(batch: dict[str, np.ndarray], inputs: Mapping[str, Mapping[str, object]], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Without the padding: a list as long as its bucket."""
-    return {name: values if inputs[name]["axis"] is None else values[:, : lengths[str(inputs[name]["axis"])]] for name, values in batch.items()}
+    return {
+        name: values if inputs[name]["axis"] is None else values[:, : lengths[str(inputs[name]["axis"])]] for name, values in batch.items()
+    }
 
 
 def _caches(version: Path, histories: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
