@@ -7,7 +7,7 @@ from keras_ranking.training.incremental import IncrementalPenalty, fit_increment
 from keras_ranking.training.labels import LongDwell, contribution_labels, long_dwell_labels
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.parity import predict_served
-from keras_ranking.training.predict import evaluate, predict_events
+from keras_ranking.training.predict import evaluate, model_requests, predict_events
 from keras_ranking.training.propensities import PositionCurve, position_propensities
 from keras_ranking.training.run import train, warm_start
 from keras_ranking.training.weights import EventWeights, age_weights, event_weights, inverse_propensity_weights, place_weights
@@ -29,6 +29,7 @@ __all__ = [
     "fit_random_effects",
     "inverse_propensity_weights",
     "long_dwell_labels",
+    "model_requests",
     "place_weights",
     "position_propensities",
     "predict_events",
