@@ -1,4 +1,4 @@
-"""`keras-ranking simulate | train | evaluate | export | serve | score`: the road from a log to a served score, in a shell.
+"""`keras-ranking simulate | train | evaluate | export | skew | serve | score`: the road from a log to a served score, in a shell.
 
 Exit codes: 0 done; 1 it failed (a server that cannot be reached, an export that does not give the Keras scores, a full
 disk); 2 wrong usage or bad input; 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug` shows where they came
@@ -134,26 +134,40 @@ example:
         "train a ranker on the `train` rows of a log",
         f"""\
 {_DATA_HELP}
-writes DIR/model.keras, DIR/schema.json (with the constants fitted on the training rows) and DIR/history.json (losses by
-epoch, seconds, counts, options).
+writes DIR/model.keras, DIR/schema.json (with the constants fitted on the training rows), DIR/history.json (losses by
+epoch, seconds, counts, options) and DIR/checkpoint.npz (the optimiser's state as well), each file whole or not at all.
+
+--resume DIR goes on with what was begun in DIR, with the model, options and seed of that run:
+  a training that was stopped (it had --checkpoint-every) reaches the weights it would have reached; the log must be the same
+  a finished one takes the daily step with --new-events, into --out: the whole log is read, the loss is on the new events alone,
+  at the learning rate at which the training ended, with its optimiser's state
 
 examples:
   keras-ranking train --data simulated --out runs/cadet
   keras-ranking train --data ebnerd:data/ebnerd --out runs/ebnerd --seed 1 --epochs 2 --set row_length=1024
   keras-ranking train --model lirank --preset feed --data ebnerd:data/ebnerd --out runs/lirank
   keras-ranking train --data parquet:log.parquet --schema log.schema.json --out runs/mine --backend jax
+  keras-ranking train --data simulated --out runs/long --checkpoint-every 500
+  keras-ranking train --data simulated --resume runs/long
+  keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
+  keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
 """,
         keras=True,
     )
-    made.add_argument(
-        "--model", default="cadet", metavar="NAME", help="architecture: cadet, feedsr, lirank, amortized or ligr (default: cadet)"
-    )
+    made.add_argument("--model", metavar="NAME", help="architecture: cadet, lirank, amortized, ligr or feedsr (default: cadet)")
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
     data_arguments(made)
-    made.add_argument("--out", required=True, metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
-    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="of weights, shuffling and the simulator (default: 0)")
+    made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
+    made.add_argument("--seed", type=_seed, metavar="N", help="of weights, shuffling and the simulator (default: 0, or that of --resume)")
     made.add_argument("--epochs", type=_positive, metavar="N", help="passes over the log (default: the model's)")
     made.add_argument("--batch-size", type=_positive, metavar="N", help="packed rows a step (default: the model's)")
+    made.add_argument("--checkpoint-every", type=_positive, metavar="N", help="steps after which the state is written, for --resume")
+    made.add_argument("--resume", metavar="DIR", help="go on with the training in DIR (see below)")
+    made.add_argument(
+        "--new-events",
+        metavar="WHEN",
+        help="with --resume: the day (YYYY-MM-DD, or with a time; UTC) from which on rows are new, or a SOURCE of new rows",
+    )
     setting(made, "any other option of training or of the model; an unknown name lists them all")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -182,12 +196,15 @@ example:
         commands.export,
         "write a trained model as the next version of a served model",
         """\
-writes FOLDER/N, N one above the highest there: a plain TensorFlow SavedModel for TensorFlow Serving or `keras-ranking serve`,
-whole or not at all, checked in a fresh process against the Keras scores. Needs the extra `serving`; the model may have been
-trained on any backend.
+writes FOLDER/N, N one above the highest there: a SavedModel for TensorFlow Serving or `keras-ranking serve`, whole or not at all,
+checked in a fresh process against the Keras scores; in FOLDER/tf_serving the server's configs and flags. Without --xla or
+--through jax it is a plain graph that runs with default flags. Needs the extra `serving`; the model may have been trained on any
+backend.
 
 example:
   keras-ranking export runs/cadet --out saved_models/cadet
+  keras-ranking export runs/cadet --out saved_models/cadet --precision bfloat16 --events log.parquet
+  keras-ranking export runs/cadet --out saved_models/cadet_xla --xla --history-buckets 128 512 --candidate-buckets 64
   keras-ranking export runs/lirank --out saved_models/lirank --quantize int8
 """,
         keras=True,
@@ -195,18 +212,48 @@ example:
     made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
     made.add_argument("--out", required=True, metavar="FOLDER", help="the served model; its versions are numbered folders in it")
     made.add_argument("--quantize", choices=["int8"], help="embedding tables in int8, a quarter of the size")
+    made.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of matrix products (default: float32)")
+    made.add_argument("--xla", action="store_true", help="compile attention and trunk for fixed lengths; the server needs flags")
+    made.add_argument("--through", choices=["tensorflow", "jax"], default="tensorflow", help="who makes the graph (default: tensorflow)")
+    lengths = {"type": _positive, "nargs": "+", "metavar": "N"}
+    made.add_argument("--history-buckets", **lengths, help="with --xla or --through jax: history lengths (default: 128 512 1024)")
+    made.add_argument("--candidate-buckets", **lengths, help="likewise: candidate counts (default: 64 512)")
+    made.add_argument("--events", metavar="FILE", help="a log, to check skew on: .parquet, .csv, .csv.gz or .json")
     made.add_argument("--no-verify", action="store_true", help="do not run the written graph against the Keras scores")
+
+    made = command(
+        "skew",
+        commands.skew,
+        "check an exported model for training-serving skew on logged requests",
+        """\
+replays requests of a log through the exported model (encoded and raw), the Keras model and the data pipeline, and prints the
+differences by feature and by score with the worst request and row. Exit code 1 where there are any. Needs the extra `serving`.
+
+example:
+  keras-ranking skew --model saved_models/cadet --keras runs/cadet --events log.parquet
+""",
+        keras=True,
+    )
+    made.add_argument("--model", required=True, metavar="FOLDER", help="the served model, or one version of it")
+    made.add_argument("--keras", required=True, metavar="DIR", help="folder that `train` wrote")
+    made.add_argument("--events", required=True, metavar="FILE", help="log rows: .parquet, .csv, .csv.gz or .json")
+    made.add_argument("--sample", type=_positive, default=64, metavar="N", help="requests to replay (default: 64)")
+    made.add_argument("--bound", type=float, metavar="X", help="largest difference of a score (default: that of the export)")
+    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the sample (default: 0)")
+    made.add_argument("--json", metavar="FILE", help="write the report here as well")
 
     made = command(
         "serve",
         commands.serve,
         "serve an exported model by REST and gRPC, with the protocol of TensorFlow Serving",
         """\
-runs until Ctrl-C or SIGTERM; picks up new versions as they appear in FOLDER. There is no authentication: it listens on this
-machine alone unless --host says otherwise. Needs the extra `serving`.
+runs until Ctrl-C or SIGTERM; picks up new versions as they appear in FOLDER. It listens on this machine alone unless --host says
+otherwise, and beyond it only with a token, with client certificates or with --insecure. The token is the content of --token-file, or
+the environment variable KERAS_RANKING_TOKEN. Needs the extra `serving`.
 
-example:
+examples:
   keras-ranking serve saved_models/cadet --rest-port 8501 --grpc-port 8500
+  keras-ranking serve saved_models/cadet --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem --token-file token.txt --log-format json
 """,
     )
     made.add_argument("folder", metavar="FOLDER", help="the served model, as `export` writes it")
@@ -215,6 +262,18 @@ example:
     made.add_argument("--rest-port", type=_port, default=8501, metavar="PORT", help="default: 8501; 0 = any free port")
     made.add_argument("--grpc-port", type=_port, default=8500, metavar="PORT", help="default: 8500; 0 = any free port")
     made.add_argument("--threads", type=int, default=0, metavar="N", help="TensorFlow threads (default: 0, one a core)")
+    made.add_argument("--label", action="append", type=_setting, default=[], metavar="NAME=VERSION", help="keep a version under a name")
+    text = "bound of requests, such as queue=512; see keras_ranking.serving.Limits"
+    made.add_argument("--limit", action="append", type=_setting, default=[], metavar="NAME=VALUE", help=text)
+    made.add_argument("--token-file", metavar="FILE", help="calls must carry this token (default: KERAS_RANKING_TOKEN, or none)")
+    made.add_argument("--tls-cert", metavar="FILE", help="certificate chain of both ports, PEM; with --tls-key")
+    made.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
+    made.add_argument("--tls-client-ca", metavar="FILE", help="authority of the certificates that clients must show")
+    made.add_argument("--insecure", action="store_true", help="listen beyond this machine without knowing who calls")
+    made.add_argument("--notice-seconds", type=float, default=0.0, metavar="S", help="say so before stopping (default: 0)")
+    made.add_argument("--drain-seconds", type=float, default=10.0, metavar="S", help="wait for calls under way (default: 10)")
+    made.add_argument("--log-format", choices=["text", "json"], default="text", help="of the log lines on stderr (default: text)")
+    made.add_argument("--log-calls", action="store_true", help="one line a call")
 
     made = command(
         "score",
@@ -244,6 +303,9 @@ examples:
     where.add_argument("--server", metavar="ADDRESS", help="HOST:PORT of a gRPC server, or http://HOST:PORT of a REST server")
     made.add_argument("--name", default="cadet", metavar="NAME", help="with --server: the served model's name (default: cadet)")
     made.add_argument("--schema", metavar="FILE", help="with --server: the schema.json that training wrote")
+    made.add_argument("--signature", default="serving_default", metavar="NAME", help="with --server: serving_default or raw")
+    made.add_argument("--token-file", metavar="FILE", help="with --server: its token (default: KERAS_RANKING_TOKEN, or none)")
+    made.add_argument("--tls-ca", metavar="FILE", help="with --server: TLS, with the authority that signed its certificate")
     made.add_argument("--task", metavar="NAME", help="task to rank by (default: the schema's first)")
     made.add_argument("--top", type=_positive, metavar="N", help="print only the first N")
     made.add_argument("--json", action="store_true", help="print JSON")
@@ -252,7 +314,10 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on wrong usage)."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "train" and not (args.out or args.resume):
+        parser.error("train: one of the arguments --out and --resume is required")
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

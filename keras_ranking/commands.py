@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -119,23 +120,88 @@ def simulate(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a ranker on the `train` rows of a log."""
+    """Train a ranker on the `train` rows of a log, or go on with a training."""
+    if args.resume:
+        return _resume(args)
+    if args.new_events:
+        raise ValueError("`--new-events` needs `--resume DIR`, the training to go on with.")
     _start_keras(args)
     from keras_ranking import training
 
-    log = _open_log(args, args.seed)
+    seed = args.seed or 0
+    log = _open_log(args, seed)
+    model = args.model or "cadet"
     _, history = training.train(
         log,
-        model=args.model,
+        model=model,
         out=Path(args.out),
-        seed=args.seed,
+        seed=seed,
         epochs=args.epochs,
         batch_size=args.batch_size,
         options={**({"preset": args.preset} if args.preset else {}), **dict(args.set)},
         verbose=not args.quiet,
+        checkpoint_every=args.checkpoint_every,
     )
-    print(f"{args.model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    print(f"{model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    """Go on with a stopped training, or take the daily step of a finished one."""
+    fixed = ("model", "preset", "batch_size", "checkpoint_every", *(() if args.new_events else ("seed", "epochs", "out")))
+    for name in fixed:
+        if getattr(args, name) is not None:
+            raise ValueError(f"`--{name.replace('_', '-')}` is that of the training in --resume. Received: {getattr(args, name)}")
+    if args.set:
+        raise ValueError(f"`--set` is that of the training in --resume. Received: {args.set[0][0]}")
+    if args.new_events and not args.out:
+        raise ValueError("`--new-events` needs `--out`: the folder to write.")
+    _start_keras(args)
+    from keras_ranking import training
+
+    about = training.read_checkpoint(args.resume).about
+    seed = about["seed"]
+    if not args.new_events:
+        if about["finished"]:
+            raise ValueError(f"the training in '{args.resume}' is finished. To learn from newer events, give --new-events and --out.")
+        log = _open_log(args, seed)
+        settings = {name: about[name] for name in ("model", "seed", "epochs", "batch_size", "options", "checkpoint_every")}
+        _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
+        print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
+        return 0
+    log, new = _with_new_events(args, seed)
+    print(f"{int(new.sum()):,} new events", file=sys.stderr)
+    settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet}
+    _, history = training.warm_start(log, args.resume, new, args.out, **settings)
+    print(f"{about['model']} went on for {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    return 0
+
+
+def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
+    """The log, and which of its rows are new: those from a day on that are to be learned from, or those of another source."""
+    import dataclasses
+
+    import numpy as np
+    import pandas as pd
+
+    from keras_ranking.data import open_log
+
+    log = _open_log(args, seed)
+    events = log.events
+    if args.new_events[:1].isdigit():
+        try:
+            day = pd.Timestamp(args.new_events)
+        except ValueError as error:
+            raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {args.new_events!r}") from error
+        begin = int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp()) - log.schema.epoch
+        new = (log.schema.encode_time(events[log.schema.time]) >= begin) & (events["split"] == "train").to_numpy()
+        return log, np.asarray(new)
+    with _step(f"reading {args.new_events}"):
+        # Of a file of new rows none is kept back to judge on, unless its own `split` says so.
+        other = open_log(args.new_events, schema=log.schema, seed=seed, train_share=1.0)
+    both = pd.concat([events, other.events], ignore_index=True)
+    new = (other.events["split"] == "train").to_numpy()
+    return dataclasses.replace(log, events=both), np.concatenate([np.zeros(len(events), dtype=bool), new])
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -168,21 +234,64 @@ def export(args: argparse.Namespace) -> int:
 
     model = models.load(args.model_dir)
     with _step("exporting" + ("" if args.no_verify else " and checking the written graph in a fresh process")):
-        version = serving.export(model, args.out, verify=not args.no_verify, quantize=args.quantize)
+        version = serving.export(
+            model,
+            args.out,
+            verify=not args.no_verify,
+            quantize=args.quantize,
+            precision=args.precision,
+            xla=args.xla,
+            through=args.through,
+            history_buckets=args.history_buckets,
+            candidate_buckets=args.candidate_buckets,
+            events=_read_rows(args.events) if args.events else None,
+            run=args.model_dir,
+        )
     print(f"version {version.name}: {version}")
     return 0
 
 
+def skew(args: argparse.Namespace) -> int:
+    """Replay logged requests through an exported version, the Keras model and the data pipeline; 1 where they differ."""
+    _start_keras(args)
+    from keras_ranking import serving
+
+    events = _read_rows(args.events)
+    with _step(f"replaying up to {args.sample} requests"):
+        report = serving.check_skew(args.model, args.keras, events, sample=args.sample, bound=args.bound, seed=args.seed)
+    if args.json:
+        Path(args.json).write_text(json.dumps(_finite(report.to_json()), indent=2, default=_plain) + "\n", encoding="utf-8")
+    print(table(["what", "name", "compared", "differ", "largest", "mean", "worst"], report.rows()))
+    print(("SKEW: " if report.found else "no skew: ") + report.summary())
+    return int(report.found)
+
+
 def serve(args: argparse.Namespace) -> int:
     """Serve an exported model until Ctrl-C or SIGTERM."""
-    import logging
-
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the server runs the exported graph; no Keras model is built
-    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _start_logging(args)
     with quiet_imports(args.debug):
-        import keras_ranking.serving.server
-    server = keras_ranking.serving.server.serve(
-        args.folder, name=args.name, host=args.host, rest_port=args.rest_port, grpc_port=args.grpc_port, threads=args.threads
+        from keras_ranking.serving import Limits, Tls, serve
+    if (args.tls_cert is None) != (args.tls_key is None) or (args.tls_client_ca is not None and args.tls_cert is None):
+        raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca goes with them.")
+    known = {field.name for field in dataclasses.fields(Limits)}
+    unknown = sorted({name for name, _ in args.limit} - known)
+    if unknown:
+        raise ValueError(f"`--limit` must name one of {sorted(known)}. Received: {unknown[0]}")
+    server = serve(
+        args.folder,
+        name=args.name,
+        host=args.host,
+        rest_port=args.rest_port,
+        grpc_port=args.grpc_port,
+        threads=args.threads,
+        labels=dict(args.label),
+        limits=Limits(**dict(args.limit)),
+        token=_token(args),
+        tls=Tls(args.tls_cert, args.tls_key, args.tls_client_ca) if args.tls_cert is not None else None,
+        insecure=args.insecure,
+        notice_seconds=args.notice_seconds,
+        drain_seconds=args.drain_seconds,
     )
     print(
         f"serving {server.name} version {server.version}, until Ctrl-C\n"
@@ -192,6 +301,26 @@ def serve(args: argparse.Namespace) -> int:
     )
     server.wait()
     return 0
+
+
+def _start_logging(args: argparse.Namespace) -> None:
+    """Log lines on stderr, as text or as JSON."""
+    import logging
+
+    from keras_ranking.serving.logs import CALL, JsonFormatter
+
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if args.log_format == "json" else plain)
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, handlers=[handler])
+    logging.getLogger(CALL).setLevel(logging.INFO if args.log_calls else logging.WARNING)
+
+
+def _token(args: argparse.Namespace) -> str | None:
+    """From a file or the environment: what stands on a command line can be read by every user of the machine."""
+    if args.token_file is None:
+        return os.environ.get("KERAS_RANKING_TOKEN") or None
+    return Path(args.token_file).read_text(encoding="utf-8").strip()
 
 
 def _read_rows(path: str) -> Any:
@@ -237,14 +366,14 @@ def score(args: argparse.Namespace) -> int:
     history, candidates, moment = _read_request(args)
     if args.server:
         from keras_ranking.schema import Schema
-        from keras_ranking.serving import Client
+        from keras_ranking.serving import Client, ClientTls
 
         if not args.schema:
             raise ValueError("`--server` needs --schema FILE: the schema.json that training wrote.")
         schema = Schema.load(args.schema)
-        with quiet_imports(args.debug):  # the gRPC messages are TensorFlow's
-            client = Client(args.server, schema, model=args.name, protocol="rest" if args.server.startswith("http") else "grpc")
-        with client:
+        protocol = "rest" if args.server.startswith("http") else "grpc"
+        tls = ClientTls(args.tls_ca) if args.tls_ca is not None else False
+        with Client(args.server, schema, args.name, protocol, signature=args.signature, token=_token(args), tls=tls) as client:
             scores = client.score(history, candidates, moment)
     else:
         _start_keras(args)

@@ -25,6 +25,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets, split_fingerprint
+from keras_ranking.ops.logarithm import log1p
 
 Known = Literal["item", "context", "after"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -66,7 +67,8 @@ class _Column(BaseModel):
         """Values of the log -> the numbers the model reads. Errors name column, row and value."""
         raise NotImplementedError
 
-    def _numbers(self, values: Any) -> np.ndarray:
+    def numbers(self, values: Any) -> np.ndarray:
+        """The log's numbers as float64, a missing one as NaN: what the `raw` signature of an export takes."""
         series = pd.Series(values)
         if isinstance(series.dtype, pd.CategoricalDtype):
             series = series.astype(object)
@@ -209,7 +211,7 @@ class Number(_Column):
 
     def before_standardise(self, values: Any) -> np.ndarray:
         """The values after imputation and logarithm, in float64; what `Schema.fit` measures mean and std of."""
-        numbers = self._numbers(values)
+        numbers = self.numbers(values)
         if self.missing is not None:
             numbers = np.where(np.isnan(numbers), self.missing, numbers)
         bad = ~np.isfinite(numbers)
@@ -225,7 +227,7 @@ class Number(_Column):
                 raise ValueError(
                     f"column '{self.name}' has transform={self.transform!r} and must not be negative. Received: {numbers[row]} at row {row}"
                 )
-            numbers = np.log1p(numbers)
+            numbers = log1p(numbers)  # not numpy's: a served graph computes the same bits
         return numbers
 
     def encode(self, values: Any) -> np.ndarray:

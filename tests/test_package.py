@@ -27,7 +27,7 @@ ROOMS = ("data", "layers", "losses", "metrics", "models", "ops", "serving", "tra
 
 STANDARD = sys.stdlib_module_names | {"__future__"}
 IMPORTERS = ("importlib.import_module", "import_module", "__import__")
-SERVER = {"grpc", "tensorflow_serving", "aiohttp", "prometheus_client", "orjson", "google"}
+SERVER = {"grpc", "grpc_health", "tensorflow_serving", "aiohttp", "prometheus_client", "orjson", "google"}
 # room -> (rooms it may lean on, packages from outside it may import)
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "__init__": ({"schema"}, set()),
@@ -41,7 +41,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "training": ({"schema", "ops", "layers", "losses", "metrics", "models", "data"}, {"keras", "keras_rs", "numpy", "pandas"}),
     "serving": (
         {"schema", "ops", "layers", "losses", "metrics", "models", "data"},
-        {"keras", "numpy", "pandas", *BACKENDS, *SERVER},
+        {"keras", "numpy", "pandas", "ml_dtypes", *BACKENDS, *SERVER},
     ),
     "cli": ({"commands"}, set()),
     "commands": (set(ROOMS) | {"schema"}, {"keras", "numpy", "pandas"}),

@@ -1,18 +1,36 @@
-"""Batches for `model.fit` on any backend."""
+"""Batches of packed rows for `model.fit` on any backend."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_ranking.data.delays import checked_delays, sample_delays
 from keras_ranking.data.packing import PackedRows
-from keras_ranking.data.requests import Requests, _take
+from keras_ranking.data.requests import _take
+from keras_ranking.data.shuffling import session_order
 
+ASKED = ("position", "delay")
+LENGTHS = ("row", "longest", "bucketed")
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def checked_weights(weights: Mapping[str, Any] | None, tasks: Sequence[str], events: int) -> dict[str, np.ndarray]:
+    """Weights of events by task, float32 (E,); those of a task that is not named are 1."""
+    given = dict(weights or {})
+    for task, values in given.items():
+        if task not in tasks:
+            raise ValueError(f"`weights` must be by task, {list(tasks)}. Received: {task!r}")
+        array = np.asarray(values)
+        if array.shape != (events,) or not (np.isfinite(array).all() and (array >= 0).all()):
+            fault = f"shape {array.shape}" if array.shape != (events,) else f"{array[~((array >= 0) & np.isfinite(array))][0]}"
+            raise ValueError(f"`weights` of task '{task}' must hold a finite number >= 0 for each of {events} events. Received: {fault}")
+        given[task] = array.astype(np.float32)
+    return given
 
 
 class PackedDataset(keras.utils.PyDataset):
@@ -21,11 +39,19 @@ class PackedDataset(keras.utils.PyDataset):
     | part    | content                                                                                          |
     |---------|--------------------------------------------------------------------------------------------------|
     | inputs  | `time`, `segment` (and `session`) int32 (B, T); features and actions by name, (B, T) or (B, T, size) |
+    |         | only where `inputs` names them: `position` int32 (B, T), the rank shown, 0 = none known or the serving position; |
+    |         | `delay` int32 (B, T), age in seconds from which an earlier event is visible to this one, at least 1  |
     | targets | by task, float32 (B, T, 3): label, position (0 = none), request (counted within the row)         |
-    | weights | by task, float32 (B, T): 0 for padding, context, history-only events and unknown labels          |
+    | weights | by task, float32 (B, T): 0 for padding, context, history-only events and unknown labels, else the event's weight |
 
-    Every batch has the same shape: the last one is filled up with empty rows, which weigh nothing, so that a compiled step
-    is traced once.
+    Every batch has B rows: the last one is filled up with empty rows, which weigh nothing. With `length="row"` they have one
+    shape, so that a compiled step is traced once. The other two are for rows of one piece each (`keras_ranking.data.pad`):
+
+    | length     | T of a batch                                                                                |
+    |------------|---------------------------------------------------------------------------------------------|
+    | 'row'      | the row length                                                                              |
+    | 'longest'  | its longest row: the ordinary way to pad. Which rows meet in a batch is random               |
+    | 'bucketed' | its longest row; rows of like length meet, and the batches come in random order              |
 
     Args:
         rows: from `pack`.
@@ -37,9 +63,17 @@ class PackedDataset(keras.utils.PyDataset):
             `fit` shuffles by default is the order of batches, by Python's global random state. A new epoch comes when the last
             one was read to its end.
         epoch: number of the first epoch, for a run that is resumed.
+        weights: by task, (E,) weight of each event of the streams, >= 0 (`keras_ranking.training.event_weights`). None: 1.
+        length: see the table.
+        length_multiple: T is rounded up to a multiple of this, for 'longest' and 'bucketed': every new T is compiled anew.
+        shuffle_sessions: None; 'fixed' or 'epoch': events of a session in a random order, once or anew each epoch, see
+            `keras_ranking.data.shuffle_sessions`. Events that are context of a later piece stay so.
+        delays: what the input `delay` is drawn from, for each request anew each epoch: logged delays or a number, see
+            `sample_delays`. None: the schema's `feedback_delay`, always.
 
     Raises:
-        ValueError: no rows, `batch_size` below 1, or an input that the schema does not allow, or an unknown task.
+        ValueError: no rows, sizes below 1, an input that the schema does not allow, an unknown task, bad weights, or an option of
+            another name.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
@@ -58,122 +92,132 @@ class PackedDataset(keras.utils.PyDataset):
         seed: int = 0,
         epoch: int = 0,
         tasks: Sequence[str] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        length: str = "row",
+        length_multiple: int = 64,
+        shuffle_sessions: str | None = None,
+        delays: Any = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
+        for argument, value in (("batch_size", batch_size), ("length_multiple", length_multiple)):
+            if value < 1:
+                raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value}")
+        if length not in LENGTHS:
+            raise ValueError(f"`length` must be one of {LENGTHS}. Received: length={length!r}")
+        if shuffle_sessions not in (None, "fixed", "epoch"):
+            raise ValueError(f"`shuffle_sessions` must be None, 'fixed' or 'epoch'. Received: shuffle_sessions={shuffle_sessions!r}")
         if not len(rows.index):
             raise ValueError("`rows` must hold at least one row. Received: none; is there any event to learn from?")
         sequences, schema = rows.sequences, rows.sequences.schema
         known = [column.name for column in (*schema.features_known("item", "context"), *schema.actions)]
         known += ["time", "segment"] + (["session"] if sequences.session is not None else [])
+        # The position shown is no feature of a score: a model that learns an offset by position asks for it by name.
+        named = [*known, *ASKED]
         self.inputs = list(known if inputs is None else inputs)
         for name in self.inputs:
-            if name not in known:
-                raise ValueError(f"`inputs` must be inputs that the schema allows, {known}. Received: {name!r}")
+            if name not in named:
+                raise ValueError(f"`inputs` must be inputs that the schema allows, {named}. Received: {name!r}")
         self.tasks = [schema.task(task).name for task in (sequences.labels if tasks is None else tasks)]
+        self.weights = checked_weights(weights, list(sequences.labels), sequences.num_events)
         self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
+        self.length, self.length_multiple, self.shuffle_sessions = length, length_multiple, shuffle_sessions
         self.epoch = epoch
+        self._delays = checked_delays(schema.feedback_delay if delays is None else delays)
+        self._sizes = (rows.index >= 0).sum(axis=1)
+        self._begin()
+        self._read_to_end = self._in_epoch = False
+
+    def _begin(self) -> None:
+        """What is drawn anew for an epoch: the order of rows, the order inside sessions, the delays."""
+        sequences = self.rows.sequences
         self._order = self._ordered()
-        self._read_to_end = False
+        self._event: np.ndarray | None = None
+        self._time = sequences.time
+        if self.shuffle_sessions is not None:
+            draw = self.epoch if self.shuffle_sessions == "epoch" else 0
+            self._event, self._time = session_order(sequences, (self.seed, draw, 1), self.rows.cuts)
+        self._delay: np.ndarray | None = None
+        if "delay" in self.inputs and "delay" not in sequences.columns:
+            starts = sequences.request_starts
+            drawn = sample_delays(self._delays, len(starts) - 1, (self.seed, self.epoch, 2))
+            self._delay = np.repeat(drawn, np.diff(starts))
 
     def _ordered(self) -> np.ndarray:
         order = np.arange(len(self.rows.index))
-        return np.random.default_rng((self.seed, self.epoch)).permutation(order) if self.shuffle else order
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.shuffle:
+            order = rng.permutation(order)
+        if self.length == "bucketed":
+            order = order[np.argsort(self._sizes[order], kind="stable")]
+            if self.shuffle and len(order) > self.batch_size:
+                # The last batch is the one that may be short: the others change places.
+                full = len(order) // self.batch_size
+                whole = order[: full * self.batch_size].reshape(full, self.batch_size)
+                order = np.concatenate([rng.permutation(whole).reshape(-1), order[full * self.batch_size :]])
+        return order
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows.index) / self.batch_size)
 
+    def on_epoch_begin(self) -> None:
+        self._in_epoch = True
+
     def on_epoch_end(self) -> None:
+        self._in_epoch = False
         # On torch and JAX `fit` reads a batch to build the metrics, and ends an epoch that was none, before it starts.
         if self._read_to_end or self.use_multiprocessing:
-            self.epoch += 1
-            self._order = self._ordered()
-            self._read_to_end = False
+            self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Draw the order of the epoch after this one."""
+        self.epoch += 1
+        self._begin()
+        self._read_to_end = False
+
+    def _width(self, chosen: np.ndarray, batch: int) -> int:
+        """T of a batch."""
+        full = int(self.rows.index.shape[1])
+        # TensorFlow looks at two batches to learn which sizes vary, before an epoch begins: it must see that T does.
+        if self.length == "row" or (batch % 2 and not self._in_epoch):
+            return full
+        longest = int(self._sizes[chosen].max())
+        return min(full, math.ceil(longest / self.length_multiple) * self.length_multiple)
 
     def __getitem__(self, batch: int) -> Batch:
         self._read_to_end |= batch == len(self) - 1
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        sequences = self.rows.sequences
-        spare = self.batch_size - len(chosen)
-        index = np.pad(self.rows.index[chosen], ((0, spare), (0, 0)), constant_values=-1)
-        segment = np.pad(self.rows.segment[chosen], ((0, spare), (0, 0)))
-        target = np.pad(self.rows.target[chosen], ((0, spare), (0, 0)))
-        columns = {**sequences.columns, "time": sequences.time}
+        sequences, width = self.rows.sequences, self._width(chosen, batch)
+        spare = ((0, self.batch_size - len(chosen)), (0, 0))
+        place = np.pad(self.rows.index[chosen, :width], spare, constant_values=-1)
+        segment = np.pad(self.rows.segment[chosen, :width], spare)
+        event, target = place, np.pad(self.rows.target[chosen, :width], spare)
+        if self._event is not None:
+            event = np.where(place < 0, -1, self._event[place])
+            target = np.pad(self.rows.own[chosen, :width], spare) & sequences.target[event]
+        columns = {"position": sequences.position, **sequences.columns}
         if sequences.session is not None:
             columns["session"] = sequences.session
         x: dict[str, np.ndarray] = {}
         for name in self.inputs:
             if name == "segment":
                 x[name] = segment
+            elif name == "time":
+                x[name] = _take(self._time, place)
+            elif name == "delay" and self._delay is not None:
+                x[name] = np.maximum(_take(self._delay, event), 1)
             else:
-                x[name] = _take(columns[name], index)
-        request = _take(sequences.request, index)
-        change = np.ones(index.shape, dtype=bool)
+                x[name] = _take(columns[name], event)
+        request = _take(sequences.request, event)
+        change = np.ones(event.shape, dtype=bool)
         change[:, 1:] = (request[:, 1:] != request[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
         run = np.cumsum(change, axis=1)
+        position = _take(sequences.position, event)
         y, weights = {}, {}
         for task in self.tasks:
-            label = _take(sequences.labels[task], index)
+            label = _take(sequences.labels[task], event)
             weights[task] = (target & ~np.isnan(label)).astype(np.float32)
-            y[task] = np.stack([np.nan_to_num(label), _take(sequences.position, index), run], axis=-1).astype(np.float32)
+            if task in self.weights:
+                weights[task] *= _take(self.weights[task], event)
+            y[task] = np.stack([np.nan_to_num(label), position, run], axis=-1).astype(np.float32)
         return x, y, weights
-
-
-class RequestDataset(keras.utils.PyDataset):
-    """Requests as serving tensors, `(inputs,)` in order, for `predict` of a serving model.
-
-    L and N are the same in every batch; the last batch has fewer requests where `batch_size` does not divide their number, so
-    that `predict` returns one row a request.
-
-    Args:
-        requests: from `keras_ranking.data.requests`.
-        batch_size: requests a batch.
-        names: serving tensors wanted: the serving model's input names.
-        history, candidates: L and N to pad to; None: the longest of all requests.
-
-    Raises:
-        ValueError: no requests, `batch_size` below 1, a name that no tensor has, or a size too small for a request.
-
-    Example:
-        >>> log = kr.data.simulate(members=50, days=3, seed=0)
-        >>> found = kr.data.requests(log.events, log.schema.fit(log.events), max_history=20)
-        >>> (tensors,) = RequestDataset(found, batch_size=8, names=["history_time", "candidate_item_id"])[0]
-        >>> tensors["history_time"].shape
-        (8, 20)
-    """
-
-    def __init__(
-        self,
-        requests: Requests,
-        batch_size: int,
-        names: Sequence[str],
-        history: int | None = None,
-        candidates: int | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(**settings)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
-        if not len(requests):
-            raise ValueError("`requests` must hold at least one request. Received: none; is there any event to score?")
-        self.requests, self.batch_size, self.names = requests, batch_size, list(names)
-        # One L and N for all batches: shapes that change would be traced anew, or refused by a tf.data signature.
-        self.history = _size(requests.history_end - requests.history_begin, history, "history")
-        self.candidates = _size(requests.candidate_end - requests.candidate_begin, candidates, "candidates")
-        requests.tensors([], self.names)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.requests) / self.batch_size)
-
-    def __getitem__(self, batch: int) -> tuple[dict[str, np.ndarray]]:
-        which = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.requests)))
-        return (self.requests.tensors(which, self.names, history=self.history, candidates=self.candidates),)
-
-
-def _size(lengths: np.ndarray, size: int | None, name: str) -> int:
-    longest = int(lengths.max(initial=1))
-    if size is not None and size < longest:
-        raise ValueError(f"`{name}` must be at least the longest of all requests, {longest}. Received: {name}={size}")
-    return longest if size is None else size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_ranking.data.datasets import Batch
+from keras_ranking.data.datasets import Batch, checked_weights
 from keras_ranking.data.requests import Requests, _take
 
 SLOT = "request_slot"
@@ -40,7 +40,7 @@ class PackedRequests(keras.utils.PyDataset):
         row_requests: Q; None: 1.5 times the mean number in S slots, at most S.
         single: every target event in a row of its own, S = Q = 1 and `row_length` not read: for gradients by sample, such as those
             of `keras_ranking.training.FisherSnapshot`. Losses inside a request have nothing to compare there.
-        shuffle, seed, epoch: as `PackedDataset`. Without shuffle requests are packed in their order.
+        shuffle, seed, epoch, weights: as `PackedDataset`. Without shuffle requests are packed in their order.
 
     Attributes:
         slots: (rows, S) int64, the event in each slot, -1 where there is none.
@@ -70,6 +70,7 @@ class PackedRequests(keras.utils.PyDataset):
         shuffle: bool = True,
         seed: int = 0,
         epoch: int = 0,
+        weights: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -89,6 +90,7 @@ class PackedRequests(keras.utils.PyDataset):
         self.shuffle, self.seed, self.epoch, self.row_requests = shuffle, seed, epoch, int(row_requests)
         schema = requests.sequences.schema
         self.tasks = [schema.task(task).name for task in (requests.sequences.labels if tasks is None else tasks)]
+        self.weights = checked_weights(weights, list(requests.sequences.labels), requests.sequences.num_events)
         self._sides = {
             side: [name for name in self.names if (name.startswith("candidate_")) == (side == "candidate") and name != SLOT]
             for side in ("candidate", "request")
@@ -152,9 +154,13 @@ class PackedRequests(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         if self._read_to_end or self.use_multiprocessing:  # see `PackedDataset`
-            self.epoch += 1
-            self._order = self._ordered()
-            self._read_to_end = False
+            self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Draw the order of the epoch after this one."""
+        self.epoch += 1
+        self._order = self._ordered()
+        self._read_to_end = False
 
     def __getitem__(self, batch: int) -> Batch:
         self._read_to_end |= batch == len(self) - 1
@@ -173,5 +179,7 @@ class PackedRequests(keras.utils.PyDataset):
         for task in self.tasks:
             label = _take(sequences.labels[task], index)
             weights[task] = (target & ~np.isnan(label)).astype(np.float32)
+            if task in self.weights:
+                weights[task] *= _take(self.weights[task], index)
             y[task] = np.stack([np.nan_to_num(label), _take(sequences.position, index), request], axis=-1).astype(np.float32)
         return x, y, weights

@@ -1,13 +1,16 @@
-"""Streams of several members in rows of one length, without padding waste and without crossing a request."""
+"""Streams of several members in rows of one length, without padding waste and without crossing a request; or a piece a row."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from keras_ranking.data.sequences import Sequences
+
+_Place = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # lengths of pieces, row length -> row and first slot of each
 
 
 @dataclass(frozen=True)
@@ -18,14 +21,19 @@ class PackedRows:
         sequences: the streams the slots point into.
         index: (R, T) int64, event of each slot, -1 = padding.
         segment: (R, T) int32, 1, 2, ... the members' pieces of a row in order, 0 = padding.
+        own: (R, T) bool: the event belongs to this piece, and is not there as context of it alone.
         target: (R, T) bool: the event counts in the loss here. Each target event does so in exactly one slot.
+        cuts: (P,) int64, where each member's pieces begin in the streams, those left out included: no piece shares an own event
+            with another, so events may change places between two cuts and every one still counts once.
         skipped: pieces that hold no target and were left out (they would cost time and teach nothing).
     """
 
     sequences: Sequences
     index: np.ndarray
     segment: np.ndarray
+    own: np.ndarray
     target: np.ndarray
+    cuts: np.ndarray
     skipped: int
 
     @property
@@ -77,19 +85,45 @@ def pack(sequences: Sequences, row_length: int, context: int | None = None, skip
         >>> int(rows.target.sum()) == len(log.events)
         True
     """
+    return _placed(sequences, row_length, context, skip_targetless, _best_fit)
+
+
+def pad(sequences: Sequences, row_length: int, context: int | None = None, skip_targetless: bool = True) -> PackedRows:
+    """The pieces of `pack`, each in a row of its own: for batches padded to their longest row (`PackedDataset(length=...)`).
+
+    Args, Raises: as `pack`.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
+        >>> rows = pad(sequences, row_length=64)
+        >>> int(rows.segment.max()), rows.efficiency < pack(sequences, row_length=64).efficiency
+        (1, True)
+    """
+    return _placed(
+        sequences,
+        row_length,
+        context,
+        skip_targetless,
+        lambda lengths, _: (np.arange(len(lengths)), np.zeros(len(lengths), dtype=np.int64)),
+    )
+
+
+def _placed(sequences: Sequences, row_length: int, context: int | None, skip_targetless: bool, place: _Place) -> PackedRows:
     if row_length < 1:
         raise ValueError(f"`row_length` must be a positive integer. Received: row_length={row_length}")
     context = row_length // 2 if context is None else context
     if not 0 <= context < row_length:
         raise ValueError(f"`context` must be at least 0 and below `row_length`. Received: context={context}, row_length={row_length}")
     begin, first, end = _pieces(sequences, row_length, context)
+    cuts = np.sort(first)
     skipped = 0
     if skip_targetless:
         seen = np.concatenate([[0], np.cumsum(sequences.target)])
         keep = seen[end] > seen[first]
         skipped = int((~keep).sum())
         begin, first, end = begin[keep], first[keep], end[keep]
-    row, slot = _best_fit(end - begin, row_length)
+    row, slot = place(end - begin, row_length)
     num_rows = int(row.max(initial=-1)) + 1
     # One entry an event of a piece: where it goes and where it comes from.
     lengths = end - begin
@@ -101,9 +135,9 @@ def pack(sequences: Sequences, row_length: int, context: int | None = None, skip
     starts = np.zeros((num_rows, row_length), dtype=np.int32)
     starts[row, slot] = 1
     segment = np.where(index >= 0, np.cumsum(starts, axis=1), 0).astype(np.int32)
-    target = np.zeros((num_rows, row_length), dtype=bool)
-    target[to_row, to_slot] = sequences.target[event] & (event >= first[piece])
-    return PackedRows(sequences, index, segment, target, skipped)
+    own = np.zeros((num_rows, row_length), dtype=bool)
+    own[to_row, to_slot] = event >= first[piece]
+    return PackedRows(sequences, index, segment, own, own & sequences.target[index], cuts, skipped)
 
 
 def _pieces(sequences: Sequences, row_length: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,22 +15,24 @@ from keras_ranking.schema import Schema
 
 _READERS: dict[str, Callable[[str], Log]] = {"ebnerd": read_ebnerd, "kuairand": read_kuairand, "movielens": read_movielens}
 SOURCES = ("simulated", "ebnerd:FOLDER", "kuairand:FOLDER", "movielens:FOLDER", "parquet:FILE")
-_TRAIN_SHARE = 0.8
 
 
-def open_log(source: str, schema: Schema | str | Path | None = None, seed: int = 0, **simulate_options: Any) -> Log:
+def open_log(
+    source: str, schema: Schema | str | Path | None = None, seed: int = 0, train_share: float = 0.8, **simulate_options: Any
+) -> Log:
     """Open a log by the name of its source.
 
     | source | what |
     |---|---|
     | `simulated` | `simulate(seed=seed, **simulate_options)` |
     | `ebnerd:FOLDER`, `kuairand:FOLDER`, `movielens:FOLDER` | the public logs; see their readers |
-    | `parquet:FILE` | any log with a `schema`; its column `split`, or: the first 80 % of requests by time "train", else "validation" |
+    | `parquet:FILE` | any log with a `schema`; its `split`, or: the first `train_share` of requests by time "train", else "validation" |
 
     Args:
         source: see the table.
         schema: for `parquet:`, required: a Schema, or the path of its JSON. For the others it replaces their own schema.
         seed: of the simulator.
+        train_share: of a parquet log without `split`; 1: all of it is "train".
         **simulate_options: arguments of `simulate`; refused for other sources.
 
     Raises:
@@ -50,7 +52,7 @@ def open_log(source: str, schema: Schema | str | Path | None = None, seed: int =
     if kind == "parquet":
         if given is None:
             raise ValueError(f"`schema` must be given with source 'parquet:FILE', to say what the columns are. Received: source={source!r}")
-        return _read_parquet(place, given)
+        return _read_parquet(place, given, train_share)
     log: Log = simulate(seed=seed, **simulate_options) if kind == "simulated" else _READERS[kind](place)
     if given is None:
         return log
@@ -60,7 +62,7 @@ def open_log(source: str, schema: Schema | str | Path | None = None, seed: int =
     return Log(events=log.events, schema=given, name=log.name, notes=log.notes)
 
 
-def _read_parquet(place: str, schema: Schema) -> Log:
+def _read_parquet(place: str, schema: Schema, train_share: float) -> Log:
     path = Path(place).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"`source` 'parquet:FILE' must name a file. Received: {place!r}, which is none.")
@@ -75,11 +77,13 @@ def _read_parquet(place: str, schema: Schema) -> Log:
         return Log(events=events, schema=schema, name=path.stem)
     if not len(events):
         raise ValueError(f"`source` must hold rows. Received: {place!r}, which has none.")
+    if train_share >= 1:
+        return Log(events=events.assign(split="train"), schema=schema, name=path.stem, notes=("no column 'split': all rows are 'train'",))
     time = schema.encode_time(events[schema.time])
     # One time per request, so cutting the requests in order of time keeps every list whole.
     times = np.sort(time[~events[schema.request].duplicated().to_numpy()])
-    edge = times[min(int(np.ceil(len(times) * _TRAIN_SHARE)), len(times) - 1)]
+    edge = times[min(int(np.ceil(len(times) * train_share)), len(times) - 1)]
     events = events.assign(split=np.where(time >= edge, "validation", "train"))
     stamp = pd.Timestamp(int(edge) + schema.epoch, unit="s")
-    note = f"no column 'split': requests before {stamp} UTC ({_TRAIN_SHARE:.0%} of them) are 'train', the rest 'validation'"
+    note = f"no column 'split': requests before {stamp} UTC ({train_share:.0%} of them) are 'train', the rest 'validation'"
     return Log(events=events, schema=schema, name=path.stem, notes=(note,))

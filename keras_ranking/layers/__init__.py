@@ -16,6 +16,7 @@ from keras_ranking.layers.history_encoder import HistoryEncoder, HistoryStep
 from keras_ranking.layers.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.interleave import Interleave, ItemTokens
 from keras_ranking.layers.isotonic_calibration import IsotonicCalibration
+from keras_ranking.layers.latest_keys import LatestKeys
 from keras_ranking.layers.ligr_block import LiGRBlock, SwiGLU
 from keras_ranking.layers.low_rank_cross import LowRankCross
 from keras_ranking.layers.masked_batch_normalization import MaskedBatchNormalization
@@ -72,6 +73,7 @@ __all__ = [
     "IsotonicCalibration",
     "ItemTokens",
     "KeepFirst",
+    "LatestKeys",
     "LiGRBlock",
     "LowRankCross",
     "MLPBank",

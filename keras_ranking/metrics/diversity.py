@@ -42,14 +42,24 @@ def _lists(scores: Any, groups: Any, k: int | None) -> tuple[np.ndarray, _Lists]
     return values, _Lists(rows, np.minimum(size, longest))
 
 
+def _missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA is neither equal nor unequal to itself
+        return True
+
+
 def _codes(name: str, values: Any, rows: int) -> np.ndarray:
     """Integers for values; a missing value (None, NaN) is unlike every other."""
-    import pandas as pd
-
     array = np.asarray(values, dtype=object if not isinstance(values, np.ndarray) else None)
     if array.ndim != 1 or array.size != rows:
         raise ValueError(f"`{name}` must have one value a row, {rows}. Received: shape {array.shape}")
-    codes = pd.factorize(array, use_na_sentinel=True)[0].astype(np.int64)
+    if array.dtype == object:  # None and numbers or strings do not sort together
+        known: dict[Any, int] = {}
+        codes = np.array([-1 if _missing(value) else known.setdefault(value, len(known)) for value in array], dtype=np.int64)
+    else:
+        codes = np.unique(array, return_inverse=True)[1].astype(np.int64)
+        codes[array != array] = -1  # NaN, NaT
     missing = codes < 0
     codes[missing] = codes.max(initial=-1) + 1 + np.arange(missing.sum())
     return codes

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_ranking import layers
 from keras_ranking.models.ranking_model import Tensors
+from keras_ranking.ops import Spans
 from keras_ranking.schema import Schema
 
 GATES: dict[str, tuple[str, ...]] = {
@@ -35,6 +36,7 @@ def sequence_arguments(
     mask: str,
     delay: int | None,
     session_gap: int,
+    max_history: int | None,
     gates: str | Sequence[str],
     gate_bias: float,
     residual: str,
@@ -71,6 +73,8 @@ def sequence_arguments(
     if not shared_index and (layout != "interleaved" or rotate_by not in ("index", "split")):
         received = f"layout={layout!r}, rotate_by={rotate_by!r}"
         raise ValueError(f"`shared_index=False` is for layout='interleaved' with a rotation by index. Received: {received}")
+    if max_history is not None and (isinstance(max_history, bool) or int(max_history) != max_history or max_history < 0):
+        raise ValueError(f"`max_history` must be a number of events, or None for all. Received: max_history={max_history}")
     by_time = rotate_by in ("time", "split") and rotary is not None
     return {
         "dim": dim,
@@ -83,6 +87,7 @@ def sequence_arguments(
         "mask": mask,
         "delay": _delay(schema, mask, delay),
         "session_gap": int(session_gap),
+        "max_history": None if max_history is None else int(max_history),
         "gates": list(GATES[gates] if isinstance(gates, str) else gates),
         "gate_bias": gate_bias,
         "residual": residual,
@@ -130,6 +135,9 @@ class SequenceParts:
     of events that it sees. So all candidates of a request share one, it does not depend on where an event stands in its request
     (which is the position shown), nor on events that are hidden, nor on padding, and a row of training and a request agree by
     construction. Without a delay, and with one item a request, it is the place in the sequence.
+
+    `max_history`: of the events that it may see, an event or candidate sees the latest so many, in every block. The cache holds all; what
+    a candidate reads of it is cut out when it is scored.
     """
 
     form = "rows"
@@ -185,6 +193,10 @@ class SequenceParts:
         self.segments = layers.Segments(name="history_segments")
         self.request_times = layers.RequestTimes(name="request_times")
         self.by_index = a["rotate_by"] in ("index", "split")
+        self.latest = None
+        if a["max_history"] is not None:
+            tokens = a["max_history"] * (2 if self.layout == "interleaved" else 1)
+            self.latest = layers.LatestKeys(tokens, name="latest_keys", **policy)
 
     def heads(self, hidden: Any, serving: bool) -> Tensors:
         """[final state ; late features] (B, T, C) -> logits (B, T, K) by task; in serving, of the tasks that are scored."""
@@ -227,6 +239,8 @@ class SequenceParts:
         actions = None if self.action is None else self.action(self._of(self.schema.actions, inputs))
         spans = self.spans(times, segments)
         index = spans.end - spans.start if self.by_index else None
+        if self.latest is not None:
+            spans = Spans(ops.maximum(spans.start, spans.end - self.arguments["max_history"]), spans.end, spans.own)
         queries = self.layout == "fused" and caches is None  # a history asks nothing: its queries would only be thrown away
         value_bias = actions if self.layout == "value" else None
         if self.layout == "interleaved":
@@ -264,8 +278,9 @@ class SequenceParts:
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         x, places, visible = self._candidates(cache, candidates)
+        keys, values, visible = self._read(cache, visible)
         for i, block in enumerate(self.blocks):
-            x = block(x, **places, cache=(cache["key"][:, i], cache["value"][:, i], visible), see_self=self.layout != "value")
+            x = block(x, **places, cache=(keys[:, i], values[:, i], visible), see_self=self.layout != "value")
         return self.heads(self._states(x, self._bare(candidates)), serving=True)
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
@@ -273,11 +288,19 @@ class SequenceParts:
         x, places, visible = self._candidates(cache, candidates)
         see_self = self.layout != "value"
         weights = []
+        keys, values, visible = self._read(cache, visible)
         for i, block in enumerate(self.blocks):
-            keys = (cache["key"][:, i], cache["value"][:, i], visible)
-            weights.append(block.attention.candidate_weights(block.attention_norm(x), **places, cache=keys, see_self=see_self))
-            x = block(x, **places, cache=keys, see_self=see_self)
+            held = (keys[:, i], values[:, i], visible)
+            weights.append(block.attention.candidate_weights(block.attention_norm(x), **places, cache=held, see_self=see_self))
+            x = block(x, **places, cache=held, see_self=see_self)
         return weights
+
+    def _read(self, cache: Tensors, visible: Any) -> tuple[Any, Any, Any]:
+        """The cached keys and values that candidates read, (B, blocks, S, H, D), and how many of them count, (B,)."""
+        if self.latest is None:
+            return cache["key"], cache["value"], visible
+        keys, values = (self.latest(cache[name], length=visible) for name in ("key", "value"))
+        return keys, values, ops.minimum(visible, self.latest.size)
 
     @staticmethod
     def _bare(candidates: Tensors) -> Tensors:

@@ -42,6 +42,7 @@ def CADET(
     action_masking: float = 0.0,
     mask: str = "delay",
     session_gap: int = 1800,
+    max_history: int | None = None,
     residual: str = "plain",
     residual_initial: float | None = None,
     rotate_by: str | None = "time",
@@ -93,6 +94,7 @@ def CADET(
         name: of the model.
         action_masking: with layout='fused', see `FuseActions`.
         mask: 'delay' (stated), 'session' or 'causal' (for comparison), see `EventSpans`. session_gap: seconds that end a session.
+        max_history: latest visible events that an event or candidate sees in each block; None: all. 0: the model without a past.
         residual, residual_initial: see `RescaleAndAdd`. Choice: plain sums.
         rotate_by: 'time' (stated second-hand), 'index', 'split' (TO-RoPE's split heads) or None, for comparison. rotary_base, shared_index:
             of the rotation by index, see `FeedSR`.
@@ -146,6 +148,7 @@ def CADET(
         "mask": mask,
         "delay": delay,
         "session_gap": session_gap,
+        "max_history": max_history,
         "gates": gates,
         "gate_bias": gate_bias,
         "residual": residual,

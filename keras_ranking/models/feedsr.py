@@ -26,6 +26,7 @@ def FeedSR(
     mask: str = "delay",
     delay: int | None = None,
     session_gap: int = 1800,
+    max_history: int | None = None,
     gates: str | Sequence[str] = "none",
     gate_bias: float = 2.0,
     residual: str = "scalar",
@@ -71,6 +72,8 @@ def FeedSR(
             sessions, the remedy that was adopted: move what happened between slots of a session and leave times where they are;
             'causal' and 'session' also read times that do not rise inside a session.
         delay: seconds; None: the schema's `feedback_delay`, and no less. session_gap: seconds that end a session, at least `delay`.
+        max_history: latest visible events that an event or candidate sees in each block (stated: 1000 are read); None: all. 0: the model
+            without a past.
         gates: gates on attention's inputs, as in `CADET`: 'none' (stated: none), 'representation', 'qk', 'all', 'output', or a list.
         gate_bias: their initial bias.
         residual, residual_initial: kind and start of `RescaleAndAdd`: 'scalar' (stated; 0.1 of sibling code), 'layer_scale', 'rezero',
@@ -114,6 +117,7 @@ def FeedSR(
         "mask": mask,
         "delay": delay,
         "session_gap": session_gap,
+        "max_history": max_history,
         "gates": gates,
         "gate_bias": gate_bias,
         "residual": residual,

@@ -219,16 +219,22 @@ class RankingModel(keras.Model):
             clean = {name: x if name == "request_time" else keep(x, length=count) for name, x in candidates.items()}
             if "candidate_count" in parts.candidate_inputs():
                 clean["candidate_count"] = count
-            logits = parts.score(parts.encode(history), clean)
-            outputs = {}
-            for task, value in logits.items():
-                towers = keep(keras.ops.sigmoid(value), length=count)
-                outputs[task] = self.served(towers)
-                if self.boundaries and getattr(parts, "returns_towers", True):
-                    outputs[f"{task}_by_position"] = towers
+            outputs = self.probabilities(parts.score(parts.encode(history), clean), count)
             return keras.Model({**history, **candidates, "candidate_count": count}, outputs, name=f"{self.name}_serving")
 
         return self._graph("serving", build)
+
+    def probabilities(self, logits: Mapping[str, Any], count: Any) -> Tensors:
+        """What serving returns of the logits of `score`, see `serving_model`; `count` int32 (B,): candidates that are real."""
+        from keras_ranking.layers import KeepFirst
+
+        keep, outputs = KeepFirst(name="keep_scores"), {}
+        for task, value in logits.items():
+            towers = keep(keras.ops.sigmoid(value), length=count)
+            outputs[task] = self.served(towers)
+            if self.boundaries and getattr(self._holder.parts, "returns_towers", True):
+                outputs[f"{task}_by_position"] = towers
+        return outputs
 
     def _graph(self, kind: str, build: Callable[[], keras.Model]) -> keras.Model:
         graphs = self._holder.graphs

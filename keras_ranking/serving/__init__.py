@@ -1,6 +1,6 @@
 """From a trained model to answered requests: `export`, `serve`, `Client`.
 
-Names load on first use: importing this package imports neither TensorFlow nor Keras, and a REST client never does.
+Names load on first use: importing this package imports neither TensorFlow nor Keras, and a client never does.
 """
 
 from __future__ import annotations
@@ -9,40 +9,60 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keras_ranking.serving.async_client import AsyncClient
     from keras_ranking.serving.client import Client
     from keras_ranking.serving.errors import ServingError
     from keras_ranking.serving.exporting import export
     from keras_ranking.serving.limits import Limits
     from keras_ranking.serving.quantization import quantize_embeddings
     from keras_ranking.serving.requests import Request, pad_requests, request_tensors
+    from keras_ranking.serving.retry import Retry
+    from keras_ranking.serving.security import Tls
     from keras_ranking.serving.server import Server, serve
+    from keras_ranking.serving.skew import SkewReport, check_skew
+    from keras_ranking.serving.transport import ClientTls
+    from keras_ranking.serving.warmup import write_warmup
 
 # No module carries the name of a public function: importing a module binds its name here and would hide the function.
 _HOMES = {
     "export": "exporting",
     "serve": "server",
     "Server": "server",
+    "AsyncClient": "async_client",
     "Client": "client",
+    "ClientTls": "transport",
+    "Retry": "retry",
+    "Tls": "security",
     "Limits": "limits",
     "Request": "requests",
     "ServingError": "errors",
     "pad_requests": "requests",
     "quantize_embeddings": "quantization",
     "request_tensors": "requests",
+    "check_skew": "skew",
+    "SkewReport": "skew",
+    "write_warmup": "warmup",
 }
-_EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "aiohttp", "orjson", "prometheus_client"})
+_EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "grpc_health", "aiohttp", "orjson", "prometheus_client"})
 
 __all__ = [
+    "AsyncClient",
     "Client",
+    "ClientTls",
     "Limits",
     "Request",
+    "Retry",
     "Server",
     "ServingError",
+    "SkewReport",
+    "Tls",
+    "check_skew",
     "export",
     "pad_requests",
     "quantize_embeddings",
     "request_tensors",
     "serve",
+    "write_warmup",
 ]
 
 
@@ -61,6 +81,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def missing_extra(who: str, error: ModuleNotFoundError) -> str:
+def missing_extra(who: str, error: ModuleNotFoundError, extra: str = "serving") -> str:
     """The one line that says which install command brings the missing package."""
-    return f"{who} needs the package '{error.name}', which is not installed: pip install keras-ranking[serving]"
+    return f"{who} needs the package '{error.name}', which is not installed: pip install keras-ranking[{extra}]"

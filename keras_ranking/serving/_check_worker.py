@@ -15,34 +15,57 @@ from typing import Any
 
 import numpy as np
 
+Batch = dict[str, np.ndarray]
+
 
 def check(version: Path, cases: Path) -> dict[str, Any]:
     """Largest absolute difference per output, over all `in-*.npz` with their `out-*.npz`."""
-    from keras_ranking.serving.layout import SIGNATURE
+    from keras_ranking.serving.layout import FEATURES, SIGNATURE
     from keras_ranking.serving.saved_model import SavedModel
 
     model = SavedModel(version)
     worst: dict[str, float] = {}
     problems = []
     for path in sorted(cases.glob("in-*.npz")):
-        with np.load(path) as file:
-            inputs = {name: file[name] for name in file.files}
-        with np.load(path.with_name(path.name.replace("in-", "out-"))) as file:
-            expected = {name: file[name] for name in file.files}
+        inputs = _load(path)
+        expected = _load(path.with_name(path.name.replace("in-", "out-")))
         signature = path.stem.split("-")[1]
-        got = model.run(signature, inputs)
+        got = _run(model, signature, inputs)
+        where = "" if signature == SIGNATURE else f"{signature} "
         if sorted(got) != sorted(expected):
             problems.append(f"outputs are {sorted(got)}, expected {sorted(expected)}")
             continue
         for name, values in expected.items():
             if got[name].shape != values.shape or got[name].dtype != values.dtype:
-                problems.append(f"output '{name}' is {got[name].dtype}{got[name].shape}, expected {values.dtype}{values.shape}")
+                received = f"{got[name].dtype}{got[name].shape}, expected {values.dtype}{values.shape}"
+                problems.append(f"output '{where}{name}' is {received}")
             elif not np.isfinite(got[name]).all():
-                problems.append(f"output '{name}' is not finite")
+                problems.append(f"output '{where}{name}' is not finite")
+            elif signature == FEATURES:
+                differ = got[name].view(np.int32) != values.view(np.int32)
+                if differ.any():
+                    problems.append(f"'{name}' is not encoded as the schema does: {int(differ.sum())} of {differ.size} values differ")
             else:
-                key = name if signature == SIGNATURE else f"{signature} {name}"
+                key = f"{where}{name}"
                 worst[key] = max(worst.get(key, 0.0), float(np.abs(got[name] - values).max(initial=0.0)))
     return {"worst": worst, "problems": problems}
+
+
+def _load(path: Path) -> Batch:
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    return {name: values.astype(object) if values.dtype.kind == "S" else values for name, values in arrays.items()}
+
+
+def _run(model: Any, signature: str, inputs: Batch) -> Batch:
+    """A signature; of two joined by '+', the second on what the first gives."""
+    result: Batch = {}
+    for name in signature.split("+"):
+        wanted = model.signature(name).inputs
+        result = dict(model.run(name, {key: (result if key in result else inputs)[key] for key in wanted}))
+        if bad := [key for key, values in result.items() if values.dtype.kind == "f" and not np.isfinite(values).all()]:
+            raise ValueError(f"output '{bad[0]}' of '{name}' is not finite")
+    return result
 
 
 def main(arguments: list[str]) -> int:

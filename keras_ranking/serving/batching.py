@@ -1,8 +1,9 @@
 """Micro-batching: calls of different lengths share a run of the model, within a bound on wasted padding.
 
 The queue is bounded and drained by worker threads. Nothing waits for company: while the model runs, calls gather, and the
-next run takes what has gathered. Cells beyond `history_length` and `candidate_count` never reach the model: only what
-counts is copied into a batch, so a run is no wider than its longest call and no garbage can poison a neighbour.
+next run takes the oldest and those most like it in length. Cells beyond `history_length` and `candidate_count`
+never reach the model: only what counts is copied into a batch, so a run is no wider than its longest call and no garbage can
+poison a neighbour.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
-from keras_ranking.serving.errors import ServingError, exhausted
-from keras_ranking.serving.layout import AXES
+from keras_ranking.serving.errors import ServingError, busy, too_large, unavailable
+from keras_ranking.serving.joining import Job, join, split
 from keras_ranking.serving.limits import Limits
 from keras_ranking.serving.saved_model import SavedModel
 from keras_ranking.serving.signature import Signature
@@ -27,24 +27,7 @@ from keras_ranking.serving.signature import Signature
 log = logging.getLogger("keras_ranking.serving")
 
 Tensors = dict[str, np.ndarray]
-_WASTE = 1.5  # a run may hold at most this many times the cells of its calls; our choice
-
-
-@dataclass
-class Job:
-    """One checked call, waiting."""
-
-    signature: Signature
-    inputs: Tensors
-    rows: int
-    deadline: float
-    longest: dict[str, int]
-    result: Future[Tensors] = field(default_factory=Future)
-
-    @property
-    def cells(self) -> int:
-        """Cells of the call by itself: rows x (history + candidates)."""
-        return self.rows * max(1, sum(self.longest.values()))
+_WASTE = 1.3  # a run may hold at most this many times the cells of its calls; our choice
 
 
 class Batcher:
@@ -81,15 +64,13 @@ class Batcher:
             ServingError: RESOURCE_EXHAUSTED where the queue is full or the call too large, UNAVAILABLE after `close`.
         """
         if rows > self._limits.batch:
-            raise exhausted(f"a call may hold at most {self._limits.batch} requests. Received: {rows}", http_status=413)
-        lengths = {axis: inputs[name] for axis, name in AXES.items() if name in inputs} if signature.ragged else {}
-        longest = {axis: max(1, int(values.max(initial=0))) for axis, values in lengths.items()}
-        job = Job(signature, inputs, rows, deadline, longest)
+            raise too_large(f"a call may hold at most {self._limits.batch} requests. Received: {rows}")
+        job = Job(signature, inputs, rows, deadline, signature.longest(inputs) if signature.ragged else {})
         with self._change:
             if self._closed:
-                raise ServingError("UNAVAILABLE", "the server is shutting down")
+                raise unavailable("the server is shutting down")
             if len(self._queue) >= self._limits.queue:
-                raise exhausted(f"{self._limits.queue} calls are waiting already, which is the limit; try again later")
+                raise busy(f"{self._limits.queue} calls are waiting already, which is the limit; try again later")
             self._queue.append(job)
             self._change.notify()
         return job.result
@@ -110,29 +91,37 @@ class Batcher:
                 if not self._queue:
                     return
                 jobs = self._gather()
-            live = [job for job in jobs if _still_wanted(job)]
-            if live:
-                self._finish(live)
+            if jobs:
+                self._finish(jobs)
 
     def _gather(self) -> list[Job]:
-        """The oldest call, and others that fit with it; called with the lock held."""
-        first = self._queue.popleft()
+        """The oldest call that is still wanted, and others that fit with it; called with the lock held."""
+        first = next((job for job in iter(self._pop, None) if _still_wanted(job)), None)
+        if first is None:
+            return []
         jobs, rows, cells, longest = [first], first.rows, first.cells, dict(first.longest)
         if not first.signature.ragged:
             return jobs
-        kept: deque[Job] = deque()
-        while self._queue and rows < self._limits.batch:
-            job = self._queue.popleft()
-            wider = {axis: max(longest[axis], job.longest.get(axis, 0)) for axis in longest}
+        # The most like it first: a run is as wide as its longest call, and what is padded is computed too.
+        like = (job for job in self._queue if job.signature.name == first.signature.name)
+        taken = set()
+        for job in sorted(like, key=lambda job: sum(abs(job.longest[axis] - longest[axis]) for axis in first.longest)):
+            wider = {axis: max(longest[axis], job.longest[axis]) for axis in longest}
             padded = (rows + job.rows) * sum(wider.values())
             fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, _WASTE * (cells + job.cells))
-            if job.signature.name == first.signature.name and fits:
+            if not fits:
+                continue
+            taken.add(id(job))
+            if _still_wanted(job):
                 jobs.append(job)
                 rows, cells, longest = rows + job.rows, cells + job.cells, wider
-            else:
-                kept.append(job)
-        self._queue.extendleft(reversed(kept))
+            if rows == self._limits.batch:
+                break
+        self._queue = deque(job for job in self._queue if id(job) not in taken)
         return jobs
+
+    def _pop(self) -> Job | None:
+        return self._queue.popleft() if self._queue else None
 
     def _finish(self, jobs: list[Job]) -> None:
         try:
@@ -157,51 +146,6 @@ class Batcher:
         return split(jobs, signature, outputs)
 
 
-def join(jobs: list[Job], signature: Signature) -> Tensors:
-    """One batch of all calls' rows: what counts is copied, the rest is zero."""
-    longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
-    total = sum(job.rows for job in jobs)
-    batch: Tensors = {}
-    for name, tensor in signature.inputs.items():
-        if tensor.axis is None:
-            batch[name] = np.concatenate([job.inputs[name] for job in jobs])
-            continue
-        trailing = jobs[0].inputs[name].shape[2:]
-        out = np.zeros((total, longest[tensor.axis], *trailing), dtype=tensor.dtype)
-        row = 0
-        for job in jobs:
-            width = min(job.longest[tensor.axis], job.inputs[name].shape[1])
-            values = job.inputs[name][:, :width]
-            counted = np.arange(width) < job.inputs[AXES[tensor.axis]][:, None]
-            np.copyto(out[row : row + job.rows, :width], values, where=counted.reshape(counted.shape + (1,) * len(trailing)))
-            row += job.rows
-        batch[name] = out
-    return batch
-
-
-def split(jobs: list[Job], signature: Signature, outputs: Tensors) -> list[Tensors]:
-    """Each call's rows at the width of its own tensors, 0 beyond what counts, as an unbatched run gives them."""
-    widths = [
-        {tensor.axis: job.inputs[name].shape[1] for name, tensor in signature.inputs.items() if tensor.axis is not None} for job in jobs
-    ]
-    results: list[Tensors] = []
-    row = 0
-    for job, width in zip(jobs, widths, strict=True):
-        result = {}
-        for name, values in outputs.items():
-            part = values[row : row + job.rows]
-            axis = signature.outputs[name].axis
-            if axis is not None and part.shape[1] != width[axis]:
-                whole = np.zeros((job.rows, width[axis], *part.shape[2:]), dtype=part.dtype)
-                keep = min(width[axis], part.shape[1])
-                whole[:, :keep] = part[:, :keep]
-                part = whole
-            result[name] = part
-        results.append(result)
-        row += job.rows
-    return results
-
-
 def _still_wanted(job: Job) -> bool:
     if not job.result.set_running_or_notify_cancel():
         return False
@@ -218,6 +162,6 @@ def _as_serving_error(error: Exception) -> ServingError:
     if isinstance(error, tf.errors.InvalidArgumentError):
         return ServingError("INVALID_ARGUMENT", f"the model refused the input: {message}")
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
-        return exhausted(f"not enough memory for the call: {message}")
+        return busy(f"not enough memory for the call: {message}")
     log.error("the model failed", exc_info=error)
     return ServingError("INTERNAL", f"the model failed: {message}")

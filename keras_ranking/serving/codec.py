@@ -1,4 +1,4 @@
-"""Tensors and the protobufs of TensorFlow Serving; the only module that builds or reads them."""
+"""Tensors and the protobufs of TensorFlow Serving; the only module that builds or reads them. No TensorFlow is imported."""
 
 from __future__ import annotations
 
@@ -7,37 +7,34 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tensorflow.core.framework import types_pb2
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from keras_ranking.serving.errors import ServingError, exhausted, invalid
-
-_DTYPES: dict[int, tuple[np.dtype[Any], str]] = {
-    types_pb2.DT_FLOAT: (np.dtype(np.float32), "float_val"),
-    types_pb2.DT_DOUBLE: (np.dtype(np.float64), "double_val"),
-    types_pb2.DT_INT32: (np.dtype(np.int32), "int_val"),
-    types_pb2.DT_INT64: (np.dtype(np.int64), "int64_val"),
-    types_pb2.DT_BOOL: (np.dtype(np.bool_), "bool_val"),
-}
-_ENUMS = {dtype: enum for enum, (dtype, _) in _DTYPES.items()}
+from keras_ranking.serving import protos
+from keras_ranking.serving.dtypes import NUMBERS, TYPES, numpy_type
+from keras_ranking.serving.errors import invalid, too_large
+from keras_ranking.serving.signature import Signature, Tensor
 
 
 def write_tensor(values: np.ndarray, into: Any) -> None:
     """Fill a TensorProto.
 
     Raises:
-        ServingError: INVALID_ARGUMENT for a dtype that is no number.
+        ServingError: INVALID_ARGUMENT for a dtype that is neither a number nor text.
     """
-    if values.dtype not in _ENUMS:
+    kind = values.dtype.kind
+    name = "object" if kind in "SUO" else values.dtype.name
+    if name not in NUMBERS:
         raise invalid(f"a tensor of {values.dtype} cannot be sent")
-    into.dtype = _ENUMS[values.dtype]
+    into.dtype = NUMBERS[name]
     for size in values.shape:
         into.tensor_shape.dim.add().size = size
-    into.tensor_content = np.ascontiguousarray(values).tobytes()
+    if kind in "SUO":
+        into.string_val.extend([cell if isinstance(cell, bytes) else str(cell).encode() for cell in values.reshape(-1).tolist()])
+    else:
+        into.tensor_content = values.tobytes()
 
 
 def read_tensor(name: str, proto: Any, most_bytes: int | None = None, used: int = 0) -> np.ndarray:
-    """Numbers of a TensorProto, in any of its forms: raw content, a list of values, or one value for all cells.
+    """Array of a TensorProto, in any of its forms: raw content, a list of values, or one value for all cells.
 
     Args:
         name: of the input, for errors.
@@ -47,45 +44,58 @@ def read_tensor(name: str, proto: Any, most_bytes: int | None = None, used: int 
     Raises:
         ServingError: INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
     """
-    if proto.dtype not in _DTYPES:
-        kinds = types_pb2.DataType
-        known = proto.dtype in kinds.values()
-        raise invalid(f"input '{name}' must be numbers. Received: {kinds.Name(proto.dtype) if known else proto.dtype}")
-    dtype, field = _DTYPES[proto.dtype]
+    if proto.dtype not in TYPES:
+        raise invalid(f"input '{name}' must be numbers or text. Received: DataType {proto.dtype}")
+    dtype, field = numpy_type(proto.dtype), TYPES[proto.dtype][2]
     shape = [dim.size for dim in proto.tensor_shape.dim]
-    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape) or len(shape) > 32:
+    if proto.tensor_shape.unknown_rank or len(shape) > 32 or (shape and min(shape) < 0):
         raise invalid(f"input '{name}' must have a known shape. Received: {shape}")
     cells = math.prod(shape)
     if most_bytes is not None and used + cells * dtype.itemsize > most_bytes:
-        raise exhausted(f"the inputs, with '{name}' of shape {shape}, are larger than the limit of {most_bytes} bytes", http_status=413)
-    if proto.tensor_content:
+        raise too_large(f"the inputs, with '{name}' of shape {shape}, are larger than the limit of {most_bytes} bytes")
+    content = proto.tensor_content
+    if content and dtype.kind != "O":
         size = cells * dtype.itemsize
-        if len(proto.tensor_content) != size:
-            raise invalid(f"input '{name}' of shape {shape} must have {size} bytes. Received: {len(proto.tensor_content)}")
-        content: np.ndarray = np.frombuffer(proto.tensor_content, dtype=dtype).reshape(shape)
-        return content
-    listed: np.ndarray = np.fromiter(getattr(proto, field), dtype=dtype)
+        if len(content) != size:
+            raise invalid(f"input '{name}' of shape {shape} must have {size} bytes. Received: {len(content)}")
+        return np.frombuffer(content, dtype=dtype).reshape(shape)
+    listed = _listed(name, proto, field, dtype)
     if len(listed) > cells or (cells and not len(listed)):
         raise invalid(f"input '{name}' of shape {shape} must have {cells} values. Received: {len(listed)}")
     if len(listed) < cells:  # the last value stands for all that follow
-        listed = np.concatenate([listed, np.full(cells - len(listed), listed[-1])])
+        rest = np.full(cells - len(listed), listed[-1], dtype=dtype)
+        listed = np.concatenate([listed, rest])
     return listed.reshape(shape)
 
 
-def read_tensors(protos: Mapping[str, Any], most_bytes: int | None = None) -> dict[str, np.ndarray]:
+def _listed(name: str, proto: Any, field: str, dtype: np.dtype[Any]) -> np.ndarray:
+    values = getattr(proto, field)
+    if field == "half_val":
+        return np.fromiter((value & 0xFFFF for value in values), dtype=np.uint16).view(dtype)
+    try:
+        return np.fromiter(values, dtype=dtype, count=len(values))
+    except OverflowError as error:  # int_val carries the narrow integers too
+        raise invalid(f"input '{name}' must be {dtype}. Received a number out of its range") from error
+
+
+def read_tensors(protos_by_name: Mapping[str, Any], most_bytes: int | None = None) -> dict[str, np.ndarray]:
     """All tensors of a message; `most_bytes` bounds their sum."""
     out: dict[str, np.ndarray] = {}
     used = 0
-    for name, proto in protos.items():
+    for name, proto in protos_by_name.items():
         out[name] = read_tensor(name, proto, most_bytes, used)
         used += out[name].nbytes
     return out
 
 
-def predict_request(model: str, signature: str, inputs: Mapping[str, np.ndarray], version: int | None = None) -> Any:
-    """A PredictRequest."""
-    request = predict_pb2.PredictRequest()
+def predict_request(
+    model: str, signature: str, inputs: Mapping[str, np.ndarray], version: int | None = None, label: str | None = None
+) -> Any:
+    """A PredictRequest, for a version, for a label, or for what the server serves by default."""
+    request = protos.PredictRequest()
     _fill_spec(request.model_spec, model, signature, version)
+    if label is not None:
+        request.model_spec.version_label = label
     for name, values in inputs.items():
         write_tensor(values, request.inputs[name])
     return request
@@ -93,65 +103,62 @@ def predict_request(model: str, signature: str, inputs: Mapping[str, np.ndarray]
 
 def predict_response(model: str, signature: str, version: int, outputs: Mapping[str, np.ndarray]) -> Any:
     """A PredictResponse."""
-    response = predict_pb2.PredictResponse()
+    response = protos.PredictResponse()
     _fill_spec(response.model_spec, model, signature, version)
     for name, values in outputs.items():
         write_tensor(values, response.outputs[name])
     return response
 
 
-def stub_calls(channel: Any) -> tuple[Any, Any]:
-    """Predict and GetModelMetadata of a gRPC channel."""
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-    return stub.Predict, stub.GetModelMetadata
-
-
-def metadata_request(model: str) -> Any:
+def metadata_request(model: str, version: int | None = None, label: str | None = None) -> Any:
     """A GetModelMetadataRequest for the signatures."""
-    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-    request.model_spec.name = model
+    request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
+    _fill_spec(request.model_spec, model, "", version)
+    if label is not None:
+        request.model_spec.version_label = label
     return request
 
 
 def metadata_response(model: str, version: int, signature_defs: Mapping[str, Any]) -> Any:
-    """A GetModelMetadataResponse with the signatures."""
-    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    """A GetModelMetadataResponse of TensorFlow's SignatureDefs (or these), by name."""
+    response = protos.GetModelMetadataResponse()
     _fill_spec(response.model_spec, model, "", version)
-    response.metadata["signature_def"].Pack(signature_map(signature_defs))
+    signatures = protos.SignatureDefMap()
+    for name, proto in signature_defs.items():
+        signatures.signature_def[name].MergeFromString(proto.SerializeToString())
+    response.metadata["signature_def"].type_url = protos.SIGNATURE_MAP_URL
+    response.metadata["signature_def"].value = signatures.SerializeToString()
     return response
 
 
-def signature_map(signature_defs: Mapping[str, Any]) -> Any:
-    """A SignatureDefMap."""
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    for name, proto in signature_defs.items():
-        signatures.signature_def[name].CopyFrom(proto)
-    return signatures
-
-
-def input_names(response: Any, signature: str) -> list[str]:
-    """Input names of a signature in a GetModelMetadataResponse.
-
-    Raises:
-        ServingError: NOT_FOUND.
-    """
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    response.metadata["signature_def"].Unpack(signatures)
-    if signature not in signatures.signature_def:
-        raise ServingError("NOT_FOUND", f'signature "{signature}" not found. The model has: {sorted(signatures.signature_def)}')
-    return sorted(signatures.signature_def[signature].inputs)
+def signatures(response: Any) -> dict[str, Signature]:
+    """The signatures of a GetModelMetadataResponse by name; those with tensors no client can hold are left out."""
+    found = protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+    return {
+        name: Signature(name, _specs(proto.inputs), _specs(proto.outputs))
+        for name, proto in found.signature_def.items()
+        if all(info.dtype in TYPES for info in (*proto.inputs.values(), *proto.outputs.values()))
+    }
 
 
 def status_response(statuses: list[tuple[int, str, str]]) -> Any:
     """A GetModelStatusResponse of (version, state, message), with an error code where there is a message."""
-    response = get_model_status_pb2.GetModelStatusResponse()
+    response = protos.GetModelStatusResponse()
     for version, state, message in statuses:
         entry = response.model_version_status.add()
         entry.version = version
-        entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(state)
+        entry.state = protos.STATES[state]
         entry.status.error_code = 2 if message else 0  # UNKNOWN, OK
         entry.status.error_message = message
     return response
+
+
+def _specs(infos: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: Tensor(numpy_type(info.dtype), _shape(info.tensor_shape)) for name, info in infos.items()}
+
+
+def _shape(proto: Any) -> tuple[int | None, ...] | None:
+    return None if proto.unknown_rank else tuple(None if dim.size < 0 else int(dim.size) for dim in proto.dim)
 
 
 def _fill_spec(spec: Any, model: str, signature: str, version: int | None) -> None:

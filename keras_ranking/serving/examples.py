@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_ranking.schema import Category, Number, Schema
 from keras_ranking.serving.layout import AXES, CANDIDATE_COUNT, HISTORY_LENGTH
+from keras_ranking.serving.raw_values import column_of
 
 Specs = Mapping[str, Mapping[str, Any]]
 """Input name -> {"dtype", "shape", "axis", "rows"}, as in `layout.Card.inputs`."""
@@ -60,6 +62,49 @@ def random_requests(
             garbage = _HOSTILE_INT if spec["dtype"] == "int32" else _HOSTILE_FLOAT
             values[beyond] = rng.choice(garbage, values[beyond].shape) if hostile else 0
         out[name] = values
+    return out
+
+
+_TEXTS = ("7", "-1", "007", "a b", "ж\u00e9\U0001f600", "x" * 70, " ", "nan", "missing", "0")
+_INTS = (0, -1, 7, 2**63 - 1, -(2**63), 10**12)
+
+
+def random_raw(
+    schema: Schema, raw: Specs, history: Sequence[int], candidates: Sequence[int], seed: int = 0, wild: bool = True
+) -> dict[str, np.ndarray]:
+    """A batch for the signature `raw`: values of a log where they count, missing and unknown ones among them, garbage beyond.
+
+    Args:
+        schema: of the model.
+        raw: inputs of `raw`.
+        history, candidates, seed: as `random_requests`.
+        wild: whether numbers reach far beyond the ordinary, where scores are no longer compared but their encoding is.
+    """
+    rng = np.random.default_rng(seed)
+    plain = {"string": "int32", "int64": "int32", "float64": "float32"}
+    out = random_requests({k: {**x, "dtype": plain.get(x["dtype"], x["dtype"])} for k, x in raw.items()}, history, candidates, seed)
+    columns = {column.name: column for column in (*schema.features, *schema.actions)}
+    lengths = {"history": np.asarray(history), "candidate": np.asarray(candidates)}
+    for name, spec in raw.items():
+        column, shape = column_of(columns, name), out[name].shape
+        if column is None:
+            if spec["dtype"] == "int64":
+                out[name] = out[name].astype(np.int64) + schema.epoch
+            continue
+        beyond = np.arange(shape[1]) >= lengths[spec["axis"]][:, None]
+        if spec["dtype"] == "string":
+            known = column.vocabulary if isinstance(column, Category) and column.vocabulary else ()
+            words = np.array([*(text.encode() for text in (*known, *_TEXTS)), b""], dtype=object)
+            out[name] = rng.choice(words, shape)
+            out[name][beyond] = b"\xff garbage"
+        elif spec["dtype"] == "int64":
+            out[name] = rng.choice(np.array([*_INTS, *range(20)], dtype=np.int64), shape)
+        elif isinstance(column, Number):
+            numbers = rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 9 if wild else 1, shape)
+            numbers = np.where(rng.random(shape) < 0.2, rng.choice([0.0, 1.0, 1e-40, 1e-300, 2.0**-149 * 1.5, 7.0], shape), numbers)
+            numbers = np.abs(numbers) if column.transform.startswith("log1p") else numbers
+            numbers = np.where(rng.random(shape) < 0.1, np.nan, numbers) if column.missing is not None else numbers
+            out[name] = np.where(beyond, rng.choice([np.nan, np.inf, -1e300], shape), numbers)
     return out
 
 

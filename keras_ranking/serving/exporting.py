@@ -11,12 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_ranking.schema import Schema
+from keras_ranking.serving import configs
 from keras_ranking.serving.layout import version_folders
+from keras_ranking.serving.options import Options, checked
+from keras_ranking.serving.raw_values import id_types
 
 _PREFIX = ".export-"
 _LOCK = "lock"
@@ -35,28 +39,57 @@ def export(
     verify: bool = True,
     tolerance: float | None = None,
     quantize: str | None = None,
+    precision: str = "float32",
+    xla: bool = False,
+    through: str = "tensorflow",
+    history_buckets: Sequence[int] | None = None,
+    candidate_buckets: Sequence[int] | None = None,
+    raw_ids: Mapping[str, str] | None = None,
+    events: Any = None,
+    skew_bound: float | None = None,
+    allowed_batch_sizes: Sequence[int] = (1, 8, 32),
+    run: str | Path | None = None,
     imports: Sequence[str] = (),
 ) -> Path:
-    """Write a model as the next version under `folder`, a plain TensorFlow graph that any TensorFlow Serving runs.
+    """Write a model as the next version under `folder`, with all that TensorFlow Serving reads beside it.
 
     The version is written into a hidden folder beside its place, checked, synced to disk and then renamed: whoever looks
     sees a whole version or none, also when this process is killed. What killed exports left is removed by the next one.
 
-    The signature is `serving_default`, with the inputs and outputs of `model.serving_model` under their names and the batch
-    first; for a model with exploration also `explore`, with the inputs and outputs of `model.explore_model`, which takes a `seed`
-    int32 (B,) as well: the same seed gives the same scores. There is no XLA in the graph. A model on the JAX or torch backend is
-    saved, and exported by a TensorFlow process.
+    Signatures, all with the batch first and float32 scores, zero beyond `candidate_count`:
+
+    * `serving_default`: inputs and outputs of `model.serving_model`;
+    * `raw`: the same with values as they stand in the log, encoded in the graph, bit for bit as the schema does. A value that the
+      schema refuses fails the call. `raw_features`: what `raw` makes of them;
+    * `encode_history`, `score_candidates`: history -> `cache_*`; those with candidates -> scores. For models that read a history;
+    * `explore`: with a `seed` int32 (B,), for a model with exploration.
+
+    Beside the graph, in `assets.extra/`: schema, card, model card and warm-up requests. Beside the versions, in `tf_serving/`: model
+    config with the labels stable and canary, batching and monitoring config, and `server_flags.txt`.
 
     Args:
         model: a `RankingModel`; or the path of a saved one: a `.keras` file, or the folder of a training run.
         folder: the served model; made where there is none. Versions are its integer-named directories.
         schema: the Schema the model reads; None: `model.schema`.
-        verify: run the written graph in a fresh process, as TensorFlow Serving does, on random requests with garbage beyond
+        verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with garbage beyond
             their lengths, and compare with the Keras model on each request alone without the garbage.
-        tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 2e-2 for a
-            model that computes in a 16-bit type (both our choice).
+        tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 2e-2 where matrix products or
+            the whole trunk are in a 16-bit type (both our choice).
         quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
-            None: as they are.
+        precision: 'bfloat16': matrix products in bfloat16, all else in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
+        xla: False: a plain graph, which any server runs. True: attention and trunk compiled by XLA for fixed lengths; the server
+            needs the flags in `server_flags.txt`.
+        through: 'jax': the graph as JAX compiles it, for CPU and CUDA alike: `serving_default` and `raw` only, for fixed lengths;
+            longer lists are refused. Needs the package jax and the same server flags.
+        history_buckets, candidate_buckets: the fixed lengths of a compiled export. None: (128, 512, 1024), ending at the model's
+            `max_history`, and (64, 512).
+        raw_ids: column -> 'string' or 'int64': how `raw` takes an id or category. None: as the column stands in `events`, and
+            'string' without them.
+        events: a log with the schema's columns. Some of its requests are replayed through the written graph, the Keras model and the
+            data pipeline; a difference fails the export. See `check_skew`.
+        skew_bound: largest difference of a score there. None: as `check_skew`.
+        allowed_batch_sizes: to which the server pads batches; for the batching config.
+        run: folder of the training run, for the model card. None: the folder of `model`, where that is a path.
         imports: modules that register custom layers, imported where the model is loaded by another process. Those of the
             model's own layers are found without being named.
 
@@ -64,8 +97,8 @@ def export(
         The version's directory, `folder/N` with N one more than the highest there.
 
     Raises:
-        ValueError: not a ranking model, or no schema.
-        ExportError: a graph that does not give the Keras scores, names lost, a disk full, a folder that cannot be written.
+        ValueError: not a ranking model, no schema, or options that exclude each other.
+        ExportError: a graph that does not give the Keras scores, names lost, skew, a disk full, a folder that cannot be written.
         FileNotFoundError: a path without a model.
 
     Example:
@@ -74,27 +107,46 @@ def export(
         >>> version.name
         '1'
     """
-    if quantize not in (None, "int8"):
-        raise ValueError(f"`quantize` must be 'int8' or None. Received: quantize={quantize!r}")
     folder = Path(folder)
     if isinstance(model, (str, Path)):
         model = _saved_model_file(Path(model))
+        run = model.parent if run is None else run
+    if events is not None:
+        known = schema if schema is not None else getattr(model, "schema", None)
+        raw_ids = id_types(known or _saved_schema(model), events) if raw_ids is None else raw_ids
+    options = checked(
+        verify=verify,
+        tolerance=tolerance,
+        quantize=quantize,
+        precision=precision,
+        xla=xla,
+        through=through,
+        history_buckets=history_buckets,
+        candidate_buckets=candidate_buckets,
+        raw_ids=raw_ids,
+        allowed_batch_sizes=allowed_batch_sizes,
+        run=None if run is None else str(Path(run).resolve()),
+        skew_bound=skew_bound,
+        name=folder.resolve().name,
+    )
     try:
         with _workplace(folder) as work:
             target = work / _MODEL
-            if _backend() == "tensorflow":
+            if _backend() == options.through:
                 from keras_ranking.serving._export_worker import load_model, write_version
 
                 loaded = load_model(model, imports) if isinstance(model, Path) else model
-                write_version(loaded, target, schema=schema, work=work, verify=verify, tolerance=tolerance, quantize=quantize)
+                write_version(loaded, target, schema=schema, work=work, options=options, events=events)
             else:
-                asked = {"verify": verify, "tolerance": tolerance, "quantize": quantize}
-                _write_in_tensorflow(model, target, schema, work, imports, asked)
+                _write_elsewhere(model, target, schema, work, imports, options, events)
             _sync(target)
-            return _publish(target, folder)
+            version = _publish(target, folder, work, options)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ExportError(f"cannot write a version under '{folder}': {reason}. Nothing was left there.") from error
+    if options.server_flags:
+        print(f"this version needs a server with {' '.join(options.server_flags)} (see {folder / configs.CONFIG_FOLDER / configs.FLAGS})")
+    return version
 
 
 def _saved_model_file(path: Path) -> Path:
@@ -102,6 +154,12 @@ def _saved_model_file(path: Path) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"no saved model at '{path}': expected a .keras file, or a folder with a model.keras in it")
     return file
+
+
+def _saved_schema(file: Path) -> Schema:
+    """Of a saved model, without building it."""
+    with zipfile.ZipFile(file) as archive:
+        return Schema.model_validate(json.loads(archive.read("config.json"))["config"]["schema"])
 
 
 def _backend() -> str:
@@ -152,24 +210,29 @@ def _fsync(path: str | Path) -> None:
         os.close(handle)
 
 
-def _publish(target: Path, folder: Path) -> Path:
-    """Rename to the next free number; two exports at once get two numbers."""
+def _publish(target: Path, folder: Path, work: Path, options: Options) -> Path:
+    """Rename to the next free number, then the config files into place; two exports at once get two numbers."""
     while True:
-        version = folder / str(max(version_folders(folder), default=0) + 1)
+        number = max(version_folders(folder), default=0) + 1
+        version = folder / str(number)
+        # Written beforehand: what follows the rename takes no more room on the disk.
+        staged = configs.stage(work, configs.texts(folder, number, options.server_flags, options.allowed_batch_sizes))
+        (folder / configs.CONFIG_FOLDER).mkdir(exist_ok=True)
         try:
             os.rename(target, version)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 continue
             raise
+        configs.install(staged, folder)
         _fsync(folder)
         return version
 
 
-def _write_in_tensorflow(
-    model: Any, target: Path, schema: Schema | None, work: Path, imports: Sequence[str], request: dict[str, Any]
+def _write_elsewhere(
+    model: Any, target: Path, schema: Schema | None, work: Path, imports: Sequence[str], options: Options, events: Any
 ) -> None:
-    """The same in a process whose Keras backend is TensorFlow."""
+    """The same in a process whose Keras backend is the one the export goes through."""
     if isinstance(model, Path):
         source = model.resolve()
     else:
@@ -179,8 +242,11 @@ def _write_in_tensorflow(
         schema = schema if schema is not None else getattr(model, "schema", None)
     if schema is not None:
         schema.save(work / "schema.json")
-    (work / "request.json").write_text(json.dumps({"model": str(source), "target": str(target), "imports": list(imports), **request}))
-    run_worker("_export_worker", [str(work / "request.json")], work, KERAS_BACKEND="tensorflow")
+    if events is not None:
+        events.to_pickle(work / "events.pkl")
+    request = {"model": str(source), "target": str(target), "imports": list(imports), "options": options.to_json(), "origin": _backend()}
+    (work / "request.json").write_text(json.dumps(request))
+    run_worker("_export_worker", [str(work / "request.json")], work, KERAS_BACKEND=options.through)
 
 
 def _flat(save: Any, path: Path) -> None:
@@ -223,4 +289,4 @@ def run_worker(module: str, arguments: list[str], work: Path, **environment: str
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         what = f"was killed by signal {-done.returncode}" if done.returncode < 0 else (lines or ["no message"])[-1]
-        raise ExportError(f"the TensorFlow process failed: {what}")
+        raise ExportError(f"the process that writes the graph failed: {what}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from keras_ranking.serving.errors import ServingError, invalid
+from keras_ranking.serving.errors import ServingError, invalid, too_large
 from keras_ranking.serving.signature import Signature, Tensor
 
 _HELD = {"b": "true and false", "U": "text", "O": "nulls or mixed values", "f": "numbers with a fraction or of more than 64 bits"}
@@ -21,7 +22,7 @@ def decode(body: bytes, signature_of: Callable[[str], Signature], most_rows: int
     """Body of a predict call -> signature, tensors (not checked yet beyond their types), whether it is the row form.
 
     Raises:
-        ServingError: INVALID_ARGUMENT; NOT_FOUND for the signature.
+        ServingError: INVALID_ARGUMENT; FAILED_PRECONDITION for the signature.
     """
     content = _parse(body)
     if not isinstance(content, dict):
@@ -55,11 +56,11 @@ def encode(outputs: dict[str, np.ndarray], row_form: bool) -> bytes:
             impossible.
     """
     for name, values in outputs.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        if values.dtype.kind in "fV" and not np.isfinite(values).all():
             raise ServingError("INTERNAL", f"output '{name}' of the model is not finite")
         if row_form and values.ndim == 0:
             raise invalid(f"output '{name}' has no batch dimension: use the column form ('inputs')")
-    arrays = {name: np.ascontiguousarray(values) for name, values in outputs.items()}
+    arrays = {name: _json_array(name, values) for name, values in outputs.items()}
     single = next(iter(arrays)) if len(arrays) == 1 else None
     reply: Any
     if not row_form:
@@ -93,7 +94,7 @@ def _columns_of_rows(rows: Any, signature: Signature, most_rows: int) -> dict[st
     if not isinstance(rows, list) or not rows:
         raise invalid("'instances' must be a list of at least one request")
     if len(rows) > most_rows:
-        raise ServingError("RESOURCE_EXHAUSTED", f"a call may hold at most {most_rows} requests. Received: {len(rows)}", 413)
+        raise too_large(f"a call may hold at most {most_rows} requests. Received: {len(rows)}")
     if len(signature.inputs) == 1 and not isinstance(rows[0], dict):
         return {next(iter(signature.inputs)): rows}
     for number, row in enumerate(rows):
@@ -106,15 +107,14 @@ def _columns_of_rows(rows: Any, signature: Signature, most_rows: int) -> dict[st
 
 
 def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
+    if tensor.dtype.kind == "O":
+        return _text(name, value, tensor)
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError) as error:
         raise invalid(f"input '{name}' must be a full array: its lists have different lengths or hold other things than numbers") from error
     if array.size == 0 and array.dtype.kind == "f":
-        array = array.astype(tensor.dtype)
-        if tensor.shape is not None and array.ndim < len(tensor.shape):
-            # [[], []] says nothing of the vectors it holds none of.
-            array = array.reshape(array.shape + tuple(size or 0 for size in tensor.shape[array.ndim :]))
+        array = _of_none(array.astype(tensor.dtype), tensor)
     wanted = tensor.dtype.kind
     if array.dtype.kind not in ("iuf" if wanted == "f" else "iu" if wanted in "iu" else wanted):
         raise invalid(f"input '{name}' must be {tensor.dtype}. Received: {_HELD.get(array.dtype.kind, str(array.dtype))}")
@@ -124,3 +124,44 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
             raise invalid(f"input '{name}' must be {tensor.dtype}. Received a number out of its range")
     with np.errstate(over="ignore"):
         return array.astype(tensor.dtype)
+
+
+def _of_none(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """[[], []] says nothing of the vectors it holds none of."""
+    if tensor.shape is None or array.ndim >= len(tensor.shape):
+        return array
+    return array.reshape(array.shape + tuple(size or 0 for size in tensor.shape[array.ndim :]))
+
+
+def _text(name: str, value: Any, tensor: Tensor) -> np.ndarray:
+    """Strings as their UTF-8, and {"b64": ...} as the bytes it stands for."""
+
+    def cell(found: Any) -> bytes:
+        if isinstance(found, str):
+            return found.encode("utf-8", errors="surrogatepass")
+        if isinstance(found, dict) and found.keys() == {"b64"} and isinstance(found["b64"], str):
+            with contextlib.suppress(ValueError):
+                return base64.b64decode(found["b64"], validate=True)
+        raise invalid(f"input '{name}' must be text, or {{\"b64\": ...}}. Received a {type(found).__name__}")
+
+    try:
+        array = np.asarray(value, dtype=object)
+    except ValueError as error:
+        raise invalid(f"input '{name}' must be a full array: its lists have different lengths") from error
+    if array.size == 0:
+        return _of_none(array, tensor)
+    filled = np.empty(array.size, dtype=object)
+    filled[:] = [cell(found) for found in array.reshape(-1)]
+    return filled.reshape(array.shape)
+
+
+def _json_array(name: str, values: np.ndarray) -> Any:
+    """A form that orjson writes: text as text, or in base 64 where the name ends in `_bytes`, as TensorFlow Serving has it."""
+    if values.dtype.kind == "O":
+        binary = name.endswith("_bytes")
+        filled = np.empty(values.size, dtype=object)
+        filled[:] = [{"b64": base64.b64encode(v).decode()} if binary else v.decode(errors="replace") for v in values.reshape(-1)]
+        return filled.reshape(values.shape)
+    if values.dtype.name == "bfloat16":
+        values = values.astype(np.float32)
+    return np.ascontiguousarray(values)

@@ -3,6 +3,9 @@
 folder/3/saved_model.pb, variables/          the graph, as TensorFlow Serving reads it
 folder/3/assets.extra/schema.json            the Schema the model was trained with
 folder/3/assets.extra/keras_ranking.json     `Card`: what stands in this version
+folder/3/assets.extra/model_card.json, .md   the same and more for people: data, metrics, sizes, versions of software
+folder/3/assets.extra/tf_serving_warmup_requests   requests that a server runs before the version takes traffic
+folder/tf_serving/                           model, batching and monitoring config and flags for TensorFlow Serving
 folder/.export-*                             an export under way, or what a killed one left
 """
 
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,13 @@ CARD_FILE = "keras_ranking.json"
 FORMAT = 1
 SIGNATURE = "serving_default"
 EXPLORE = "explore"
+RAW = "raw"
+FEATURES = "raw_features"
+ENCODE = "encode_history"
+SCORE = "score_candidates"
+CACHE = "cache_"
+"""Before the names of what `encode_history` returns and `score_candidates` takes."""
+WARMUP_FILE = "tf_serving_warmup_requests"
 HISTORY_LENGTH = "history_length"
 CANDIDATE_COUNT = "candidate_count"
 AXES = {"history": HISTORY_LENGTH, "candidate": CANDIDATE_COUNT}
@@ -42,6 +52,13 @@ class Card:
         verified: what the gate measured: largest absolute difference to the Keras scores, its bound, and the cases.
         created: UTC time of the export, ISO 8601.
         quantized: whether embedding tables are in int8.
+        signatures: signature -> {"inputs", "outputs"} of every signature, in the same form; an input of `raw` that takes NaN for a
+            missing number has "missing": true.
+        through: 'tensorflow', or 'jax' for a graph that holds a program compiled by JAX.
+        xla: whether the graph needs a server with XLA.
+        precision: what matrix products are computed in.
+        history_buckets, candidate_buckets: lengths the compiled parts are made for; empty for a plain graph.
+        server_flags: flags without which TensorFlow Serving does not run this version.
         format: version of this layout.
     """
 
@@ -56,6 +73,13 @@ class Card:
     verified: dict[str, Any] | None = None
     created: str = ""
     quantized: bool = False
+    signatures: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+    through: str = "tensorflow"
+    xla: bool = False
+    precision: str = "float32"
+    history_buckets: list[int] = field(default_factory=list)
+    candidate_buckets: list[int] = field(default_factory=list)
+    server_flags: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     def write(self, version: Path) -> None:

@@ -56,14 +56,7 @@ def request_tensors(
         >>> tensors["candidate_count"]
         array(3, dtype=int32)
     """
-    for what, frame in (("history", history), ("candidates", candidates)):
-        if not isinstance(frame, pd.DataFrame) and not (what == "history" and frame is None):
-            raise TypeError(f"`{what}` must be a DataFrame. Received: {type(frame).__name__}")
-    if not len(candidates):
-        raise ValueError("`candidates` must have at least one row: a request needs a candidate. Received: 0 rows")
-    now = _encoded("the request time", lambda: schema.encode_time(pd.Series([request_time])))[0]
-    frames = {"history": history if history is not None else pd.DataFrame(), "candidate": candidates}
-    times = _history_times(schema, frames["history"], int(now))
+    frames, times, now = checked_frames(schema, history, candidates, request_time)
     columns = {
         "history": {column.name: column for column in (*schema.inputs(), *schema.actions)},
         "candidate": {column.name: column for column in schema.inputs()},
@@ -112,11 +105,30 @@ def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
         if first.ndim == 0:
             batch[name] = np.stack(values)
             continue
-        out: np.ndarray = np.zeros((len(values), max(1, *map(len, values)), *first.shape[1:]), dtype=first.dtype)
+        shape = (len(values), max(1, *map(len, values)), *first.shape[1:])
+        out: np.ndarray = np.full(shape, b"", dtype=object) if first.dtype.kind == "O" else np.zeros(shape, dtype=first.dtype)
         for row, value in enumerate(values):
             out[row, : len(value)] = value
         batch[name] = out
     return batch
+
+
+def checked_frames(
+    schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any
+) -> tuple[dict[str, pd.DataFrame], np.ndarray, np.int32]:
+    """The frames of a request by side, the times of its history and its own, after the checks that need no column but time.
+
+    Raises:
+        ValueError, TypeError: as `request_tensors`.
+    """
+    for what, frame in (("history", history), ("candidates", candidates)):
+        if not isinstance(frame, pd.DataFrame) and not (what == "history" and frame is None):
+            raise TypeError(f"`{what}` must be a DataFrame. Received: {type(frame).__name__}")
+    if not len(candidates):
+        raise ValueError("`candidates` must have at least one row: a request needs a candidate. Received: 0 rows")
+    now = _encoded("the request time", lambda: schema.encode_time(pd.Series([request_time])))[0]
+    frames = {"history": history if history is not None else pd.DataFrame(), "candidate": candidates}
+    return frames, _history_times(schema, frames["history"], int(now)), now
 
 
 def _history_times(schema: Schema, history: pd.DataFrame, now: int) -> np.ndarray:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_ranking.serving.errors import not_found
+from keras_ranking.serving.errors import ServingError
 from keras_ranking.serving.layout import SIGNATURE, axis_of, read_card
 from keras_ranking.serving.signature import Signature, Tensor
 
@@ -51,11 +52,11 @@ class SavedModel:
         """The signature of that name ('' = `serving_default`).
 
         Raises:
-            ServingError: NOT_FOUND.
+            ServingError: FAILED_PRECONDITION, as TensorFlow Serving has it.
         """
         name = name or SIGNATURE
         if name not in self.signatures:
-            raise not_found(f'signature "{name}" not found. The model has: {sorted(self.signatures)}')
+            raise ServingError("FAILED_PRECONDITION", f'signature "{name}" not found. The model has: {sorted(self.signatures)}')
         return self.signatures[name]
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -73,19 +74,29 @@ class SavedModel:
         self._session.close()
 
     def _signature(self, name: str, proto: Any) -> Signature:
-        # Every signature names its tensors by the same columns, so one list of rows and axes describes them all.
-        card = self.card
-        inputs = {}
-        for key, info in proto.inputs.items():
-            tensor = _tensor(info)
-            rows = card.inputs.get(key, {}).get("rows") if card else None
-            inputs[key] = Tensor(tensor.dtype, tensor.shape, axis_of(key, tensor.shape or ()), rows)
-        outputs = {}
-        for key, info in proto.outputs.items():
-            tensor = _tensor(info)
-            axis = card.outputs.get(key, {}).get("axis") if card else None
-            outputs[key] = Tensor(tensor.dtype, tensor.shape, axis)
+        inputs = {key: self._input(name, key, _tensor(info)) for key, info in proto.inputs.items()}
+        outputs = {key: self._output(key, _tensor(info), inputs) for key, info in proto.outputs.items()}
         return Signature(name, inputs, outputs)
+
+    def _input(self, signature: str, key: str, tensor: Tensor) -> Tensor:
+        axis = axis_of(key, tensor.shape or ())
+        if self.card is None:
+            return replace(tensor, axis=axis)
+        # An export of an earlier format states `serving_default` alone; the others name their tensors by the same columns.
+        stated = self.card.signatures.get(signature, {}).get("inputs", self.card.inputs)
+        spec = stated.get(key, {})
+        # The rows of a table bound its encoded ids; the ids of the log may go by the same name, in another dtype.
+        rows = spec.get("rows") if spec.get("dtype") == tensor.dtype.name else None
+        grows = tensor.free[0] if axis is None and len(tensor.free) == 1 else None
+        return replace(tensor, axis=axis, rows=rows, missing=bool(spec.get("missing")), grows=grows)
+
+    def _output(self, key: str, tensor: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What grows with a request: the scores with the candidates; where there are none, a cache with the history."""
+        used = {found.axis for found in inputs.values()}
+        axis = axis_of(key, tensor.shape or ()) or next((axis for axis in ("candidate", "history") if axis in used), None)
+        if self.card is None or axis is None or len(tensor.free) != 1:
+            return tensor
+        return replace(tensor, axis=axis, grows=tensor.free[0])
 
     def _callable(self, proto: Any) -> tuple[Any, list[str], list[str]]:
         inputs, outputs = sorted(proto.inputs), sorted(proto.outputs)

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from aiohttp import web
-
-from keras_ranking.serving import grpc_service, rest
+from keras_ranking.serving.grpc_service import GrpcDoor
 from keras_ranking.serving.limits import Limits
+from keras_ranking.serving.rest_door import RestDoor
+from keras_ranking.serving.security import Access, Tls
 from keras_ranking.serving.service import Service
 from keras_ranking.serving.versions import Versions
 
@@ -32,13 +32,15 @@ class Server:
         rest_port, grpc_port: the ports it has, also where 0 was asked for.
     """
 
-    def __init__(self, service: Service, host: str, rest_port: int, grpc_port: int, drain_seconds: float) -> None:
+    def __init__(
+        self, service: Service, host: str, rest_port: int, grpc_port: int, drain_seconds: float, notice_seconds: float = 0.0
+    ) -> None:
         self.name = service.name
         self.host = host
         self.rest_port = rest_port
         self.grpc_port = grpc_port
         self._service = service
-        self._drain_seconds = drain_seconds
+        self._drain_seconds, self._notice_seconds = drain_seconds, notice_seconds
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._stopped = threading.Event()
@@ -58,7 +60,9 @@ class Server:
         return self._service.versions.latest
 
     def stop(self) -> None:
-        """Take no new calls, answer those under way (for at most `drain_seconds`), unload the model. Safe to call twice."""
+        """Say that no more calls are wanted (for `notice_seconds`), take no new ones, answer those under way (for at most
+        `drain_seconds`), unload the model. Safe to call twice.
+        """
         if not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # closed since we looked
                 self._loop.call_soon_threadsafe(self._stopping.set)
@@ -104,20 +108,22 @@ class Server:
             self._loop.close()
 
     async def _serve(self) -> None:
-        runner = web.AppRunner(rest.application(self._service), access_log=None, shutdown_timeout=self._drain_seconds)
-        await runner.setup()
-        door = grpc_service.server(self._service)
+        tls = self._service.access.tls
+        rest, grpc = RestDoor(self._service, self._drain_seconds), GrpcDoor(self._service)
         try:
-            site = web.TCPSite(runner, self.host, self.rest_port, reuse_address=True)
-            await _bound(site.start, "REST", self.host, self.rest_port)
-            self.rest_port = runner.addresses[0][1]
-            self.grpc_port = await _bound(lambda: _grpc_port(door, f"{self.host}:{self.grpc_port}"), "gRPC", self.host, self.grpc_port)
-            await door.start()
-            log.info("serving %s: REST http://%s:%d, gRPC %s:%d", self.name, self.host, self.rest_port, self.host, self.grpc_port)
+            context = tls.context() if tls is not None else None
+            self.rest_port = await _bound(lambda: rest.start(self.host, self.rest_port, context), "REST", self.host, self.rest_port)
+            self.grpc_port = await _bound(lambda: _grpc_port(grpc, tls, self.host, self.grpc_port), "gRPC", self.host, self.grpc_port)
+            await grpc.start()
+            log.info("serving %s: REST %s:%d, gRPC %s:%d", self.name, self.host, self.rest_port, self.host, self.grpc_port)
             self._started.set_result(None)
             await self._stopping.wait()
+            self._service.draining = True
+            log.info("stopping %s", self.name)
+            await grpc.notice()
+            await asyncio.sleep(self._notice_seconds)
         finally:
-            await asyncio.gather(door.stop(self._drain_seconds), runner.cleanup())
+            await asyncio.gather(grpc.stop(self._drain_seconds), rest.stop())
 
 
 async def _bound(bind: Callable[[], Any], door: str, host: str, port: int) -> Any:
@@ -127,11 +133,12 @@ async def _bound(bind: Callable[[], Any], door: str, host: str, port: int) -> An
         raise OSError(f"the {door} server cannot listen on {host}:{port}; is the port taken? ({error})") from error
 
 
-async def _grpc_port(door: Any, address: str) -> int:
-    port = int(door.add_insecure_port(address))
-    if port == 0:
+async def _grpc_port(door: GrpcDoor, tls: Tls | None, host: str, port: int) -> int:
+    address = f"[{host}]:{port}" if ":" in host.strip("[]") else f"{host}:{port}"
+    taken = int(door.server.add_insecure_port(address) if tls is None else door.server.add_secure_port(address, tls.credentials()))
+    if taken == 0:
         raise OSError("the address was refused")
-    return port
+    return taken
 
 
 def serve(
@@ -146,6 +153,10 @@ def serve(
     threads: int = 0,
     limits: Limits | None = None,
     drain_seconds: float = 10.0,
+    notice_seconds: float = 0.0,
+    token: str | None = None,
+    tls: Tls | None = None,
+    insecure: bool = False,
 ) -> Server:
     """Serve the highest version under `folder`, and each new one as it appears.
 
@@ -153,18 +164,27 @@ def serve(
     between two calls; where it is broken the old one serves on and the error is logged and stands in the model's status.
     Calls that come while the model runs are joined into one batch, also when their lengths differ.
 
-    Beside TensorFlow Serving's paths: `/healthz`, and `/monitoring/prometheus/metrics` without being asked for.
+    Beside TensorFlow Serving's paths: `/healthz` (the process lives), `/readyz` (it wants calls), the gRPC service
+    `grpc.health.v1.Health`, and `/monitoring/prometheus/metrics` without being asked for. A call may say how long it waits: the
+    deadline of gRPC, the header `X-Request-Timeout` of REST; one whose time is up is dropped before the model runs it.
+
+    Log lines go to the loggers `keras_ranking.serving` and, one INFO line a call, `keras_ranking.serving.calls`; see `logs`.
 
     Args:
         folder: a served model as `export` writes it: integer-named versions.
         name: of the model in paths and messages; None: the folder's name.
-        host: address to listen on. The default is this machine only: there is no authentication.
+        host: address to listen on; the default is this machine only.
         rest_port, grpc_port: 0 = any free port; see `Server.rest_port`.
         labels: label -> version, kept loaded beside the highest, for `/labels/NAME:predict`.
         poll_seconds: how often to look for new versions.
         threads: TensorFlow threads; 0 = one a core.
         limits: what is refused, with its error; see `Limits`.
         drain_seconds: how long `stop` waits for calls under way.
+        notice_seconds: how long before that it says by `/readyz` and gRPC health that it stops, while it still takes calls.
+        token: what every call must carry as `Authorization: Bearer TOKEN`, but for the probes of health; None: no token.
+            Without TLS it can be read on the way.
+        tls: certificate and key of both doors, and the authority of client certificates where those are asked for.
+        insecure: listen beyond this machine without a token and without client certificates.
 
     Returns:
         The running `Server`; stop it by `stop()`, or use it in a `with` block.
@@ -172,7 +192,8 @@ def serve(
     Raises:
         FileNotFoundError: no folder, or no version in it.
         RuntimeError: no version that can be served.
-        ValueError: a label for a version that is not there; a setting out of range.
+        ValueError: a label for a version that is not there; a setting out of range; an address beyond this machine where nobody
+            has to show who they are, without `insecure`.
         OSError: a port that is taken.
 
     Example:
@@ -185,13 +206,19 @@ def serve(
     for setting, value in (("poll_seconds", poll_seconds), ("drain_seconds", drain_seconds)):
         if not value > 0:
             raise ValueError(f"`{setting}` must be positive. Received: {setting}={value}")
+    if notice_seconds < 0:
+        raise ValueError(f"`notice_seconds` must not be negative. Received: notice_seconds={notice_seconds}")
     if threads < 0:
         raise ValueError(f"`threads` must be 0 or a number of threads. Received: threads={threads}")
     model = name if name is not None else folder.resolve().name
     if not model or set(model) & set("/:"):
         raise ValueError(f"`name` must be usable in a path, without '/' and ':'. Received: name={model!r}")
 
+    access = Access(token, tls, insecure)
+    access.check_host(host)
+
     def open_versions(on_batch: Callable[[int], None]) -> Versions:
         return Versions(folder, limits, labels, poll_seconds, threads, on_batch)
 
-    return Server(Service(model, limits, open_versions), host, rest_port, grpc_port, drain_seconds)
+    service = Service(model, limits, access, open_versions)
+    return Server(service, host, rest_port, grpc_port, drain_seconds, notice_seconds)

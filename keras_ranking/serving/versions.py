@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from keras_ranking.serving.batching import Batcher
-from keras_ranking.serving.errors import not_found
+from keras_ranking.serving.errors import invalid, not_found
 from keras_ranking.serving.examples import random_requests
 from keras_ranking.serving.layout import SIGNATURE, version_folders
 from keras_ranking.serving.limits import Limits
+from keras_ranking.serving.replay import run_warmup
 from keras_ranking.serving.saved_model import SavedModel
 
 log = logging.getLogger("keras_ranking.serving")
@@ -88,6 +89,12 @@ class Versions:
         return self._latest
 
     @property
+    def loaded(self) -> list[int]:
+        """The versions that answer calls, ascending."""
+        with self._lock:
+            return sorted(self._loaded)
+
+    @property
     def waiting(self) -> int:
         """Calls in all queues."""
         with self._lock:
@@ -98,11 +105,11 @@ class Versions:
         """Hold a version: it stays loaded until the end of the block, whatever is swapped meanwhile.
 
         Raises:
-            ServingError: NOT_FOUND.
+            ServingError: NOT_FOUND for a version, INVALID_ARGUMENT for a label, as TensorFlow Serving has it.
         """
         with self._lock:
             if label is not None and label not in self.labels:
-                raise not_found(f'label "{label}" not found. There are: {sorted(self.labels)}')
+                raise invalid(f'label "{label}" not found. There are: {sorted(self.labels)}')
             wanted = self.labels[label] if label is not None else version if version is not None else self._latest
             servable = self._loaded.get(wanted)
             if servable is None:
@@ -191,6 +198,7 @@ class Versions:
             model = SavedModel(folder, self._threads)
             try:
                 _probe(model)
+                run_warmup(model, folder)
             except BaseException:
                 model.close()
                 raise

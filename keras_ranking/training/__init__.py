@@ -1,22 +1,40 @@
-"""Training jobs: from a log to a trained folder, and its figures; incremental training."""
+"""Training jobs: from a log to a trained folder, and its figures; incremental training; weights of events, propensities."""
 
 from keras_ranking.training.after import fit_exploration, fit_random_effects
+from keras_ranking.training.checkpoint import Checkpoint, read_checkpoint
 from keras_ranking.training.fisher import FisherSnapshot
 from keras_ranking.training.incremental import IncrementalPenalty, fit_incremental
 from keras_ranking.training.labels import LongDwell, contribution_labels, long_dwell_labels
-from keras_ranking.training.run import TrainingOptions, evaluate, predict_events, train
+from keras_ranking.training.options import TrainingOptions
+from keras_ranking.training.parity import predict_served
+from keras_ranking.training.predict import evaluate, model_requests, predict_events
+from keras_ranking.training.propensities import PositionCurve, position_propensities
+from keras_ranking.training.run import train, warm_start
+from keras_ranking.training.weights import EventWeights, age_weights, event_weights, inverse_propensity_weights, place_weights
 
 __all__ = [
+    "Checkpoint",
+    "EventWeights",
     "FisherSnapshot",
     "IncrementalPenalty",
     "LongDwell",
+    "PositionCurve",
     "TrainingOptions",
+    "age_weights",
     "contribution_labels",
     "evaluate",
+    "event_weights",
     "fit_exploration",
     "fit_incremental",
     "fit_random_effects",
+    "inverse_propensity_weights",
     "long_dwell_labels",
+    "model_requests",
+    "place_weights",
+    "position_propensities",
     "predict_events",
+    "predict_served",
+    "read_checkpoint",
     "train",
+    "warm_start",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from keras_ranking.data import PackedRequests, Sequences
 from keras_ranking.layers import RandomEffectFit, fit_random_effect
 from keras_ranking.models import RankingModel
-from keras_ranking.training.run import model_requests
+from keras_ranking.training.predict import model_requests
 
 
 def _batches(model: RankingModel, sequences: Sequences, batch_size: int, row_length: int) -> Iterator[Any]:

@@ -11,45 +11,56 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.invariants.conftest import MODELS, Case, make_case
+import keras_ranking as kr
+from keras_ranking.data import build_sequences, requests
+from tests.invariants.conftest import MODELS, Case, make_case, randomise, to_numpy
 from tests.invariants.test_exactness import CLEARLY, TOLERANCE, long_requests
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]
 
 SCORE = """
 import sys, numpy as np, keras, keras_ranking as kr
-model_file, inputs_file, out_file = sys.argv[1:]
-model = kr.models.load(model_file)
-inputs = dict(np.load(inputs_file))
-row = {name[4:]: x for name, x in inputs.items() if name.startswith("row_")}
-request = {name[8:]: x for name, x in inputs.items() if name.startswith("request_") and name[8:]}
-out = {f"row_{task}": keras.ops.convert_to_numpy(x) for task, x in model(row).items()}
-out |= {f"request_{name}": keras.ops.convert_to_numpy(x) for name, x in model.serving_model(request).items()}
-np.savez(out_file, backend=keras.backend.backend(), **out)
+for model_file, inputs_file, out_file in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
+    model = kr.models.load(model_file)
+    inputs = dict(np.load(inputs_file))
+    row = {name[4:]: x for name, x in inputs.items() if name.startswith("row_")}
+    request = {name[8:]: x for name, x in inputs.items() if name.startswith("request_") and name[8:]}
+    out = {f"row_{task}": keras.ops.convert_to_numpy(x) for task, x in model(row).items()}
+    out |= {f"request_{name}": keras.ops.convert_to_numpy(x) for name, x in model.serving_model(request).items()}
+    np.savez(out_file, backend=keras.backend.backend(), **out)
 """
 
 # The server runs a SavedModel's graph through a V1 session: nothing of Keras, nothing of this package.
 SESSION = """
 import sys, numpy as np, tensorflow as tf
-folder, inputs_file, out_file = sys.argv[1:]
+folder = sys.argv[1]
 with tf.compat.v1.Session(graph=tf.Graph()) as session:
     meta = tf.compat.v1.saved_model.load(session, ["serve"], folder)
     signature = meta.signature_def["serving_default"]
-    inputs = dict(np.load(inputs_file))
-    feed = {signature.inputs[name].name: x for name, x in inputs.items()}
-    names = sorted(signature.outputs)
-    values = session.run([signature.outputs[name].name for name in names], feed)
-np.savez(out_file, **dict(zip(names, values)))
+    for inputs_file, out_file in zip(sys.argv[2::2], sys.argv[3::2]):
+        inputs = dict(np.load(inputs_file))
+        feed = {signature.inputs[name].name: x for name, x in inputs.items()}
+        names = sorted(signature.outputs)
+        values = session.run([signature.outputs[name].name for name in names], feed)
+        np.savez(out_file, **dict(zip(names, values)))
 """
 
 
-def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") -> dict[str, np.ndarray]:
+def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") -> None:
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(np.load(arguments[-1]))
+
+
+def session_scores(version: Path, *requests: dict[str, np.ndarray], work: Path) -> list[dict[str, np.ndarray]]:
+    """What a version answers to each of some requests, asked in one fresh process."""
+    files = [(work / f"inputs_{i}.npz", work / f"out_{i}.npz") for i in range(len(requests))]
+    for (inputs, _), tensors in zip(files, requests, strict=True):
+        np.savez(inputs, **tensors)
+    fresh_process(SESSION, version, *(file for pair in files for file in pair))
+    return [dict(np.load(out)) for _, out in files]
 
 
 def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.ndarray:
@@ -58,36 +69,41 @@ def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.nda
     return out[name] if name in out else out[f"{prefix}click"][..., None]
 
 
-@pytest.fixture(scope="module", params=["cadet", "cadet_value", "feedsr_fused_session", "lirank"])
+NAMES = ("cadet", "cadet_value", "feedsr_fused_session", "lirank", "amortized", "ligr")
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def case(request: Any, log: Any) -> Case:
     return make_case(log, **dict(MODELS[request.param]))
 
 
-def test_every_backend_gives_the_same_scores(case: Case, tmp_path: Path) -> None:
-    case.model.save(tmp_path / "model.keras")
-    inputs = {f"row_{name}": x for name, x in case.rows().items() if name}
-    tensors = case.tensors(long_requests(case))
-    np.savez(tmp_path / "inputs.npz", **inputs, **{f"request_{name}": x for name, x in tensors.items()})
-    scores = {
-        backend: fresh_process(SCORE, tmp_path / "model.keras", tmp_path / "inputs.npz", tmp_path / f"{backend}.npz", backend=backend)
-        for backend in ("tensorflow", "jax", "torch")
-    }
-    real = inputs[f"row_{case.segment}"] > 0
-    for backend, out in scores.items():
-        assert str(out.pop("backend")) == backend
-    reference = scores["tensorflow"]
-    for backend in ("jax", "torch"):
-        assert scores[backend].keys() == reference.keys()
-        for name, value in scores[backend].items():
-            expected = reference[name]
-            if name.startswith("row_"):
-                value, expected = value[real], expected[real]
-            np.testing.assert_allclose(value, expected, rtol=TOLERANCE, atol=2 * TOLERANCE, err_msg=f"{backend} {name}")
-    weights = case.model.get_weights()
-    case.model.set_weights([w * 1.01 for w in weights])
-    moved = case.serve(tensors)
-    case.model.set_weights(weights)
-    assert np.abs(moved - by_tower(case, reference, "request_")).max() > CLEARLY, "control: another model has other scores"
+def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
+    cases = {name: make_case(log, **dict(MODELS[name])) for name in NAMES}
+    asked = {}
+    for name, case in cases.items():
+        case.model.save(tmp_path / f"{name}.keras")
+        inputs = {f"row_{column}": x for column, x in case.rows().items() if column}
+        asked[name] = {**inputs, **{f"request_{column}": x for column, x in case.tensors(long_requests(case)).items()}}
+        np.savez(tmp_path / f"{name}.npz", **asked[name])
+    for backend in ("tensorflow", "jax", "torch"):
+        files = [(f"{name}.keras", f"{name}.npz", f"{name}_{backend}.npz") for name in NAMES]
+        fresh_process(SCORE, *(tmp_path / file for three in files for file in three), backend=backend)
+    for name, case in cases.items():
+        found = {backend: dict(np.load(tmp_path / f"{name}_{backend}.npz")) for backend in ("tensorflow", "jax", "torch")}
+        for backend, out in found.items():
+            assert str(out.pop("backend")) == backend
+        real = asked[name][f"row_{case.segment}"] > 0
+        reference = found["tensorflow"]
+        for backend in ("jax", "torch"):
+            assert found[backend].keys() == reference.keys()
+            for output, value in found[backend].items():
+                expected = reference[output]
+                if output.startswith("row_"):
+                    value, expected = value[real], expected[real]
+                np.testing.assert_allclose(value, expected, rtol=TOLERANCE, atol=2 * TOLERANCE, err_msg=f"{name} {backend} {output}")
+        case.model.set_weights([w * 1.01 for w in case.model.get_weights()])
+        moved = case.serve({column[8:]: x for column, x in asked[name].items() if column.startswith("request_") and column[8:]})
+        assert np.abs(moved - by_tower(case, reference, "request_")).max() > CLEARLY, f"control: another {name} has other scores"
 
 
 def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -> None:
@@ -97,6 +113,7 @@ def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -
     which = long_requests(case)
     exact = case.tensors(which)
     expected = case.serve(exact)
+    requests, spares = [], []
     for extra in (0, 1, 13):
         tensors = case.tensors(which, history=exact["history_time"].shape[1] + extra, candidates=expected.shape[1] + extra)
         past = np.arange(tensors["history_time"].shape[1])[None, :] >= tensors["history_length"][:, None]
@@ -104,14 +121,35 @@ def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -
         for name, x in tensors.items():
             if x.ndim > 1:
                 x[past if name.startswith("history") else spare] = np.iinfo(np.int32).max if x.dtype == np.int32 else np.nan
-        np.savez(tmp_path / "inputs.npz", **tensors)
-        out = fresh_process(SESSION, version, tmp_path / "inputs.npz", tmp_path / "out.npz")
+        requests.append(tensors)
+        spares.append(spare)
+    shorter = {**exact, "history_length": np.maximum(exact["history_length"] // 2, 0).astype(np.int32)}
+    *padded, short = session_scores(version, *requests, shorter, work=tmp_path)
+    for out, spare in zip(padded, spares, strict=True):
         got = by_tower(case, out)
         assert (got[spare] == 0).all()
         np.testing.assert_allclose(got[:, : expected.shape[1]], expected, atol=TOLERANCE)
         np.testing.assert_array_equal(out["click"], got[..., case.model.serving_tower])
-    shorter = {**exact, "history_length": np.maximum(exact["history_length"] // 2, 0).astype(np.int32)}
-    np.savez(tmp_path / "inputs.npz", **shorter)
-    out = fresh_process(SESSION, version, tmp_path / "inputs.npz", tmp_path / "out.npz")
-    assert np.abs(by_tower(case, out) - expected).max() > CLEARLY, "control: the length is read"
-    np.testing.assert_allclose(by_tower(case, out), case.serve(shorter), atol=TOLERANCE)
+    assert np.abs(by_tower(case, short) - expected).max() > CLEARLY, "control: the length is read"
+    np.testing.assert_allclose(by_tower(case, short), case.serve(shorter), atol=TOLERANCE)
+
+
+def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any, tmp_path: Path) -> None:
+    """The graph in int8 gives the scores of the Keras model in int8, to rounding; and those in float32 to what int8 costs."""
+    from keras_ranking.serving import export, quantize_embeddings
+
+    events = log.events.assign(long_dwell=(log.events["dwell_seconds"] > 30).astype(int))
+    schema = kr.Schema(**{**log.schema.model_dump(), "tasks": ["click", "like", "long_dwell"]}).fit(events)
+    small = {"hidden": (12, 12), "rank": 4, "id_dim": 8, "max_history": 8, "calibration_options": {"step": 0.5}}
+    model = kr.models.LiRank(schema, preset="feed", groups={"click": ["click", "long_dwell"], "contribution": ["like"]}, **small)
+    randomise(model, scale=0.1)
+    assert model.tasks == ["click", "like", "long_dwell"] and model.arguments["calibration"]
+    found = requests(build_sequences(events, schema), max_history=8)
+    tensors = found.tensors(np.arange(min(32, len(found))), list(model.serving_model.input))
+    version = export(model, tmp_path / "served", quantize="int8")
+    (out,) = session_scores(version, tensors, work=tmp_path)
+    exact, rounded = ({task: to_numpy(x) for task, x in one.serving_model(tensors).items()} for one in (model, quantize_embeddings(model)))
+    for task in model.tasks:
+        np.testing.assert_allclose(out[task], rounded[task], atol=TOLERANCE)
+        lost = np.abs(out[task] - exact[task]).max()
+        assert TOLERANCE < lost < 5e-2, f"control: int8 is not float32, {lost}"

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from keras_ranking import metrics
@@ -108,6 +109,13 @@ def test_errors() -> None:
         metrics.intra_list_similarity(x["vectors"][:-1], x["scores"], x["groups"])
     with pytest.raises(ValueError, match="`values` must have one value a row"):
         metrics.coverage(x["author"][:-1], x["scores"], x["groups"])
+
+
+def test_missing_values_are_unlike_all_others() -> None:
+    missing = [None, float("nan"), pd.NA, pd.NaT]
+    for values in (np.array([*missing, "x"], dtype=object), [*missing, "x"]):
+        assert metrics.coverage(values, [5, 4, 3, 2, 1], ["a"] * 5, k=5).value == 1.0
+    assert metrics.coverage(np.array([np.nan, np.nan, 1.0, 1.0]), [4, 3, 2, 1], ["a"] * 4).value == 0.75
 
 
 def test_examples() -> None:

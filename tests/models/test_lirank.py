@@ -14,7 +14,7 @@ import keras_ranking as kr
 from keras_ranking import training
 from keras_ranking.data import PackedRequests, build_sequences, requests
 from keras_ranking.layers import BayesianLinear, IsotonicCalibration, ParallelDCN, QuantizedEmbedding
-from keras_ranking.training.run import model_requests
+from keras_ranking.training.predict import model_requests
 
 SMALL: dict[str, Any] = {"hidden": (8, 8), "rank": 4, "id_dim": 4, "max_history": 6, "calibration_options": {"step": 0.5}}
 
@@ -127,8 +127,8 @@ def test_saved_and_loaded(schema: kr.Schema, sequences: Any, arguments: dict[str
 def test_fit_learns_and_padding_moves_no_moment(schema: kr.Schema, sequences: Any) -> None:
     model = make(schema)
     options = training.TrainingOptions(row_length=64, batch_size=4, epochs=2, table_optimizer="adagrad", learning_rate=5e-3)
-    dataset, window = training.run.training_data(model, sequences, options)
-    training.run.compile_for(model, options, steps=2 * len(dataset), window=window)
+    dataset, window = training.setup.training_data(model, sequences, options)
+    training.setup.compile_for(model, options, steps=2 * len(dataset), window=window)
     losses = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history["loss"]
     assert losses[1] < losses[0]
     x, _, _ = batch(model, sequences)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 import standin
 
+from keras_ranking import data, models
 from keras_ranking.serving import Client, Limits, export, serve
 from keras_ranking.serving.examples import alone, random_requests
 from keras_ranking.serving.layout import read_card
@@ -30,6 +33,25 @@ def second(tmp_path_factory):
     model = standin.make(seed=2)
     version = export(model, tmp_path_factory.mktemp("second") / "ranker", verify=False)
     return SimpleNamespace(model=model, version=version, card=read_card(version))
+
+
+@pytest.fixture(scope="session")
+def logged():
+    """A small log, with the schema fitted on it."""
+    log = data.simulate(members=20, days=2, seed=0)
+    return SimpleNamespace(events=log.events, schema=log.schema.fit(log.events))
+
+
+@pytest.fixture(scope="session")
+def small(logged, tmp_path_factory):
+    """A small CADET trained on nothing, its run folder, and an export that passed its gate and the skew check."""
+    keras.utils.set_random_seed(3)
+    model = models.CADET(logged.schema, dim=8, num_layers=1, num_heads=2, tower_hidden=(8,), id_dim=4, action_hidden=8)
+    run = standin.save(model, tmp_path_factory.mktemp("run"))
+    (run / "history.json").write_text(json.dumps({"backend": "jax", "log": "simulated", "train_events": 99, "seed": 4}))
+    (run / "validation.json").write_text(json.dumps({"click": {"auc": 0.625, "log_loss": None}}))
+    version = export(model, tmp_path_factory.mktemp("small") / "ranker", events=logged.events, run=run)
+    return SimpleNamespace(model=model, run=run, version=version, card=read_card(version))
 
 
 @pytest.fixture(scope="session")

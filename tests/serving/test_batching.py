@@ -60,7 +60,7 @@ def start(model, limits=None):
 def test_calls_that_gather_are_run_together(first, model):
     """Different lengths, hostile padding, one of several rows: one run, no wider than its longest, and every score right."""
     batcher, submit, blocked = start(model)
-    calls = [requests(first.card, h, c, seed=s) for s, (h, c) in enumerate([((3,), (2,)), ((0, 6), (5, 1)), ((4,), (4,)), ((2,), (3,))])]
+    calls = [requests(first.card, h, c, seed=s) for s, (h, c) in enumerate([((5,), (4,)), ((0, 6), (5, 1)), ((4,), (4,)), ((5,), (3,))])]
     futures = [submit(call) for call in calls]
     assert len(batcher) == 4
     model.go.set()
@@ -75,7 +75,7 @@ def test_calls_that_gather_are_run_together(first, model):
 
 
 def test_waste_is_bounded(first, model):
-    """A short call does not pay for a long one: padded cells stay within one and a half times those that count."""
+    """A short call does not pay for a long one: padded cells stay within 1.3 times those that count."""
     batcher, submit, _ = start(model)
     futures = [submit(requests(first.card, (length,), (4,), seed=length)) for length in (2, 300, 3, 280)]
     model.go.set()

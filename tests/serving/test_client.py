@@ -15,6 +15,7 @@ from conftest import connect, frames
 
 from keras_ranking import Schema
 from keras_ranking.serving import Client, Request, ServingError, pad_requests, request_tensors
+from keras_ranking.serving.signature import Signature
 
 pytestmark = pytest.mark.one_backend
 NAMES = ["history_length", "candidate_count", "request_time", "history_time"]
@@ -185,11 +186,16 @@ def test_nobody_there(protocol):
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_unknown_model_and_signature(server, protocol):
     port = server.grpc_port if protocol == "grpc" else server.rest_port
-    for settings, message in (({"model": "other"}, 'model "other" not found'), ({"signature": "raw"}, 'signature "raw" not found')):
+    for settings, message, code in (
+        ({"model": "other"}, 'model "other" not found', "NOT_FOUND"),
+        ({"signature": "guess"}, 'signature "guess" not found', "FAILED_PRECONDITION"),
+        ({"version": 9}, "version 9 is not loaded", "NOT_FOUND"),
+        ({"label": "canary"}, 'label "canary" not found', "INVALID_ARGUMENT"),
+    ):
         client = Client(f"127.0.0.1:{port}", standin.SCHEMA, **{"model": "ranker", "protocol": protocol, **settings})
         with client, pytest.raises(ServingError, match=message) as caught:
             client.score(*frames(1, 1))
-        assert caught.value.code == "NOT_FOUND"
+        assert caught.value.code == code
 
 
 def test_schema_of_another_model(client):
@@ -208,10 +214,11 @@ def test_schema_from_the_export(server, first):
 
 def test_inputs_that_changed_since(client):
     """Names read from an older version: read again, and the request is sent once more."""
-    names = client.input_names()
-    client._names = [name for name in names if name != "history_click"]
+    now = client.signatures()["serving_default"]
+    before = Signature(now.name, {name: tensor for name, tensor in now.inputs.items() if name != "history_click"}, now.outputs)
+    client._signatures = {now.name: before}
     assert client.score(*frames(2, 2)).shape == (2, 2)
-    assert client._names == names
+    assert client.signatures()["serving_default"] == now
 
 
 def test_connection_that_was_let_go(server):
@@ -241,7 +248,7 @@ print({"tensorflow", "keras", "grpc", "aiohttp", "jax", "torch"} & sys.modules.k
     assert run(code).strip() == "set()"
 
 
-@pytest.mark.parametrize("missing", ["aiohttp", "tensorflow_serving"])
+@pytest.mark.parametrize("missing", ["aiohttp", "grpc_health"])
 def test_missing_extra(missing):
     code = f"""
 import sys

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +20,10 @@ from conftest import expected, requests
 from keras import ops
 
 from keras_ranking import Schema
-from keras_ranking.serving import export, exporting
+from keras_ranking.serving import _export_worker, export, exporting
 from keras_ranking.serving._check_worker import check
 from keras_ranking.serving.layout import read_card
+from keras_ranking.serving.options import Options
 
 pytestmark = pytest.mark.one_backend
 HERE = Path(__file__).parent
@@ -86,7 +89,7 @@ def test_scores_depend_on_the_weights(first, second):
 
 def test_what_is_written(first):
     assert first.version.name == "1"
-    assert [entry.name for entry in first.version.parent.iterdir()] == ["1"]
+    assert sorted(entry.name for entry in first.version.parent.iterdir()) == ["1", "tf_serving"]
     card = first.card
     assert Schema.load(first.version / "assets.extra/schema.json") == standin.SCHEMA
     assert (card.schema_digest, card.tasks, card.boundaries) == (standin.SCHEMA.digest, ["click", "like"], [1, 4])
@@ -163,7 +166,7 @@ def test_next_version_and_leftovers(first, tmp_path):
     (folder / "7").touch()  # a file is no version
     version = export(first.model, folder, verify=False)
     assert version == folder / "4"
-    assert sorted(entry.name for entry in folder.iterdir()) == ["3", "4", "7", "notes"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["3", "4", "7", "notes", "tf_serving"]
 
 
 def test_leftover_of_a_living_export_stays(tmp_path):
@@ -183,8 +186,9 @@ def test_two_exports_at_once_get_two_numbers(tmp_path):
     target.mkdir()
     seen = iter([{}, {1: folder / "1"}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "version_folders", lambda _: next(seen))
-        assert exporting._publish(target, folder) == folder / "2"
+        patch.setattr(exporting, "version_folders", lambda _: next(seen))  # the first look is before the other's rename
+        assert exporting._publish(target, folder, tmp_path, Options()) == folder / "2"
+    assert "versions: 2" in (folder / "tf_serving/models.config").read_text()
 
 
 def test_folder_that_cannot_be_written(first, tmp_path):
@@ -225,7 +229,26 @@ def test_killed_export_leaves_no_version(tmp_path):
     assert [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] == []
     assert len(list(folder.glob(".export-*"))) == 1
     assert export(standin.make(), folder, verify=False).name == "1"
-    assert [entry.name for entry in folder.iterdir()] == ["1"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "tf_serving"]
+
+
+def test_no_room_for_the_configs(first, tmp_path, monkeypatch):
+    """The disk fills after the graph is written and checked: still no version."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target, folder = tmp_path / "work/model", tmp_path / "ranker"
+    folder.mkdir()
+    shutil.copytree(first.version, target)
+    monkeypatch.setattr(exporting.configs, "stage", full)
+    monkeypatch.setattr(_export_worker, "write_version", lambda *_, **__: None)
+    monkeypatch.setattr(exporting, "_sync", lambda _: None)
+    if keras.backend.backend() != "tensorflow":
+        monkeypatch.setattr(exporting, "_write_elsewhere", lambda *_: None)
+    with pytest.raises(exporting.ExportError, match="No space left on device. Nothing was left there"):
+        export(first.model, folder)
+    assert list(folder.iterdir()) == []
 
 
 FULL = """
@@ -268,6 +291,7 @@ import sys, numpy as np, standin, keras
 from conftest import expected, requests
 from keras_ranking.serving import export
 from keras_ranking.serving.layout import read_card
+from keras_ranking.serving.options import Options
 model = standin.make(seed=5)
 version = export(model, sys.argv[1] + "/ranker")
 batch = requests(read_card(version))

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from conftest import connect, copy_version, expected, frames, requests
 
-from keras_ranking.serving import Limits, ServingError, serve
+from keras_ranking.serving import Limits, Retry, ServingError, serve
 
 grpc = pytest.importorskip("grpc")
 from tensorflow_serving.apis import (  # noqa: E402
+    get_model_metadata_pb2,
     get_model_status_pb2,
     model_service_pb2_grpc,
     predict_pb2,
@@ -145,7 +146,9 @@ def test_status_and_metadata(server, channel, first):
     assert text["dtype"] == "DT_FLOAT" and [dim["size"] for dim in text["tensor_shape"]["dim"]] == ["-1", "-1", "3"]
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     response = stub.GetModelMetadata(codec.metadata_request("ranker"), timeout=60)
-    assert codec.input_names(response, "serving_default") == sorted(first.card.inputs)
+    found = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(found)
+    assert sorted(found.signature_def["serving_default"].inputs) == sorted(first.card.inputs)
     asked = get_model_status_pb2.GetModelStatusRequest()
     asked.model_spec.name = "ranker"
     state = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(asked, timeout=60).model_version_status[0]
@@ -157,7 +160,16 @@ def test_health_and_metrics(server, inputs):
     rest(server, "/v1/models/ranker:predict", columns(inputs))
     with urllib.request.urlopen(f"http://127.0.0.1:{server.rest_port}/monitoring/prometheus/metrics") as reply:
         text = reply.read().decode()
-    assert 'keras_ranking_calls_total{code="OK",protocol="rest"}' in text and "keras_ranking_batch_rows_bucket" in text
+    for line in (
+        'keras_ranking_calls_total{code="OK",protocol="rest",signature="serving_default"}',
+        'keras_ranking_call_seconds_bucket{le="0.004",protocol="rest",signature="serving_default"}',
+        "keras_ranking_batch_rows_bucket",
+        "keras_ranking_waiting_calls 0.0",
+        "keras_ranking_running_calls 0.0",
+        'keras_ranking_version_state{state="AVAILABLE",version="1"} 1.0',
+        "process_resident_memory_bytes",
+    ):
+        assert line in text, line
 
 
 # -- bad input: a clear error and a living process ------------------------------------------------------------------------
@@ -276,32 +288,33 @@ def test_bad_tensors(server, channel, inputs, want):
     assert refused(huge)[0] == "RESOURCE_EXHAUSTED" and "limit of 4194304 bytes" in refused(huge)[1]
     assert refused(negative) == ("INVALID_ARGUMENT", "input 'history_click' must have a known shape. Received: [-1, 10]")
     assert refused(short)[0] == "INVALID_ARGUMENT" and "must have 120 bytes. Received: 119" in refused(short)[1]
-    assert refused(text) == ("INVALID_ARGUMENT", "input 'history_click' must be numbers. Received: DT_STRING")
+    assert refused(text) == ("INVALID_ARGUMENT", "input 'history_click' must be float32. Received: text")
     still_good(server, channel, inputs, want)
 
 
 @pytest.mark.parametrize(
-    ("path", "spec", "message"),
+    ("path", "spec", "http", "code", "message"),
     [
-        ("/v1/models/other:predict", {"model": "other"}, 'model "other" not found'),
-        ("/v1/models/ranker/versions/9:predict", {"version": 9}, "version 9 is not loaded"),
-        ("/v1/models/ranker/labels/canary:predict", {"version_label": "canary"}, 'label "canary" not found'),
+        ("/v1/models/other:predict", {"model": "other"}, 404, "NOT_FOUND", 'model "other" not found'),
+        ("/v1/models/ranker/versions/9:predict", {"version": 9}, 404, "NOT_FOUND", "version 9 is not loaded"),
+        ("/v1/models/ranker/labels/canary:predict", {"version_label": "canary"}, 400, "INVALID_ARGUMENT", 'label "canary" not found'),
     ],
 )
-def test_unknown_model_version_label(server, channel, inputs, path, spec, message):
+def test_unknown_model_version_label(server, channel, inputs, path, spec, http, code, message):
+    """With the codes of TensorFlow Serving."""
     status, reply = rest(server, path, columns(inputs))
-    assert status == 404 and message in reply["error"]
+    assert status == http and message in reply["error"]
     with pytest.raises(grpc.RpcError) as caught:
         predict(channel, inputs, **spec)
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND and message in caught.value.details()
+    assert caught.value.code().name == code and message in caught.value.details()
 
 
 def test_unknown_signature_and_output(server, channel, inputs):
-    status, reply = rest(server, "/v1/models/ranker:predict", columns(inputs) | {"signature_name": "raw"})
-    assert status == 404 and 'signature "raw" not found' in reply["error"]
+    status, reply = rest(server, "/v1/models/ranker:predict", columns(inputs) | {"signature_name": "guess"})
+    assert status == 400 and 'signature "guess" not found' in reply["error"]
     with pytest.raises(grpc.RpcError) as caught:
-        predict(channel, inputs, signature="raw")
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        predict(channel, inputs, signature="guess")
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     request = codec.predict_request("ranker", "", inputs)
     request.output_filter.append("follow")
     with pytest.raises(grpc.RpcError, match="unknown output 'follow'"):
@@ -514,7 +527,7 @@ def test_full_queue_is_refused(first, tmp_path):
         outcomes = []
 
         def load(protocol):
-            with connect(running, protocol) as client:
+            with connect(running, protocol, retry=Retry(attempts=1)) as client:
                 for _ in range(15):
                     try:
                         outcomes.append((protocol, client.score(*frames(300, 200)).shape))

@@ -30,7 +30,8 @@ from keras_ranking.commands import table
 from keras_ranking.data import PackedRequests, Sequences, build_sequences
 from keras_ranking.schema import Id
 from keras_ranking.training import FisherSnapshot, TrainingOptions
-from keras_ranking.training.run import compile_for, model_requests, training_data
+from keras_ranking.training.predict import model_requests
+from keras_ranking.training.setup import compile_for, training_data
 
 DAY = 86_400
 DAILY_RATE, DAILY_ROWS, DAILY_EPOCHS, DAILY_DAYS = 2e-3, 4, 2, 2

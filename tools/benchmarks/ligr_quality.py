@@ -22,7 +22,7 @@ import numpy as np
 
 from keras_ranking import data, models, training
 from keras_ranking.data import Log
-from keras_ranking.training.run import split_options
+from keras_ranking.training.options import split_options
 
 # Half of a 95 % interval over a few seeds is this times the standard error.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}

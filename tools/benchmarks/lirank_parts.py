@@ -24,7 +24,7 @@ from keras_ranking import data, metrics, serving, training
 from keras_ranking.data import Log, build_sequences
 from keras_ranking.models import RankingModel
 from keras_ranking.schema import Id
-from keras_ranking.training.run import model_requests
+from keras_ranking.training.predict import model_requests
 
 # A plain MLP on numbers, categories and no ids; everything below is a change of it.
 BASE: dict[str, Any] = {

@@ -1,0 +1,70 @@
+"""Batches of requests for a serving model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ranking.data.requests import Requests
+
+
+class RequestDataset(keras.utils.PyDataset):
+    """Requests as serving tensors, `(inputs,)` in order, for `predict` of a serving model.
+
+    L and N are the same in every batch; the last batch has fewer requests where `batch_size` does not divide their number, so
+    that `predict` returns one row a request.
+
+    Args:
+        requests: from `keras_ranking.data.requests`.
+        batch_size: requests a batch.
+        names: serving tensors wanted: the serving model's input names.
+        history, candidates: L and N to pad to; None: the longest of all requests.
+
+    Raises:
+        ValueError: no requests, `batch_size` below 1, a name that no tensor has, or a size too small for a request.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> found = kr.data.requests(log.events, log.schema.fit(log.events), max_history=20)
+        >>> (tensors,) = RequestDataset(found, batch_size=8, names=["history_time", "candidate_item_id"])[0]
+        >>> tensors["history_time"].shape
+        (8, 20)
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        batch_size: int,
+        names: Sequence[str],
+        history: int | None = None,
+        candidates: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
+        if not len(requests):
+            raise ValueError("`requests` must hold at least one request. Received: none; is there any event to score?")
+        self.requests, self.batch_size, self.names = requests, batch_size, list(names)
+        # One L and N for all batches: shapes that change would be traced anew, or refused by a tf.data signature.
+        self.history = _size(requests.history_end - requests.history_begin, history, "history")
+        self.candidates = _size(requests.candidate_end - requests.candidate_begin, candidates, "candidates")
+        requests.tensors([], self.names)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.requests) / self.batch_size)
+
+    def __getitem__(self, batch: int) -> tuple[dict[str, np.ndarray]]:
+        which = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.requests)))
+        return (self.requests.tensors(which, self.names, history=self.history, candidates=self.candidates),)
+
+
+def _size(lengths: np.ndarray, size: int | None, name: str) -> int:
+    longest = int(lengths.max(initial=1))
+    if size is not None and size < longest:
+        raise ValueError(f"`{name}` must be at least the longest of all requests, {longest}. Received: {name}={size}")
+    return longest if size is None else size

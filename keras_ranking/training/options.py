@@ -1,0 +1,174 @@
+"""How a model is trained: the options, what suits each public log, and telling them from the model's own."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from keras_ranking import models
+from keras_ranking.data.readers.ebnerd import ebnerd_schema
+from keras_ranking.training.weights import check_half_life
+
+BUILDERS: dict[str, Callable[..., models.RankingModel]] = {
+    "cadet": models.CADET,
+    "feedsr": models.FeedSR,
+    "lirank": models.LiRank,
+    "amortized": models.AmortizedDLRM,
+    "ligr": models.LiGR,
+}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "ipw": (None, "all", "positives"),
+    "shuffle_sessions": (None, "fixed", "epoch"),
+    "batching": ("packed", "padded", "bucketed"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a model is trained. None of these is stated for CADET; what LiRank states is marked.
+
+    Attributes:
+        epochs: passes over the packed rows.
+        batch_size: rows a step.
+        row_length: events a row; candidates a row, of a model trained on requests.
+        context: events of context before a later piece of a long member; None: half a row.
+        learning_rate: highest rate, reached after the warm-up, then decayed by half a cosine.
+        warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: it keeps DCNv2 from diverging).
+        weight_decay: of AdamW.
+        clip_norm: of the global gradient norm; of tables and of all else by themselves with a `table_optimizer` (clipping: stated).
+        table_optimizer: 'same' as all else, which is AdamW, or 'adagrad' for embedding tables (LiRank states a large effect with many
+            sparse features).
+        table_learning_rate: of 'adagrad', with the same warm-up and decay.
+        pairwise_weight: weight of the in-request pairwise loss next to BCE.
+        listwise_weight: weight of the in-request softmax loss next to BCE.
+        task_weights: weight of each task's loss in the sum; of a task that is not named 1. Feed-SR has such weights, of unknown size.
+        position_half_life: an event's weight halves with so many later events of its member; 'length': of as many as the member has,
+            about 0.5 for the first and 1 for the last (Feed-SR, stated). None: all weigh the same.
+        age_half_life_days: an event's weight halves with so many days before the newest event learned from (Feed-SR: 60, stated).
+        ipw: inverse-propensity weights by the position shown: 'all' events (Feed-SR, stated) or the 'positives' alone, see
+            `inverse_propensity_weights` for what each removes; None: none.
+        ipw_options: arguments of `position_propensities`, which estimates them from the training rows.
+        ipw_clip: largest weight before scaling; how many events are clipped stands in the history.
+        shuffle_sessions: None, 'fixed' or 'epoch': events inside a session in random order (Feed-SR, stated), see
+            `keras_ranking.data.shuffle_sessions`. For models trained on rows.
+        delay_column: column of the log with the seconds after which each event's actions were known: a model with an input `delay`
+            gets draws from the training rows' values, one a request, anew each epoch. None: always the schema's `feedback_delay`.
+        batching: of models trained on rows. 'packed': several members a row. 'padded': a piece of a member a row, batches padded to
+            their longest. 'bucketed': the same with pieces of like length in a batch.
+        jit_compile: 'auto' lets Keras decide.
+    """
+
+    epochs: int = 3
+    batch_size: int = 8
+    row_length: int = 512
+    context: int | None = None
+    learning_rate: float = 2e-3
+    warmup: float = 0.1
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    table_optimizer: str = "same"
+    table_learning_rate: float = 0.02
+    pairwise_weight: float = 0.1
+    listwise_weight: float = 0.0
+    task_weights: Mapping[str, float] | None = None
+    position_half_life: float | str | None = None
+    age_half_life_days: float | None = None
+    ipw: str | None = None
+    ipw_options: Mapping[str, Any] | None = None
+    ipw_clip: float = 10.0
+    shuffle_sessions: str | None = None
+    delay_column: str | None = None
+    batching: str = "packed"
+    jit_compile: bool | str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "row_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+        if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
+            received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
+            raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")
+        if self.table_optimizer not in ("same", "adagrad"):
+            raise ValueError(f"`table_optimizer` must be 'same' or 'adagrad'. Received: table_optimizer={self.table_optimizer!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}")
+        if self.position_half_life is not None:
+            check_half_life("position_half_life", self.position_half_life, words=("length",))
+        if self.age_half_life_days is not None:
+            check_half_life("age_half_life_days", self.age_half_life_days)
+        for task, weight in (self.task_weights or {}).items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"`task_weights` must be finite numbers >= 0. Received: {weight} for task '{task}'")
+        if not self.ipw_clip > 1:
+            raise ValueError(f"`ipw_clip` must be above 1, the weight of the first position. Received: ipw_clip={self.ipw_clip}")
+
+
+_EBNERD_REQUESTS: dict[str, Any] = {
+    "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
+    "pairwise_weight": 0.0,
+    "listwise_weight": 0.1,
+    "row_length": 256,
+    "batch_size": 16,
+}
+
+# What suits each log, chosen on its training days alone: the last of them held out.
+_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    # Tastes are about topics: with item and author ids in the tokens a log of this size is learned by heart. Actions in the
+    # values let one block compare a candidate with the events it looks at and read what was done with them.
+    ("cadet", "simulated"): {
+        "layout": "value",
+        "token_features": ("topic", "age_hours", "editor_score"),
+        "row_length": 256,
+        "batch_size": 4,
+        "epochs": 6,
+        "learning_rate": 5e-3,
+        "pairwise_weight": 0.02,
+    },
+    # News articles live for a day: 82 to 90 % of the scored pairs carry an article never trained on, so tokens have no article id.
+    ("cadet", "ebnerd"): {
+        "token_features": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
+        "num_heads": 2,
+        "tower_hidden": (128, 64),
+        "row_length": 256,
+        "batch_size": 16,
+    },
+    # The same for LiRank: no article id, and no history, which added nothing here beside the counts of the member's past.
+    ("lirank", "ebnerd"): {**_EBNERD_REQUESTS, "history_features": (), "calibration_options": {"step": 0.5}, "epochs": 8},
+    # LiGR: whole lists see each other. Lists are 5 to 100 long and hold one click, which one item cannot know alone.
+    ("ligr", "ebnerd"): {**_EBNERD_REQUESTS, "top_k": None, "history_features": (), "epochs": 5},
+    ("amortized", "ebnerd"): {
+        **_EBNERD_REQUESTS,
+        "history_features": ("article_age",),
+        "max_history": 30,
+        "dim": 32,
+        "num_heads": 2,
+        "cross": "residual",
+        "gate": "dense",
+        "epochs": 5,
+    },
+}
+
+
+def split_options(model: str, options: Mapping[str, Any], log_name: str = "") -> tuple[dict[str, Any], TrainingOptions]:
+    """Options of the model's builder and options of training, told apart by name; the log's preset fills what is not given.
+
+    Raises:
+        ValueError: an unknown model, or a name that neither takes.
+    """
+    if model not in BUILDERS:
+        raise ValueError(f"unknown model '{model}'. There is: {sorted(BUILDERS)}")
+    given = {**_PRESETS.get((model, log_name), {}), **options}
+    training_names = {field.name for field in fields(TrainingOptions)}
+    model_names = set(inspect.signature(BUILDERS[model]).parameters) - {"schema"}
+    if "ranker" in model_names:  # further arguments, those of LiRank
+        model_names = (model_names | set(inspect.signature(models.LiRank).parameters)) - {"schema", "ranker", "history_options"}
+    for name in given:
+        if name not in training_names | model_names:
+            raise ValueError(f"unknown option '{name}'. Of training: {sorted(training_names)}; of the model: {sorted(model_names)}")
+    training = TrainingOptions(**{name: value for name, value in given.items() if name in training_names})
+    return {name: value for name, value in given.items() if name in model_names}, training

@@ -1,0 +1,54 @@
+"""Offline and online: the probabilities of logged events as serving would have given them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from keras_ranking.data import RequestDataset, Sequences, requests
+from keras_ranking.models import RankingModel
+
+
+def predict_served(
+    ranker: RankingModel, sequences: Sequences, whole_session: bool = True, max_history: int | None = None, batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """Probabilities of every target event by task, (E,), NaN for the others, from the serving graph.
+
+    The history of a request is what the member did before it. With `whole_session`, nothing of the request's own session is in it:
+    the case of a feed that scores the candidates of a session before any of its actions are known. A model that was trained to
+    read them scores worse here than offline (`predict_events`); the difference is what in-session leakage costs.
+
+    Args:
+        ranker: any model of this package.
+        sequences: from `build_sequences` with the model's schema.
+        whole_session: leave out the events of the request's session; False: of the request's own second and later alone.
+        max_history: the newest events kept; None: all.
+        batch_size: requests a step.
+
+    Raises:
+        ValueError: `whole_session` with a schema that names no session.
+    """
+    found = requests(sequences, max_history=None)
+    end = found.history_end
+    if whole_session:
+        if sequences.session is None:
+            raise ValueError("`whole_session` needs a schema with a session. Received: session=None")
+        codes, first = np.unique(sequences.session, return_index=True)
+        end = np.minimum(end, first[np.searchsorted(codes, sequences.session[found.candidate_begin])])
+    begin = np.minimum(found.history_begin, end)
+    if max_history is not None:
+        begin = np.maximum(begin, end - max_history)
+    found = replace(found, history_begin=begin, history_end=end)
+    graph = ranker.serving_model
+    dataset = RequestDataset(found, batch_size, names=list(graph.input))
+    out = {task: np.full(sequences.num_events, np.nan) for task in ranker.tasks}
+    for batch in range(len(dataset)):
+        which = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(found)))
+        index = found.candidate_index(which, dataset.candidates)
+        # Every step has one shape: a last one of its own would be compiled anew.
+        asked = np.pad(which, (0, batch_size - len(which)), constant_values=-1)
+        scores = graph.predict_on_batch(found.tensors(asked, dataset.names, history=dataset.history, candidates=dataset.candidates))
+        for task, values in out.items():
+            values[index[index >= 0]] = np.asarray(scores[task])[: len(which)][index >= 0]
+    return {task: np.where(sequences.target, values, np.nan) for task, values in out.items()}

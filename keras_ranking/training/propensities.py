@@ -1,0 +1,236 @@
+"""How much a position does for a label, estimated from a log: what inverse-propensity weights divide by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.schema import Schema
+
+METHODS = ("em", "random", "ctr")
+_Z = 1.959964  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class PositionCurve:
+    """What one task's labels say about the positions 1 to K (the last one: K and beyond).
+
+    Attributes:
+        task, method: as asked.
+        propensity: (K,) relative to position 1, which is 1.
+        low, high: (K,) 95 % interval of the ratio to position 1 (delta method on its logarithm, taking rows for independent); NaN for
+            'em', whose uncertainty is not in the counts alone.
+        shown, acted: (K,) rows, and rows with label 1, that went into it.
+        groups, attractiveness: (G,) of 'em': the groups of rows, and their chance of a label at position 1.
+        iterations: of 'em', until nothing moved by more than 1e-6, or the most that were allowed.
+    """
+
+    task: str
+    method: str
+    propensity: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    shown: np.ndarray
+    acted: np.ndarray
+    groups: pd.Index | None = field(default=None, repr=False)
+    attractiveness: np.ndarray | None = field(default=None, repr=False)
+    iterations: int = 0
+
+    @property
+    def rate(self) -> np.ndarray:
+        """(K,) share of rows with label 1, by position."""
+        return np.asarray(self.acted / np.maximum(self.shown, 1))
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """95 % Wilson interval of `rate`."""
+        n, p = np.maximum(self.shown, 1), self.rate
+        middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+        return middle - half, middle + half
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers for a JSON file."""
+        return {
+            "method": self.method,
+            "propensity": self.propensity.tolist(),
+            "shown": self.shown.tolist(),
+            "acted": self.acted.tolist(),
+            "iterations": self.iterations,
+        }
+
+
+def position_propensities(
+    events: pd.DataFrame,
+    schema: Schema,
+    method: str = "em",
+    tasks: Sequence[str] | None = None,
+    items: str | Sequence[str] | None = None,
+    randomised: str | Sequence[bool] | np.ndarray | None = None,
+    boundaries: Sequence[int] | None = None,
+    last: int = 60,
+    prior: float = 1.0,
+    iterations: int = 2000,
+) -> dict[str, PositionCurve]:
+    """Estimate, by task, how a label's chance depends on the position alone.
+
+    | method | estimate | right where |
+    |---|---|---|
+    | 'random' | label rate by position in the rows that `randomised` marks | what was shown there does not depend on the position |
+    | 'em' | click model P(label at k, item i) = theta_k gamma_i, both by EM; theta_1 = 1 | items change position, not their chance |
+    | 'ctr' | label rate by position over all rows | never where a policy puts better items first: a biased control |
+
+    Feed-SR computes a propensity by position and action offline (stated); how is not known, the methods are *our choice*. 'em' is the
+    position-based model of Richardson (2007) and Craswell (2008):
+
+        label = seen * attractive,   P(seen | k) = theta_k,   P(attractive | i) = gamma_i
+        theta_k = mean over rows at k of P(seen | row);   gamma_i = (a m + sum over rows of i of P(attractive | row)) / (a + rows of i)
+
+    with m the mean attractiveness and `prior` = a: an item with few rows is drawn to the mean, else it would explain its own label.
+    Rows without a position or without a label are left out; `PositionCurve.shown` says how many stayed.
+
+    Args:
+        events: the log, one row an impression.
+        schema: what the columns are.
+        method: see the table.
+        tasks: None: all of the schema.
+        items: for 'em': the column, or columns, whose values say which rows are alike. None: the schema's first `Id`.
+        randomised: for 'random': a column of the log, or one bool a row: the row's list was in random order.
+        boundaries: upper bounds of ranges of positions that share one propensity, such as (1, 4). None: each position by itself.
+        last: positions beyond count as this one. Feed-SR's offsets reach to 60.
+        prior: a, for 'em'.
+        iterations: at most, for 'em'.
+
+    Returns:
+        The curve of each task.
+
+    Raises:
+        ValueError: an unknown method, a schema without a position, an argument that the method needs and lacks, a position in between
+            that no row has, or no label 1 at position 1.
+
+    Example:
+        >>> log = kr.data.simulate(members=300, days=5, seed=0)
+        >>> curves = position_propensities(log.events, log.schema, "random", randomised="shuffled", boundaries=(1, 4))
+        >>> bool(curves["click"].propensity[0] == 1.0 > curves["click"].propensity[4])
+        True
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {METHODS}. Received: method={method!r}")
+    if schema.position is None:
+        raise ValueError("propensities by position need a schema with a position. Received: position=None")
+    if last < 1:
+        raise ValueError(f"`last` must be a positive integer. Received: last={last}")
+    position = pd.to_numeric(events[schema.position]).to_numpy(dtype=np.float64, na_value=np.nan)
+    used = position >= 1
+    if method == "random":
+        used = used & _random_rows(events, randomised)
+    place = np.where(used, np.minimum(np.nan_to_num(position, nan=1.0), last), 1).astype(np.int64)
+    group, groups = _groups(events, schema, items) if method == "em" else (np.zeros(len(events), dtype=np.int64), None)
+    curves = {}
+    for task in [schema.task(name) for name in (tasks if tasks is not None else [task.name for task in schema.tasks])]:
+        label = task.encode(events[task.label])
+        rows = used & ~np.isnan(label)
+        if not rows.any():
+            raise ValueError(
+                f"task '{task.name}' has no row with a position and a label{' that is randomised' if method == 'random' else ''}."
+            )
+        pools = _pools(int(place[rows].max()), boundaries)
+        pool = pools[place[rows] - 1]
+        shown = np.bincount(pool, minlength=pools[-1] + 1)
+        acted = np.bincount(pool, weights=label[rows], minlength=pools[-1] + 1).astype(np.int64)
+        if (shown == 0).any() or not acted[0]:
+            what = f"no row at place {int(shown.argmin()) + 1}" if (shown == 0).any() else "no label 1 at position 1"
+            raise ValueError(f"task '{task.name}' has {what} to compare with; pool positions with `boundaries`, or lower `last`.")
+        extra: dict[str, Any] = {}
+        low = high = np.full(len(shown), np.nan)
+        if method == "em":
+            theta, gamma, steps = _fit(group[rows], pool, label[rows], len(groups) if groups is not None else 1, prior, iterations)
+            extra = {"groups": groups, "attractiveness": gamma, "iterations": steps}
+        else:
+            theta = (acted / shown) / (acted[0] / shown[0])
+            low, high = _ratio_interval(theta, acted, shown)
+        curves[task.name] = PositionCurve(task.name, method, theta[pools], low[pools], high[pools], shown[pools], acted[pools], **extra)
+    return curves
+
+
+def _random_rows(events: pd.DataFrame, randomised: Any) -> np.ndarray:
+    if randomised is None:
+        raise ValueError("method 'random' needs `randomised`: a column, or one bool a row. Received: randomised=None")
+    if isinstance(randomised, str):
+        if randomised not in events.columns:
+            raise ValueError(f"column '{randomised}' of `randomised` is not in the log. It has: {sorted(map(str, events.columns))}")
+        randomised = events[randomised]
+    marks = np.asarray(randomised)
+    if marks.shape != (len(events),):
+        raise ValueError(f"`randomised` must have one bool a row. Received: shape {marks.shape} for {len(events)} rows")
+    return np.asarray(marks.astype(bool))
+
+
+def _groups(events: pd.DataFrame, schema: Schema, items: str | Sequence[str] | None) -> tuple[np.ndarray, pd.Index]:
+    if items is None:
+        items = [feature.name for feature in schema.features if feature.kind == "id"][:1]
+        if not items:
+            raise ValueError("method 'em' needs `items`, since the schema has no Id feature. Received: items=None")
+    columns = [items] if isinstance(items, str) else list(items)
+    for column in columns:
+        if column not in events.columns:
+            raise ValueError(f"column '{column}' of `items` is not in the log. It has: {sorted(map(str, events.columns))}")
+    keys = pd.MultiIndex.from_frame(events[columns]) if len(columns) > 1 else pd.Index(events[columns[0]])
+    codes, unique = pd.factorize(keys)
+    return codes.astype(np.int64), pd.Index(unique)
+
+
+def _pools(positions: int, boundaries: Sequence[int] | None) -> np.ndarray:
+    """(K,) the range of each position, from 0 on."""
+    place = np.arange(1, positions + 1)
+    if boundaries is None:
+        return place - 1
+    bounds = np.asarray(boundaries, dtype=np.int64)
+    if not len(bounds) or bounds[0] < 1 or (np.diff(bounds) <= 0).any():
+        raise ValueError(f"`boundaries` must be increasing positions from 1 on. Received: boundaries={list(boundaries)}")
+    return np.asarray(np.searchsorted(bounds, place, side="left"))
+
+
+def _ratio_interval(theta: np.ndarray, acted: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = 1 / acted - 1 / shown + 1 / acted[0] - 1 / shown[0]
+        half = _Z * np.sqrt(variance)
+        low, high = theta * np.exp(-half), theta * np.exp(half)
+    low[0] = high[0] = 1.0
+    return np.where(acted > 0, low, 0.0), np.where(acted > 0, high, np.inf)
+
+
+def _fit(
+    group: np.ndarray, pool: np.ndarray, label: np.ndarray, groups: int, prior: float, iterations: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """EM over cells of (group, position): the rows of a cell have one posterior."""
+    pools = int(pool.max()) + 1
+    cell, inverse = np.unique(group * pools + pool, return_inverse=True)
+    of_group, of_pool = cell // pools, cell % pools
+    shown = np.bincount(inverse).astype(np.float64)
+    acted = np.bincount(inverse, weights=label)
+    rows, places = np.bincount(of_group, weights=shown, minlength=groups), np.bincount(of_pool, weights=shown, minlength=pools)
+    theta = np.minimum(
+        np.bincount(of_pool, weights=acted, minlength=pools) / places / max(acted[of_pool == 0].sum() / places[0], 1e-12), 1.0
+    )
+    theta = np.maximum(theta, 1e-3)
+    mean = min(max(acted.sum() / (shown * theta[of_pool]).sum(), 1e-9), 1 - 1e-9)
+    gamma = np.full(groups, mean)
+    for step in range(1, iterations + 1):
+        seen, liked = theta[of_pool], gamma[of_group]
+        missed = np.maximum(1 - seen * liked, 1e-12)
+        idle = shown - acted
+        seen_total = np.bincount(of_pool, weights=acted + idle * seen * (1 - liked) / missed, minlength=pools)
+        liked_total = np.bincount(of_group, weights=acted + idle * liked * (1 - seen) / missed, minlength=groups)
+        moved = seen_total / places
+        mean = liked_total.sum() / rows.sum()
+        attractive = (prior * mean + liked_total) / (prior + rows)
+        # The first step moves gamma alone: from equal gammas, theta is where it would stay.
+        change = max(float(np.abs(moved - theta).max()), float(np.abs(attractive - gamma).max()))
+        theta, gamma = moved, attractive
+        if change < 1e-6:
+            return theta, gamma, step
+    return theta, gamma, iterations

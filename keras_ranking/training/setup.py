@@ -1,0 +1,143 @@
+"""From options to what `fit` needs: batches of a log's events, a compiled model, weights of events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from keras_ranking import models
+from keras_ranking.data import PackedDataset, PackedRequests, Sequences, pack, pad
+from keras_ranking.schema import Schema
+from keras_ranking.training.options import TrainingOptions
+from keras_ranking.training.predict import model_requests
+from keras_ranking.training.propensities import position_propensities
+from keras_ranking.training.weights import EventWeights, event_weights
+
+_FLOOR = 0.01  # the share of the highest learning rate at which the decay ends
+
+
+def training_data(
+    ranker: models.RankingModel,
+    sequences: Sequences,
+    training: TrainingOptions,
+    seed: int = 0,
+    weights: Mapping[str, np.ndarray] | None = None,
+    delays: Any = None,
+    epoch: int = 0,
+) -> tuple[PackedDataset | PackedRequests, int]:
+    """What `ranker.fit` reads of streams: packed rows or requests, as the model's form is; and the longest request.
+
+    Args:
+        ranker, sequences, training, seed: the model, its data, how it is trained.
+        weights: of events by task, see `weights_for`.
+        delays: logged delays for a model with an input `delay`.
+        epoch: number of the first epoch.
+
+    Raises:
+        ValueError: as the datasets, targets without a position for a model with several towers, and options of models trained on rows
+            for one trained on requests.
+    """
+    _check_positions(ranker, sequences)
+    common: dict[str, Any] = {"tasks": ranker.tasks, "seed": seed, "weights": weights, "epoch": epoch}
+    if ranker.form == "requests":
+        if training.shuffle_sessions is not None or training.batching != "packed":
+            received = f"shuffle_sessions={training.shuffle_sessions!r}, batching={training.batching!r}"
+            raise ValueError(f"`{ranker.name}` is trained on requests, which these options of models on rows do not reach. {received}")
+        found = model_requests(ranker, sequences)
+        longest = int((found.candidate_end - found.candidate_begin).max(initial=1))
+        size = max(training.row_length, longest)
+        return PackedRequests(found, size, training.batch_size, names=ranker.input_columns, **common), longest
+    make, length = {"packed": (pack, "row"), "padded": (pad, "longest"), "bucketed": (pad, "bucketed")}[training.batching]
+    rows = make(sequences, training.row_length, context=training.context)
+    common |= {"length": length, "shuffle_sessions": training.shuffle_sessions, "delays": delays}
+    return PackedDataset(rows, training.batch_size, inputs=ranker.input_columns, **common), rows.max_request
+
+
+def weights_for(sequences: Sequences, training: TrainingOptions, events: pd.DataFrame, schema: Schema, tasks: list[str]) -> EventWeights:
+    """The event weights of the options; propensities are estimated from `events`, the rows learned from."""
+    propensities, report = None, {}
+    if training.ipw is not None:
+        curves = position_propensities(events, schema, tasks=tasks, **(training.ipw_options or {}))
+        propensities = {task: curve.propensity for task, curve in curves.items()}
+        report = {task: curve.summary() for task, curve in curves.items()}
+    found = event_weights(
+        sequences,
+        tasks,
+        training.position_half_life,
+        training.age_half_life_days,
+        propensities,
+        training.ipw or "all",
+        training.ipw_clip,
+    )
+    return EventWeights(found.by_task, {task: report[task] | values for task, values in found.report.items()})
+
+
+def delays_for(events: pd.DataFrame, training: TrainingOptions) -> np.ndarray | None:
+    """The logged delays that the options name, of the rows learned from."""
+    if training.delay_column is None:
+        return None
+    if training.delay_column not in events.columns:
+        column = training.delay_column
+        raise ValueError(f"column '{column}' of `delay_column` is not in the log. It has: {sorted(map(str, events.columns))}")
+    return pd.to_numeric(events[training.delay_column]).to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:
+    """A row without a position would train the first tower: refuse it where there are several."""
+    unknown = sequences.target & (sequences.position == 0)
+    if ranker.boundaries and unknown.any():
+        raise ValueError(
+            f"column '{sequences.schema.position}' has no position at row {int(sequences.rows[unknown.argmax()])} ({int(unknown.sum())} "
+            "training rows); towers by position need one. Use tower_boundaries=() or leave such rows out."
+        )
+
+
+def schedule_for(peak: float, warmup_share: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
+    """Linear warm-up from 0 to `peak`, then half a cosine down to a hundredth of it."""
+    warmup = max(1, round(warmup_share * steps))
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0, decay_steps=max(1, steps - warmup), alpha=_FLOOR, warmup_target=peak, warmup_steps=warmup
+    )
+
+
+def constant_rate(rate: float) -> keras.optimizers.schedules.CosineDecay:
+    """The same rate at every step, as a schedule: an optimiser then has the variables of one with a schedule."""
+    return keras.optimizers.schedules.CosineDecay(initial_learning_rate=rate, decay_steps=1, alpha=1.0)
+
+
+def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: int, window: int, warm: bool = False) -> None:
+    """Compile with AdamW, warm-up and cosine decay over `steps`, and the losses of the options.
+
+    Args:
+        ranker, training: the model and how it is trained.
+        steps: of the whole training.
+        window: impressions of the largest request.
+        warm: no warm-up and no decay: the rate at which such a training ends (Feed-SR's rule for a warm start, stated), always.
+
+    Raises:
+        ValueError: a task weight of a task that the model does not have.
+    """
+
+    def rate(peak: float) -> Any:
+        return constant_rate(_FLOOR * peak) if warm else schedule_for(peak, training.warmup, steps)
+
+    optimizer: Any = keras.optimizers.AdamW(
+        rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm
+    )
+    if training.table_optimizer == "adagrad" and any(variable.path.endswith("/embeddings") for variable in ranker.trainable_variables):
+        tables = keras.optimizers.Adagrad(rate(training.table_learning_rate), global_clipnorm=training.clip_norm)
+        optimizer = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {".*/embeddings": tables}))
+    losses = ranker.losses_by_task(
+        pairwise_weight=training.pairwise_weight, listwise_weight=training.listwise_weight, window=max(2, window)
+    )
+    scales = None
+    if training.task_weights is not None:
+        unknown = sorted(set(training.task_weights) - set(ranker.tasks))
+        if unknown:
+            raise ValueError(f"`task_weights` must name tasks of the model, {ranker.tasks}. Received: {unknown}")
+        scales = {task: float(training.task_weights.get(task, 1.0)) for task in ranker.tasks}
+    ranker.compile(optimizer=optimizer, loss=losses, loss_weights=scales, jit_compile=training.jit_compile)

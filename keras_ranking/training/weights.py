@@ -1,0 +1,180 @@
+"""What each event counts in the loss: by its place in the stream, by its age, by where it was shown.
+
+Weights multiply, and the losses of this package divide by their sum (`ObservedTowerLoss`): only ratios matter. So the loss of a
+packed batch is the mean over its members, each weighed by the sum of its weights, whatever row they stand in.
+
+    L = sum_k lambda_k sum_i m_i w_pos(i) w_age(i) w_ipw(i, k) BCE_ik / sum_i m_i w_pos(i) w_age(i) w_ipw(i, k)
+
+m is 0 for padding, for events that are history or context, for unknown labels and, in an incremental step, for all but the new
+events. The form is inferred from the parts that Feed-SR states. A pair of the pairwise loss weighs the product of its two weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_ranking.data import Sequences
+
+DAY = 86400
+
+
+def check_half_life(name: str, value: Any, words: tuple[str, ...] = ()) -> None:
+    """Raises ValueError, naming the argument, unless the value is positive and finite or one of the words."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    if not number and value not in words:
+        allowed = " or ".join(["a positive number", *map(repr, words)])
+        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
+
+
+def place_weights(sequences: Sequences, half_life: float | str = "length") -> np.ndarray:
+    """w_t = 2^(-(T - t) / h) for the t-th of a member's T events, history included: (E,) float32.
+
+    Args:
+        sequences: from `build_sequences`.
+        half_life: h in events; 'length': h = T, the member's own length, which gives 2^(-1 + 1/T), about 0.5, for the first event
+            and 1 for the last (Feed-SR states these two ends; T as the real length, not the longest allowed, is inferred).
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
+        >>> float(place_weights(sequences)[sequences.offsets[1] - 1])
+        1.0
+    """
+    check_half_life("half_life", half_life, words=("length",))
+    length = np.diff(sequences.offsets)
+    total = np.repeat(length, length)
+    later = np.repeat(sequences.offsets[1:], length) - 1 - np.arange(sequences.num_events)
+    half = total if isinstance(half_life, str) else float(half_life)
+    return np.asarray(np.exp2(-later / half), dtype=np.float32)
+
+
+def age_weights(sequences: Sequences, half_life_days: float = 60.0, now: int | None = None) -> np.ndarray:
+    """w = 2^(-age in days / half_life_days): (E,) float32.
+
+    Args:
+        sequences: from `build_sequences`.
+        half_life_days: Feed-SR states 60.
+        now: model time from which age counts; None: that of the newest target event. Later events weigh 1. The paper weighs whole
+            sequences; weighing events by their own age is *our choice*, since a stream spans many days.
+    """
+    check_half_life("half_life_days", half_life_days)
+    if now is None:
+        now = int(sequences.time[sequences.target].max(initial=0))
+    age = np.maximum(now - sequences.time.astype(np.int64), 0) / DAY
+    return np.asarray(np.exp2(-age / half_life_days), dtype=np.float32)
+
+
+def inverse_propensity_weights(
+    position: np.ndarray, propensity: np.ndarray, clip: float = 10.0, label: np.ndarray | None = None, counted: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """min(1 / propensity(position), clip), scaled to mean 1; and how many were clipped.
+
+    Two readings, which remove different things:
+
+    * all events weighed by where they were shown (no `label`): Feed-SR's words. Low positions count as much as if they had been
+      looked at as often; the label of an event stays what its position made it. An item that is only ever shown low still looks poor.
+    * only the positives weighed (`label` given; others weigh 1): the click odds become relevance / (1 - propensity * relevance),
+      whose order is that of relevance up to a small term, even where position depends on the item (Joachims et al., 2017).
+
+    Args:
+        position: (E,) rank shown, 1-based.
+        propensity: (K,) of positions 1 to K, above 0; positions beyond K have that of K.
+        clip: largest weight before scaling.
+        label: (E,) 0 or 1, to weigh the positives alone.
+        counted: (E,) bool, over which events the mean is 1 and the clipped ones are counted; None: all.
+
+    Returns:
+        (E,) float32 weights, and the number clipped.
+
+    Raises:
+        ValueError: a counted event without a position, a propensity outside (0, inf), a clip not above 0.
+
+    Example:
+        >>> weights, clipped = inverse_propensity_weights(np.array([1, 2, 2]), np.array([1.0, 0.25]), clip=2.0)
+        >>> weights.tolist(), clipped
+        ([0.6000000238418579, 1.2000000476837158, 1.2000000476837158], 2)
+    """
+    position, propensity = np.asarray(position), np.asarray(propensity, dtype=np.float64)
+    if propensity.ndim != 1 or not len(propensity) or not (np.isfinite(propensity) & (propensity > 0)).all():
+        raise ValueError(f"`propensity` must hold finite numbers above 0. Received: {propensity.tolist()}")
+    if not clip > 0:
+        raise ValueError(f"`clip` must be positive. Received: clip={clip}")
+    chosen = np.ones(len(position), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
+    unknown = chosen & (position < 1)
+    if unknown.any():
+        raise ValueError(
+            "inverse-propensity weights need the position of every event learned from. Received: none at "
+            f"{int(unknown.sum())} of {int(chosen.sum())} events"
+        )
+    raw = 1.0 / propensity[np.clip(position, 1, len(propensity)) - 1]
+    weight = np.minimum(raw, clip)
+    weighed = np.ones(len(position), dtype=bool)
+    if label is not None:
+        weighed = np.asarray(label) > 0
+        weight = np.where(weighed, weight, 1.0)
+    clipped = int((weighed & chosen & (raw > clip)).sum())
+    mean = weight[chosen].mean() if chosen.any() else 1.0
+    return np.asarray(weight / mean, dtype=np.float32), clipped
+
+
+@dataclass(frozen=True)
+class EventWeights:
+    """Weights (E,) by task, and how they came about.
+
+    Attributes:
+        by_task: for `PackedDataset(weights=...)`; empty where all weigh 1.
+        report: what was clipped and what the weights span, for a person.
+    """
+
+    by_task: dict[str, np.ndarray]
+    report: dict[str, Any]
+
+
+def event_weights(
+    sequences: Sequences,
+    tasks: list[str] | None = None,
+    position_half_life: float | str | None = None,
+    age_half_life_days: float | None = None,
+    propensities: Mapping[str, np.ndarray] | None = None,
+    ipw: str = "all",
+    ipw_clip: float = 10.0,
+) -> EventWeights:
+    """The product of the weights asked for, by task.
+
+    Args:
+        sequences: from `build_sequences`.
+        tasks: None: all of the schema.
+        position_half_life, age_half_life_days: of `place_weights` and `age_weights`; None: none.
+        propensities: (K,) by task, of positions 1 to K, such as `position_propensities` gives; None: none.
+        ipw: 'all' or 'positives', see `inverse_propensity_weights`.
+        ipw_clip: largest inverse propensity.
+
+    Raises:
+        ValueError: no propensities of a task, or as the functions it calls.
+    """
+    names = list(sequences.labels) if tasks is None else list(tasks)
+    common = np.ones(sequences.num_events, dtype=np.float32)
+    if position_half_life is not None:
+        common = common * place_weights(sequences, position_half_life)
+    if age_half_life_days is not None:
+        common = common * age_weights(sequences, age_half_life_days)
+    by_task: dict[str, np.ndarray] = {}
+    report: dict[str, Any] = {}
+    for task in names:
+        weight, label = common, sequences.labels[task]
+        if propensities is not None:
+            if task not in propensities:
+                raise ValueError(f"`propensities` must be given for each task. Received: none for '{task}', of {sorted(propensities)}")
+            counted = sequences.target & ~np.isnan(label)
+            positives = np.nan_to_num(label) if ipw == "positives" else None
+            inverse, clipped = inverse_propensity_weights(sequences.position, propensities[task], ipw_clip, positives, counted)
+            weight = weight * inverse
+            report[task] = {"clipped": clipped, "of": int(counted.sum()), "largest": float(inverse[counted].max(initial=0.0))}
+        by_task[task] = weight
+    asked = propensities is not None or position_half_life is not None or age_half_life_days is not None
+    return EventWeights(by_task if asked else {}, report)

@@ -1,0 +1,179 @@
+"""The other kinds of export: compiled by XLA for fixed lengths, through JAX, with products in bfloat16, with int8 tables."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import standin
+from conftest import expected
+from test_export import finished, python
+from test_signatures import written
+
+from keras_ranking.serving import export, exporting
+from keras_ranking.serving.examples import random_requests
+from keras_ranking.serving.layout import read_card
+from keras_ranking.serving.options import Options
+from keras_ranking.serving.saved_model import SavedModel
+
+tf = pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.one_backend
+BUCKETS = {"history_buckets": (4, 12), "candidate_buckets": (3, 8)}
+
+
+def functions(version):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    return saved.meta_graphs[0].graph_def.library.function
+
+
+def warmup_records(version):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = version / "assets.extra/tf_serving_warmup_requests"
+    logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+    return [log.predict_log.request for log in logs]
+
+
+@pytest.fixture(scope="module")
+def xla(small, tmp_path_factory):
+    version = export(small.model, tmp_path_factory.mktemp("xla") / "ranker", xla=True, **BUCKETS)
+    return version, read_card(version)
+
+
+@pytest.mark.slow
+def test_xla(xla, small, capsys):
+    version, card = xla
+    # Its gate ran every pair of buckets, and one request beyond them, against Keras.
+    assert card.verified["largest_difference"] <= 1e-5 and card.verified["requests"] == 2 * (4 + 1)
+    assert card.xla and (card.history_buckets, card.candidate_buckets) == ([4, 12], [3, 8])
+    must = [function for function in functions(version) if function.attr["_XlaMustCompile"].b]
+    assert len(must) >= 4 + 2 + 4  # serving_default, encode_history, score_candidates
+    strings = {"StringToHashBucketFast", "LookupTableFindV2", "AsString"}
+    assert not any(strings & {node.op for node in function.node_def} for function in must)
+    flags = (version.parent / "tf_serving/server_flags.txt").read_text()
+    assert "--xla_cpu_compilation_enabled=true\n--xla_gpu_compilation_enabled=true\n" in flags
+    assert set(written(version)) == set(written(small.version))
+
+
+@pytest.mark.slow
+def test_xla_has_a_warmup_record_a_bucket(xla):
+    version, _ = xla
+    pairs = set()
+    for request in warmup_records(version):
+        if request.model_spec.signature_name == "serving_default":
+            shapes = {k: [d.size for d in v.tensor_shape.dim] for k, v in request.inputs.items()}
+            pairs.add((shapes["history_item_id"][1], shapes["candidate_item_id"][1]))
+    assert pairs == {(4, 3), (4, 8), (12, 3), (12, 8)}
+
+
+@pytest.mark.slow
+def test_xla_scores_at_and_beyond_its_buckets(xla, small):
+    version, card = xla
+    model = SavedModel(version)
+    for history, candidates in (((2, 0), (1, 1)), ((10, 3), (6, 2)), ((11, 1), (1, 9)), ((40,), (2,))):
+        batch = random_requests(card.inputs, history, candidates, seed=sum(history))
+        want = expected(small.model, card, batch)
+        got = model.run("serving_default", batch)
+        cache = model.run("encode_history", {name: batch[name] for name in card.signatures["encode_history"]["inputs"]})
+        composed = model.run("score_candidates", {k: {**batch, **cache}[k] for k in card.signatures["score_candidates"]["inputs"]})
+        for name, values in want.items():
+            np.testing.assert_allclose(got[name], values, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(composed[name], values, rtol=0, atol=1e-5)
+    model.close()
+
+
+@pytest.mark.slow
+def test_bfloat16(small, tmp_path):
+    version = export(small.model, tmp_path / "ranker", precision="bfloat16")
+    card = read_card(version)
+    assert card.precision == "bfloat16" and 1e-6 < card.verified["largest_difference"] <= card.verified["bound"] == 2e-2
+    products = [n for f in functions(version) for n in f.node_def if n.op in ("MatMul", "BatchMatMulV2", "Einsum")]
+    assert products and {n.attr["T"].type for n in products} == {tf.bfloat16.as_datatype_enum}
+    assert set(written(version)) == set(written(small.version))
+    loaded = tf.saved_model.load(str(version)).signatures["serving_default"]
+    batch = random_requests(card.inputs, (5, 2), (3, 4), seed=1)
+    got = loaded(**{name: tf.constant(values) for name, values in batch.items()})
+    assert got["click"].dtype == tf.float32
+    np.testing.assert_allclose(got["click"], expected(small.model, card, batch)["click"], rtol=0, atol=2e-2)
+    with pytest.raises(exporting.ExportError, match="differs from the Keras scores by"):
+        export(small.model, tmp_path / "ranker", precision="bfloat16", tolerance=1e-6)
+    assert [entry.name for entry in (tmp_path / "ranker").iterdir() if entry.name.isdigit()] == ["1"]
+
+
+JAX = """
+import sys, keras
+from keras_ranking.models import load
+from keras_ranking.serving import export
+model = load(sys.argv[1])
+lengths = {"history_buckets": (4, 12), "candidate_buckets": (8,)}
+version = export(model, sys.argv[2] + "/ranker", through="jax", quantize=sys.argv[3] or None, **lengths)
+print(keras.backend.backend())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["", "int8"])
+def test_through_jax(small, tmp_path, quantize):
+    assert "jax" in finished(python(JAX, small.run, tmp_path, quantize, KERAS_BACKEND="jax"))
+    version = tmp_path / "ranker/1"
+    card = read_card(version)
+    assert card.verified["largest_difference"] <= 1e-5 and card.through == "jax" and card.xla
+    calls = [node for function in functions(version) for node in function.node_def if node.op == "XlaCallModule"]
+    assert len(calls) >= 2
+    assert {tuple(p.decode().lower() for p in node.attr["platforms"].list.s) for node in calls} == {("cpu", "cuda")}
+    assert set(written(version)) == {"serving_default", "raw", "raw_features"}
+    model = SavedModel(version)
+    batch = random_requests(card.inputs, (3, 10), (2, 6), seed=2)
+    got, want = model.run("serving_default", batch), expected(small.model, card, batch)
+    np.testing.assert_allclose(got["click"], want["click"], rtol=0, atol=1e-5 if not quantize else 2e-2)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="compiled for at most"):
+        model.run("serving_default", random_requests(card.inputs, (20,), (2,), seed=2))
+    model.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_int8_from_every_backend(backend, small, tmp_path):
+    code = """
+import sys
+from keras_ranking.models import load
+from keras_ranking.serving import export
+export(load(sys.argv[1]), sys.argv[2], quantize="int8")
+"""
+    finished(python(code, small.run, tmp_path / "ranker", KERAS_BACKEND=backend))
+    card = read_card(tmp_path / "ranker/1")
+    assert card.quantized and card.verified["largest_difference"] <= 1e-5
+    content = json.loads((tmp_path / "ranker/1/assets.extra/model_card.json").read_text())
+    assert content["backend"]["exported_from"] == backend
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "float16"}, "`precision` must be 'bfloat16' or 'float32'. Received: precision='float16'"),
+        ({"through": "torch"}, "`through` must be"),
+        ({"quantize": "int4"}, "`quantize` must be 'int8' or None"),
+        ({"through": "jax", "xla": True}, "takes neither `xla` nor `precision`"),
+        ({"history_buckets": (4,)}, "`history_buckets` belong to a compiled export"),
+        ({"xla": True, "candidate_buckets": (8, 4)}, "`candidate_buckets` must be increasing positive integers"),
+        ({"allowed_batch_sizes": ()}, "`allowed_batch_sizes` must be increasing positive integers"),
+        ({"raw_ids": {"age_hours": "int64"}}, "`raw_ids` must map ids and categories"),
+    ],
+)
+def test_options(settings, message, tmp_path):
+    if "raw_ids" in settings and exporting._backend() != "tensorflow":
+        pytest.skip("found by the other process there")
+    with pytest.raises(ValueError, match=message):
+        export(standin.make(), tmp_path / "ranker", **settings)
+
+
+def test_default_buckets_end_at_what_the_model_reads():
+    class Reads:
+        arguments = {"max_history": 200}
+
+    assert Options(xla=True).buckets(Reads()) == ([128, 200], [64, 512])
+    assert Options(xla=True).buckets(object()) == ([128, 512, 1024], [64, 512])
+    assert Options().buckets(Reads()) == ([], [])

@@ -1,0 +1,218 @@
+"""A training that was stopped reaches the weights of one that was not; a finished one goes on with new events."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ranking as kr
+from keras_ranking.training import read_checkpoint, train, warm_start
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS: dict[str, Any] = {
+    "dim": 8,
+    "num_heads": 2,
+    "num_layers": 1,
+    "id_dim": 4,
+    "tower_hidden": (8,),
+    "dropout": 0.3,
+    "row_length": 64,
+    "batch_size": 5,
+    "learning_rate": 2e-3,
+    "position_half_life": "length",
+    "shuffle_sessions": "epoch",
+}
+SETTINGS: dict[str, Any] = {"options": OPTIONS, "epochs": 2, "verbose": False, "checkpoint_every": 2, "seed": 7}
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends the run as a crash would, after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def log() -> Any:
+    return kr.data.simulate(members=50, days=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(log: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    model, history = train(log, out=folder, **SETTINGS)
+    return folder, model, history
+
+
+@pytest.fixture(scope="module")
+def broken(log: Any, whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended in its second epoch, after a checkpoint in the middle of it and one step that is lost."""
+    folder = tmp_path_factory.mktemp("runs") / "broken"
+    steps = read_checkpoint(whole[0]).about["progress"]["step"]
+    assert steps >= 10 and steps % 2 == 0
+    with pytest.raises(KeyboardInterrupt):
+        train(log, out=folder, callbacks=[Stop(steps // 2 + 3)], **SETTINGS)
+    assert not (folder / "model.keras").exists()
+    about = read_checkpoint(folder).about
+    assert not about["finished"]
+    assert about["progress"]["step"] == (steps // 2 + 3) // 2 * 2 != steps // 2
+    return folder
+
+
+def differ(model: Any, other: Any) -> bool:
+    return any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), other.get_weights(), strict=True))
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_reaches_the_same_weights(log: Any, whole: Any, broken: Path, tmp_path: Path) -> None:
+    """Bit for bit: same kernels, same order of sums, dropout and the shuffle included."""
+    _, model, history = whole
+    folder = Path(shutil.copytree(broken, tmp_path / "copy"))
+    resumed, again = train(log, out=folder, resume=True, **SETTINGS)
+    assert not differ(model, resumed)
+    for one, other in zip(model.optimizer.variables, resumed.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(one.value), keras.ops.convert_to_numpy(other.value))
+    for name, values in history["epochs"].items():
+        assert again["epochs"][name] == pytest.approx(values, rel=1e-6)  # means of two parts of an epoch
+    assert read_checkpoint(folder).about["finished"]
+    # Control: what it went on from was not yet there, so the test can tell.
+    before = read_checkpoint(broken).arrays
+    assert any(not np.array_equal(array, read_checkpoint(folder).arrays[name]) for name, array in before.items())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken: Path) -> None:
+    for change, message in (
+        ({"seed": 8}, "seed: 7 then, 8 now"),
+        ({"epochs": 3}, "training.epochs: 2 then, 3 now"),
+        ({"options": {**OPTIONS, "learning_rate": 1e-3}}, "training.learning_rate: 0.002 then, 0.001 now"),
+        ({"options": {**OPTIONS, "dropout": 0.1}}, "arguments.dropout: 0.3 then, 0.1 now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(log, out=broken, resume=True, **{**SETTINGS, **change})
+    other = kr.data.simulate(members=50, days=3, seed=2)
+    with pytest.raises(ValueError, match=r"made with other options or other data \(data: \w+ then, \w+ now\). Go on with the same."):
+        train(other, out=broken, resume=True, **SETTINGS)
+    with pytest.raises(ValueError, match="is finished: there is nothing to go on with"):
+        train(log, out=whole[0], resume=True, **SETTINGS)
+    with pytest.raises(ValueError, match="is not finished: go on with it first"):
+        warm_start(log, broken, np.ones(len(log.events), dtype=bool))
+
+
+@pytest.mark.one_backend
+def test_no_checkpoint(log: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint.npz in .*: `train` writes one"):
+        train(log, out=tmp_path, resume=True, **SETTINGS)
+    with pytest.raises(ValueError, match="`resume` needs `out`"):
+        train(log, resume=True)
+    with pytest.raises(ValueError, match="`checkpoint_every` must be a positive integer"):
+        train(log, checkpoint_every=0)
+    (tmp_path / "checkpoint.npz").write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match="is not a checkpoint of this package"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.one_backend
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    from keras_ranking.training.checkpoint import write_whole
+
+    path = tmp_path / "state"
+    write_whole(path, lambda beside: beside.write_text("first"))
+
+    def fails(beside: Path) -> None:
+        beside.write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_whole(path, fails)
+    assert path.read_text() == "first" and [found.name for found in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.slow
+def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
+    """Loss on new events alone, at the rate at which the cold start ended, with its optimiser's state."""
+    folder, model, _ = whole
+    new = (log.events["split"] == "validation").to_numpy()
+    seen: dict[str, Any] = {}
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            seen["step"] = int(self.model.optimizer.iterations)
+            seen["state"] = [keras.ops.convert_to_numpy(v.value).copy() for v in self.model.optimizer.variables]
+
+        def on_train_end(self, logs: Any = None) -> None:
+            seen["rate"] = float(self.model.optimizer.learning_rate)
+
+    warmed, history = warm_start(log, folder, new, out=tmp_path, verbose=False, callbacks=[Watch()])
+    assert history["train_events"] == new.sum()
+    steps = read_checkpoint(folder).about["progress"]["step"]
+    assert seen["step"] == steps
+    for kept, variable in zip(seen["state"], model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(kept, keras.ops.convert_to_numpy(variable.value))
+    assert seen["rate"] == pytest.approx(0.01 * 2e-3)
+    assert seen["rate"] == pytest.approx(float(model.optimizer.learning_rate), rel=0.05)  # where the decay had come to
+    assert differ(model, warmed)
+    largest = max(float(np.abs(a - b).max()) for a, b in zip(model.get_weights(), warmed.get_weights(), strict=True))
+    assert largest < 50 * 0.01 * 2e-3  # small steps: no new warm-up to the full rate
+    about = read_checkpoint(tmp_path).about
+    assert about["finished"] and about["warm"] == 1 and about["progress"]["step"] > steps
+    # The day after goes on from there.
+    again, _ = warm_start(log, tmp_path, new, verbose=False)
+    assert differ(warmed, again)
+    for marks, message in ((new[:-1], "`new` must have one bool a row"), (new & False, "`new` must mark at least one row")):
+        with pytest.raises(ValueError, match=message):
+            warm_start(log, folder, marks)
+
+
+PROGRAM = """
+import sys
+import keras_ranking as kr
+from tests.training.test_resume import SETTINGS
+log = kr.data.simulate(members=50, days=3, seed=1)
+kr.training.train(log, out=sys.argv[1], **{**SETTINGS, "epochs": 8}, resume=len(sys.argv) > 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.one_backend
+def test_a_process_that_was_killed(tmp_path: Path) -> None:
+    """SIGKILL at some step; the resumed process ends with the weights of one that ran through."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(folder: Path, *more: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), *more], env=environment, cwd=ROOT)
+
+    assert run(tmp_path / "whole").wait(300) == 0
+    killed = run(tmp_path / "killed")
+    limit = time.monotonic() + 240
+    while not (tmp_path / "killed" / "checkpoint.npz").exists() and time.monotonic() < limit:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait(60) == -signal.SIGKILL
+    about = read_checkpoint(tmp_path / "killed").about
+    assert not about["finished"] and not (tmp_path / "killed" / "model.keras").exists()
+    assert run(tmp_path / "killed", "resume").wait(300) == 0
+    one, other = (read_checkpoint(tmp_path / name) for name in ("whole", "killed"))
+    assert one.about["progress"]["step"] == other.about["progress"]["step"] > about["progress"]["step"]
+    for name, array in one.arrays.items():
+        np.testing.assert_array_equal(array, other.arrays[name])
+    losses = [json.loads((tmp_path / name / "history.json").read_text())["epochs"]["loss"] for name in ("whole", "killed")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -1,0 +1,187 @@
+#!/usr/bin/env python
+"""FeedSR and CADET on EB-NeRD: what history, rotation, gates, masks, layouts, heads and fusion are worth; 95 % intervals.
+
+    python tools/benchmarks/sequence_quality.py FOLDER --out runs/sequence [--seeds 0 1 2] [--only NAME ...] [--split validation]
+    python tools/benchmarks/sequence_quality.py --table runs/sequence
+
+Trained on `train`, judged on `validation`. Settings of the two base models are the presets for this log (`keras_ranking.training`), which
+were chosen with the last training day held out (`--split held_out` trains and judges so). Every other row is one change to a base. OUT
+receives a line a run in `runs.jsonl`, and the AUC of every request; runs that are there are not run again.
+
+The table gives means and half of the 95 % interval over seeds; the last columns compare with the base of the same model: the difference of
+impression AUC, each request's AUC averaged over seeds, with the interval of a paired bootstrap over members.
+
+History: a row with `history N` reads the latest N events alone (`max_history`), in training and in judging; 0 is the same model without
+its past.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_ranking import data, metrics, training
+from keras_ranking.data import Log, build_sequences, pack
+
+# Half of a 95 % interval over a few seeds is this times the standard error.
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+EARLY: dict[str, Any] = {"token_features": "all", "late_features": ()}
+BASES = ("FeedSR", "CADET")
+
+
+def history(events: int) -> dict[str, Any]:
+    """Options that read so many events, in rows long enough for them, at equal events a step."""
+    rows = max(256, 1 << (2 * events - 1).bit_length()) if events else 256
+    return {"max_history": events, "row_length": rows, "batch_size": max(1, 4096 // rows)}
+
+
+PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "FeedSR": ("feedsr", {}),
+    "FeedSR, history 0": ("feedsr", history(0)),
+    "FeedSR, history 50": ("feedsr", history(50)),
+    "FeedSR, history 200": ("feedsr", history(200)),
+    "FeedSR, history 1000": ("feedsr", history(1000)),
+    "FeedSR, rotated by time": ("feedsr", {"rotate_by": "time"}),
+    "FeedSR, rotated by both": ("feedsr", {"rotate_by": "split"}),
+    "FeedSR, not rotated": ("feedsr", {"rotate_by": None}),
+    "FeedSR, residual plain": ("feedsr", {"residual": "plain"}),
+    "FeedSR, residual LayerScale": ("feedsr", {"residual": "layer_scale"}),
+    "FeedSR, residual ReZero": ("feedsr", {"residual": "rezero"}),
+    "FeedSR, residual dense gate": ("feedsr", {"residual": "dense_gate"}),
+    "FeedSR, mask session": ("feedsr", {"mask": "session"}),
+    "FeedSR, layout fused": ("feedsr", {"layout": "fused"}),
+    "FeedSR, layout value": ("feedsr", {"layout": "value"}),
+    "FeedSR, head MMoE": ("feedsr", {"head": "mmoe"}),
+    "FeedSR, head stacked DCN": ("feedsr", {"head": "stacked_dcn"}),
+    "FeedSR, head MLP": ("feedsr", {"head": "mlp"}),
+    "FeedSR, head linear": ("feedsr", {"head": "linear"}),
+    "FeedSR, all features early": ("feedsr", EARLY),
+    "CADET": ("cadet", {}),
+    "CADET, history 0": ("cadet", history(0)),
+    "CADET, rotated by index": ("cadet", {"rotate_by": "index"}),
+    "CADET, not rotated": ("cadet", {"rotate_by": None}),
+    "CADET, gates none": ("cadet", {"gates": "none"}),
+    "CADET, gates representation": ("cadet", {"gates": "representation"}),
+    "CADET, gates query and key": ("cadet", {"gates": "qk"}),
+    "CADET, gate on the output": ("cadet", {"gates": "output"}),
+    "CADET, mask session": ("cadet", {"mask": "session"}),
+    "CADET, layout fused": ("cadet", {"layout": "fused"}),
+    "CADET, layout value": ("cadet", {"layout": "value"}),
+}
+
+
+def held_out(log: Log) -> Log:
+    """Training rows alone, the last day of which are judged."""
+    events = log.events[log.events["split"].isin(["history", "train"])].reset_index(drop=True)
+    train = (events["split"] == "train").to_numpy()
+    day = (events["time"].to_numpy() - events["time"].to_numpy()[train].min()) // 86_400
+    events.loc[train & (day == day[train].max()), "split"] = "validation"
+    return replace(log, events=events)
+
+
+def resolved(log: Log, options: dict[str, Any]) -> dict[str, Any]:
+    """Options with "all" features spelled out: every column that is no id, of which this log's are never met again."""
+    if options.get("token_features") == "all":
+        return {**options, "token_features": tuple(feature.name for feature in log.schema.features if feature.kind != "id")}
+    return options
+
+
+def run(name: str, log: Log, seed: int, out: Path) -> dict[str, Any]:
+    kind, options = PARTS[name]
+    begin = time.perf_counter()
+    model, trained = training.train(log, kind, seed=seed, options=resolved(log, options), verbose=False)
+    seconds = time.perf_counter() - begin
+    wanted = (log.events["split"] == "validation").to_numpy()
+    sequences = build_sequences(log.events, model.schema, target=wanted)
+    longest = int(np.diff(sequences.request_starts).max(initial=1))
+    rows = pack(sequences, max(2048, 2 * longest, options.get("row_length", 0)))
+    score = training.predict_events(model, rows)["click"][:, model.serving_tower]
+    judged = sequences.target
+    label, request = sequences.labels["click"][judged], sequences.request[judged]
+    found = metrics.per_request_auc(label, score[judged], request)
+    file = out / f"{name.replace(' ', '_').replace(',', '')}_{seed}.npz"
+    np.savez_compressed(file, auc=found.auc, member=sequences.member[judged][found.row])
+    return {
+        "part": name,
+        "seed": seed,
+        **{key: float(value) for key, value in metrics.summary(label, score[judged], request).items()},
+        "parameters": trained["parameters"],
+        "seconds": seconds,
+        "requests": file.name,
+    }
+
+
+def table(folder: Path) -> str:
+    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ("impression_auc", "ndcg_at_10", "auc", "log_loss")
+    out = [
+        "| model | impression AUC | NDCG@10 | AUC | log loss | parameters | training, s | against the base | interval |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def requests(part: str) -> tuple[np.ndarray, np.ndarray]:
+        files = [np.load(folder / line["requests"]) for line in lines if line["part"] == part]
+        return np.mean([file["auc"] for file in files], axis=0), files[0]["member"]
+
+    for part in PARTS:
+        found = [line for line in lines if line["part"] == part]
+        if not found:
+            continue
+        cells = []
+        for name in names:
+            values = np.array([line[name] for line in found])
+            half = STUDENT.get(len(values), np.nan) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+            cells.append(f"{values.mean():.4f} ± {half:.4f}")
+        base = part.split(",")[0]
+        against = "| - | - |"
+        if part != base and any(line["part"] == base for line in lines):
+            (first, member), (second, _) = requests(base), requests(part)
+            interval = metrics.paired_bootstrap(first, second, clusters=member)
+            against = f"| {interval.difference:+.4f} | [{interval.low:+.4f}, {interval.high:+.4f}] |"
+        seconds = np.mean([line["seconds"] for line in found])
+        out.append(f"| {part} | " + " | ".join(cells) + f" | {found[0]['parameters']:,} | {seconds:.0f} {against}")
+    return "\n".join(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", help="parts of these names")
+    parser.add_argument("--split", choices=["validation", "held_out"], default="validation")
+    parser.add_argument("--table", type=Path, help="print the table of this folder")
+    args = parser.parse_args()
+    if args.table:
+        print(table(args.table))
+        return
+    if not args.folder or not args.out:
+        parser.error("FOLDER and --out are needed, or --table")
+    unknown = sorted(set(args.only or ()) - set(PARTS))
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; there is {list(PARTS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "runs.jsonl"
+    done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    log = data.read_ebnerd(args.folder)
+    log = held_out(log) if args.split == "held_out" else log
+    for seed in args.seeds:
+        for name in args.only or PARTS:
+            if any(line["part"] == name and line["seed"] == seed for line in done):
+                continue
+            line = run(name, log, seed, args.out)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            shown = {key: round(line[key], 4) for key in ("impression_auc", "ndcg_at_10", "log_loss")}
+            print(f"{name}, seed {seed}: {shown}, {line['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What in-session leakage costs: AUC offline, with the session's earlier actions visible, and online, without, of one trained model.
+
+    python tools/benchmarks/session_leak.py [--model cadet] [--seeds 3] [--json FILE] [--variant NAME:OPTION=VALUE,...]
+
+The log is simulated: a hidden mood moves all labels of a session (`mood_scale`), and actions are in the log a second later, so a
+model may read them in training. Four ways to train the same model:
+
+* unmasked: `delay=1`, everything before the request's second is visible;
+* delay: a delay longer than any session, 3600 s;
+* shuffle: unmasked, with events in random order inside their session, anew each epoch;
+* further ones from `--variant`, such as `--variant "session:mask=session"` for a model with a session mask.
+
+Offline: the validation split scored as trained (`predict_events`). Online: the serving graph, with the events before the session
+alone (`predict_served`). The gap is offline minus online; mean over seeds and 95 % t-interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_ranking import data, metrics, models, training
+from keras_ranking.cli import _setting
+from keras_ranking.commands import table
+from keras_ranking.data import build_sequences, pack
+
+LOG: dict[str, Any] = {"mood_scale": 3.0, "feedback_delay": 1, "taste_scale": 1.0, "sessions_per_day": 0.5}
+_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def judge(model: models.RankingModel, log: data.Log, row_length: int = 512) -> tuple[float, float]:
+    """AUC of the click offline and online, on the validation split."""
+    wanted = (log.events["split"] == "validation").to_numpy()
+    kept = log.events["split"].isin(["train", "validation"]).to_numpy()
+    sequences = build_sequences(log.events[kept], model.schema, target=wanted[kept])
+    rows = pack(sequences, max(row_length, int(np.diff(sequences.offsets).max())))
+    offline = training.predict_events(model, rows, shown=False)["click"][:, model.serving_tower]
+    online = training.predict_served(model, sequences)["click"]
+    label, judged = sequences.labels["click"], sequences.target
+    return tuple(float(metrics.summary(label[judged], score[judged], sequences.request[judged])["auc"]) for score in (offline, online))  # type: ignore[return-value]
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % t-interval."""
+    if len(values) < 2:
+        return f"{values[0]:.4f}"
+    half = _T.get(len(values), 2.0) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.4f} +- {half:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="cadet")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--members", type=int, default=400)
+    parser.add_argument("--days", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write one object a line here")
+    parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of all variants")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="one more way to train")
+    parser.add_argument("--only", help="names of the variants to run, with commas")
+    args = parser.parse_args()
+    variants: dict[str, dict[str, Any]] = {}
+    if args.model == "cadet":
+        variants = {"unmasked": {"delay": 1}, "delay": {"delay": 3600}, "shuffle": {"delay": 1, "shuffle_sessions": "epoch"}}
+    for text in args.variant:
+        name, _, settings = text.partition(":")
+        variants[name] = dict(_setting(setting) for setting in settings.split(",") if setting)
+    if args.only:
+        variants = {name: variants[name] for name in args.only.split(",")}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    lines = []
+    for seed in range(args.seeds):
+        log = data.simulate(members=args.members, days=args.days, seed=seed, **LOG)
+        for name, settings in variants.items():
+            model, _ = training.train(log, model=args.model, seed=seed, options={**dict(args.set), **settings}, verbose=False)
+            found[name].append(judge(model, log))
+            offline, online = found[name][-1]
+            lines.append({"variant": name, "seed": seed, "offline_auc": offline, "online_auc": online, "gap": offline - online})
+            print(json.dumps(lines[-1]), flush=True)
+            if args.json:
+                args.json.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    rows = [
+        [name, interval([a for a, _ in pairs]), interval([b for _, b in pairs]), interval([a - b for a, b in pairs])]
+        for name, pairs in found.items()
+    ]
+    print(table(["training", "offline AUC", "online AUC", "gap"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Events a second of a training step: packed rows against padded batches, on the lengths of EB-NeRD, on each backend.
+
+    python tools/benchmarks/training.py FOLDER [--model cadet] [--backends tensorflow,jax,torch] [--json FILE]
+
+The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, each member cut to the latest
+`--max-events` (1000). The same members, model, weights, optimiser and losses both ways:
+
+* packed: rows of `--max-events` slots, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
+* padded, the peer and the ordinary way in Keras: `--batch` (32) members a step, met at random, padded to the longest of the batch
+  (rounded up to 64, so that few lengths are compiled).
+
+`fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
+real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
+time to make the packed batches over the time of the pass (`input_share_padded` the same of the padded ones). One JSON object a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def streams_of(folder: str, max_events: int) -> Any:
+    """EB-NeRD's training streams, of each member the latest events."""
+    import keras_ranking as kr
+
+    log = kr.data.read_ebnerd(folder)
+    events = log.events[log.events["split"].isin(["train", "history"])]
+    learned = (events["split"] == "train").to_numpy()
+    schema = log.schema.fit(events[learned])
+    recent = events.groupby(schema.member).cumcount(ascending=False).to_numpy() < max_events  # events are in order of time
+    return kr.data.build_sequences(events[recent], schema, target=learned[recent])
+
+
+def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, float]:
+    """Fastest pass over the first batches of a dataset, after one that compiles."""
+    import keras
+
+    class Some(keras.utils.PyDataset):
+        spent = 0.0
+
+        def __len__(self) -> int:
+            return steps
+
+        def __getitem__(self, batch: int) -> Any:
+            begin = time.perf_counter()
+            dataset._in_epoch = True  # every batch at its own length
+            found = dataset[batch]
+            Some.spent += time.perf_counter() - begin
+            return found
+
+    class Clock(keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.passes: list[tuple[float, float]] = []
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.begin, Some.spent = time.perf_counter(), 0.0
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.passes.append((time.perf_counter() - self.begin, Some.spent))
+
+    dataset._in_epoch = True
+    segments = [dataset[batch][0]["segment"] for batch in range(steps)]
+    real, slots = sum(int((segment > 0).sum()) for segment in segments), sum(segment.size for segment in segments)
+    clock = Clock()
+    keras.utils.set_random_seed(0)
+    widths = Widths(Some(), segments)
+    model.fit(widths, epochs=1 + passes, shuffle=False, verbose=0, callbacks=[clock])
+    seconds, spent = min(clock.passes[1:])
+    return {"events_per_s": real / seconds, "fill": real / slots, "input_share": spent / seconds, "seconds_a_step": seconds / steps}
+
+
+def Widths(dataset: Any, segments: list[np.ndarray]) -> Any:
+    """TensorFlow learns from the first two batches which sizes vary: the batch of another length goes second."""
+    import keras
+
+    lengths = [segment.shape[1] for segment in segments]
+    other = next((batch for batch, length in enumerate(lengths) if length != lengths[0]), None)
+    order = list(range(len(lengths)))
+    if other is not None:
+        order.remove(other)
+        order.insert(1, other)
+
+    class Ordered(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return len(order)
+
+        def __getitem__(self, batch: int) -> Any:
+            return dataset[order[batch]]
+
+    return Ordered()
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Both figures on this process's backend."""
+    import keras
+
+    import keras_ranking as kr
+    from keras_ranking.training.options import BUILDERS, split_options
+    from keras_ranking.training.setup import compile_for, training_data
+
+    streams = streams_of(args.folder, args.max_events)
+    lengths = np.diff(streams.offsets)
+    model_options, training = split_options(args.model, dict(args.set), "ebnerd")
+    model = BUILDERS[args.model](streams.schema, **model_options)
+    weights = model.get_weights()
+    results = {}
+    sizes = {"packed": max(1, round(args.batch * lengths.mean() / args.max_events)), "padded": args.batch}
+    for batching, size in sizes.items():
+        wanted = replace(training, batching=batching, batch_size=size, row_length=args.max_events)
+        dataset, window = training_data(model, streams, wanted, seed=0)
+        model.set_weights(weights)
+        compile_for(model, wanted, steps=100, window=window)
+        results[batching] = measure(model, dataset, args.steps, args.passes)
+    packed, padded = results["packed"], results["padded"]
+    return {
+        "backend": keras.backend.backend(),
+        "packed_events_per_s": packed["events_per_s"],
+        "padded_events_per_s": padded["events_per_s"],
+        "ratio": packed["events_per_s"] / padded["events_per_s"],
+        "input_share": packed["input_share"],
+        "input_share_padded": padded["input_share"],
+        "packed_fill": packed["fill"],
+        "padded_fill": padded["fill"],
+        "seconds_a_step": {name: result["seconds_a_step"] for name, result in results.items()},
+        "rows_a_step": sizes,
+        "max_events": args.max_events,
+        "model": args.model,
+        "arguments": model_options,
+        "parameters": model.count_params(),
+        "compiled": bool(model.jit_compile),
+        "keras": keras.__version__,
+        "keras_ranking": kr.__version__,
+    }
+
+
+def main() -> None:
+    from keras_ranking.cli import _setting
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", help="folder with EB-NeRD")
+    parser.add_argument("--json", type=Path, help="write one object a line here")
+    parser.add_argument("--backends", default="tensorflow,jax,torch")
+    parser.add_argument("--model", default="cadet")
+    parser.add_argument("--max-events", type=int, default=1000, help="of a member: the latest")
+    parser.add_argument("--batch", type=int, default=32, help="members of a padded step")
+    parser.add_argument("--steps", type=int, default=4, help="batches of a pass")
+    parser.add_argument("--passes", type=int, default=3, help="passes that count")
+    parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of the model")
+    parser.add_argument("--here", action="store_true", help="this process, on the backend of KERAS_BACKEND")
+    args = parser.parse_args()
+    if args.here:
+        print(json.dumps(run(args)))
+        return
+    lines = []
+    for backend in args.backends.split(","):
+        command = [sys.executable, __file__, *sys.argv[1:], "--here"]
+        done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, stdout=subprocess.PIPE, text=True, check=True)
+        lines.append(done.stdout.strip().splitlines()[-1])
+        found = json.loads(lines[-1])
+        print(
+            f"{backend}: packed {found['packed_events_per_s']:,.0f} events/s, padded {found['padded_events_per_s']:,.0f}, "
+            f"ratio {found['ratio']:.2f}; input {found['input_share']:.2%} of the packed pass; "
+            f"filled {found['packed_fill']:.1%} and {found['padded_fill']:.1%}",
+            flush=True,
+        )
+        if args.json:
+            args.json.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
