@@ -137,6 +137,24 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "row_length": 256,
         "batch_size": 16,
     },
+    # The same trunk features for Feed-SR. On the simulated log one token an event, for the reason given above.
+    ("feedsr", "simulated"): {
+        "layout": "value",
+        "rotate_by": "time",
+        "token_features": ("topic", "age_hours", "editor_score"),
+        "row_length": 256,
+        "batch_size": 4,
+        "epochs": 6,
+        "learning_rate": 5e-3,
+        "pairwise_weight": 0.02,
+    },
+    ("feedsr", "ebnerd"): {
+        "token_features": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
+        "num_heads": 2,
+        "head_options": {"hidden": (128, 64)},
+        "row_length": 256,
+        "batch_size": 16,
+    },
     # The same for LiRank: no article id, and no history, which added nothing here beside the counts of the member's past.
     ("lirank", "ebnerd"): {**_EBNERD_REQUESTS, "history_features": (), "calibration_options": {"step": 0.5}, "epochs": 8},
     # LiGR: whole lists see each other. Lists are 5 to 100 long and hold one click, which one item cannot know alone.
