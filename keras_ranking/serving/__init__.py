@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from keras_ranking.serving.retry import Retry
     from keras_ranking.serving.security import Tls
     from keras_ranking.serving.server import Server, serve
-    from keras_ranking.serving.skew import SkewReport, check_skew
+    from keras_ranking.serving.skew import check_skew
+    from keras_ranking.serving.skew_report import SkewReport
     from keras_ranking.serving.transport import ClientTls
     from keras_ranking.serving.warmup import write_warmup
 
@@ -40,7 +41,7 @@ _HOMES = {
     "quantize_embeddings": "quantization",
     "request_tensors": "requests",
     "check_skew": "skew",
-    "SkewReport": "skew",
+    "SkewReport": "skew_report",
     "write_warmup": "warmup",
 }
 _EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "grpc_health", "aiohttp", "orjson", "prometheus_client"})

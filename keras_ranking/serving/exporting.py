@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_ranking.schema import Schema
 from keras_ranking.serving import configs
-from keras_ranking.serving.layout import version_folders
 from keras_ranking.serving.options import Options, checked
 from keras_ranking.serving.raw_values import id_types
+from keras_ranking.serving.workplace import publish, sync, workplace
 
-_PREFIX = ".export-"
-_LOCK = "lock"
 _MODEL = "model"
 
 
@@ -130,7 +123,7 @@ def export(
         name=folder.resolve().name,
     )
     try:
-        with _workplace(folder) as work:
+        with workplace(folder) as work:
             target = work / _MODEL
             if _backend() == options.through:
                 from keras_ranking.serving._export_worker import load_model, write_version
@@ -139,8 +132,8 @@ def export(
                 write_version(loaded, target, schema=schema, work=work, options=options, events=events)
             else:
                 _write_elsewhere(model, target, schema, work, imports, options, events)
-            _sync(target)
-            version = _publish(target, folder, work, options)
+            sync(target)
+            version = publish(target, folder, work, options)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ExportError(f"cannot write a version under '{folder}': {reason}. Nothing was left there.") from error
@@ -166,67 +159,6 @@ def _backend() -> str:
     import keras
 
     return str(keras.backend.backend())
-
-
-@contextlib.contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """A locked, hidden directory in `folder`; removed at the end, together with those whose owners are gone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
-    try:
-        with open(work / _LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the leftovers of killed exports: hidden directories whose lock nobody holds."""
-    for leftover in folder.glob(f"{_PREFIX}*"):
-        try:
-            with open(leftover / _LOCK, "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover, ignore_errors=True)
-        except BlockingIOError:
-            continue  # somebody exports at this moment
-        except OSError:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(tree: Path) -> None:
-    """Everything under `tree` on the disk itself, so that a power cut after the rename cannot hollow it out."""
-    for directory, _, files in os.walk(tree):
-        for path in [os.path.join(directory, name) for name in files] + [directory]:
-            _fsync(path)
-
-
-def _fsync(path: str | Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _publish(target: Path, folder: Path, work: Path, options: Options) -> Path:
-    """Rename to the next free number, then the config files into place; two exports at once get two numbers."""
-    while True:
-        number = max(version_folders(folder), default=0) + 1
-        version = folder / str(number)
-        # Written beforehand: what follows the rename takes no more room on the disk.
-        staged = configs.stage(work, configs.texts(folder, number, options.server_flags, options.allowed_batch_sizes))
-        (folder / configs.CONFIG_FOLDER).mkdir(exist_ok=True)
-        try:
-            os.rename(target, version)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                continue
-            raise
-        configs.install(staged, folder)
-        _fsync(folder)
-        return version
 
 
 def _write_elsewhere(

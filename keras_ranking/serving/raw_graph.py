@@ -65,14 +65,14 @@ class RawEncoder:
             rows = _hashed(_text(value), column.buckets)
         else:
             kept = _kept(value, counted)
-            _require(tf.math.is_finite(kept), f"column '{column.name}' must hold finite numbers")
+            _require(tf.math.is_finite(kept), f"column `{column.name}` must hold finite numbers")
             return kept
         return _kept(rows, counted)
 
     def _time(self, value: Any, counted: Any) -> Any:
         after = _kept(value - self.schema.epoch, counted)
         _require(
-            (after >= 0) & (after <= _INT32_MAX), f"column '{self.schema.time}' must hold Unix seconds, at most 68 years after the epoch"
+            (after >= 0) & (after <= _INT32_MAX), f"column `{self.schema.time}` must hold Unix seconds, at most 68 years after the epoch"
         )
         return tf.cast(after, tf.int32)
 
@@ -81,14 +81,14 @@ class RawEncoder:
         if column.missing is not None:
             numbers = tf.where(tf.math.is_nan(numbers), tf.constant(column.missing, tf.float64), numbers)
         numbers = _kept(numbers, counted)
-        _require(tf.math.is_finite(numbers), f"column '{column.name}' must hold finite numbers")
+        _require(tf.math.is_finite(numbers), f"column `{column.name}` must hold finite numbers")
         if column.transform.startswith("log1p"):
-            _require(numbers >= 0, f"column '{column.name}' has transform='{column.transform}' and must not be negative")
+            _require(numbers >= 0, f"column `{column.name}` has transform {column.transform} and must not be negative")
             numbers = _log1p(numbers)
         if column.transform.endswith("standardise"):
             numbers = (numbers - column.mean) / column.std
         numbers = _kept(numbers, counted)
-        _require(tf.abs(numbers) <= _FLOAT32_MAX, f"column '{column.name}' has a value too large for float32")
+        _require(tf.abs(numbers) <= _FLOAT32_MAX, f"column `{column.name}` has a value too large for float32")
         return _to_float32(numbers)
 
 

@@ -20,7 +20,7 @@ from conftest import expected, requests
 from keras import ops
 
 from keras_ranking import Schema
-from keras_ranking.serving import _export_worker, export, exporting
+from keras_ranking.serving import _export_worker, export, exporting, workplace
 from keras_ranking.serving._check_worker import check
 from keras_ranking.serving.layout import read_card
 from keras_ranking.serving.options import Options
@@ -171,8 +171,8 @@ def test_next_version_and_leftovers(first, tmp_path):
 
 def test_leftover_of_a_living_export_stays(tmp_path):
     folder = tmp_path / "ranker"
-    with exporting._workplace(folder) as work:
-        exporting._sweep(folder)
+    with workplace.workplace(folder) as work:
+        workplace.sweep(folder)
         assert work.exists()
     assert not work.exists()
 
@@ -186,8 +186,8 @@ def test_two_exports_at_once_get_two_numbers(tmp_path):
     target.mkdir()
     seen = iter([{}, {1: folder / "1"}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "version_folders", lambda _: next(seen))  # the first look is before the other's rename
-        assert exporting._publish(target, folder, tmp_path, Options()) == folder / "2"
+        patch.setattr(workplace, "version_folders", lambda _: next(seen))  # the first look is before the other's rename
+        assert workplace.publish(target, folder, tmp_path, Options()) == folder / "2"
     assert "versions: 2" in (folder / "tf_serving/models.config").read_text()
 
 
@@ -241,9 +241,9 @@ def test_no_room_for_the_configs(first, tmp_path, monkeypatch):
     target, folder = tmp_path / "work/model", tmp_path / "ranker"
     folder.mkdir()
     shutil.copytree(first.version, target)
-    monkeypatch.setattr(exporting.configs, "stage", full)
+    monkeypatch.setattr(workplace.configs, "stage", full)
     monkeypatch.setattr(_export_worker, "write_version", lambda *_, **__: None)
-    monkeypatch.setattr(exporting, "_sync", lambda _: None)
+    monkeypatch.setattr(exporting, "sync", lambda _: None)
     if keras.backend.backend() != "tensorflow":
         monkeypatch.setattr(exporting, "_write_elsewhere", lambda *_: None)
     with pytest.raises(exporting.ExportError, match="No space left on device. Nothing was left there"):

@@ -148,13 +148,13 @@ def test_another_vocabulary_is_told_apart(graph):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("candidate_plain", np.nan, "column 'plain' must hold finite numbers"),
-        ("candidate_filled", np.inf, "column 'filled' must hold finite numbers"),
-        ("candidate_logged", -0.5, "column 'logged' has transform='log1p' and must not be negative"),
-        ("candidate_plain", 3.5e38, "column 'plain' has a value too large for float32"),
-        ("candidate_text", np.inf, "column 'text' must hold finite numbers"),
-        ("request_time", SCHEMA.epoch - 1, "column 'at' must hold Unix seconds"),
-        ("history_time", SCHEMA.epoch + 2**31, "column 'at' must hold Unix seconds"),
+        ("candidate_plain", np.nan, "column `plain` must hold finite numbers"),
+        ("candidate_filled", np.inf, "column `filled` must hold finite numbers"),
+        ("candidate_logged", -0.5, "column `logged` has transform log1p and must not be negative"),
+        ("candidate_plain", 3.5e38, "column `plain` has a value too large for float32"),
+        ("candidate_text", np.inf, "column `text` must hold finite numbers"),
+        ("request_time", SCHEMA.epoch - 1, "column `at` must hold Unix seconds"),
+        ("history_time", SCHEMA.epoch + 2**31, "column `at` must hold Unix seconds"),
     ],
 )
 def test_refused_where_it_counts(graph, name, value, message):
