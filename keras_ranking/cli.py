@@ -215,7 +215,7 @@ example:
     made.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of matrix products (default: float32)")
     made.add_argument("--xla", action="store_true", help="compile attention and trunk for fixed lengths; the server needs flags")
     made.add_argument("--through", choices=["tensorflow", "jax"], default="tensorflow", help="who makes the graph (default: tensorflow)")
-    lengths = {"type": _positive, "nargs": "+", "metavar": "N"}
+    lengths: dict[str, Any] = {"type": _positive, "nargs": "+", "metavar": "N"}
     made.add_argument("--history-buckets", **lengths, help="with --xla or --through jax: history lengths (default: 128 512 1024)")
     made.add_argument("--candidate-buckets", **lengths, help="likewise: candidate counts (default: 64 512)")
     made.add_argument("--events", metavar="FILE", help="a log, to check skew on: .parquet, .csv, .csv.gz or .json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -26,7 +27,8 @@ def compiled(made: dict[str, Endpoint], history: Lengths, candidates: Lengths) -
     out = dict(made)
     for name in (SIGNATURE, ENCODE):
         if name in made:
-            out[name] = by_bucket(made[name], history, candidates, lambda pair, body=made[name].body: jitted(body))
+            body = made[name].body
+            out[name] = by_bucket(made[name], history, candidates, partial(_jitted_for, body))
     if SCORE in made:
         out[SCORE] = _scored(made[SCORE], made[ENCODE], history, candidates)
     return {name: endpoint for name, endpoint in out.items() if name != EXPLORE} | {k: v for k, v in made.items() if k == EXPLORE}
@@ -35,6 +37,11 @@ def compiled(made: dict[str, Endpoint], history: Lengths, candidates: Lengths) -
 def jitted(body: Callable[[Tensors], Tensors]) -> Any:
     """A function that XLA compiles for the shapes it meets."""
     return tf.function(body, jit_compile=True, autograph=False)
+
+
+def _jitted_for(body: Callable[[Tensors], Tensors], pair: dict[str, int]) -> Any:
+    """`jitted(body)`, one for each pair of lengths: each compiles its own."""
+    return jitted(body)
 
 
 def by_bucket(

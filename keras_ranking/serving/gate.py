@@ -85,7 +85,7 @@ def _lengths(history: Sequence[int], candidates: Sequence[int], inside: bool) ->
     if not candidates:
         return list(_LENGTHS)
     pairs = [(max(0, L - _BEYOND), max(1, N - _BEYOND)) for L in (history or (_BEYOND,)) for N in candidates]
-    cases = [((L, min(L, 1)), (1, N)) for L, N in pairs]
+    cases: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((L, min(L, 1)), (1, N)) for L, N in pairs]
     return cases if inside else [*cases, ((max(history or (0,)) + 1, 0), (max(candidates) + 1, 1))]
 
 

@@ -78,11 +78,11 @@ def checked(
             raise ValueError(f"`{name}` must be {' or '.join(map(repr, reversed(known)))}. Received: {name}={value!r}")
     if through == "jax" and (xla or precision != "float32"):
         raise ValueError("`through='jax'` is compiled by JAX itself: it takes neither `xla` nor `precision`.")
-    buckets = {"history_buckets": history_buckets, "candidate_buckets": candidate_buckets}
+    buckets: dict[str, Sequence[int] | None] = {"history_buckets": history_buckets, "candidate_buckets": candidate_buckets}
     given = [name for name, lengths in buckets.items() if lengths is not None]
     if given and not (xla or through == "jax"):
         raise ValueError(f"`{given[0]}` belong to a compiled export: pass xla=True or through='jax'.")
-    buckets = {name: None if lengths is None else increasing(name, lengths) for name, lengths in buckets.items()}
+    made = {name: None if lengths is None else increasing(name, lengths) for name, lengths in buckets.items()}
     return Options(
         quantize=quantize,
         precision=precision,
@@ -90,7 +90,8 @@ def checked(
         through=through,
         raw_ids=dict(raw_ids or {}),
         allowed_batch_sizes=increasing("allowed_batch_sizes", allowed_batch_sizes),
-        **buckets,
+        history_buckets=made["history_buckets"],
+        candidate_buckets=made["candidate_buckets"],
         **others,
     )
 

@@ -35,7 +35,7 @@ class RawEncoder:
     def __init__(self, schema: Schema, specs: Specs) -> None:
         self.schema, self.specs = schema, specs
         self.columns = {column.name: column for column in (*schema.features, *schema.actions)}
-        self.tables = {}
+        self.tables: dict[str, Any] = {}
         for name in specs:
             column = column_of(self.columns, name)
             if isinstance(column, Category) and column.vocabulary is not None and column.name not in self.tables:

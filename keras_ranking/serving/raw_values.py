@@ -22,7 +22,7 @@ def id_types(schema: Schema, events: pd.DataFrame) -> dict[str, str]:
             continue
         series = events[column.name]
         whole = pd.api.types.is_integer_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype)
-        fits = whole and not series.isna().any() and (series.dtype.kind != "u" or series.dtype.itemsize < 8)
+        fits = whole and not series.isna().any() and (series.dtype.kind != "u" or getattr(series.dtype, "itemsize", 8) < 8)
         types[column.name] = "int64" if fits else "string"
     return types
 

@@ -36,7 +36,7 @@ class Difference:
         with np.errstate(invalid="ignore"):
             gap = np.abs(got.astype(np.float64) - wanted.astype(np.float64)).reshape(len(got), -1).max(axis=1)
         gap = np.where(np.isnan(gap), np.inf, gap)
-        differ = differ.reshape(len(got), -1).any(axis=1)
+        differ = np.any(differ.reshape(len(got), -1), axis=1)
         self.compared += len(got)
         self.differ += int(differ.sum())
         self.total += float(gap.sum())
