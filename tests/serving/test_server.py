@@ -515,7 +515,7 @@ def test_stop_answers_what_is_under_way(first, tmp_path):
         for future in loads:
             future.result(timeout=60)
     errors = [outcome for outcome in outcomes if isinstance(outcome, ServingError)]
-    assert {error.code for error in errors} == {"UNAVAILABLE"} and len(errors) == 4
+    assert {error.code for error in errors} == {"UNAVAILABLE"} and len(errors) == 4, errors
     with pytest.raises(OSError):
         rest(running, "/healthz")
 
