@@ -89,6 +89,7 @@ class SkewReport:
         ]
 
     def to_json(self) -> dict[str, Any]:
+        """Everything above as plain JSON values."""
         return {
             "found": self.found,
             "requests": self.requests,
