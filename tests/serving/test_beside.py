@@ -17,6 +17,7 @@ tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.one_backend
 
 
+@pytest.mark.slow
 def test_every_warmup_record_runs(small):
     records = warmup_records(small.version)
     assert records[0].model_spec.signature_name == "serving_default"
@@ -30,6 +31,7 @@ def test_every_warmup_record_runs(small):
     model.close()
 
 
+@pytest.mark.slow
 def test_own_warmup(small, tmp_path):
     version = tmp_path / "cadet/1"
     shutil.copytree(small.version, version)
@@ -56,6 +58,7 @@ def parsed(folder):
     return models.model_config_list.config[0]
 
 
+@pytest.mark.slow
 def test_configs(small):
     folder = small.version.parent / "tf_serving"
     config = parsed(folder)
@@ -87,6 +90,7 @@ def test_labels_of_the_next_versions(tmp_path):
     assert publish(3) == {"stable": 3, "canary": 3}
 
 
+@pytest.mark.slow
 def test_model_card(small):
     extra = small.version / "assets.extra"
     card = json.loads((extra / "model_card.json").read_text())

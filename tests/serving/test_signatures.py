@@ -12,7 +12,7 @@ from keras_ranking.serving.examples import random_requests
 from keras_ranking.serving.layout import read_card
 
 tf = pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.one_backend, pytest.mark.slow]  # an export with all its checks
 
 SMALL = {"dim": 8, "num_layers": 1, "num_heads": 2, "id_dim": 4}
 BUILDERS = {
@@ -115,7 +115,6 @@ def test_of_a_small_model(small, tmp_path):
     assert small.card.verified["largest_difference"] <= 1e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(BUILDERS))
 def test_of_every_model(kind, logged, tmp_path):
     model = BUILDERS[kind](logged.schema)
@@ -143,7 +142,6 @@ def test_a_plain_graph_holds_no_python_and_no_program(small):
             assert node.op not in strings or not node.attr["_XlaCompile"].b
 
 
-@pytest.mark.slow
 def test_scores_under_auto_clustering(small, tmp_path):
     """The flags of `tools/tf_serving`: clusters are compiled, the scores stay, the encoding of raw values to the bit."""
     card = small.card

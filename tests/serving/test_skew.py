@@ -10,7 +10,7 @@ from keras_ranking import cli, models, schema
 from keras_ranking.serving import check_skew, export, exporting
 
 pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.one_backend, pytest.mark.slow]  # an export with all its checks
 
 
 def planted(small, **changes):
@@ -69,11 +69,11 @@ def test_planted_in_the_hash(small, logged, monkeypatch):
 
 def test_planted_in_the_weights(small, logged):
     model = planted(small)
-    model.weights[-1].assign(model.weights[-1] + 0.5)
+    (bias,) = [v for v in model.weights if v.path.endswith("towers_like/tower_0_logit/bias")]
+    bias.assign(bias + 0.5)
     report = check_skew(small.version, model, logged.events, sample=10)
     assert report.found and not named(report)
-    assert {name for name, entry in report.scores.items() if entry.differ} >= {"serving_default like", "raw like"}
-    assert not report.scores["training like"].differ
+    assert {name for name, entry in report.scores.items() if entry.differ} == {"serving_default like", "raw like"}
 
 
 def test_it_is_a_gate(small, logged, tmp_path, monkeypatch):
