@@ -83,7 +83,7 @@ def run(name: str, log: Log, seed: int) -> dict[str, Any]:
 
 def table(lines: list[dict[str, Any]]) -> str:
     names = ("impression_auc", "ndcg_at_10", "auc", "log_loss")
-    out = ["| model | impression AUC | NDCG@10 | AUC | log loss | parameters | training, s |", "|---|---|---|---|---|---|---|"]
+    out = ["| model | impression AUC | NDCG@10 | AUC | log loss | parameters | seeds |", "|---|---|---|---|---|---|---|"]
     for part in PARTS:
         found = [line for line in lines if line["part"] == part]
         if not found:
@@ -91,10 +91,9 @@ def table(lines: list[dict[str, Any]]) -> str:
         cells = []
         for name in names:
             values = np.array([line[name] for line in found])
-            half = STUDENT.get(len(values), np.nan) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-            cells.append(f"{values.mean():.4f} ± {half:.4f}")
-        seconds = np.mean([line["seconds"] for line in found])
-        out.append(f"| {part} | " + " | ".join(cells) + f" | {found[0]['parameters']:,} | {seconds:.0f} |")
+            half = f" ± {STUDENT[len(values)] * values.std(ddof=1) / len(values) ** 0.5:.4f}" if len(values) in STUDENT else ""
+            cells.append(f"{values.mean():.4f}{half}")
+        out.append(f"| {part} | " + " | ".join(cells) + f" | {found[0]['parameters']:,} | {len(found)} |")
     return "\n".join(out)
 
 

@@ -122,7 +122,7 @@ def table(folder: Path) -> str:
     lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     names = ("impression_auc", "ndcg_at_10", "auc", "log_loss")
     out = [
-        "| model | impression AUC | NDCG@10 | AUC | log loss | parameters | training, s | against the base | interval |",
+        "| model | impression AUC | NDCG@10 | AUC | log loss | parameters | seeds | against the base | interval |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
 
@@ -137,16 +137,15 @@ def table(folder: Path) -> str:
         cells = []
         for name in names:
             values = np.array([line[name] for line in found])
-            half = STUDENT.get(len(values), np.nan) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-            cells.append(f"{values.mean():.4f} ± {half:.4f}")
+            half = f" ± {STUDENT[len(values)] * values.std(ddof=1) / len(values) ** 0.5:.4f}" if len(values) in STUDENT else ""
+            cells.append(f"{values.mean():.4f}{half}")
         base = part.split(",")[0]
         against = "| - | - |"
         if part != base and any(line["part"] == base for line in lines):
             (first, member), (second, _) = requests(base), requests(part)
             interval = metrics.paired_bootstrap(first, second, clusters=member)
             against = f"| {interval.difference:+.4f} | [{interval.low:+.4f}, {interval.high:+.4f}] |"
-        seconds = np.mean([line["seconds"] for line in found])
-        out.append(f"| {part} | " + " | ".join(cells) + f" | {found[0]['parameters']:,} | {seconds:.0f} {against}")
+        out.append(f"| {part} | " + " | ".join(cells) + f" | {found[0]['parameters']:,} | {len(found)} {against}")
     return "\n".join(out)
 
 
