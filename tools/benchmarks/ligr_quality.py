@@ -25,7 +25,7 @@ from keras_ranking.data import Log
 from keras_ranking.training.options import split_options
 
 # Half of a 95 % interval over a few seeds is this times the standard error.
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
 HISTORY: dict[str, Any] = {"history_features": ("article_age",), "max_history": 30}
 NONE: dict[str, Any] = {"history_features": ()}
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
