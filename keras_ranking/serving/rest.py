@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from google.protobuf import json_format
 
 from keras_ranking.serving import json_codec
-from keras_ranking.serving.errors import ServingError, invalid, too_large
+from keras_ranking.serving.errors import ServingError, invalid, too_large, unavailable
 from keras_ranking.serving.service import Service
 
 log = logging.getLogger("keras_ranking.serving")
@@ -23,6 +23,7 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds the caller will wait; the call is dropped where they pass before the model runs it."""
 _MODEL = "/v1/models/{model:[^/:]+}"
 _WHICH = ("", "/versions/{version:[0-9]+}", "/labels/{label:[^/:]+}")
+_LAST_SECONDS = 0.5  # for a body that begins as the door closes, of which the rest may never be seen
 _PROBES = ("/healthz", "/readyz")
 
 
@@ -99,13 +100,17 @@ class _Door:
         refusal = too_large(f"the body is larger than the limit of {limits.body_bytes} bytes")
         if (request.content_length or 0) > limits.body_bytes:
             raise refusal
+        closing = self._service.closing
+        seconds = min(limits.read_seconds, _LAST_SECONDS) if closing else limits.read_seconds
         try:
-            return await asyncio.wait_for(request.read(), limits.read_seconds)
+            return await asyncio.wait_for(request.read(), seconds)
         except web.HTTPRequestEntityTooLarge as error:
             raise refusal from error
         except ConnectionError as error:  # the answer goes nowhere, but is counted
             raise ServingError("CANCELLED", "the caller went away") from error
         except TimeoutError as error:
+            if closing:
+                raise unavailable("the server is shutting down") from error
             raise ServingError("DEADLINE_EXCEEDED", f"the body did not arrive within {limits.read_seconds:g} s", 408) from error
 
 

@@ -24,7 +24,8 @@ class RestDoor:
     """
 
     def __init__(self, service: Service, drain_seconds: float) -> None:
-        self._limits = service.limits
+        self._service, self._limits, self._drain_seconds = service, service.limits, drain_seconds
+        self._busy = 0
         self._silent: dict[Any, asyncio.TimerHandle] = {}
         application = rest.application(service)
         application.middlewares.insert(0, self._heard())
@@ -52,14 +53,24 @@ class RestDoor:
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way."""
+        self._service.closing = True
         if self._socket is not None:
             self._socket.close()
+            await asyncio.sleep(0.02)  # connections that were accepted just now are made in the next turns of the loop
+        end = asyncio.get_running_loop().time() + self._drain_seconds
+        while self._busy and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.01)
+        # From here on aiohttp throws away what still arrives, the rest of a body too: nobody may be in the middle of one.
+        if self._runner.server is not None:
+            self._runner.server.pre_shutdown()
         await self._runner.cleanup()
 
     def _connection(self) -> asyncio.BaseProtocol:
         server = self._runner.server
-        if server is None or len(server.connections) >= self._limits.connections:
-            return _Full(self._limits.connections)
+        if server is None or self._service.closing:
+            return _Refusal("the server is shutting down")
+        if len(server.connections) >= self._limits.connections:
+            return _Refusal(f"{self._limits.connections} connections are open already, which is the limit; try again later")
         handler = server()
         self._silent[handler] = asyncio.get_running_loop().call_later(self._limits.read_seconds, self._let_go, handler)
         return handler
@@ -70,26 +81,35 @@ class RestDoor:
             handler.transport.abort()
 
     def _heard(self) -> Any:
-        """Marks a connection whose first head has arrived; later ones are bounded by aiohttp's keep-alive timeout."""
+        """Counts the calls under way, and marks a connection whose first head has arrived; later heads are bounded by aiohttp's keep-alive
+        timeout.
+        """
 
         @web.middleware
         async def mark(request: web.Request, handler: Any) -> Any:
             timer = self._silent.pop(request.protocol, None)
             if timer is not None:
                 timer.cancel()
-            return await handler(request)
+            self._busy += 1
+            try:
+                response = await handler(request)
+            finally:
+                self._busy -= 1
+            if self._service.closing:
+                response.force_close()
+            return response
 
         return mark
 
 
-class _Full(asyncio.Protocol):
-    """One connection too many: told so and closed."""
+class _Refusal(asyncio.Protocol):
+    """A connection that is not wanted: told so and closed."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, message: str) -> None:
+        self._message = message
 
     def connection_made(self, transport: Any) -> None:
-        body = f'{{"error":"{self._most} connections are open already, which is the limit; try again later"}}'
+        body = f'{{"error":"{self._message}"}}'
         head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
         transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         transport.close()

@@ -47,7 +47,7 @@ class Service:
 
     def __init__(self, name: str, limits: Limits, access: Access, open_versions: Callable[[Callable[[int], None]], Versions]) -> None:
         self.name, self.limits, self.access = name, limits, access
-        self.draining = False
+        self.draining = self.closing = False
         self._running = 0
         self.metrics = Metrics()
         self.versions = open_versions(self.metrics.ran)
