@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import expected, requests
+from calling import expected, requests
 
 from keras_ranking.serving import Limits, ServingError
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import standin
-from conftest import connect, frames
+from calling import connect, frames
 
 from keras_ranking import Schema
 from keras_ranking.serving import Client, Request, ServingError, pad_requests, request_tensors

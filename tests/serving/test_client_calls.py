@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import standin
-from conftest import connect, frames, requests
+from calling import connect, frames, requests
 
 from keras_ranking import data
 from keras_ranking.serving import AsyncClient, Client, Request, Retry, ServingError, serve

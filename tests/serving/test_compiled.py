@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import standin
-from conftest import expected
+from calling import expected
 from test_export import finished, python
 from test_signatures import written
 

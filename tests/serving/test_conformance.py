@@ -35,7 +35,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import standin
-from conftest import expected, requests
+from calling import expected, requests
 from test_doors import write_warmup
 
 from keras_ranking.serving.examples import alone

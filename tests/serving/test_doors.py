@@ -15,7 +15,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import connect, copy_version, frames, requests
+from calling import connect, copy_version, frames, requests
 
 from keras_ranking.serving import Client, ClientTls, Limits, Retry, ServingError, Tls, serve
 from keras_ranking.serving.logs import JsonFormatter

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 import standin
-from conftest import expected, requests
+from calling import expected, requests
 from keras import ops
 
 from keras_ranking import Schema
@@ -288,7 +288,7 @@ def test_export_from_another_backend(backend, tmp_path):
     """The user calls the same function; the graph gives the scores that JAX and torch gave."""
     code = """
 import sys, numpy as np, standin, keras
-from conftest import expected, requests
+from calling import expected, requests
 from keras_ranking.serving import export
 from keras_ranking.serving.layout import read_card
 from keras_ranking.serving.options import Options

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import standin
-from conftest import copy_version, frames, requests
+from calling import copy_version, frames, requests
 from hypothesis import HealthCheck, given, seed, settings, strategies as st
 
 from keras_ranking.serving import Client, Retry, ServingError

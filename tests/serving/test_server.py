@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import connect, copy_version, expected, frames, requests
+from calling import connect, copy_version, expected, frames, requests
 
 from keras_ranking.serving import Limits, Retry, ServingError, serve
 
