@@ -174,7 +174,7 @@ def _bound(options: Options, model: Any) -> float:
     if options.tolerance is not None:
         return float(options.tolerance)
     policies = {layer.dtype_policy.compute_dtype for layer in model._flatten_layers()}
-    return 2e-2 if policies & {"bfloat16", "float16"} or options.precision == "bfloat16" else 1e-5
+    return 3e-2 if policies & {"bfloat16", "float16"} or options.precision == "bfloat16" else 1e-5
 
 
 def _line(error: BaseException) -> str:

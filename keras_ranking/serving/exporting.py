@@ -66,7 +66,7 @@ def export(
         schema: the Schema the model reads; None: `model.schema`.
         verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with garbage beyond
             their lengths, and compare with the Keras model on each request alone without the garbage.
-        tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 2e-2 where matrix products or
+        tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 3e-2 where matrix products or
             the whole trunk are in a 16-bit type (both our choice).
         quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
         precision: 'bfloat16': matrix products in bfloat16, all else in float32. For GPUs, and CPUs with AMX or AVX512-BF16.

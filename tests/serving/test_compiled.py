@@ -89,7 +89,7 @@ def test_xla_scores_at_and_beyond_its_buckets(xla, small):
 def test_bfloat16(small, tmp_path):
     version = export(small.model, tmp_path / "ranker", precision="bfloat16")
     card = read_card(version)
-    assert card.precision == "bfloat16" and 1e-6 < card.verified["largest_difference"] <= card.verified["bound"] == 2e-2
+    assert card.precision == "bfloat16" and 1e-6 < card.verified["largest_difference"] <= card.verified["bound"] == 3e-2
     products = [n for f in functions(version) for n in f.node_def if n.op in ("MatMul", "BatchMatMulV2", "Einsum")]
     assert products and {n.attr["T"].type for n in products} == {tf.bfloat16.as_datatype_enum}
     assert set(written(version)) == set(written(small.version))
@@ -97,7 +97,7 @@ def test_bfloat16(small, tmp_path):
     batch = random_requests(card.inputs, (5, 2), (3, 4), seed=1)
     got = loaded(**{name: tf.constant(values) for name, values in batch.items()})
     assert got["click"].dtype == tf.float32
-    np.testing.assert_allclose(got["click"], expected(small.model, card, batch)["click"], rtol=0, atol=2e-2)
+    np.testing.assert_allclose(got["click"], expected(small.model, card, batch)["click"], rtol=0, atol=3e-2)
     with pytest.raises(exporting.ExportError, match="differs from the Keras scores by"):
         export(small.model, tmp_path / "ranker", precision="bfloat16", tolerance=1e-6)
     assert [entry.name for entry in (tmp_path / "ranker").iterdir() if entry.name.isdigit()] == ["1"]
