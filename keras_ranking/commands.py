@@ -180,6 +180,7 @@ def _resume(args: argparse.Namespace) -> int:
 def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     """The log, and which of its rows are new: those from a day on that are to be learned from, or those of another source."""
     import dataclasses
+    from datetime import datetime
 
     import numpy as np
     import pandas as pd
@@ -190,7 +191,7 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     events = log.events
     if args.new_events[:1].isdigit():
         try:
-            day = pd.Timestamp(args.new_events)
+            day = pd.Timestamp(datetime.fromisoformat(args.new_events))  # pandas alone would take "1st of May" for a day of this year
         except ValueError as error:
             raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {args.new_events!r}") from error
         begin = int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp()) - log.schema.epoch

@@ -72,7 +72,7 @@ class _Parts:
             value = values[column.name]
             if column.dtype == "int32":
                 return self.tables[column.name](value if mask is None else ops.where(mask, value, 0))
-            value = value if column.shape else ops.expand_dims(value, -1)
+            value = ops.tanh(value if column.shape else ops.expand_dims(value, -1))  # any float that is asked has a finite score
             return value if mask is None else ops.where(ops.expand_dims(mask, -1), value, 0.0)
 
         return dense(ops.concatenate([part(column) for column in columns], axis=-1))
@@ -89,7 +89,7 @@ class _Parts:
 
     def score(self, cache: dict[str, Any], candidates: dict[str, Any]) -> dict[str, Any]:
         age = ops.cast(ops.expand_dims(candidates["request_time"], 1) - cache["time"], "float32")
-        weight = ops.where(cache["seen"], ops.exp(-age / 1e6), 0.0)
+        weight = ops.where(cache["seen"], ops.exp(-ops.abs(age) / 1e6), 0.0)
         total = ops.sum(ops.expand_dims(weight, -1) * cache["past"], axis=1) / (1.0 + ops.expand_dims(ops.sum(weight, axis=1), -1))
         values = {name.removeprefix("candidate_"): value for name, value in candidates.items()}
         return self._heads(self._tokens(values, self.columns, self.item), total)
