@@ -17,7 +17,7 @@ from typing import Any
 from keras_ranking.schema import Schema
 from keras_ranking.serving import bfloat16, gate, model_card
 from keras_ranking.serving.exporting import ExportError
-from keras_ranking.serving.layout import EXTRA, SCHEMA_FILE, SIGNATURE, Card, read_card
+from keras_ranking.serving.layout import ENCODE, EXTRA, SCHEMA_FILE, SIGNATURE, Card, read_card
 from keras_ranking.serving.options import Options
 from keras_ranking.serving.quantization import quantize_embeddings
 
@@ -91,10 +91,14 @@ def write_version(
     )
     card.write(target)
     read_card(target)
-    from keras_ranking.serving.warmup import write_warmup
+    from keras_ranking.serving import warmup
+
+    def caches(histories: list[Any]) -> list[Any]:
+        found = [made[ENCODE].body({name: tf.constant(x) for name, x in batch.items()}) for batch in histories]
+        return [{name: x.numpy() for name, x in cache.items()} for cache in found]
 
     try:
-        write_warmup(target, name=options.name)
+        warmup.write_warmup(target, warmup.made_up(target, card, caches), name=options.name)
     except tf.errors.OpError as error:
         raise OSError(getattr(error, "error_code", 0), _line(error)) from error
     skew = None

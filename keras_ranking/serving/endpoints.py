@@ -167,7 +167,7 @@ def write(made: Mapping[str, Endpoint], target: Path) -> None:
             held.update({id(value): value for value in values})
     module = tf.Module()
     module.resources = list(held.values())
-    module.functions = {name: endpoint.function() for name, endpoint in made.items()}
-    signatures = {name: function.get_concrete_function() for name, function in module.functions.items()}
+    # The functions themselves are not held: for those that are, `save` traces each one again.
+    signatures = {name: endpoint.function().get_concrete_function() for name, endpoint in made.items()}
     # Without gradients: nobody trains a served graph, and those of attention are half of it.
     tf.saved_model.save(module, str(target), signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from keras_ranking.serving.examples import random_raw, random_requests
 from keras_ranking.serving.layout import CACHE, ENCODE, EXTRA, FEATURES, RAW, SCHEMA_FILE, SCORE, SIGNATURE, WARMUP_FILE, Card, read_card
 
 MOST = 1000  # TensorFlow Serving refuses a version with more
+Batch = dict[str, np.ndarray]
 Requests = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
 _LENGTHS = (20, 10)  # history and candidates of a record where the graph has no fixed lengths
 
@@ -45,7 +47,7 @@ def write_warmup(version: str | Path, requests: Requests | None = None, name: st
     card = read_card(version)
     if card is None or not card.signatures:
         raise ValueError(f"'{version}' is no version that `export` wrote: it has no card.")
-    chosen = dict(requests) if requests is not None else _made_up(version, card)
+    chosen = requests if requests is not None else made_up(version, card, lambda histories: _caches(version, histories))
     records = [(signature, batch) for signature, batches in chosen.items() for batch in batches]
     if not 0 < len(records) <= MOST:
         raise ValueError(f"`requests` must hold 1 to {MOST} batches. Received: {len(records)}")
@@ -68,10 +70,11 @@ def write_warmup(version: str | Path, requests: Requests | None = None, name: st
     return path
 
 
-def _made_up(version: Path, card: Card) -> dict[str, list[dict[str, np.ndarray]]]:
+def made_up(version: Path, card: Card, encode: Callable[[list[Batch]], list[Batch]]) -> dict[str, list[Batch]]:
+    """Signature -> batches of its inputs; `encode` gives the caches of histories, as `encode_history` of the version does."""
     schema = Schema.load(version / EXTRA / SCHEMA_FILE)
     pairs = list(itertools.product(card.history_buckets or _LENGTHS[:1], card.candidate_buckets or _LENGTHS[1:]))
-    out: dict[str, list[dict[str, np.ndarray]]] = {}
+    out: dict[str, list[Batch]] = {}
     for signature, tensors in card.signatures.items():
         inputs = {name: spec for name, spec in tensors["inputs"].items() if not name.startswith(CACHE)}
         batches = []
@@ -84,24 +87,24 @@ def _made_up(version: Path, card: Card) -> dict[str, list[dict[str, np.ndarray]]
         out[signature] = batches
     if ENCODE in out and SCORE in out:
         # A cache comes from its own history: what the first signature gives, the second is warmed with.
-        caches = _caches(version, out[ENCODE])
+        caches = encode(out[ENCODE])
         out[SCORE] = [{**batch, **cache} for batch, cache in zip(out[SCORE], caches, strict=True)]
         out[ENCODE] = out[ENCODE][:: len(card.candidate_buckets) or 1]
     return {name: out[name] for name in sorted(out, key=lambda key: key != SIGNATURE)}
 
 
-def _exact(batch: dict[str, np.ndarray], inputs: Mapping[str, Mapping[str, object]], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _exact(batch: Batch, inputs: Mapping[str, Mapping[str, Any]], lengths: Mapping[str, int]) -> Batch:
     """Without the padding: a list as long as its bucket."""
     return {
         name: values if inputs[name]["axis"] is None else values[:, : lengths[str(inputs[name]["axis"])]] for name, values in batch.items()
     }
 
 
-def _caches(version: Path, histories: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def _caches(version: Path, histories: list[Batch]) -> list[Batch]:
     from keras_ranking.serving.saved_model import SavedModel
 
     model = SavedModel(version)
     try:
-        return [model.run(ENCODE, dict(batch)) for batch in histories]
+        return [model.run(ENCODE, batch) for batch in histories]
     finally:
         model.close()

@@ -142,7 +142,7 @@ def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any
     schema = kr.Schema(**{**log.schema.model_dump(), "tasks": ["click", "like", "long_dwell"]}).fit(events)
     small = {"hidden": (12, 12), "rank": 4, "id_dim": 8, "max_history": 8, "calibration_options": {"step": 0.5}}
     model = kr.models.LiRank(schema, preset="feed", groups={"click": ["click", "long_dwell"], "contribution": ["like"]}, **small)
-    # At 0.1 the Keras model's own "like" moves by 1.9e-5 when each weight moves by one unit in its last place: no bound of 1e-5 holds there.
+    # At 0.1 the Keras model's own "like" moves by 1.9e-5 when each weight moves by one unit in its last place.
     randomise(model, scale=0.05)
     assert model.tasks == ["click", "like", "long_dwell"] and model.arguments["calibration"]
     found = requests(build_sequences(events, schema), max_history=8)
