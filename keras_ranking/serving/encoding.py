@@ -11,7 +11,8 @@ import pandas as pd
 
 from keras_ranking.schema import Schema
 from keras_ranking.serving.errors import ServingError
-from keras_ranking.serving.raw_requests import RAW, raw_request_tensors
+from keras_ranking.serving.layout import RAW
+from keras_ranking.serving.raw_requests import raw_request_tensors
 from keras_ranking.serving.requests import Request, pad_requests, request_tensors
 from keras_ranking.serving.signature import Signature, Tensor, kind_name
 

@@ -55,7 +55,7 @@ def describe(model: Any, card: Card, target: Path, run: Path | None, origin: str
         "data": {
             "log": history.get("log"),
             "train_events": history.get("train_events"),
-            "span": history.get("data_span") or history.get("span"),
+            "span": history.get("data_span"),
             "seed": history.get("seed"),
         },
         "training": {key: history.get(key) for key in ("epochs", "seconds", "training")},
@@ -120,7 +120,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"| schema hash | `{content['schema_hash']}` |",
         f"| code | {code['version']}" + (f", commit {code['commit']}" if code["commit"] else "") + " |",
         f"| trained on | {_or_unknown(content['backend']['trained_on'])} backend, log {_or_unknown(data['log'])}, "
-        f"{_or_unknown(data['train_events'])} events, span {_or_unknown(data['span'])} |",
+        f"{_or_unknown(data['train_events'])} events, {_span(data['span'])} |",
         f"| exported from | {content['backend']['exported_from']} backend, through {content['through']} |",
         f"| parameters | {count['total']:,}: tables {count['tables']:,}, dense {count['dense']:,} |",
         f"| bytes | {size['total']:,}: weights {size['weights']:,}, graph {size['graph']:,} |",
@@ -158,6 +158,10 @@ def _shape(name: str, spec: Mapping[str, Any]) -> str:
 
 def _figure(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else "not defined"
+
+
+def _span(span: Mapping[str, Any] | None) -> str:
+    return "span not known" if not span else f"{span['learned'][0]} to {span['learned'][1]}, reading from {span['read'][0]} on"
 
 
 def _or_unknown(value: Any) -> str:

@@ -10,11 +10,8 @@ import pandas as pd
 from keras_ranking.ops.hashing import canonical_text
 from keras_ranking.schema import Schema
 from keras_ranking.serving.layout import CANDIDATE_COUNT, HISTORY_LENGTH
-from keras_ranking.serving.requests import checked_frames
+from keras_ranking.serving.requests import checked_frames, tensors_of_frames
 from keras_ranking.serving.signature import Signature
-
-RAW = "raw"
-"""Name of the signature that takes the values of the log."""
 
 
 def raw_request_tensors(
@@ -36,34 +33,19 @@ def raw_request_tensors(
         TypeError: something else than a frame.
     """
     frames, times, now = checked_frames(schema, history, candidates, request_time)
-    fixed = {
-        HISTORY_LENGTH: np.asarray(len(frames["history"])),
-        CANDIDATE_COUNT: np.asarray(len(candidates)),
-        "request_time": np.asarray(now, dtype=np.int64),
-        "history_time": times.astype(np.int64),
-    }
-    known = {column.name: column for column in (*schema.inputs(), *schema.actions)}
-    out: dict[str, np.ndarray] = {}
-    for name, tensor in signature.inputs.items():
-        if name in fixed:
-            since = schema.epoch if name.endswith("_time") and tensor.dtype == np.int64 else 0
-            out[name] = (fixed[name] + since).astype(tensor.dtype)
-            continue
-        side, _, column = name.partition("_")
-        if side not in frames or column not in known:
-            raise ValueError(f"the model's input '{name}' is no column of the schema. The schema has: {sorted(known)}")
-        frame, where = frames[side], "the history" if side == "history" else "the candidates"
+    counts = {HISTORY_LENGTH: np.asarray(len(frames["history"])), CANDIDATE_COUNT: np.asarray(len(candidates))}
+    fixed = {name: value.astype(signature.inputs[name].dtype) for name, value in counts.items() if name in signature.inputs}
+    for name, value in (("request_time", np.asarray(now)), ("history_time", times)):
+        if name in signature.inputs:
+            dtype = signature.inputs[name].dtype
+            fixed[name] = value.astype(dtype) + (schema.epoch if dtype == np.int64 else 0)
+
+    def encode(name: str, column: Any, values: pd.Series | None) -> np.ndarray:
+        tensor = signature.inputs[name]
         size = tuple(int(cells) for cells in (tensor.shape or ())[2:] if cells is not None)
-        if not len(frame):
-            out[name] = np.zeros((0, *size), dtype=tensor.dtype)
-            continue
-        if column not in frame.columns:
-            raise ValueError(f"column '{column}' is missing in {where}. There are: {sorted(map(str, frame.columns))}")
-        try:
-            out[name] = _values(known[column], frame[column].reset_index(drop=True), tensor.dtype, size)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"in {where}: {error}") from error
-    return out
+        return np.zeros((0, *size), dtype=tensor.dtype) if values is None else _values(column, values, tensor.dtype, size)
+
+    return tensors_of_frames(schema, frames, fixed, signature.inputs, encode)
 
 
 def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ...]) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,25 +58,56 @@ def request_tensors(
         array(3, dtype=int32)
     """
     frames, times, now = checked_frames(schema, history, candidates, request_time)
-    columns = {
-        "history": {column.name: column for column in (*schema.inputs(), *schema.actions)},
-        "candidate": {column.name: column for column in schema.inputs()},
-    }
     fixed = {
-        "request_time": now,
+        "request_time": np.asarray(now, dtype=np.int32),
         "history_time": times,
-        HISTORY_LENGTH: np.int32(len(frames["history"])),
-        CANDIDATE_COUNT: np.int32(len(candidates)),
+        HISTORY_LENGTH: np.asarray(len(frames["history"]), dtype=np.int32),
+        CANDIDATE_COUNT: np.asarray(len(candidates), dtype=np.int32),
     }
+
+    def encode(name: str, column: Any, values: pd.Series | None) -> np.ndarray:
+        if values is None:
+            return np.zeros((0, *column.shape), dtype=column.dtype)
+        encoded: np.ndarray = column.encode(values)
+        return encoded
+
+    return tensors_of_frames(schema, frames, fixed, names, encode)
+
+
+def tensors_of_frames(
+    schema: Schema,
+    frames: Mapping[str, pd.DataFrame],
+    fixed: Mapping[str, np.ndarray],
+    names: Iterable[str],
+    encode: Callable[[str, Any, pd.Series | None], np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The tensors of those names: `fixed` ones, and columns of the frames.
+
+    Args:
+        schema: names the columns.
+        frames, fixed: 'history' and 'candidate', see `checked_frames`; tensors that are no column.
+        names: see `request_tensors`.
+        encode: (name of the tensor, column of the schema, its values or None where a frame has no rows) -> tensor.
+
+    Raises:
+        ValueError, TypeError: a name or column that is not there; what `encode` raises, saying in which frame.
+    """
+    inputs = {column.name: column for column in schema.inputs()}
+    columns = {"history": {**inputs, **{column.name: column for column in schema.actions}}, "candidate": inputs}
     out: dict[str, np.ndarray] = {}
     for name in names:
         if name in fixed:
-            out[name] = np.asarray(fixed[name], dtype=np.int32)
+            out[name] = fixed[name]
             continue
         side, _, column = name.partition("_")
         if side not in columns or column not in columns[side]:
             raise ValueError(f"the model's input '{name}' is no column of the schema. The schema has: {sorted(columns['history'])}")
-        out[name] = _column(frames[side], columns[side][column], _SIDES[side])
+        frame, where = frames[side], _SIDES[side]
+        if len(frame) and column not in frame.columns:
+            raise ValueError(f"column '{column}' is missing in {where}. There are: {sorted(map(str, frame.columns))}")
+        values = frame[column].reset_index(drop=True) if len(frame) else None
+        with _said_of(where):
+            out[name] = encode(name, columns[side][column], values)
     return out
 
 
@@ -126,7 +158,8 @@ def checked_frames(
             raise TypeError(f"`{what}` must be a DataFrame. Received: {type(frame).__name__}")
     if not len(candidates):
         raise ValueError("`candidates` must have at least one row: a request needs a candidate. Received: 0 rows")
-    now = _encoded("the request time", lambda: schema.encode_time(pd.Series([request_time])))[0]
+    with _said_of("the request time"):
+        now = schema.encode_time(pd.Series([request_time]))[0]
     frames = {"history": history if history is not None else pd.DataFrame(), "candidate": candidates}
     return frames, _history_times(schema, frames["history"], int(now)), now
 
@@ -139,7 +172,8 @@ def _history_times(schema: Schema, history: pd.DataFrame, now: int) -> np.ndarra
     if schema.member in history.columns and history[schema.member].nunique(dropna=False) > 1:
         members = history[schema.member].nunique(dropna=False)
         raise ValueError(f"the history must be of one member. Received: {members} members in column '{schema.member}'")
-    times = _encoded("the history", lambda: schema.encode_time(history[schema.time]))
+    with _said_of("the history"):
+        times: np.ndarray = schema.encode_time(history[schema.time])
     back = np.flatnonzero(np.diff(times) < 0)
     if len(back):
         row = int(back[0]) + 1
@@ -152,18 +186,10 @@ def _history_times(schema: Schema, history: pd.DataFrame, now: int) -> np.ndarra
     return times
 
 
-def _column(frame: pd.DataFrame, column: Any, where: str) -> np.ndarray:
-    if not len(frame):
-        return np.zeros((0, *column.shape), dtype=column.dtype)
-    if column.name not in frame.columns:
-        raise ValueError(f"column '{column.name}' is missing in {where}. There are: {sorted(map(str, frame.columns))}")
-    return _encoded(where, lambda: column.encode(frame[column.name].reset_index(drop=True)))
-
-
-def _encoded(where: str, encode: Any) -> np.ndarray:
-    """Run an encoder of the schema and say in which frame it failed."""
+@contextlib.contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """Errors of an encoder, saying in which frame it failed."""
     try:
-        values: np.ndarray = encode()
+        yield
     except (ValueError, TypeError) as error:
         raise type(error)(f"in {where}: {error}") from error
-    return values

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from keras_ranking import models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, Sequences, build_sequences
+from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import (
     FILE,
     Progress,
@@ -110,7 +112,7 @@ def train(
     path = None if out is None else Path(out) / FILE
     counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress)
     _fit(ranker, dataset, training.epochs, counter, callbacks, verbose)
-    history = _history(ranker, about, counter, training, learned, dataset, weights.report, time.perf_counter() - start)
+    history = _history(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
     if out is not None:
         _write(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
     return ranker, history
@@ -177,7 +179,7 @@ def warm_start(
     counter = Progress(None, None, about, seed, len(dataset))
     counter.step = steps
     _fit(ranker, dataset, epochs, counter, callbacks, verbose)
-    history = _history(ranker, about, counter, training, learned, dataset, weights.report, time.perf_counter() - start)
+    history = _history(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
     if out is not None:
         _write(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
     return ranker, history
@@ -201,7 +203,7 @@ def _history(
     about: Mapping[str, Any],
     counter: Progress,
     training: TrainingOptions,
-    learned: np.ndarray,
+    sequences: Sequences,
     dataset: PackedDataset | PackedRequests,
     report: Mapping[str, Any],
     seconds: float,
@@ -210,12 +212,22 @@ def _history(
         **{name: about[name] for name in ("model", "log", "seed", "backend")},
         "epochs": counter.epochs,
         "seconds": seconds,
-        "train_events": int(learned.sum()),
+        "train_events": int(sequences.target.sum()),
+        "data_span": _span(ranker.schema, sequences),
         "parameters": int(ranker.count_params()),
         "packing_efficiency": _filled(dataset),
         "propensities": dict(report),
         "training": asdict(training),
         "arguments": ranker.arguments,
+    }
+
+
+def _span(schema: Schema, sequences: Sequences) -> dict[str, list[str]]:
+    """First and last time, UTC, of the events learned from and of those read."""
+    times = {"learned": sequences.time[sequences.target], "read": sequences.time}
+    return {
+        name: [datetime.fromtimestamp(schema.epoch + int(at), UTC).isoformat() for at in (found.min(), found.max())]
+        for name, found in times.items()
     }
 
 

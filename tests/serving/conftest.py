@@ -45,7 +45,9 @@ def small(logged, tmp_path_factory):
     keras.utils.set_random_seed(3)
     model = models.CADET(logged.schema, dim=8, num_layers=1, num_heads=2, tower_hidden=(8,), id_dim=4, action_hidden=8)
     run = standin.save(model, tmp_path_factory.mktemp("run"))
-    (run / "history.json").write_text(json.dumps({"backend": "jax", "log": "simulated", "train_events": 99, "seed": 4}))
+    span = {"learned": ["2026-05-01T00:00:00+00:00", "2026-05-03T12:00:00+00:00"], "read": ["2026-04-01T00:00:00+00:00"] * 2}
+    history = {"backend": "jax", "log": "simulated", "train_events": 99, "seed": 4, "data_span": span}
+    (run / "history.json").write_text(json.dumps(history))
     (run / "validation.json").write_text(json.dumps({"click": {"auc": 0.625, "log_loss": None}}))
     version = export(model, tmp_path_factory.mktemp("small") / "ranker", events=logged.events, run=run)
     return SimpleNamespace(model=model, run=run, version=version, card=read_card(version))

@@ -95,7 +95,9 @@ def test_model_card(small):
     extra = small.version / "assets.extra"
     card = json.loads((extra / "model_card.json").read_text())
     assert card["schema_hash"] == small.model.schema.digest and card["architecture"] == "CADET"
-    assert card["backend"]["trained_on"] == "jax" and card["data"] == {"log": "simulated", "train_events": 99, "span": None, "seed": 4}
+    data = card["data"]
+    assert card["backend"]["trained_on"] == "jax" and (data["log"], data["train_events"], data["seed"]) == ("simulated", 99, 4)
+    assert data["span"]["learned"] == ["2026-05-01T00:00:00+00:00", "2026-05-03T12:00:00+00:00"]
     assert card["metrics"]["validation.json"]["click"]["auc"] == 0.625
     assert card["parameters"]["total"] == small.model.count_params() == card["parameters"]["dense"] + card["parameters"]["tables"]
     tables = [v for v in small.model.weights if v.path.endswith("embeddings")]
@@ -104,5 +106,6 @@ def test_model_card(small):
     assert card["skew"]["found"] is False and card["skew"]["requests"] == 64 and card["packages"]["tensorflow"] == tf.__version__
     assert sorted(card["signatures"]) == sorted(small.card.signatures)
     text = (extra / "model_card.md").read_text()
+    assert "99 events, 2026-05-01T00:00:00+00:00 to 2026-05-03T12:00:00+00:00, reading from 2026-04-01" in text
     for part in ("| click | 0.6250 | not defined |", "schema hash", "`encode_history`", "| skew | 64 requests replayed, none found |"):
         assert part in text

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,9 @@ def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
 
     warmed, history = warm_start(log, folder, new, out=tmp_path, verbose=False, callbacks=[Watch()])
     assert history["train_events"] == new.sum()
+    at, read = log.events["time"].to_numpy(), new | log.events["split"].isin(["train", "history"]).to_numpy()
+    spans = {name: [datetime.fromisoformat(text).timestamp() for text in span] for name, span in history["data_span"].items()}
+    assert spans == {"learned": [at[new].min(), at[new].max()], "read": [at[read].min(), at[read].max()]}
     steps = read_checkpoint(folder).about["progress"]["step"]
     assert seen["step"] == steps
     for kept, variable in zip(seen["state"], model.optimizer.variables, strict=True):
