@@ -109,7 +109,7 @@ def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
 def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -> None:
     from keras_ranking.serving import export
 
-    version = export(case.model, tmp_path / "served")
+    version = export(case.model, tmp_path / "served", verify=False)  # compared below, on more than the gate of `export` asks
     which = long_requests(case)
     exact = case.tensors(which)
     expected = case.serve(exact)

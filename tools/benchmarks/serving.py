@@ -1,6 +1,9 @@
-"""Latency of an exported CADET (d=256, 6 layers, 4 heads, one token an event), joint and cached, in float32 and bfloat16.
+"""Latency of an exported model (d=256, 6 layers, 4 heads), joint and cached, in float32 and bfloat16.
 
     python tools/benchmarks/serving.py --json serving.jsonl
+    python tools/benchmarks/serving.py --model feedsr --histories 1000 --candidates 512 --precisions float32
+
+The reference model is a CADET with one token an event; `--model feedsr` is Feed-SR in its default form, two tokens an event.
 
 Each line compares a pass with the same work done without amortisation (every candidate in a pass of its own: measured for one
 candidate, times N) and with the arithmetic limit: the FLOPs of the pass at the rate of a 1024^3 matrix product, measured in the same
@@ -23,29 +26,30 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 DIM, LAYERS, HEADS = 256, 6, 4
-HISTORIES, CANDIDATES = (128, 512, 1000), (64, 512)
-PRECISIONS = ("float32", "bfloat16")
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "cadet": {"layout": "value", "token_hidden": 256, "action_hidden": 256},
+    "feedsr": {},
+}
 
 
-def reference_model() -> Any:
+def reference_model(kind: str) -> Any:
     import keras
 
     import keras_ranking as kr
 
     log = kr.data.simulate(members=30, days=3, seed=0)
     keras.utils.set_random_seed(0)
-    return kr.models.CADET(
-        log.schema.fit(log.events), dim=DIM, num_layers=LAYERS, num_heads=HEADS, layout="value", token_hidden=256, action_hidden=256
-    )
+    build = {"cadet": kr.models.CADET, "feedsr": kr.models.FeedSR}[kind]
+    return build(log.schema.fit(log.events), dim=DIM, num_layers=LAYERS, num_heads=HEADS, **ARGUMENTS[kind])
 
 
-def exports(folder: Path) -> dict[str, Path]:
+def exports(folder: Path, kind: str, precisions: list[str]) -> dict[str, Path]:
     """Precision -> version; those that are there already are kept."""
     from keras_ranking.serving import export
 
-    found = {precision: folder / precision / "1" for precision in PRECISIONS}
+    found = {precision: folder / f"{kind}_{precision}" / "1" for precision in precisions}
     if not all(path.exists() for path in found.values()):
-        model = reference_model()
+        model = reference_model(kind)
         for precision, path in found.items():
             if not path.exists():
                 export(model, path.parent, precision=precision)
@@ -71,8 +75,9 @@ def gemm_gflops(precision: str, size: int = 1024) -> float:
     return 2 * size**3 / median_ms(lambda: product().numpy(), 2.0) / 1e6
 
 
-def flops(kernels: dict[str, int], history: int, candidates: int) -> float:
-    """Of a joint pass: every weight matrix, and the visible pairs of attention."""
+def flops(kernels: dict[str, int], history: int, candidates: int, tokens: int) -> float:
+    """Of a joint pass: every weight matrix, and the visible pairs of attention, with so many tokens an event."""
+    history *= tokens
     dense = 2.0 * (kernels["both"] * (history + candidates) + kernels["history"] * history + kernels["candidates"] * candidates)
     pairs = history * (history - 1) / 2 + history * candidates
     return dense + LAYERS * 4.0 * DIM * pairs
@@ -92,12 +97,16 @@ def kernels(model: Any) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write one JSON object a line")
+    parser.add_argument("--model", choices=sorted(ARGUMENTS), default="cadet")
+    parser.add_argument("--histories", type=int, nargs="+", default=[128, 512, 1000])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--models", metavar="DIR", help="keep the exports here, and use those that are there")
     parser.add_argument("--only-export", action="store_true", help="write the exports into --models and stop")
     parser.add_argument("--seconds", type=float, default=1.5, help="time a figure is measured for (default: 1.5)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        versions = exports(Path(args.models or scratch))
+        versions = exports(Path(args.models or scratch), args.model, args.precisions)
         if not args.only_export:
             measure(versions, args)
 
@@ -106,7 +115,8 @@ def measure(versions: dict[str, Path], args: argparse.Namespace) -> None:
     from keras_ranking.serving.examples import random_requests
     from keras_ranking.serving.saved_model import SavedModel
 
-    weights = kernels(reference_model())
+    reference = reference_model(args.model)
+    weights, tokens = kernels(reference), 2 if reference.arguments.get("layout") == "interleaved" else 1
     lines = []
     for precision, version in versions.items():
         model, rate = SavedModel(version), gemm_gflops(precision)
@@ -116,16 +126,17 @@ def measure(versions: dict[str, Path], args: argparse.Namespace) -> None:
         def call(name: str, batch: Any, model: Any = model, signatures: Any = signatures) -> Any:
             return model.run(name, {key: batch[key] for key in signatures[name]["inputs"]})
 
-        for history in HISTORIES:
+        for history in args.histories:
             single = random_requests(inputs, [history], [1], hostile=False)
             one = median_ms(lambda b=single: call("serving_default", b), args.seconds)
-            for count in CANDIDATES:
+            for count in args.candidates:
                 batch = random_requests(inputs, [history], [count], hostile=False)
                 batch |= call("encode_history", batch)
                 joint = median_ms(lambda b=batch: call("serving_default", b), args.seconds)
                 cached = median_ms(lambda b=batch: call("score_candidates", b), args.seconds)
-                limit = flops(weights, history, count) / rate / 1e6
+                limit = flops(weights, history, count, tokens) / rate / 1e6
                 line = {
+                    "model": args.model,
                     "precision": precision,
                     "L": history,
                     "N": count,

@@ -2,10 +2,10 @@
 
     python tools/benchmarks/training.py FOLDER [--model cadet] [--backends tensorflow,jax,torch] [--json FILE]
 
-The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, each member cut to the latest
-`--max-events` (1000). The same members, model, weights, optimiser and losses both ways:
+The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, whole (mean 309 events, median 165,
+longest 2,496), or of each member the latest `--max-events`. The same members, model, weights, optimiser and losses both ways:
 
-* packed: rows of `--max-events` slots, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
+* packed: rows as long as the longest stream, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
 * padded, the peer and the ordinary way in Keras: `--batch` (32) members a step, met at random, padded to the longest of the batch
   (rounded up to 64, so that few lengths are compiled).
 
@@ -29,15 +29,17 @@ from typing import Any
 import numpy as np
 
 
-def streams_of(folder: str, max_events: int) -> Any:
-    """EB-NeRD's training streams, of each member the latest events."""
+def streams_of(folder: str, max_events: int | None) -> Any:
+    """EB-NeRD's training streams, whole or of each member the latest events."""
     import keras_ranking as kr
 
     log = kr.data.read_ebnerd(folder)
     events = log.events[log.events["split"].isin(["train", "history"])]
     learned = (events["split"] == "train").to_numpy()
     schema = log.schema.fit(events[learned])
-    recent = events.groupby(schema.member).cumcount(ascending=False).to_numpy() < max_events  # events are in order of time
+    recent = np.ones(len(events), dtype=bool)
+    if max_events is not None:
+        recent = events.groupby(schema.member).cumcount(ascending=False).to_numpy() < max_events  # events are in order of time
     return kr.data.build_sequences(events[recent], schema, target=learned[recent])
 
 
@@ -111,13 +113,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     streams = streams_of(args.folder, args.max_events)
     lengths = np.diff(streams.offsets)
+    longest = -(-int(lengths.max()) // 64) * 64
     model_options, training = split_options(args.model, dict(args.set), "ebnerd")
     model = BUILDERS[args.model](streams.schema, **model_options)
     weights = model.get_weights()
     results = {}
-    sizes = {"packed": max(1, round(args.batch * lengths.mean() / args.max_events)), "padded": args.batch}
+    sizes = {"packed": max(1, round(args.batch * lengths.mean() / longest)), "padded": args.batch}
     for batching, size in sizes.items():
-        wanted = replace(training, batching=batching, batch_size=size, row_length=args.max_events)
+        wanted = replace(training, batching=batching, batch_size=size, row_length=longest)
         dataset, window = training_data(model, streams, wanted, seed=0)
         model.set_weights(weights)
         compile_for(model, wanted, steps=100, window=window)
@@ -134,7 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "padded_fill": padded["fill"],
         "seconds_a_step": {name: result["seconds_a_step"] for name, result in results.items()},
         "rows_a_step": sizes,
-        "max_events": args.max_events,
+        "row_length": longest,
         "model": args.model,
         "arguments": model_options,
         "parameters": model.count_params(),
@@ -152,10 +155,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write one object a line here")
     parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--model", default="cadet")
-    parser.add_argument("--max-events", type=int, default=1000, help="of a member: the latest")
+    parser.add_argument("--max-events", type=int, help="of a member: the latest; default: all")
     parser.add_argument("--batch", type=int, default=32, help="members of a padded step")
-    parser.add_argument("--steps", type=int, default=4, help="batches of a pass")
-    parser.add_argument("--passes", type=int, default=3, help="passes that count")
+    parser.add_argument("--steps", type=int, default=8, help="batches of a pass")
+    parser.add_argument("--passes", type=int, default=2, help="passes that count")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of the model")
     parser.add_argument("--here", action="store_true", help="this process, on the backend of KERAS_BACKEND")
     args = parser.parse_args()
