@@ -87,9 +87,10 @@ def kernels(model: Any) -> dict[str, int]:
     """Multiplications a token by the weight matrices that histories, candidates or both pass through."""
     out = {"both": 0, "history": 0, "candidates": 0}
     for variable in model.weights:
-        if len(variable.shape) != 2 or "embedding" in variable.path:
+        if len(variable.shape) < 2 or "embedding" in variable.path:
             continue
-        side = "history" if "action_token" in variable.path else "candidates" if "towers" in variable.path else "both"
+        late = ("towers", "head", "cross", "tower_")
+        side = "history" if "action_token" in variable.path else "candidates" if any(part in variable.path for part in late) else "both"
         out[side] += int(np.prod(variable.shape))
     return out
 

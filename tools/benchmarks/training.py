@@ -7,7 +7,9 @@ longest 2,496), or of each member the latest `--max-events`. The same members, m
 
 * packed: rows as long as the longest stream, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
 * padded, the peer and the ordinary way in Keras: `--batch` (32) members a step, met at random, padded to the longest of the batch
-  (rounded up to 64, so that few lengths are compiled).
+  (rounded up to 64, so that few lengths are compiled). Its attention is ours as well, and skips what is padded;
+* dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it. It holds T x T
+  buffers: `--max-events 1000 --batch 8` fits a laptop.
 
 `fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
 real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
@@ -41,6 +43,16 @@ def streams_of(folder: str, max_events: int | None) -> Any:
     if max_events is not None:
         recent = events.groupby(schema.member).cumcount(ascending=False).to_numpy() < max_events  # events are in order of time
     return kr.data.build_sequences(events[recent], schema, target=learned[recent])
+
+
+def dense_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any:
+    """In the place of `SpanAttention.call`."""
+    import keras
+
+    from keras_ranking.ops import Spans
+
+    mask = keras.ops.expand_dims(Spans(*spans).dense(key.shape[1]), 1)
+    return keras.ops.dot_product_attention(query, key, value, mask=mask, scale=self.scale)
 
 
 def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, float]:
@@ -119,18 +131,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     weights = model.get_weights()
     results = {}
     sizes = {"packed": max(1, round(args.batch * lengths.mean() / longest)), "padded": args.batch}
-    for batching, size in sizes.items():
+    if args.dense:
+        sizes["dense"] = args.batch
+    for name, size in sizes.items():
+        batching = "packed" if name == "packed" else "padded"
+        if name == "dense":
+            kr.ops.attention.SpanAttention.call = dense_attention
         wanted = replace(training, batching=batching, batch_size=size, row_length=longest)
         dataset, window = training_data(model, streams, wanted, seed=0)
+        model = BUILDERS[args.model](streams.schema, **model_options)
         model.set_weights(weights)
         compile_for(model, wanted, steps=100, window=window)
-        results[batching] = measure(model, dataset, args.steps, args.passes)
+        results[name] = measure(model, dataset, args.steps, args.passes)
     packed, padded = results["packed"], results["padded"]
+    rates = {name: result["events_per_s"] for name, result in results.items()}
+    dense = {"dense_events_per_s": rates["dense"], "ratio_dense": rates["packed"] / rates["dense"]} if args.dense else {}
     return {
         "backend": keras.backend.backend(),
         "packed_events_per_s": packed["events_per_s"],
         "padded_events_per_s": padded["events_per_s"],
         "ratio": packed["events_per_s"] / padded["events_per_s"],
+        **dense,
         "input_share": packed["input_share"],
         "input_share_padded": padded["input_share"],
         "packed_fill": packed["fill"],
@@ -157,6 +178,7 @@ def main() -> None:
     parser.add_argument("--model", default="cadet")
     parser.add_argument("--max-events", type=int, help="of a member: the latest; default: all")
     parser.add_argument("--batch", type=int, default=32, help="members of a padded step")
+    parser.add_argument("--dense", action="store_true", help="compare with Keras's attention on padded batches, too")
     parser.add_argument("--steps", type=int, default=8, help="batches of a pass")
     parser.add_argument("--passes", type=int, default=2, help="passes that count")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of the model")
@@ -173,7 +195,7 @@ def main() -> None:
         found = json.loads(lines[-1])
         print(
             f"{backend}: packed {found['packed_events_per_s']:,.0f} events/s, padded {found['padded_events_per_s']:,.0f}, "
-            f"ratio {found['ratio']:.2f}; input {found['input_share']:.2%} of the packed pass; "
+            f"ratio {found['ratio']:.2f}{', to dense ' + format(found['ratio_dense'], '.2f') if args.dense else ''}; input {found['input_share']:.2%} of the packed pass; "
             f"filled {found['packed_fill']:.1%} and {found['padded_fill']:.1%}",
             flush=True,
         )
