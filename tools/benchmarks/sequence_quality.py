@@ -2,6 +2,7 @@
 """FeedSR and CADET on EB-NeRD: what history, rotation, gates, masks, layouts, heads and fusion are worth; 95 % intervals.
 
     python tools/benchmarks/sequence_quality.py FOLDER --out runs/sequence [--seeds 0 1 2] [--only NAME ...] [--split validation]
+    python tools/benchmarks/sequence_quality.py FOLDER --out runs/quarter --share 0.25
     python tools/benchmarks/sequence_quality.py --table runs/sequence
 
 Trained on `train`, judged on `validation`. Settings of the two base models are the presets for this log (`keras_ranking.training`), which
@@ -10,6 +11,8 @@ receives a line a run in `runs.jsonl`, and the AUC of every request; runs that a
 
 The table gives means and half of the 95 % interval over seeds; the last columns compare with the base of the same model: the difference of
 impression AUC, each request's AUC averaged over seeds, with the interval of a paired bootstrap over members.
+
+`--share` trains on a share of the members, the same ones for every row and seed; all are judged.
 
 History: a row with `history N` reads the latest N events alone (`max_history`), in training and in judging; 0 is the same model without
 its past.
@@ -86,6 +89,17 @@ def held_out(log: Log) -> Log:
     return replace(log, events=events)
 
 
+def of_some(log: Log, share: float) -> Log:
+    """Training rows of a share of the members; all that is judged, and what its members did before."""
+    if share >= 1:
+        return log
+    members = np.unique(log.events[log.schema.member])
+    kept = np.random.default_rng(0).permutation(members)[: max(1, round(share * len(members)))]
+    out = (log.events["split"] == "train") & ~log.events[log.schema.member].isin(kept)
+    # Read, not learned from: the past of those who are judged stays what it is.
+    return replace(log, events=log.events.assign(split=log.events["split"].mask(out, "history")))
+
+
 def resolved(log: Log, options: dict[str, Any]) -> dict[str, Any]:
     """Options with "all" features spelled out: every column that is no id, of which this log's are never met again."""
     if options.get("token_features") == "all":
@@ -156,6 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="parts of these names")
     parser.add_argument("--split", choices=["validation", "held_out"], default="validation")
+    parser.add_argument("--share", type=float, default=1.0, help="of the members to train on")
     parser.add_argument("--table", type=Path, help="print the table of this folder")
     args = parser.parse_args()
     if args.table:
@@ -170,7 +185,7 @@ def main() -> None:
     path = args.out / "runs.jsonl"
     done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     log = data.read_ebnerd(args.folder)
-    log = held_out(log) if args.split == "held_out" else log
+    log = of_some(held_out(log) if args.split == "held_out" else log, args.share)
     for seed in args.seeds:
         for name in args.only or PARTS:
             if any(line["part"] == name and line["seed"] == seed for line in done):

@@ -8,8 +8,8 @@ longest 2,496), or of each member the latest `--max-events`. The same members, m
 * packed: rows as long as the longest stream, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
 * padded, the peer and the ordinary way in Keras: `--batch` (32) members a step, met at random, padded to the longest of the batch
   (rounded up to 64, so that few lengths are compiled). Its attention is ours as well, and skips what is padded;
-* dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it. It holds T x T
-  buffers: `--max-events 1000 --batch 8` fits a laptop.
+* dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it. It holds
+  T x T buffers: `--max-events 1000 --batch 8` fits a laptop.
 
 `fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
 real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
@@ -195,7 +195,9 @@ def main() -> None:
         found = json.loads(lines[-1])
         print(
             f"{backend}: packed {found['packed_events_per_s']:,.0f} events/s, padded {found['padded_events_per_s']:,.0f}, "
-            f"ratio {found['ratio']:.2f}{', to dense ' + format(found['ratio_dense'], '.2f') if args.dense else ''}; input {found['input_share']:.2%} of the packed pass; "
+            f"ratio {found['ratio']:.2f}; "
+            + (f"{found['ratio_dense']:.2f} to dense attention; " if args.dense else "")
+            + f"input {found['input_share']:.2%} of the packed pass; "
             f"filled {found['packed_fill']:.1%} and {found['padded_fill']:.1%}",
             flush=True,
         )
