@@ -11,21 +11,17 @@ parameters: the width of the appended tokens is the one that comes nearest to th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from runs import add_line, held_out, mean_cell, read_lines
 
 from keras_ranking import data, models, training
 from keras_ranking.data import Log
 from keras_ranking.training.options import split_options
 
-# Half of a 95 % interval over a few seeds is this times the standard error.
-STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
 HISTORY: dict[str, Any] = {"history_features": ("article_age",), "max_history": 30}
 NONE: dict[str, Any] = {"history_features": ()}
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,15 +38,6 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "AmortizedDLRM, concat": ("amortized", {**HISTORY, "fusion": "concat"}),
     "LiRank without history": ("lirank", {}),
 }
-
-
-def held_out(log: Log) -> Log:
-    """Training rows alone, the last day of which are judged."""
-    events = log.events[log.events["split"].isin(["history", "train"])].reset_index(drop=True)
-    train = (events["split"] == "train").to_numpy()
-    day = (events["time"].to_numpy() - events["time"].to_numpy()[train].min()) // 86_400
-    events.loc[train & (day == day[train].max()), "split"] = "validation"
-    return replace(log, events=events)
 
 
 def as_wide_as_concat(log: Log, options: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +77,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             continue
         cells = []
         for name in names:
-            values = np.array([line[name] for line in found])
-            half = f" ± {STUDENT[len(values)] * values.std(ddof=1) / len(values) ** 0.5:.4f}" if len(values) in STUDENT else ""
-            cells.append(f"{values.mean():.4f}{half}")
+            cells.append(mean_cell([line[name] for line in found]))
         out.append(f"| {part} | " + " | ".join(cells) + f" | {found[0]['parameters']:,} | {len(found)} |")
     return "\n".join(out)
 
@@ -107,11 +92,11 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the table of this file")
     args = parser.parse_args()
     if args.table:
-        print(table([json.loads(line) for line in args.table.read_text(encoding="utf-8").splitlines()]))
+        print(table(read_lines(args.table)))
         return
     if not args.folder or not args.json:
         parser.error("FOLDER and --json are needed, or --table")
-    done = [json.loads(line) for line in args.json.read_text(encoding="utf-8").splitlines()] if args.json.exists() else []
+    done = read_lines(args.json)
     log = data.read_ebnerd(args.folder)
     log = held_out(log) if args.split == "held_out" else log
     for seed in args.seeds:
@@ -119,8 +104,7 @@ def main() -> None:
             if any(line["part"] == name and line["seed"] == seed for line in done):
                 continue
             line = run(name, log, seed)
-            with args.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            add_line(args.json, line)
             shown = {key: round(line[key], 4) for key in ("impression_auc", "ndcg_at_10", "log_loss")}
             print(f"{name}, seed {seed}: {shown}, {line['seconds']:.0f} s", file=sys.stderr, flush=True)
 

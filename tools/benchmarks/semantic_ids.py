@@ -28,12 +28,12 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+from runs import mean_cell
 
 from keras_ranking import data, metrics
 from keras_ranking.data import Log
 from keras_ranking.layers import ResidualQuantizer, SemanticIdEmbedding
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 FORMS = ("full table", "hashed, 1/8", "semantic, sum", "semantic, prefixes", "content", "none")
 LEVELS, CODES, WIDTH = 3, 32, 16
 
@@ -155,9 +155,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             def cell(key: str, found: list[dict[str, Any]] = found) -> str:
                 if any(line[key] is None for line in found):
                     return "-"
-                values = np.array([line[key] for line in found])
-                half = STUDENT.get(len(values), np.nan) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-                return f"{values.mean():.4f} ± {half:.4f}"
+                return mean_cell([line[key] for line in found])
 
             size = np.mean([line["parameters"] for line in found])
             out.append(f"| {name} | {form} | {size:,.0f} | {cell('auc')} | {cell('auc_new_items')} | {cell('log_loss')} |")

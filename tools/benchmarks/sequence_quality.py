@@ -21,7 +21,6 @@ its past.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import replace
@@ -29,12 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import add_line, held_out, mean_cell, read_lines
 
 from keras_ranking import data, metrics, training
 from keras_ranking.data import Log, build_sequences, pack
 
-# Half of a 95 % interval over a few seeds is this times the standard error.
-STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
 EARLY: dict[str, Any] = {"token_features": "all", "late_features": ()}
 BASES = ("FeedSR", "CADET")
 
@@ -78,15 +76,6 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CADET, layout fused": ("cadet", {"layout": "fused"}),
     "CADET, layout value": ("cadet", {"layout": "value"}),
 }
-
-
-def held_out(log: Log) -> Log:
-    """Training rows alone, the last day of which are judged."""
-    events = log.events[log.events["split"].isin(["history", "train"])].reset_index(drop=True)
-    train = (events["split"] == "train").to_numpy()
-    day = (events["time"].to_numpy() - events["time"].to_numpy()[train].min()) // 86_400
-    events.loc[train & (day == day[train].max()), "split"] = "validation"
-    return replace(log, events=events)
 
 
 def of_some(log: Log, share: float) -> Log:
@@ -133,7 +122,7 @@ def run(name: str, log: Log, seed: int, out: Path) -> dict[str, Any]:
 
 
 def table(folder: Path) -> str:
-    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(folder / "runs.jsonl")
     names = ("impression_auc", "ndcg_at_10", "auc", "log_loss")
     out = [
         "| model | impression AUC | NDCG@10 | AUC | log loss | parameters | seeds | against the base | interval |",
@@ -150,9 +139,7 @@ def table(folder: Path) -> str:
             continue
         cells = []
         for name in names:
-            values = np.array([line[name] for line in found])
-            half = f" ± {STUDENT[len(values)] * values.std(ddof=1) / len(values) ** 0.5:.4f}" if len(values) in STUDENT else ""
-            cells.append(f"{values.mean():.4f}{half}")
+            cells.append(mean_cell([line[name] for line in found]))
         base = part.split(",")[0]
         against = "| - | - |"
         if part != base and any(line["part"] == base for line in lines):
@@ -183,7 +170,7 @@ def main() -> None:
         parser.error(f"unknown part {unknown[0]!r}; there is {list(PARTS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "runs.jsonl"
-    done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    done = read_lines(path)
     log = data.read_ebnerd(args.folder)
     log = of_some(held_out(log) if args.split == "held_out" else log, args.share)
     for seed in args.seeds:
@@ -191,8 +178,7 @@ def main() -> None:
             if any(line["part"] == name and line["seed"] == seed for line in done):
                 continue
             line = run(name, log, seed, args.out)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            add_line(path, line)
             shown = {key: round(line[key], 4) for key in ("impression_auc", "ndcg_at_10", "log_loss")}
             print(f"{name}, seed {seed}: {shown}, {line['seconds']:.0f} s", file=sys.stderr, flush=True)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import mean_cell
 
 from keras_ranking import data, metrics, models, training
 from keras_ranking.cli import _setting
@@ -29,7 +30,6 @@ from keras_ranking.commands import table
 from keras_ranking.data import build_sequences, pack
 
 LOG: dict[str, Any] = {"mood_scale": 3.0, "feedback_delay": 1, "taste_scale": 1.0, "sessions_per_day": 0.5}
-_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def judge(model: models.RankingModel, log: data.Log, row_length: int = 512) -> tuple[float, float]:
@@ -42,14 +42,6 @@ def judge(model: models.RankingModel, log: data.Log, row_length: int = 512) -> t
     online = training.predict_served(model, sequences)["click"]
     label, judged = sequences.labels["click"], sequences.target
     return tuple(float(metrics.summary(label[judged], score[judged], sequences.request[judged])["auc"]) for score in (offline, online))  # type: ignore[return-value]
-
-
-def interval(values: list[float]) -> str:
-    """Mean and 95 % t-interval."""
-    if len(values) < 2:
-        return f"{values[0]:.4f}"
-    half = _T.get(len(values), 2.0) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):.4f} +- {half:.4f}"
 
 
 def main() -> None:
@@ -84,7 +76,7 @@ def main() -> None:
             if args.json:
                 args.json.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     rows = [
-        [name, interval([a for a, _ in pairs]), interval([b for _, b in pairs]), interval([a - b for a, b in pairs])]
+        [name, mean_cell([a for a, _ in pairs]), mean_cell([b for _, b in pairs]), mean_cell([a - b for a, b in pairs])]
         for name, pairs in found.items()
     ]
     print(table(["training", "offline AUC", "online AUC", "gap"], rows))

@@ -1,0 +1,46 @@
+"""What the quality benchmarks share: runs as JSON lines, the last training day held out, means with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_ranking.data import Log
+
+# Half of a 95 % interval over a few values is this times the standard error.
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % t-interval of a mean over seeds; NaN for one value, or for more than five."""
+    return STUDENT.get(len(values), np.nan) * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
+
+
+def mean_cell(values: Sequence[float], least: int = 3) -> str:
+    """'mean ± half', and the mean alone of fewer values than `least`."""
+    mean = f"{np.mean(values):.4f}"
+    return f"{mean} ± {half_interval(values):.4f}" if len(values) >= least else mean
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The runs that are there; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def add_line(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def held_out(log: Log) -> Log:
+    """Training rows alone, the last day of which are judged."""
+    events = log.events[log.events["split"].isin(["history", "train"])].reset_index(drop=True)
+    train = (events["split"] == "train").to_numpy()
+    day = (events["time"].to_numpy() - events["time"].to_numpy()[train].min()) // 86_400
+    events.loc[train & (day == day[train].max()), "split"] = "validation"
+    return replace(log, events=events)
