@@ -39,6 +39,7 @@ def FeedSR(
     head_options: Mapping[str, Any] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     position_offsets: int | None = None,
+    offset_scale: float = 10.0,
     beyond: str = "clip",
     serving_position: int = 5,
     token_features: Sequence[str] | None = None,
@@ -85,7 +86,8 @@ def FeedSR(
             'linear'; its sizes; tasks with a body (with 'mmoe' a gate) of their own, such as {"passive": ["click"], "active": ["like"]}.
         position_offsets: P, top positions with a learned offset of each logit (stated: 60), see `PositionOffset`; 0: none. None: 60 where
             the schema has a position. beyond: of positions below these, 'clip' or 'zero'. serving_position: position at which
-            everything is scored (stated: 5). Position is no input: training compares the logit at the position shown.
+            everything is scored (stated: 5). Position is no input: training compares the logit at the position shown. offset_scale:
+            how many times faster offsets move than other weights (our choice), see `PositionOffset`.
         token_features: columns in the tokens of events and candidates (early fusion); None: all with known='item'.
         late_features: columns that join at the head (late fusion, stated for context); None: all with known='context'. A `Vector` (an
             embedding of the post or of the member's profile) may be in either.
@@ -148,6 +150,7 @@ def FeedSR(
         "head_options": {option: list(value) if isinstance(value, tuple) else value for option, value in (head_options or {}).items()},
         "groups": None if groups is None else {group: list(held) for group, held in groups.items()},
         "position_offsets": int(position_offsets),
+        "offset_scale": offset_scale,
         "beyond": beyond,
         "serving_position": int(serving_position),
     }
@@ -169,7 +172,7 @@ class _FeedSRParts(SequenceParts):
         self.head = layers.RankingHead(a["head"], a["tasks"], groups=a["groups"], name="head", **self.policy, **options)
         self.offsets = {}
         if a["position_offsets"]:
-            offset = {"positions": a["position_offsets"], "beyond": a["beyond"], **self.policy}
+            offset = {"positions": a["position_offsets"], "beyond": a["beyond"], "scale": a["offset_scale"], **self.policy}
             self.offsets = {task: layers.PositionOffset(name=f"offset_{task}", **offset) for task in a["tasks"]}
         self.boundaries = tuple(range(1, a["position_offsets"] + 1))
         self.serving_tower = a["serving_position"] - 1 if self.boundaries else 0

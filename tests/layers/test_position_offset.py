@@ -20,16 +20,16 @@ def logits() -> np.ndarray:
 
 @pytest.mark.parametrize("beyond", ["clip", "zero"])
 def test_common(beyond: str, tmp_path: Path) -> None:
-    run_layer_checks(lambda **settings: PositionOffset(4, beyond, **settings), {"inputs": logits()}, tmp_path, mixed_dtype="float32")
+    run_layer_checks(lambda **settings: PositionOffset(4, beyond, scale=3.0, **settings), {"inputs": logits()}, tmp_path, mixed_dtype="float32")
 
 
-@pytest.mark.parametrize("beyond", ["clip", "zero"])
-def test_reference(beyond: str) -> None:
+@pytest.mark.parametrize(("beyond", "scale"), [("clip", 1.0), ("zero", 1.0), ("clip", 10.0)])
+def test_reference(beyond: str, scale: float) -> None:
     z = logits()
-    layer = PositionOffset(3, beyond)
+    layer = PositionOffset(3, beyond, scale)
     np.testing.assert_array_equal(numpy(layer(z)), np.repeat(z[..., None], 4, axis=-1))
     randomise(layer)
-    o = numpy(layer.offsets).astype("float64")
+    o = scale * numpy(layer.offsets).astype("float64")
     for position in range(1, 9):
         offset = o[position - 1] if position <= 3 else (o[2] if beyond == "clip" else 0.0)
         np.testing.assert_allclose(numpy(layer(z))[..., min(position, 4) - 1], z + offset, **TOLERANCE)
@@ -60,6 +60,8 @@ def test_errors() -> None:
         PositionOffset(0)
     with pytest.raises(ValueError, match="`beyond` must be one of"):
         PositionOffset(3, "wrap")
+    with pytest.raises(ValueError, match="`scale` must be a positive number"):
+        PositionOffset(3, scale=0.0)
 
 
 def test_example() -> None:

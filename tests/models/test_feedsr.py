@@ -99,7 +99,7 @@ def forward(model: Any, inputs: dict[str, np.ndarray], delay: int) -> np.ndarray
         crossed = state * (crossed @ w[f"head/body_all/cross_net/up_{i}"] + w[f"head/body_all/cross_net/bias_{i}"]) + crossed
     deep = silu(state @ w["head/body_all/mlp/dense_0/kernel"] + w["head/body_all/mlp/dense_0/bias"])
     logit = np.concatenate([crossed, deep], axis=-1) @ w["head/logit_click/kernel"] + w["head/logit_click/bias"]
-    offsets = w["offset_click/offsets"]
+    offsets = 10.0 * w["offset_click/offsets"]
     return logit + np.append(offsets, offsets[-1])
 
 
