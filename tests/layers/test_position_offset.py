@@ -20,7 +20,9 @@ def logits() -> np.ndarray:
 
 @pytest.mark.parametrize("beyond", ["clip", "zero"])
 def test_common(beyond: str, tmp_path: Path) -> None:
-    run_layer_checks(lambda **settings: PositionOffset(4, beyond, scale=3.0, **settings), {"inputs": logits()}, tmp_path, mixed_dtype="float32")
+    run_layer_checks(
+        lambda **settings: PositionOffset(4, beyond, scale=3.0, **settings), {"inputs": logits()}, tmp_path, mixed_dtype="float32"
+    )
 
 
 @pytest.mark.parametrize(("beyond", "scale"), [("clip", 1.0), ("zero", 1.0), ("clip", 10.0)])
