@@ -51,8 +51,14 @@ def dense_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> 
 
     from keras_ranking.ops import Spans
 
-    mask = keras.ops.expand_dims(Spans(*spans).dense(key.shape[1]), 1)
-    return keras.ops.dot_product_attention(query, key, value, mask=mask, scale=self.scale)
+    ops = keras.ops
+    mask = ops.expand_dims(Spans(*spans).dense(ops.shape(key)[1]), 1)
+    scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+    if keras.backend.backend() != "tensorflow":
+        return ops.dot_product_attention(query, key, value, mask=mask, scale=scale)
+    # The same in its parts: Keras's own wants lengths that are known when a graph is traced.
+    logits = ops.where(mask, scale * ops.einsum("bthd,bshd->bhts", query, key), -1e9)
+    return ops.einsum("bhts,bshd->bthd", ops.softmax(logits), value)
 
 
 def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, float]:
