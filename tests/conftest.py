@@ -23,19 +23,11 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
-# Rooms whose files share what takes long to make: one process runs them all. Elsewhere the tests of a file stay together.
-TOGETHER = ("serving",)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = ROOT / "tests"
     for item in items:
-        if not item.path.is_relative_to(tests):
-            continue
-        room, *_ = path = item.path.relative_to(tests).parts
-        if room in ONE_BACKEND:
+        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in ONE_BACKEND:
             item.add_marker(pytest.mark.one_backend)
-        item.add_marker(pytest.mark.xdist_group(room if room in TOGETHER else "/".join(path)))
 
 
 def pytest_report_header() -> str:
