@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -134,18 +135,23 @@ def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -
     np.testing.assert_allclose(by_tower(case, short), case.serve(shorter), atol=TOLERANCE)
 
 
+def three_tasks(log: Any) -> tuple[kr.models.RankingModel, Any]:
+    events = log.events.assign(long_dwell=(log.events["dwell_seconds"] > 30).astype(int))
+    schema = kr.Schema(**{**log.schema.model_dump(), "tasks": ["click", "like", "long_dwell"]}).fit(events)
+    small = {"hidden": (12, 12), "rank": 4, "id_dim": 8, "max_history": 8, "calibration_options": {"step": 0.5}}
+    groups = {"click": ["click", "long_dwell"], "contribution": ["like"]}
+    return kr.models.LiRank(schema, preset="feed", groups=groups, **small), events
+
+
 def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any, tmp_path: Path) -> None:
     """The graph in int8 gives the scores of the Keras model in int8, to rounding; and those in float32 to what int8 costs."""
     from keras_ranking.serving import export, quantize_embeddings
 
-    events = log.events.assign(long_dwell=(log.events["dwell_seconds"] > 30).astype(int))
-    schema = kr.Schema(**{**log.schema.model_dump(), "tasks": ["click", "like", "long_dwell"]}).fit(events)
-    small = {"hidden": (12, 12), "rank": 4, "id_dim": 8, "max_history": 8, "calibration_options": {"step": 0.5}}
-    model = kr.models.LiRank(schema, preset="feed", groups={"click": ["click", "long_dwell"], "contribution": ["like"]}, **small)
-    # At 0.1 the Keras model's own "like" moves by 1.9e-5 when each weight moves by one unit in its last place.
+    model, events = three_tasks(log)
+    # Not further from the start: see the test below.
     randomise(model, scale=0.05)
     assert model.tasks == ["click", "like", "long_dwell"] and model.arguments["calibration"]
-    found = requests(build_sequences(events, schema), max_history=8)
+    found = requests(build_sequences(events, model.schema), max_history=8)
     tensors = found.tensors(np.arange(min(32, len(found))), list(model.serving_model.input))
     version = export(model, tmp_path / "served", quantize="int8")
     (out,) = session_scores(version, tensors, work=tmp_path)
@@ -154,3 +160,25 @@ def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any
         np.testing.assert_allclose(out[task], rounded[task], atol=TOLERANCE)
         lost = np.abs(out[task] - exact[task]).max()
         assert TOLERANCE < lost < 2e-2, f"control: int8 is not float32, {lost}"
+
+
+def test_far_from_the_start_the_last_bits_of_the_weights_pass_the_bound(log: Any) -> None:
+    """Why the test above keeps its weights small: at twice their scale one unit in the last place of each moves a score by more."""
+    from keras_ranking.serving.endpoints import specs
+    from keras_ranking.serving.examples import random_raw
+    from keras_ranking.serving.gate import keras_scores
+    from keras_ranking.serving.raw_values import encode_raw, raw_specs
+
+    moved = {}
+    for scale in (0.05, 0.1):
+        keras.utils.set_random_seed(0)
+        model, _ = three_tasks(log)
+        randomise(model, scale=scale)
+        inputs = specs(model.serving_model, model.schema)[0]
+        raw = raw_specs(model.schema, inputs, None)
+        batch = encode_raw(model.schema, raw, random_raw(model.schema, raw, (0, 1, 7, 20), (1, 5, 2, 9), seed=1, wild=False))
+        before = keras_scores(model.serving_model, batch, inputs)
+        rng = np.random.default_rng(0)
+        model.set_weights([np.nextafter(w, rng.choice([-np.inf, np.inf], w.shape), dtype=w.dtype) for w in model.get_weights()])
+        moved[scale] = max(np.abs(x - before[task]).max() for task, x in keras_scores(model.serving_model, batch, inputs).items())
+    assert moved[0.05] < TOLERANCE < moved[0.1], moved

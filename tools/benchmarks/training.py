@@ -1,6 +1,7 @@
 """Events a second of a training step: packed rows against padded batches, on the lengths of EB-NeRD, on each backend.
 
     python tools/benchmarks/training.py FOLDER [--model cadet] [--backends tensorflow,jax,torch] [--json FILE]
+    python tools/benchmarks/training.py FOLDER --packing 256 512 1024 2496       # share of slots that packing fills, by row length
 
 The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, whole (mean 309 events, median 165,
 longest 2,496), or of each member the latest `--max-events`. The same members, model, weights, optimiser and losses both ways:
@@ -189,7 +190,15 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=2, help="passes that count")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of the model")
     parser.add_argument("--here", action="store_true", help="this process, on the backend of KERAS_BACKEND")
+    parser.add_argument("--packing", type=int, nargs="+", metavar="ROW_LENGTH", help="print how full rows of these lengths are, and stop")
     args = parser.parse_args()
+    if args.packing:
+        from keras_ranking.data import pack
+
+        streams = streams_of(args.folder, args.max_events)
+        for length in args.packing:
+            print(f"{length}: {pack(streams, length).efficiency:.1%} of the slots hold an event")
+        return
     if args.here:
         print(json.dumps(run(args)))
         return
