@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,14 @@ import standin
 
 from keras_ranking.serving import Client
 from keras_ranking.serving.examples import alone, random_requests
+
+
+def until(condition, seconds=60.0):
+    """Wait for what must happen; a machine under load takes its time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 def connect(server, protocol, **settings):

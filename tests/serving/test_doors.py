@@ -15,9 +15,10 @@ import urllib.request
 
 import numpy as np
 import pytest
-from calling import connect, copy_version, frames, requests
+from calling import connect, copy_version, frames, requests, until
 
 from keras_ranking.serving import Client, ClientTls, Limits, Retry, ServingError, Tls, serve
+from keras_ranking.serving.batching import Batcher
 from keras_ranking.serving.logs import JsonFormatter
 from keras_ranking.serving.saved_model import SavedModel
 from keras_ranking.serving.security import Access
@@ -55,6 +56,12 @@ def serving(first, **settings):
     """A server of its own, of the exported model."""
     with serve(first.version.parent, rest_port=0, grpc_port=0, **settings) as running:
         yield running
+
+
+def waiting(running):
+    """Calls in the queue, as the server's metrics tell."""
+    text = ask(f"http://127.0.0.1:{running.rest_port}/monitoring/prometheus/metrics")[2].decode()
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("keras_ranking_waiting_calls "))
 
 
 class Gate:
@@ -197,20 +204,31 @@ def test_notice_before_the_end(first):
 def test_expired_calls_are_dropped_before_they_run(first, monkeypatch, protocol):
     with serving(first) as running:
         gate = Gate(monkeypatch)
+        deadlines = []
+        submit = Batcher.submit
+
+        def noted(batcher, signature, inputs, rows, deadline):
+            job = submit(batcher, signature, inputs, rows, deadline)
+            deadlines.append(deadline)
+            return job
+
+        monkeypatch.setattr(Batcher, "submit", noted)
         batch = requests(first.card, (2,), (2,), hostile=False)
         done = []
         with connect(running, protocol, retry=Retry(attempts=1)) as client:
             client.signatures()
             blocked = [threading.Thread(target=lambda: done.append(client.predict(batch))) for _ in range(2)]  # one for each worker
-            for thread in blocked:
+            for runs, thread in enumerate(blocked, start=1):
                 thread.start()
-                time.sleep(0.2)
+                until(lambda runs=runs: gate.runs == runs)
             begin = time.monotonic()
             for _ in range(3):
                 with pytest.raises(ServingError) as caught:
                     client.predict(batch, timeout=0.2)
                 assert caught.value.code == "DEADLINE_EXCEEDED"
             assert time.monotonic() - begin < 3.0
+            # The server counts from when a call arrives, so its deadline may be later than the client's.
+            until(lambda: len(deadlines) == 5 and time.monotonic() > max(deadlines[2:]))
             gate.open.set()
             for thread in blocked:
                 thread.join()
@@ -233,9 +251,9 @@ def test_back_pressure(first, monkeypatch):
             gate = Gate(monkeypatch)
             done = []
             threads = [threading.Thread(target=lambda: done.append(client.predict(batch))) for _ in range(3)]  # two run, one waits
-            for thread in threads:
+            for calls, thread in enumerate(threads, start=1):
                 thread.start()
-                time.sleep(0.2)
+                until(lambda calls=calls: gate.runs == min(calls, 2) and waiting(running) == max(0, calls - 2))
             status, headers, body = ask(f"http://127.0.0.1:{running.rest_port}/v1/models/{running.name}:predict", columns(batch))
             assert (status, headers["Retry-After"]) == (429, "1") and b"1 calls are waiting already" in body
             with connect(running, "grpc", retry=Retry(attempts=1)) as once, pytest.raises(ServingError) as caught:
@@ -243,7 +261,7 @@ def test_back_pressure(first, monkeypatch):
             assert (caught.value.code, caught.value.retry_after) == ("RESOURCE_EXHAUSTED", 0.1)
             late = threading.Thread(target=lambda: done.append(client.predict(batch)))
             late.start()
-            time.sleep(0.2)
+            time.sleep(0.2)  # long enough to be refused once; on a slow machine it is let in at once, which must work too
             gate.open.set()
             for thread in (*threads, late):
                 thread.join()
@@ -280,8 +298,7 @@ def test_connections_are_bounded(first):
             reply = extra.recv(1000)
         assert reply.startswith(b"HTTP/1.1 503") and b"3 connections are open already" in reply
         held[0].close()
-        time.sleep(0.2)
-        assert ask(f"http://127.0.0.1:{running.rest_port}/healthz")[0] == 200
+        until(lambda: ask(f"http://127.0.0.1:{running.rest_port}/healthz")[0] == 200)
         stack.enter_context(contextlib.closing(held[0]))
         own = [("grpc.use_local_subchannel_pool", 1)]
         channels = [stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}", options=own)) for _ in range(4)]

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import standin
-from calling import copy_version, frames, requests
+from calling import copy_version, frames, requests, until
 from hypothesis import HealthCheck, given, seed, settings, strategies as st
 
 from keras_ranking.serving import Client, Retry, ServingError
@@ -168,13 +168,6 @@ def offer_broken(server, folder, second, damage, number):
 
     until(ended)
     return states
-
-
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 # -- connections ----------------------------------------------------------------------------------------------------------

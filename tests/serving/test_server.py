@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from calling import connect, copy_version, expected, frames, requests
+from calling import connect, copy_version, expected, frames, requests, until
 
 from keras_ranking.serving import Limits, Retry, ServingError, serve
 
@@ -369,13 +369,6 @@ def test_deadline(server, channel, inputs):
 
 def open_server(folder, **settings):
     return serve(folder, rest_port=0, grpc_port=0, poll_seconds=0.1, **settings)
-
-
-def until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_folder_without_a_served_model(tmp_path):
