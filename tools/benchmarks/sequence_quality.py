@@ -129,8 +129,8 @@ def table(folder: Path) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
 
-    def requests(part: str) -> tuple[np.ndarray, np.ndarray]:
-        files = [np.load(folder / line["requests"]) for line in lines if line["part"] == part]
+    def requests(part: str, seeds: set[int]) -> tuple[np.ndarray, np.ndarray]:
+        files = [np.load(folder / line["requests"]) for line in lines if line["part"] == part and line["seed"] in seeds]
         return np.mean([file["auc"] for file in files], axis=0), files[0]["member"]
 
     for part in PARTS:
@@ -142,8 +142,9 @@ def table(folder: Path) -> str:
             cells.append(mean_cell([line[name] for line in found]))
         base = part.split(",")[0]
         against = "| - | - |"
-        if part != base and any(line["part"] == base for line in lines):
-            (first, member), (second, _) = requests(base), requests(part)
+        seeds = {line["seed"] for line in found} & {line["seed"] for line in lines if line["part"] == base}
+        if part != base and seeds:
+            (first, member), (second, _) = requests(base, seeds), requests(part, seeds)
             interval = metrics.paired_bootstrap(first, second, clusters=member)
             against = f"| {interval.difference:+.4f} | [{interval.low:+.4f}, {interval.high:+.4f}] |"
         out.append(f"| {part} | " + " | ".join(cells) + f" | {found[0]['parameters']:,} | {len(found)} {against}")
