@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,6 +105,15 @@ def sequence_arguments(
         "action_hidden": action_hidden,
         "dropout": dropout,
         "dtype": dtype or keras.config.dtype_policy().name,
+    }
+
+
+def of_trunk(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all arguments of a model's builder, its `locals()`, those that `sequence_arguments` takes."""
+    return {
+        name: arguments[name]
+        for name, taken in inspect.signature(sequence_arguments).parameters.items()
+        if taken.kind is taken.KEYWORD_ONLY
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_ranking import layers
-from keras_ranking.models._sequence import SequenceParts, sequence_arguments
+from keras_ranking.models._sequence import SequenceParts, of_trunk, sequence_arguments
 from keras_ranking.models.ranking_model import RankingModel, Tensors, builder
 from keras_ranking.schema import Schema
 
@@ -137,37 +137,8 @@ def CADET(
         raise ValueError(
             f"`auxiliary_tasks` must have positive weights, and no task of `tasks`, of which one is left. Received: {received}"
         )
-    trunk: dict[str, Any] = {
-        "dim": dim,
-        "num_layers": num_layers,
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
-        "ffn_multiple": ffn_multiple,
-        "layout": layout,
-        "action_masking": action_masking,
-        "mask": mask,
-        "delay": delay,
-        "session_gap": session_gap,
-        "max_history": max_history,
-        "gates": gates,
-        "gate_bias": gate_bias,
-        "residual": residual,
-        "residual_initial": residual_initial,
-        "rotate_by": rotate_by,
-        "rotary": rotary,
-        "rotary_base": rotary_base,
-        "shared_index": shared_index,
-        "token_features": token_features,
-        "late_features": late_features,
-        "tasks": tasks,
-        "id_dim": id_dim,
-        "token_hidden": token_hidden,
-        "action_hidden": action_hidden,
-        "dropout": dropout,
-        "dtype": dtype,
-    }
     arguments: dict[str, Any] = {
-        **sequence_arguments(schema, **trunk),
+        **sequence_arguments(schema, **of_trunk(locals())),
         "tower_boundaries": list(boundaries),
         "tower_hidden": list(tower_hidden),
         "towers": towers,

@@ -8,7 +8,7 @@ from typing import Any
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models._sequence import SequenceParts, sequence_arguments
+from keras_ranking.models._sequence import SequenceParts, of_trunk, sequence_arguments
 from keras_ranking.models.ranking_model import RankingModel, Tensors, builder
 from keras_ranking.schema import Schema
 
@@ -108,35 +108,6 @@ def FeedSR(
         >>> model = kr.models.FeedSR(log.schema.fit(log.events), dim=16, num_layers=1, num_heads=2)
         >>> model.compile(optimizer="adam", loss=model.losses_by_task())
     """
-    trunk: dict[str, Any] = {
-        "dim": dim,
-        "num_layers": num_layers,
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
-        "ffn_multiple": ffn_multiple,
-        "layout": layout,
-        "action_masking": action_masking,
-        "mask": mask,
-        "delay": delay,
-        "session_gap": session_gap,
-        "max_history": max_history,
-        "gates": gates,
-        "gate_bias": gate_bias,
-        "residual": residual,
-        "residual_initial": residual_initial,
-        "rotate_by": rotate_by,
-        "rotary": rotary,
-        "rotary_base": rotary_base,
-        "shared_index": shared_index,
-        "token_features": token_features,
-        "late_features": late_features,
-        "tasks": tasks,
-        "id_dim": id_dim,
-        "token_hidden": token_hidden,
-        "action_hidden": action_hidden,
-        "dropout": dropout,
-        "dtype": dtype,
-    }
     if position_offsets is None:
         position_offsets = 60 if schema.position is not None else 0
     if position_offsets < 0 or (position_offsets and schema.position is None):
@@ -145,7 +116,7 @@ def FeedSR(
     if position_offsets and not 1 <= serving_position <= position_offsets:
         raise ValueError(f"`serving_position` must be from 1 to {position_offsets}. Received: serving_position={serving_position}")
     arguments: dict[str, Any] = {
-        **sequence_arguments(schema, **trunk),
+        **sequence_arguments(schema, **of_trunk(locals())),
         "head": head,
         "head_options": {option: list(value) if isinstance(value, tuple) else value for option, value in (head_options or {}).items()},
         "groups": None if groups is None else {group: list(held) for group, held in groups.items()},
