@@ -173,14 +173,17 @@ class PackedDataset(keras.utils.PyDataset):
         """Draw the order of the epoch after this one."""
         self.epoch += 1
         self._begin()
-        self._read_to_end = False
+        self._read_to_end = self._in_epoch = False
 
     def _width(self, chosen: np.ndarray, batch: int) -> int:
         """T of a batch."""
         full = int(self.rows.index.shape[1])
-        # TensorFlow looks at two batches to learn which sizes vary, before an epoch begins: it must see that T does.
-        if self.length == "row" or (batch % 2 and not self._in_epoch):
+        if self.length == "row":
             return full
+        # TensorFlow looks at two batches to learn which sizes vary, before an epoch begins: it must see that T does, so one of them
+        # is longer than any row.
+        if batch % 2 and not self._in_epoch:
+            return full + 1
         longest = int(self._sizes[chosen].max())
         return min(full, math.ceil(longest / self.length_multiple) * self.length_multiple)
 
@@ -188,7 +191,7 @@ class PackedDataset(keras.utils.PyDataset):
         self._read_to_end |= batch == len(self) - 1
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
         sequences, width = self.rows.sequences, self._width(chosen, batch)
-        spare = ((0, self.batch_size - len(chosen)), (0, 0))
+        spare = ((0, self.batch_size - len(chosen)), (0, max(0, width - self.rows.index.shape[1])))
         place = np.pad(self.rows.index[chosen, :width], spare, constant_values=-1)
         segment = np.pad(self.rows.segment[chosen, :width], spare)
         event, target = place, np.pad(self.rows.target[chosen, :width], spare)

@@ -95,7 +95,8 @@ def requests(
         events: a log, or streams from `build_sequences`.
         schema: needed where `events` is a log.
         max_history: L at most; None: all. The newest are kept.
-        delay: leave out events younger than so many seconds, which a model with that delay does not see anyway; None: keep them.
+        delay: leave out events younger than so many seconds, which a model with mask='delay' and that delay does not see anyway;
+            None: keep them. Not for mask='session': without its latest events, a session seems to have ended.
             With `max_history`, the newest visible events are kept, as many as the model reads.
 
     Raises:

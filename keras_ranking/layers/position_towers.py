@@ -59,9 +59,10 @@ class PositionTowers(keras.layers.Layer):
         self.num_towers, self.hidden = num_towers, tuple(int(width) for width in hidden)
         self.activation, self.dropout_rate = activation, float(dropout)
         policy = self.dtype_policy
+        # Probabilities feed an auction or a sum over tasks: logits are computed in float32 under every dtype policy.
         self.towers = [
             [keras.layers.Dense(width, activation=activation, dtype=policy, name=f"tower_{k}_{i}") for i, width in enumerate(self.hidden)]
-            + [keras.layers.Dense(1, dtype=policy, name=f"tower_{k}_logit")]
+            + [keras.layers.Dense(1, dtype="float32", name=f"tower_{k}_logit")]
             for k in range(1 if self.shared else num_towers)
         ]
         self.dropout = keras.layers.Dropout(dropout, dtype=policy, name="dropout")
@@ -86,7 +87,6 @@ class PositionTowers(keras.layers.Layer):
             for layer in tower[:-1]:
                 x = self.dropout(layer(x), training=training)
             logits.append(tower[-1](x))
-        # Probabilities feed an auction or a sum over tasks: logits stay in float32 under every dtype policy.
         return ops.cast(ops.concatenate(logits, axis=-1), "float32")
 
     def _in_range(self, inputs: Any, k: int) -> Any:

@@ -69,6 +69,8 @@ def sequence_arguments(
         raise ValueError(f"`gates` must be one of {tuple(GATES)}, or a list of gates. Received: gates={gates!r}")
     if rotate_by not in ROTATIONS:
         raise ValueError(f"`rotate_by` must be one of {ROTATIONS}. Received: rotate_by={rotate_by!r}")
+    if rotate_by == "split" and rotary is None:
+        raise ValueError("rotate_by='split' rotates half of the heads by time, and needs `rotary`. Received: rotary=None")
     if action_masking and layout != "fused":
         raise ValueError(f"`action_masking` is for layout='fused'. Received: action_masking={action_masking}, layout={layout!r}")
     if not shared_index and (layout != "interleaved" or rotate_by not in ("index", "split")):

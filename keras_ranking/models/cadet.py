@@ -94,7 +94,8 @@ def CADET(
         name: of the model.
         action_masking: with layout='fused', see `FuseActions`.
         mask: 'delay' (stated), 'session' or 'causal' (for comparison), see `EventSpans`. session_gap: seconds that end a session.
-        max_history: latest visible events that an event or candidate sees in each block; None: all. 0: the model without a past.
+        max_history: latest visible events that an event or candidate sees in each block; None: all. 0: the model without a past. No
+            limit for what a request may hold: the latest events may not be visible yet, and a second block reaches further back.
         residual, residual_initial: see `RescaleAndAdd`. Choice: plain sums.
         rotate_by: 'time' (stated second-hand), 'index', 'split' (TO-RoPE's split heads) or None, for comparison. rotary_base, shared_index:
             of the rotation by index, see `FeedSR`.

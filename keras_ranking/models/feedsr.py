@@ -74,7 +74,7 @@ def FeedSR(
             'causal' and 'session' also read times that do not rise inside a session.
         delay: seconds; None: the schema's `feedback_delay`, and no less. session_gap: seconds that end a session, at least `delay`.
         max_history: latest visible events that an event or candidate sees in each block (stated: 1000 are read); None: all. 0: the model
-            without a past.
+            without a past. No limit for what a request may hold, see `CADET`.
         gates: gates on attention's inputs, as in `CADET`: 'none' (stated: none), 'representation', 'qk', 'all', 'output', or a list.
         gate_bias: their initial bias.
         residual, residual_initial: kind and start of `RescaleAndAdd`: 'scalar' (stated; 0.1 of sibling code), 'layer_scale', 'rezero',

@@ -136,7 +136,7 @@ class Client:
             events: the log, one row an impression, in any order.
             target: one bool a row: whether it is to be scored; the others are history only. None: all rows.
             max_history: newest events a request carries; None: all.
-            delay: leave out events younger than so many seconds; None: keep them.
+            delay: leave out events younger than so many seconds; None: keep them. See `keras_ranking.data.requests` for when it may be.
             batch: requests in a call.
             parallel: calls under way at once.
 

@@ -34,7 +34,9 @@ class Options:
         """Lengths that a compiled graph is made for; () and () for a plain one. Defaults end at what the model reads."""
         if not self.compiles:
             return [], []
-        longest = (getattr(model, "arguments", None) or {}).get("max_history") or HISTORY_BUCKETS[-1]
+        # A model of rows reads the latest so many events *in each block and of those that are visible*, so it is sent more than that.
+        limit = (getattr(model, "arguments", None) or {}).get("max_history") if getattr(model, "form", None) == "requests" else None
+        longest = limit or HISTORY_BUCKETS[-1]
         history = [size for size in HISTORY_BUCKETS if size < longest] + [int(longest)]
         return self.history_buckets or history, self.candidate_buckets or list(CANDIDATE_BUCKETS)
 

@@ -223,6 +223,7 @@ class Rest(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         self.begun, self.read = True, 0
+        self.dataset.on_epoch_begin()
 
     def on_epoch_end(self) -> None:
         if self.begun and self.read >= len(self):

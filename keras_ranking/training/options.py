@@ -44,7 +44,8 @@ class TrainingOptions:
         table_learning_rate: of 'adagrad', with the same warm-up and decay.
         pairwise_weight: weight of the in-request pairwise loss next to BCE.
         listwise_weight: weight of the in-request softmax loss next to BCE.
-        task_weights: weight of each task's loss in the sum; of a task that is not named 1. Feed-SR has such weights, of unknown size.
+        task_weights: weight of each task's loss in the sum; of a task that is not named 1, or what `auxiliary_tasks` of the model say.
+            Feed-SR has such weights, of unknown size.
         position_half_life: an event's weight halves with so many later events of its member; 'length': of as many as the member has,
             about 0.5 for the first and 1 for the last (Feed-SR, stated). None: all weigh the same.
         age_half_life_days: an event's weight halves with so many days before the newest event learned from (Feed-SR: 60, stated).

@@ -42,7 +42,8 @@ def predict_served(
     found = replace(found, history_begin=begin, history_end=end)
     graph = ranker.serving_model
     dataset = RequestDataset(found, batch_size, names=list(graph.input))
-    out = {task: np.full(sequences.num_events, np.nan) for task in ranker.tasks}
+    # A task that is trained alone is not served.
+    out = {task: np.full(sequences.num_events, np.nan) for task in ranker.tasks if task in graph.output}
     for batch in range(len(dataset)):
         which = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(found)))
         index = found.candidate_index(which, dataset.candidates)

@@ -73,6 +73,8 @@ def evaluate(
     the position; figures of probabilities (`log_loss`, `normalized_entropy`, `calibration_error`, `observed_over_expected`)
     judge the tower of the position shown. With one tower they are the same numbers.
 
+    A task without any known label in the split has NaN for all figures.
+
     Rows of later splits are not read; rows of earlier ones are history.
 
     Raises:
@@ -96,6 +98,9 @@ def evaluate(
     for task, towers in found.items():
         label = sequences.labels[task]
         judged = sequences.target & ~np.isnan(label)
+        if not judged.any():  # nothing is known of this task here; the others have their figures
+            results[task] = dict.fromkeys(metrics.summary(np.array([0, 1]), np.array([0.25, 0.75]), np.array([0, 0])), float("nan"))
+            continue
         score = ranker.served(served[task][judged])
         shown = np.take_along_axis(towers[judged], bucket[judged][:, None], axis=1)[:, 0]
         ranking = metrics.summary(label[judged], score, sequences.request[judged])

@@ -166,6 +166,15 @@ def _random_rows(events: pd.DataFrame, randomised: Any) -> np.ndarray:
     marks = np.asarray(randomised)
     if marks.shape != (len(events),):
         raise ValueError(f"`randomised` must have one bool a row. Received: shape {marks.shape} for {len(events)} rows")
+    unknown = pd.isna(marks)
+    if unknown.any():
+        raise ValueError(
+            f"`randomised` must say of every row whether it is; mark the others False. Received: missing in {int(unknown.sum())} of "
+            f"{len(marks)} rows"
+        )
+    if not np.isin(marks, [0, 1]).all():
+        other = next(mark for mark in marks.tolist() if mark not in (0, 1))
+        raise ValueError(f"`randomised` must hold bools, or 0 and 1. Received: {other!r}")
     return np.asarray(marks.astype(bool))
 
 
@@ -179,7 +188,7 @@ def _groups(events: pd.DataFrame, schema: Schema, items: str | Sequence[str] | N
         if column not in events.columns:
             raise ValueError(f"column '{column}' of `items` is not in the log. It has: {sorted(map(str, events.columns))}")
     keys = pd.MultiIndex.from_frame(events[columns]) if len(columns) > 1 else pd.Index(events[columns[0]])
-    codes, unique = pd.factorize(keys)
+    codes, unique = pd.factorize(keys, use_na_sentinel=False)  # rows without an id are a group, as they are one row of a table
     return codes.astype(np.int64), pd.Index(unique)
 
 

@@ -87,7 +87,7 @@ def train(
     keras.utils.set_random_seed(seed)
     schema = log.schema.fit(events[learned])
     sequences = build_sequences(events, schema, target=learned)
-    given = {"options": dict(options or {}), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
+    given = {"options": _plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
     about: dict[str, Any] = {**named, **given, "log": log.name, "fingerprint": {**named, "data": fingerprint(sequences)}}
     ranker = BUILDERS[model](schema, **model_options)
@@ -169,7 +169,9 @@ def warm_start(
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
     sequences = build_sequences(events, ranker.schema, target=learned)
     about = {**before, "log": log.name, "seed": seed, "backend": keras.backend.backend(), "warm": before.get("warm", 0) + 1}
-    weights = weights_for(sequences, training, events[learned], ranker.schema, ranker.tasks)
+    # A day may be too small to estimate propensities from: what was trained on before counts too.
+    estimated = events[learned | (events["split"] == "train").to_numpy()]
+    weights = weights_for(sequences, training, estimated, ranker.schema, ranker.tasks)
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training))
     if verbose:
         print(_describe(ranker, sequences, dataset, weights.report), flush=True)
@@ -194,8 +196,8 @@ def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progre
 
 
 def _plain(values: Any) -> Any:
-    """As JSON gives it back: lists for tuples."""
-    return json.loads(json.dumps(values))
+    """As JSON gives it back: lists for tuples and ranges, plain numbers for numpy's."""
+    return json.loads(json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else list(value)))
 
 
 def _history(

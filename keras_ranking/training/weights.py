@@ -83,7 +83,8 @@ def inverse_propensity_weights(
 
     Args:
         position: (E,) rank shown, 1-based.
-        propensity: (K,) of positions 1 to K, above 0; positions beyond K have that of K.
+        propensity: (K,) of positions 1 to K; positions beyond K have that of K. Where it is 0 (no label 1 was seen there), the
+            weight is `clip`.
         clip: largest weight before scaling.
         label: (E,) 0 or 1, to weigh the positives alone.
         counted: (E,) bool, over which events the mean is 1 and the clipped ones are counted; None: all.
@@ -92,7 +93,7 @@ def inverse_propensity_weights(
         (E,) float32 weights, and the number clipped.
 
     Raises:
-        ValueError: a counted event without a position, a propensity outside (0, inf), a clip not above 0.
+        ValueError: a counted event without a position, a propensity outside [0, inf), a clip not above 0.
 
     Example:
         >>> weights, clipped = inverse_propensity_weights(np.array([1, 2, 2]), np.array([1.0, 0.25]), clip=2.0)
@@ -100,8 +101,8 @@ def inverse_propensity_weights(
         ([0.6000000238418579, 1.2000000476837158, 1.2000000476837158], 2)
     """
     position, propensity = np.asarray(position), np.asarray(propensity, dtype=np.float64)
-    if propensity.ndim != 1 or not len(propensity) or not (np.isfinite(propensity) & (propensity > 0)).all():
-        raise ValueError(f"`propensity` must hold finite numbers above 0. Received: {propensity.tolist()}")
+    if propensity.ndim != 1 or not len(propensity) or not (np.isfinite(propensity) & (propensity >= 0)).all():
+        raise ValueError(f"`propensity` must hold finite numbers of at least 0. Received: {propensity.tolist()}")
     if not clip > 0:
         raise ValueError(f"`clip` must be positive. Received: clip={clip}")
     chosen = np.ones(len(position), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
@@ -111,7 +112,8 @@ def inverse_propensity_weights(
             "inverse-propensity weights need the position of every event learned from. Received: none at "
             f"{int(unknown.sum())} of {int(chosen.sum())} events"
         )
-    raw = 1.0 / propensity[np.clip(position, 1, len(propensity)) - 1]
+    with np.errstate(divide="ignore"):
+        raw = 1.0 / propensity[np.clip(position, 1, len(propensity)) - 1]
     weight = np.minimum(raw, clip)
     weighed = np.ones(len(position), dtype=bool)
     if label is not None:

@@ -101,3 +101,11 @@ def test_errors() -> None:
 
 def test_example() -> None:
     run_example(PositionTowers)
+
+
+def test_logits_are_computed_in_float32() -> None:
+    """In half precision candidates would tie: a bfloat16 between 1 and 2 has 128 values."""
+    x = np.random.default_rng(0).normal(size=(500, 8)).astype("float32")
+    keras.utils.set_random_seed(0)
+    logits = numpy(PositionTowers(1, hidden=(64,), dtype="mixed_bfloat16")(x))
+    assert len(np.unique(logits)) > 480

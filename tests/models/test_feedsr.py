@@ -133,6 +133,7 @@ def test_the_whole_model_in_numpy(schema: kr.Schema, sequences: Any) -> None:
         ({"layout": "stacked"}, "`layout` must be one of"),
         ({"action_masking": 0.2}, "`action_masking` is for layout='fused'"),
         ({"gates": "both"}, "`gates` must be one of"),
+        ({"rotate_by": "split", "rotary": None}, "rotate_by='split' rotates half of the heads by time, and needs `rotary`"),
         ({"rotate_by": "place"}, "`rotate_by` must be one of"),
         ({"shared_index": False, "layout": "fused"}, "`shared_index=False` is for layout='interleaved'"),
         ({"residual": "highway"}, "`kind` must be one of"),

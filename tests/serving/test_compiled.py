@@ -172,8 +172,14 @@ def test_options(settings, message, tmp_path):
 
 def test_default_buckets_end_at_what_the_model_reads():
     class Reads:
+        form = "requests"
         arguments = {"max_history": 200}
 
+    class Rows(Reads):
+        form = "rows"
+
     assert Options(xla=True).buckets(Reads()) == ([128, 200], [64, 512])
+    # A model of rows reads so many in each block, of those that are visible: it is sent more.
+    assert Options(xla=True).buckets(Rows()) == ([128, 512, 1024], [64, 512])
     assert Options(xla=True).buckets(object()) == ([128, 512, 1024], [64, 512])
     assert Options().buckets(Reads()) == ([], [])

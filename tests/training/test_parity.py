@@ -47,6 +47,12 @@ def test_online_is_offline_where_the_session_is_masked(log: Any, delay: int) -> 
     np.testing.assert_allclose(same[sequences.target], offline[sequences.target], atol=1e-5)
 
 
+def test_a_task_that_is_trained_alone_is_not_served(log: Any) -> None:
+    schema = log.schema.fit(log.events)
+    model = kr.models.CADET(schema, auxiliary_tasks={"like": 0.1}, **SMALL)
+    assert set(predict_served(model, build_sequences(log.events, schema), whole_session=False)) == set(model.tasks) - {"like"}
+
+
 @pytest.mark.one_backend
 def test_sessions_are_needed(log: Any) -> None:
     schema = log.schema.fit(log.events).model_copy(update={"session": None})

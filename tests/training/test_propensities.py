@@ -216,3 +216,27 @@ def test_example() -> None:
     (found,) = doctest.DocTestFinder(recurse=False).find(position_propensities, "position_propensities", globs=scope)
     assert doctest.DocTestRunner().run(found).failed == 0
     assert propensities.METHODS == ("em", "random", "ctr")
+
+
+def test_rows_without_an_item_are_one_group() -> None:
+    log = kr.data.simulate(members=60, days=4, seed=1)
+    gone = np.arange(len(log.events)) % 50 == 0
+    curve = position_propensities(log.events.assign(item_id=log.events["item_id"].mask(gone)), log.schema, "em", boundaries=(1, 4))["click"]
+    same = position_propensities(log.events.assign(item_id=log.events["item_id"].mask(gone, -7)), log.schema, "em", boundaries=(1, 4))[
+        "click"
+    ]
+    np.testing.assert_array_equal(curve.propensity, same.propensity)
+
+
+def test_every_row_says_whether_it_is_randomised() -> None:
+    log = kr.data.simulate(members=20, days=2, seed=0)
+    marks = log.events["shuffled"].astype(object)
+    with pytest.raises(ValueError, match=r"mark the others False. Received: missing in 3 of"):
+        position_propensities(log.events, log.schema, "random", randomised=marks.where(np.arange(len(marks)) > 2))
+    with pytest.raises(ValueError, match="`randomised` must hold bools, or 0 and 1. Received: 'no'"):
+        position_propensities(log.events, log.schema, "random", randomised=marks.where(np.arange(len(marks)) > 2, "no"))
+    found = [
+        position_propensities(log.events, log.schema, "random", tasks=["click"], randomised=kind, boundaries=(1, 4))["click"].acted
+        for kind in ("shuffled", marks, marks.astype(int))
+    ]
+    np.testing.assert_array_equal(found, [found[0]] * 3)

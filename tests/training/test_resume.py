@@ -99,6 +99,20 @@ def test_an_interrupted_run_reaches_the_same_weights(log: Any, whole: Any, broke
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["padded", "bucketed"])
+def test_batches_of_several_lengths_go_on_as_they_were(log: Any, batching: str, tmp_path: Path) -> None:
+    # numpy's numbers and ranges are options like any others, and stand in the checkpoint.
+    changed = {"batching": batching, "row_length": 192, "batch_size": 8, "session_gap": np.int64(1800), "tower_boundaries": range(1, 3)}
+    settings = {**SETTINGS, "options": {**OPTIONS, **changed}, "epochs": 1}
+    model, _ = train(log, out=tmp_path / "whole", **settings)
+    assert read_checkpoint(tmp_path / "whole").about["progress"]["step"] >= 5
+    with pytest.raises(KeyboardInterrupt):
+        train(log, out=tmp_path / "broken", callbacks=[Stop(3)], **settings)
+    resumed, _ = train(log, out=tmp_path / "broken", resume=True, **settings)
+    assert not differ(model, resumed)
+
+
 def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken: Path) -> None:
     for change, message in (
         ({"seed": 8}, "seed: 7 then, 8 now"),
@@ -183,6 +197,18 @@ def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
     for marks, message in ((new[:-1], "`new` must have one bool a row"), (new & False, "`new` must mark at least one row")):
         with pytest.raises(ValueError, match=message):
             warm_start(log, folder, marks)
+
+
+@pytest.mark.slow
+def test_a_small_day_with_propensities(log: Any, tmp_path: Path) -> None:
+    """A day of one request has no curve of its own: what was learned from before counts as well."""
+    ipw = {"ipw": "all", "ipw_options": {"method": "random", "randomised": "shuffled", "boundaries": (1, 4)}}
+    train(log, out=tmp_path, **{**SETTINGS, "options": {**OPTIONS, **ipw}, "epochs": 1})
+    late = log.events[log.events["split"] == "validation"]
+    quiet = late.groupby("request_id")["click"].transform("sum") == 0
+    new = (log.events["request_id"] == late["request_id"][quiet].iloc[0]).to_numpy()
+    _, history = warm_start(log, tmp_path, new, verbose=False)
+    assert history["train_events"] == new.sum() and history["propensities"]["click"]["of"] == new.sum()
 
 
 PROGRAM = """

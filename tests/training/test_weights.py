@@ -12,6 +12,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.data import Sequences, build_sequences
 from keras_ranking.training import TrainingOptions, age_weights, event_weights, inverse_propensity_weights, place_weights, weights
+from keras_ranking.training.setup import compile_for
 
 pytestmark = pytest.mark.one_backend
 
@@ -83,7 +84,7 @@ def test_the_product_by_task(sequences: Sequences) -> None:
         (lambda s: place_weights(s, "long"), "Received: half_life='long'"),
         (lambda s: age_weights(s, -1.0), "`half_life_days` must be a positive number"),
         (lambda s: inverse_propensity_weights(np.array([0, 1]), np.array([1.0])), "Received: none at 1 of 2 events"),
-        (lambda s: inverse_propensity_weights(np.array([1]), np.array([1.0, 0.0])), "`propensity` must hold finite numbers above 0"),
+        (lambda s: inverse_propensity_weights(np.array([1]), np.array([1.0, -0.1])), "`propensity` must hold finite numbers of at least 0"),
         (lambda s: event_weights(s, propensities={"click": np.ones(3)}), "Received: none for 'like', of"),
         (lambda s: TrainingOptions(position_half_life="all"), "`position_half_life` must be a positive number or 'length'"),
         (lambda s: TrainingOptions(age_half_life_days=0), "`age_half_life_days` must be a positive number"),
@@ -115,3 +116,19 @@ def test_examples() -> None:
         scope = {"kr": kr, "np": np, name: getattr(weights, name)}
         (found,) = doctest.DocTestFinder(recurse=False).find(scope[name], name, globs=scope)
         assert doctest.DocTestRunner().run(found).failed == 0
+
+
+def test_a_position_without_any_positive_is_clipped() -> None:
+    weights, clipped = inverse_propensity_weights(np.array([1, 2, 2, 1]), np.array([1.0, 0.0]), clip=3.0)
+    np.testing.assert_allclose(weights, [0.5, 1.5, 1.5, 0.5])
+    assert clipped == 2
+
+
+def test_task_weights_leave_those_of_auxiliary_tasks() -> None:
+    log = kr.data.simulate(members=10, days=2, seed=0)
+    model = kr.models.CADET(log.schema.fit(log.events), dim=8, num_heads=2, num_layers=1, auxiliary_tasks={"like": 0.1})
+    found = []
+    for given in (None, {"click": 2.0}, {"click": 2.0, "like": 0.5}):
+        compile_for(model, TrainingOptions(task_weights=given), steps=10, window=5)
+        found.append({task: float(weight) for task, weight in model._compile_loss._user_loss_weights.items()})
+    assert found == [{"click": 1.0, "like": 0.1}, {"click": 2.0, "like": 0.1}, {"click": 2.0, "like": 0.5}]
