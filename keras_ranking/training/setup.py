@@ -139,8 +139,6 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
         unknown = sorted(set(training.task_weights) - set(ranker.tasks))
         if unknown:
             raise ValueError(f"`task_weights` must name tasks of the model, {ranker.tasks}. Received: {unknown}")
-        # Of the others, an auxiliary task keeps the weight that the model was given, and all else weighs 1.
-        scales = {task: float(weight) for task, weight in training.task_weights.items()}
-        if not ranker.auxiliary_tasks:
-            scales = {**dict.fromkeys(ranker.tasks, 1.0), **scales}
+        given = {task: float(weight) for task, weight in training.task_weights.items()}
+        scales = {**dict.fromkeys(ranker.tasks, 1.0), **ranker.auxiliary_tasks, **given}
     ranker.compile(optimizer=optimizer, loss=losses, loss_weights=scales, jit_compile=training.jit_compile)
