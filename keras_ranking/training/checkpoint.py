@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,24 @@ class Checkpoint:
     arrays: dict[str, np.ndarray]
 
 
-def write_whole(path: Path, write: Any) -> None:
-    """Call `write(file beside path)`, then put that file in the place of `path`: a reader never finds half of it."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+def write_whole(files: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Call each file's function on a file beside it; when all are written, put them in their places.
+
+    A reader never finds half of a file, and what stops the writing leaves all files as they were. They are put in place one after the
+    other, in the order given: only in between, for as long as that takes, are some new and others old.
+    """
+    # The name of each stays the last part: Keras wants the ending .keras.
+    beside = {path: path.with_name(f".{os.getpid()}.{path.name}") for path in files}
     try:
-        write(beside)
-        with open(beside, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(beside, path)
+        for path, write in files.items():
+            write(beside[path])
+            with open(beside[path], "rb") as handle:
+                os.fsync(handle.fileno())
+        for path, written in beside.items():
+            os.replace(written, path)
     finally:
-        beside.unlink(missing_ok=True)
+        for written in beside.values():
+            written.unlink(missing_ok=True)
 
 
 def _named(model: Any) -> dict[str, Any]:
@@ -50,17 +58,17 @@ def _named(model: Any) -> dict[str, Any]:
     return named | {f"optimizer/{number}": variable for number, variable in enumerate(model.optimizer.variables)}
 
 
-def save_checkpoint(path: Path, model: Any, about: Mapping[str, Any]) -> None:
-    """Write the state of a compiled model and its optimiser to `path`."""
+def checkpoint_writer(model: Any, about: Mapping[str, Any]) -> Callable[[Path], None]:
+    """What writes the state of a compiled model and its optimiser, as it is now, to a file."""
     arrays = {name: np.asarray(keras.ops.convert_to_numpy(variable.value)) for name, variable in _named(model).items()}
     text = json.dumps(dict(about))
 
-    def write(beside: Path) -> None:
-        with open(beside, "wb") as handle:
+    def write(path: Path) -> None:
+        with open(path, "wb") as handle:
             named: dict[str, Any] = {"about": np.frombuffer(text.encode(), dtype=np.uint8), **arrays}
             np.savez(handle, **named)
 
-    write_whole(path, write)
+    return write
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
@@ -101,13 +109,14 @@ def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
         variable.assign(array)
 
 
-def fingerprint(sequences: Sequences) -> str:
-    """A digest of streams and of what is to be learned from: equal for equal data alone, in practice."""
+def fingerprint(sequences: Sequences, weights: Mapping[str, np.ndarray], delays: np.ndarray | None) -> str:
+    """A digest of streams, of what is to be learned from and of its weights and delays: equal for equal data alone, in practice."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(sequences.schema.model_dump_json().encode())
     named = {"time": sequences.time, "request": sequences.request, "position": sequences.position, "target": sequences.target}
     named |= {"offsets": sequences.offsets} | ({} if sequences.session is None else {"session": sequences.session})
     named |= sequences.columns | {f"label {task}": label for task, label in sequences.labels.items()}
+    named |= {f"weight {task}": weight for task, weight in weights.items()} | ({} if delays is None else {"delays": delays})
     for name, array in sorted(named.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
@@ -199,7 +208,8 @@ class Progress(keras.callbacks.Callback):
     def _write(self) -> None:
         if self.path is not None and self.every is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(self.path, self.model, {**self.about, "finished": False, "progress": self.state()})
+            write = checkpoint_writer(self.model, {**self.about, "finished": False, "progress": self.state()})
+            write_whole({self.path: write})
 
 
 class Rest(keras.utils.PyDataset):

@@ -123,6 +123,8 @@ def position_propensities(
         raise ValueError("propensities by position need a schema with a position. Received: position=None")
     if last < 1:
         raise ValueError(f"`last` must be a positive integer. Received: last={last}")
+    if not (np.isfinite(prior) and prior >= 0):
+        raise ValueError(f"`prior` must be a finite number of at least 0. Received: prior={prior}")
     position = pd.to_numeric(events[schema.position]).to_numpy(dtype=np.float64, na_value=np.nan)
     used = position >= 1
     if method == "random":
@@ -236,7 +238,8 @@ def _fit(
         liked_total = np.bincount(of_group, weights=acted + idle * liked * (1 - seen) / missed, minlength=groups)
         moved = seen_total / places
         mean = liked_total.sum() / rows.sum()
-        attractive = (prior * mean + liked_total) / (prior + rows)
+        attractive = np.full(groups, mean)  # of a group without rows, of which nothing is known
+        np.divide(prior * mean + liked_total, prior + rows, out=attractive, where=prior + rows > 0)
         # The first step moves gamma alone: from equal gammas, theta is where it would stay.
         change = max(float(np.abs(moved - theta).max()), float(np.abs(attractive - gamma).max()))
         theta, gamma = moved, attractive

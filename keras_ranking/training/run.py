@@ -21,10 +21,10 @@ from keras_ranking.training.checkpoint import (
     Progress,
     Rest,
     check_same,
+    checkpoint_writer,
     fingerprint,
     read_checkpoint,
     restore,
-    save_checkpoint,
     write_whole,
 )
 from keras_ranking.training.options import BUILDERS, TrainingOptions, split_options
@@ -52,7 +52,7 @@ def train(
         log: from `keras_ranking.data.open_log` or a reader.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr'.
         out: folder for `model.keras`, `schema.json`, `history.json` and `checkpoint.npz` (weights and the optimiser's state, for
-            `warm_start`); None: nothing is written. Each file is written whole, in the place of an earlier one.
+            `warm_start`); None: nothing is written. All are written whole before the first takes the place of an earlier one.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: over those of `options`.
         options: arguments of the builder and fields of `TrainingOptions`.
@@ -89,18 +89,19 @@ def train(
     sequences = build_sequences(events, schema, target=learned)
     given = {"options": _plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
-    about: dict[str, Any] = {**named, **given, "log": log.name, "fingerprint": {**named, "data": fingerprint(sequences)}}
     ranker = BUILDERS[model](schema, **model_options)
-    about["fingerprint"] |= {"training": _plain(asdict(training)), "arguments": _plain(ranker.arguments)}
+    weights = weights_for(sequences, training, events[learned], schema, ranker.tasks)
+    delays = delays_for(events[learned], training)
+    made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
+    made_with |= {"training": _plain(asdict(training)), "arguments": _plain(ranker.arguments)}
+    about: dict[str, Any] = {**named, **given, "log": log.name, "fingerprint": made_with}
     stopped = None
     if resume and out is not None:
         stopped = read_checkpoint(out)
         if stopped.about["finished"]:
             raise ValueError(f"the training in '{out}' is finished: there is nothing to go on with; `warm_start` learns from new events.")
-        check_same(stopped.about["fingerprint"], about["fingerprint"], out)
+        check_same(stopped.about["fingerprint"], made_with, out)
     progress = None if stopped is None else stopped.about["progress"]
-    weights = weights_for(sequences, training, events[learned], schema, ranker.tasks)
-    delays = delays_for(events[learned], training)
     first = 0 if progress is None else progress["epoch"]
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays, epoch=first)
     if verbose:
@@ -235,12 +236,15 @@ def _span(schema: Schema, sequences: Sequences) -> dict[str, list[str]]:
 
 def _write(folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # Keras wants the ending .keras, which a file beside `model.keras` keeps.
-    write_whole(folder / "model.keras", ranker.save)
-    write_whole(folder / "schema.json", ranker.schema.save)
     text = json.dumps(history, indent=2) + "\n"
-    write_whole(folder / "history.json", lambda path: path.write_text(text, encoding="utf-8"))
-    save_checkpoint(folder / FILE, ranker, about)
+    write_whole(
+        {
+            folder / "model.keras": ranker.save,
+            folder / "schema.json": ranker.schema.save,
+            folder / "history.json": lambda path: path.write_text(text, encoding="utf-8"),
+            folder / FILE: checkpoint_writer(ranker, about),
+        }
+    )
 
 
 def _filled(dataset: PackedDataset | PackedRequests) -> float:

@@ -34,6 +34,8 @@ def check_half_life(name: str, value: Any, words: tuple[str, ...] = ()) -> None:
 def place_weights(sequences: Sequences, half_life: float | str = "length") -> np.ndarray:
     """w_t = 2^(-(T - t) / h) for the t-th of a member's T events, history included: (E,) float32.
 
+    A place is that in time: where events of a session are shuffled for an epoch, each keeps its weight (*our choice*).
+
     Args:
         sequences: from `build_sequences`.
         half_life: h in events; 'length': h = T, the member's own length, which gives 2^(-1 + 1/T), about 0.5, for the first event

@@ -192,6 +192,7 @@ def test_open_bandit(data_folder: Path, campaign: str) -> None:
         ({"items": "nothing"}, "column 'nothing' of `items` is not in the log"),
         ({"boundaries": (4, 1)}, "`boundaries` must be increasing positions from 1 on"),
         ({"last": 0}, "`last` must be a positive integer"),
+        ({"prior": -1.0}, "`prior` must be a finite number of at least 0"),
         ({"tasks": ["nothing"]}, "nothing"),
     ],
 )
@@ -226,6 +227,22 @@ def test_rows_without_an_item_are_one_group() -> None:
         "click"
     ]
     np.testing.assert_array_equal(curve.propensity, same.propensity)
+
+
+def test_an_item_without_a_usable_row_is_as_good_as_the_mean() -> None:
+    """Of which nothing is known; the others are what they are without it, and the fit ends, also without a prior."""
+    log = kr.data.simulate(members=60, days=4, seed=1)
+    item = log.events["item_id"].iloc[0]
+    unknown = log.events.assign(position=log.events["position"].where(log.events["item_id"] != item))
+    for prior in (0.0, 1.0):
+        settings = {"method": "em", "tasks": ["click"], "boundaries": (1, 4), "prior": prior}
+        curve = position_propensities(unknown, log.schema, **settings)["click"]
+        rest = position_propensities(unknown[log.events["item_id"] != item], log.schema, **settings)["click"]
+        np.testing.assert_allclose(curve.propensity, rest.propensity, rtol=1e-12)
+        assert curve.iterations == rest.iterations and curve.groups is not None and curve.attractiveness is not None
+        known = np.asarray(curve.groups) != item
+        np.testing.assert_allclose(curve.attractiveness[known], rest.attractiveness, rtol=1e-12)
+        assert 0 < curve.attractiveness[~known].item() < 1
 
 
 def test_every_row_says_whether_it_is_randomised() -> None:

@@ -19,6 +19,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.training import read_checkpoint, train, warm_start
+from keras_ranking.training.checkpoint import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {
@@ -99,7 +100,6 @@ def test_an_interrupted_run_reaches_the_same_weights(log: Any, whole: Any, broke
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["padded", "bucketed"])
 def test_batches_of_several_lengths_go_on_as_they_were(log: Any, batching: str, tmp_path: Path) -> None:
     # numpy's numbers and ranges are options like any others, and stand in the checkpoint.
@@ -125,6 +125,12 @@ def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken:
     other = kr.data.simulate(members=50, days=3, seed=2)
     with pytest.raises(ValueError, match=r"made with other options or other data \(data: \w+ then, \w+ now\). Go on with the same."):
         train(other, out=broken, resume=True, **SETTINGS)
+    # Weights and delays come from columns that no stream holds.
+    sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
+    ones, delays = {"click": np.ones(sequences.num_events, "float32")}, np.array([3.0, 9.0])
+    prints = [fingerprint(sequences, ones, delays), fingerprint(sequences, {"click": 2 * ones["click"]}, delays)]
+    prints += [fingerprint(sequences, {}, delays), fingerprint(sequences, ones, delays[::-1]), fingerprint(sequences, ones, None)]
+    assert len(set(prints)) == 5 and fingerprint(sequences, dict(ones), delays.copy()) == prints[0]
     with pytest.raises(ValueError, match="is finished: there is nothing to go on with"):
         train(log, out=whole[0], resume=True, **SETTINGS)
     with pytest.raises(ValueError, match="is not finished: go on with it first"):
@@ -148,16 +154,19 @@ def test_no_checkpoint(log: Any, tmp_path: Path) -> None:
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     from keras_ranking.training.checkpoint import write_whole
 
-    path = tmp_path / "state"
-    write_whole(path, lambda beside: beside.write_text("first"))
-
     def fails(beside: Path) -> None:
         beside.write_text("half")
         raise OSError("no space left")
 
+    one, other = tmp_path / "one", tmp_path / "other"
+    write_whole({one: lambda path: path.write_text("first"), other: lambda path: path.write_text("first")})
+    # The first of two is written when the second fails: neither is changed, and nothing is left beside them.
     with pytest.raises(OSError, match="no space left"):
-        write_whole(path, fails)
-    assert path.read_text() == "first" and [found.name for found in tmp_path.iterdir()] == ["state"]
+        write_whole({one: lambda path: path.write_text("second"), other: fails})
+    assert one.read_text() == other.read_text() == "first"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["one", "other"]
+    write_whole({one: lambda path: path.write_text("second")})
+    assert one.read_text() == "second"
 
 
 @pytest.mark.slow

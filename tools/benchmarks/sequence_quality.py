@@ -171,12 +171,12 @@ def main() -> None:
         parser.error(f"unknown part {unknown[0]!r}; there is {list(PARTS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "runs.jsonl"
-    done = read_lines(path)
     log = data.read_ebnerd(args.folder)
     log = of_some(held_out(log) if args.split == "held_out" else log, args.share)
     for seed in args.seeds:
         for name in args.only or PARTS:
-            if any(line["part"] == name and line["seed"] == seed for line in done):
+            # Read each time: another process may be at work on the same folder, on other parts.
+            if any(line["part"] == name and line["seed"] == seed for line in read_lines(path)):
                 continue
             line = run(name, log, seed, args.out)
             add_line(path, line)
