@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from keras_ranking.schema import Category, Id, Number, Schema, Task, Vector
+from keras_ranking.columns import Category, Id, Number, Task, Vector
+from keras_ranking.schema import Schema
 
 __version__ = "0.1.0"
 

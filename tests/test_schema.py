@@ -1,4 +1,4 @@
-"""Schema: roles and refusals, JSON, what each kind of column encodes to, time, fitted constants; and the id hash below it."""
+"""Schema: roles and refusals, JSON, time, fitted constants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
-import farmhash
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from keras_ranking import Category, Id, Number, Schema, Task, Vector
-from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets
 
 EPOCH = 1_262_304_000
 ROLES: dict[str, Any] = {"member": "member_id", "time": "shown_at", "request": "request_id"}
@@ -164,50 +162,6 @@ def test_refused_schema(case: str) -> None:
         make(**settings)
 
 
-@pytest.mark.parametrize("name", ["", "1st", "a b", "a-b", "ä", "a\n"])
-@pytest.mark.parametrize("kind", [Id, Number, Task])
-def test_unusable_name(kind: Any, name: str) -> None:
-    with pytest.raises(ValueError, match="`name` must be letters, digits and underscores, not starting with a digit"):
-        kind(name)
-
-
-@pytest.mark.parametrize("name", ["time", "segment", "session", "length", "count", "request_time"])
-def test_names_of_model_inputs_are_reserved(name: str) -> None:
-    with pytest.raises(ValueError, match=f"must not be a word that the model inputs use themselves. Received: name='{name}'"):
-        Id(name)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: Id("a", buckets=1),
-        lambda: Id("a", buckets=2**31),
-        lambda: Id("a", known="later"),
-        lambda: Id("a", bucket=5),
-        lambda: Category("a", vocabulary=[]),
-        lambda: Category("a", vocabulary=["x", "x"]),
-        lambda: Category("a", vocabulary=["x", ""]),
-        lambda: Category("a", vocabulary=["x", None]),
-        lambda: Category("a", vocabulary="xyz"),
-        lambda: Category("a", vocabulary=[1, "1"]),
-        lambda: Number("a", transform="sqrt"),
-        lambda: Number("a", std=0.0),
-        lambda: Number("a", mean=float("nan")),
-        lambda: Number("a", std=float("inf")),
-        lambda: Number("a", missing=float("nan")),
-        lambda: Vector("a"),
-        lambda: Vector("a", size=0),
-        lambda: Task("a", missing="drop"),
-    ],
-)
-def test_refused_column(build: Any) -> None:
-    with pytest.raises(ValidationError):
-        build()
-
-
-# -- numbers, categories, vectors, labels ----------------------------------------------------------------------------------
-
-
 def test_dtypes_and_shapes(full: Schema) -> None:
     found = {feature.name: (feature.dtype, feature.shape) for feature in full.features}
     assert found == {
@@ -220,110 +174,6 @@ def test_dtypes_and_shapes(full: Schema) -> None:
         "page_dwell": ("float32", ()),
     }
     assert (full.features[0].rows, full.features[1].rows, full.features[2].rows) == (1000, 3, 16)
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "expected"),
-    [
-        (Number("x"), [1, -2.5, 0], [1, -2.5, 0]),
-        (Number("x"), ["1", "-2.5", "1e3"], [1, -2.5, 1000]),
-        (Number("x"), [True, False], [1, 0]),
-        (Number("x"), pd.Series([1, 2], dtype="category"), [1, 2]),
-        (Number("x"), pd.Series([1, 2], dtype="Int64"), [1, 2]),
-        (Number("x"), [], []),
-        (Number("x", transform="log1p"), [0, np.e - 1, 99], [0, 1, np.log(100)]),
-        (Number("x", transform="standardise", mean=10, std=4), [10, 14, 2], [0, 1, -2]),
-        (Number("x", transform="log1p_standardise", mean=1, std=2), [np.e - 1, 0], [0, -0.5]),
-        (Number("x", missing=-1), [1, None, np.nan], [1, -1, -1]),
-        (Number("x", missing=0), pd.Series([None, 3], dtype="Int64"), [0, 3]),
-        (Number("x", missing=np.e - 1, transform="log1p"), [np.nan], [1]),
-    ],
-)
-def test_number(column: Number, values: Any, expected: list[float]) -> None:
-    encoded = column.encode(values)
-    assert encoded.dtype == np.float32
-    np.testing.assert_allclose(encoded, np.asarray(expected, dtype=np.float32), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "message"),
-    [
-        (Number("x"), [1, np.nan, np.nan], r"column 'x' must hold finite numbers. Received: nan at row 1 \(2 such rows\)"),
-        (Number("x"), [np.inf], "must hold finite numbers. Received: inf at row 0"),
-        (Number("x", missing=0), [1, -np.inf], "must hold finite numbers. Received: -inf at row 1"),
-        (Number("x"), ["3", "three"], "column 'x' must hold numbers. Received: 'three' at row 1"),
-        (Number("x", missing=0), ["3", "three"], "column 'x' must hold numbers. Received: 'three' at row 1"),
-        (Number("x"), pd.Series(["a"], dtype="category"), "column 'x' must hold numbers. Received: 'a' at row 0"),
-        (Number("x"), pd.to_datetime(["2020-01-01"]), "column 'x' must hold numbers. Received: values of type datetime64"),
-        (Number("x"), [1.0, 1e300], r"column 'x' has a value too large for float32. Received: 1e\+300 at row 1"),
-        (Number("x", transform="log1p"), [1, -0.5], "transform='log1p' and must not be negative. Received: -0.5 at row 1"),
-        (Number("x", transform="standardise"), [1], "column 'x' has transform='standardise' without `mean` and `std`"),
-        (Number("x", transform="standardise", mean=1), [1], "without `mean` and `std`"),
-        (Vector("v", size=2), [[1, 2], [3]], r"column 'v' must hold vectors of 2 numbers. Received: \[3\] at row 1"),
-        (Vector("v", size=2), [[1, 2], None], "must hold vectors of 2 numbers. Received: None at row 1"),
-        (Vector("v", size=2), ["ab"], "must hold vectors of 2 numbers. Received: 'ab' at row 0"),
-        (Vector("v", size=2), [["1", "2"]], "must hold vectors of 2 numbers"),
-        (Vector("v", size=2), np.zeros((4, 3)), "must hold vectors of 2 numbers"),
-        (Vector("v", size=2), [[[1, 2], [3, 4]]], "must hold vectors of 2 numbers"),
-        (Vector("v", size=2), [[1, 2], [np.nan, 1]], "column 'v' must hold finite numbers. Received: .* at row 1"),
-        (Vector("v", size=1), [[1e300]], "column 'v' must hold finite numbers"),
-    ],
-)
-def test_wrong_values_name_column_row_and_value(column: Any, values: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        column.encode(values)
-
-
-def test_vector() -> None:
-    expected = np.array([[1, 2], [3, 4.5]], dtype=np.float32)
-    column = Vector("v", size=2)
-    for values in ([[1, 2], [3, 4.5]], pd.Series([np.array([1, 2]), [3, 4.5]]), expected, expected.astype(np.float64)):
-        encoded = column.encode(values)
-        assert encoded.dtype == np.float32
-        np.testing.assert_array_equal(encoded, expected)
-    assert column.encode([]).shape == (0, 2)
-
-
-def test_category_rows_follow_the_vocabulary() -> None:
-    column = Category("c", vocabulary=["b", "a", "7"])
-    np.testing.assert_array_equal(column.encode(["a", "b", 7, "z", None, np.nan, ""]), [2, 1, 3, 0, 0, 0, 0])
-    np.testing.assert_array_equal(column.encode(pd.Series([7, 8])), [3, 0])
-    assert column.encode(["a"]).dtype == np.int32
-
-
-@pytest.mark.parametrize(("words", "values"), [([0, 1], [1, 0]), ([False, True], [True, False]), ([0.0, 1.0], [1, 0])])
-def test_vocabulary_is_written_like_the_values(words: Any, values: Any) -> None:
-    np.testing.assert_array_equal(Category("c", vocabulary=words).encode(pd.Series(values)), [2, 1])
-
-
-def test_hashed_category_is_a_small_id() -> None:
-    values = ["a", "b", None]
-    np.testing.assert_array_equal(Category("c", buckets=16).encode(values), Id("c", buckets=16).encode(values))
-
-
-def test_labels() -> None:
-    for values in ([0, 1, 1], [False, True, True], ["0", "1", "1"], pd.Series([0, 1, 1], dtype="Int8")):
-        encoded = Task("click").encode(values)
-        assert encoded.dtype == np.float32
-        np.testing.assert_array_equal(encoded, [0, 1, 1])
-    unknown = Task("click", missing="unknown").encode([1, None, np.nan])
-    np.testing.assert_array_equal(unknown, [1, np.nan, np.nan])
-
-
-@pytest.mark.parametrize(
-    ("missing", "values", "message"),
-    [
-        ("error", [0, None, None], r"column 'y' of task 't' has no label at row 1 \(2 such rows\)"),
-        ("error", [0, 0.5], "must hold 0 or 1. Received: .*0.5.* at row 1"),
-        ("error", [1, -1], "must hold 0 or 1. Received: .*-1.* at row 1"),
-        ("error", [np.inf], "must hold 0 or 1"),
-        ("error", ["1", "yes"], "must hold 0 or 1. Received: 'yes' at row 1"),
-        ("unknown", ["1", "yes"], "must hold 0 or 1. Received: 'yes' at row 1"),
-    ],
-)
-def test_wrong_labels(missing: Any, values: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Task("t", label="y", missing=missing).encode(values)
 
 
 # -- fitted constants -----------------------------------------------------------------------------------------------------
@@ -430,99 +280,3 @@ def test_any_second_of_any_epoch_comes_back(second: int, epoch: int) -> None:
 def test_wrong_times(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make().encode_time(values)
-
-
-# -- ids ------------------------------------------------------------------------------------------------------------------
-
-
-def test_fingerprint_equals_published_values() -> None:
-    """BigQuery's documentation of FARM_FINGERPRINT prints these three, as signed integers; the last is FarmHash of no bytes."""
-    signed = fingerprint64(["1footrue", "2applefalse", "3true", ""]).view(np.int64)
-    assert signed.tolist()[:3] == [-1541654101129638711, 2794438866806483259, -4880158226897771312]
-    assert fingerprint64([""])[0] == 0x9AE16A3B2F90404F
-
-
-def test_fingerprint_equals_tensorflow() -> None:
-    tf = pytest.importorskip("tensorflow", reason="needs the tensorflow extra")
-    texts = ["", "a", "member:1234", "æøå", "日本語", "x" * 1000, *map(str, range(-50, 2000))]
-    expected = tf.fingerprint(tf.constant(texts)).numpy().view("<u8").reshape(-1)
-    np.testing.assert_array_equal(fingerprint64(texts), expected)
-    buckets = 997
-    in_graph = tf.strings.to_hash_bucket_fast(tf.constant(texts[1:]), buckets - 1).numpy() + 1
-    np.testing.assert_array_equal(hash_buckets(texts[1:], buckets), in_graph)
-
-
-@given(st.lists(st.text(max_size=40), max_size=20))
-def test_fingerprint_of_any_text(texts: list[str]) -> None:
-    hashed = fingerprint64(texts)
-    assert hashed.dtype == np.uint64
-    assert hashed.tolist() == [farmhash.fingerprint64(text) for text in texts]
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20))
-def test_an_integer_and_its_text_are_one_id(numbers: list[int]) -> None:
-    as_text = fingerprint64([str(number) for number in numbers])
-    np.testing.assert_array_equal(fingerprint64(numbers), as_text)
-    np.testing.assert_array_equal(fingerprint64(np.array(numbers, dtype=np.int64)), as_text)
-    np.testing.assert_array_equal(fingerprint64(pd.Series(numbers, dtype=object)), as_text)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([1, 20, -3], ["1", "20", "-3"]),
-        ([1.0, np.nan, -0.0], ["1", "", "0"]),
-        (["a", None, float("nan"), "nan"], ["a", "", "", "nan"]),
-        ([b"caf\xc3\xa9", "café"], ["café", "café"]),
-        (np.array([b"a", b"b"]), ["a", "b"]),
-        (np.array([["a", "b"], ["c", "d"]]), ["a", "b", "c", "d"]),
-        ("one", ["one"]),
-        (5, ["5"]),
-        ([2**64 - 1], ["18446744073709551615"]),
-        ([True, False], ["1", "0"]),
-        (pd.Series([True, None], dtype=object), ["1", ""]),
-        (pd.Series([1, None], dtype="Int64"), ["1", ""]),
-        (pd.Series(["x", None], dtype="category"), ["x", ""]),
-        (pd.Series(["x", pd.NA], dtype="string"), ["x", ""]),
-        (["007", " a"], ["007", " a"]),
-        ([], []),
-    ],
-)
-def test_canonical_text(values: Any, expected: list[str]) -> None:
-    assert canonical_text(values).tolist() == expected
-
-
-def test_rows_of_a_series_count_from_its_start() -> None:
-    series = pd.Series([1.0, 2.5], index=[70, 71])
-    with pytest.raises(ValueError, match="`item` is an id and must hold integers or strings. Received: .*2.5.* at row 1"):
-        hash_buckets(series, 10, "item")
-    np.testing.assert_array_equal(Id("item").encode(pd.Series(["a", "b"], index=[9, 9])), Id("item").encode(["a", "b"]))
-
-
-@pytest.mark.parametrize(
-    ("values", "error"),
-    [
-        ([1.5], ValueError),
-        ([np.inf], ValueError),
-        ([float(2**53)], ValueError),  # 2**53 and 2**53 + 1 are one float: the id may have been another
-        ([dt.datetime(2020, 1, 1)], TypeError),
-        ([["a"]], TypeError),
-        (pd.Series([1.0, "a"], dtype=object), TypeError),
-    ],
-)
-def test_not_an_id(values: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="must hold integers or strings"):
-        canonical_text(values, "item")
-
-
-def test_hash_buckets_keep_row_0_for_missing() -> None:
-    rows = hash_buckets([None, "", np.nan, *map(str, range(5000))], 100)
-    assert rows.dtype == np.int32
-    assert rows[:3].tolist() == [0, 0, 0]
-    assert set(rows[3:].tolist()) == set(range(1, 100))
-    counts = np.bincount(rows[3:], minlength=100)[1:]
-    # 5000 ids over 99 rows: chi-square has mean 98 and standard deviation 14
-    assert ((counts - 5000 / 99) ** 2 / (5000 / 99)).sum() < 98 + 5 * 14
-    assert hash_buckets(["a", "b"], 2).tolist() == [1, 1]
-    with pytest.raises(ValueError, match="`buckets` must be at least 2"):
-        hash_buckets(["a"], 1)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.schema import Category, Id, Number, Schema, Vector
+from keras_ranking.columns import Category, Id, Number, Vector
+from keras_ranking.schema import Schema
 
 _INT32_MAX = 2**31 - 1
 

@@ -34,9 +34,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from keras_ranking.columns import Category, Id, Number, Task
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.readers.log import Log
-from keras_ranking.schema import Category, Id, Number, Schema, Task
+from keras_ranking.schema import Schema
 
 START = 1_767_225_600  # 2026-01-01 00:00:00 UTC, a Thursday
 DEVICES = ("mobile", "desktop", "tablet")

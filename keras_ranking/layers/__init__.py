@@ -12,7 +12,8 @@ from keras_ranking.layers.feature_concat import FeatureConcat
 from keras_ranking.layers.fuse_actions import FuseActions
 from keras_ranking.layers.gated_mlp import GatedMLP
 from keras_ranking.layers.gated_residual import GatedResidual
-from keras_ranking.layers.history_encoder import HistoryEncoder, HistoryStep
+from keras_ranking.layers.history_encoder import HistoryEncoder
+from keras_ranking.layers.history_step import HistoryStep
 from keras_ranking.layers.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.interleave import Interleave, ItemTokens
 from keras_ranking.layers.isotonic_calibration import IsotonicCalibration

@@ -9,9 +9,9 @@ import keras
 from keras import ops
 from pydantic import TypeAdapter
 
+from keras_ranking.columns import Feature
 from keras_ranking.layers.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.quotient_remainder_embedding import QuotientRemainderEmbedding
-from keras_ranking.schema import Feature
 
 _FEATURES: TypeAdapter[tuple[Any, ...]] = TypeAdapter(tuple[Feature, ...])
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_ranking.schema import Category, Id, Schema
+from keras_ranking.columns import Category, Id
+from keras_ranking.schema import Schema
 from keras_ranking.serving.layout import CACHE, ENCODE, EXPLORE, FEATURES, RAW, SCORE, SIGNATURE, axis_of
 from keras_ranking.serving.raw_graph import RawEncoder
 from keras_ranking.serving.raw_values import raw_specs

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_ranking.schema import Category, Number, Schema
+from keras_ranking.columns import Category, Number
+from keras_ranking.schema import Schema
 from keras_ranking.serving.layout import AXES, CANDIDATE_COUNT, HISTORY_LENGTH
 from keras_ranking.serving.raw_values import column_of
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_ranking.columns import Category, Id, Number
 from keras_ranking.ops import logarithm
-from keras_ranking.schema import Category, Id, Number, Schema
+from keras_ranking.schema import Schema
 from keras_ranking.serving.layout import AXES
 from keras_ranking.serving.raw_values import Specs, column_of
 

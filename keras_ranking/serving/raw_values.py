@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.schema import Number, Schema, Vector
+from keras_ranking.columns import Number, Vector
+from keras_ranking.schema import Schema
 from keras_ranking.serving.layout import AXES, axis_of
 
 Specs = Mapping[str, Mapping[str, Any]]

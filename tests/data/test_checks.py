@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from keras_ranking.columns import Category, Id, Number, Task, Vector
 from keras_ranking.data import checks as module
 from keras_ranking.data.checks import check_events
-from keras_ranking.schema import Category, Id, Number, Schema, Task, Vector
+from keras_ranking.schema import Schema
 
 START = 1_600_000_000
 SCHEMA = Schema(

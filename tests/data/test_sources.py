@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from keras_ranking.columns import Id
 from keras_ranking.data.simulate import simulate
 from keras_ranking.data.sources import open_log
-from keras_ranking.schema import Id, Schema
+from keras_ranking.schema import Schema
 
 RATINGS = pd.DataFrame(
     {"user_id": [1, 1, 2, 2, 3], "item_id": [5, 6, 5, 7, 8], "rating": [5, 2, 4, 3, 1], "timestamp": [874965478 + i for i in range(5)]}

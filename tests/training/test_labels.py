@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_ranking.schema import Task
+from keras_ranking.columns import Task
 from keras_ranking.training import contribution_labels, long_dwell_labels
 
 pytestmark = pytest.mark.one_backend

@@ -26,9 +26,9 @@ import keras
 import numpy as np
 
 from keras_ranking import data, metrics, models, training
+from keras_ranking.columns import Id
 from keras_ranking.commands import table
 from keras_ranking.data import PackedRequests, Sequences, build_sequences
-from keras_ranking.schema import Id
 from keras_ranking.training import FisherSnapshot, TrainingOptions
 from keras_ranking.training.predict import model_requests
 from keras_ranking.training.setup import compile_for, training_data

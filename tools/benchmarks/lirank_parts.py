@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from keras_ranking import data, metrics, serving, training
+from keras_ranking.columns import Id
 from keras_ranking.data import Log, build_sequences
 from keras_ranking.models import RankingModel
-from keras_ranking.schema import Id
 from keras_ranking.training.predict import model_requests
 
 # A plain MLP on numbers, categories and no ids; everything below is a change of it.

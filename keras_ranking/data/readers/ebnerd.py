@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.columns import Category, Feature, Id, Known, Number, Task
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.readers.log import Log, find_file, require_columns
-from keras_ranking.schema import Category, Feature, Id, Known, Number, Schema, Task
+from keras_ranking.schema import Schema
 
 SPLITS = ("train", "validation")
 HOUR = 3600

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from keras_ranking.columns import Id, Number, Task
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.readers.log import Log, find_file, require_columns
-from keras_ranking.schema import Id, Number, Schema, Task
+from keras_ranking.schema import Schema
 
 _COLUMNS = ("user_id", "video_id", "date", "time_ms", "play_time_ms", "duration_ms", "is_click", "long_view")
 _OPTIONAL_ACTIONS = ("is_like", "is_hate", "is_follow", "is_comment", "is_forward", "is_profile_enter")

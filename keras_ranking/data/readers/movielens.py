@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from keras_ranking.columns import Id, Number, Task
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.readers.log import Log, find_file, require_columns
-from keras_ranking.schema import Id, Number, Schema, Task
+from keras_ranking.schema import Schema
 
 _COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 EPOCH = 788_918_400  # 1995-01-01 00:00:00 UTC: the ratings are older than the schema's usual epoch

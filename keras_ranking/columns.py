@@ -1,0 +1,319 @@
+"""The columns of a log by kind: how the log's values of each become the numbers that a model reads; and tasks, the labels."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets, split_fingerprint
+from keras_ranking.ops.logarithm import log1p
+
+INT32_MAX = 2**31 - 1
+Known = Literal["item", "context", "after"]
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RESERVED = frozenset({"time", "segment", "session", "length", "count", "request_time", "history_length", "candidate_count"})
+
+
+class _Column(BaseModel):
+    """What all feature kinds share. `name` is the column of the log and the name of the model input."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    known: Known = "item"
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        super().__init__(**({} if name is None else {"name": name}), **settings)  # a missing name: the error is pydantic's
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"`name` must be letters, digits and underscores, not starting with a digit. Received: name={name!r}")
+        if name in _RESERVED:
+            raise ValueError(f"`name` must not be a word that the model inputs use themselves. Received: name={name!r}")
+        return name
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the encoded column: 'int32' for ids and categories, 'float32' for numbers and vectors."""
+        return "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one encoded value: `()`, or `(size,)` for a vector."""
+        return ()
+
+    def encode(self, values: Any) -> np.ndarray:
+        """Values of the log -> the numbers the model reads. Errors name column, row and value."""
+        raise NotImplementedError
+
+    def numbers(self, values: Any) -> np.ndarray:
+        """The log's numbers as float64, a missing one as NaN: what the `raw` signature of an export takes."""
+        series = pd.Series(values)
+        if isinstance(series.dtype, pd.CategoricalDtype):
+            series = series.astype(object)
+        if series.dtype.kind in "mMc":
+            raise ValueError(f"column '{self.name}' must hold numbers. Received: values of type {series.dtype}")
+        if series.dtype == object or pd.api.types.is_string_dtype(series.dtype):
+            converted = pd.to_numeric(series, errors="coerce")
+            bad = converted.isna() & series.notna()
+            if bad.any():
+                row = int(bad.to_numpy().argmax())
+                raise ValueError(f"column '{self.name}' must hold numbers. Received: {series.iloc[row]!r} at row {row}")
+            series = converted
+        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+class Id(_Column):
+    """An identifier with no order and no fixed vocabulary, hashed to rows of an embedding table.
+
+    row = 1 + Fingerprint64(text) mod (buckets - 1); row 0 = missing. See `keras_ranking.ops.fingerprint64`.
+
+    With `buckets=None` the whole 64-bit fingerprint is kept, as two int32 halves, and embedded by quotient and remainder tables
+    (`QuotientRemainderEmbedding`): no two ids share all their rows. A missing id is (0, 0).
+
+    Args:
+        name: column of the log.
+        buckets: rows of the table, at least 2; None: no hashing into buckets. Our choice: 65,536.
+        divisor: with `buckets=None`, m of the quotient and remainder tables. Our choice: 65,536, which has the fewest rows.
+        table: ids with the same `table` share one embedding table; None: a table of their own.
+        known: 'item', 'context' or 'after'.
+    """
+
+    kind: Literal["id"] = "id"
+    buckets: int | None = Field(default=65536, ge=2, le=INT32_MAX)
+    divisor: int = Field(default=65536, ge=2, le=2**30)
+    table: str | None = None
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        super().__init__(name, **settings)
+
+    @property
+    def dtype(self) -> str:
+        return "int32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (2,) if self.buckets is None else ()
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the embedding table, the one for missing values included; None where any int32 is an id."""
+        return self.buckets
+
+    def encode(self, values: Any) -> np.ndarray:
+        if self.buckets is not None:
+            return hash_buckets(values, self.buckets, self.name)
+        texts = canonical_text(values, self.name)
+        return np.where((texts == "")[:, None], np.int32(0), split_fingerprint(fingerprint64(texts)))
+
+
+class Category(_Column):
+    """One of a few values: rows 1..n of a stated vocabulary, in its order; row 0 = missing or not in the vocabulary.
+
+    Args:
+        name: column of the log.
+        vocabulary: the values as text (integers in base 10). None: hashed to `buckets` rows like an `Id`.
+        buckets: rows where no vocabulary is given.
+        table: categories with the same `table` (and the same rows) share one embedding table; None: a table of their own.
+        known: 'item', 'context' or 'after'.
+    """
+
+    kind: Literal["category"] = "category"
+    vocabulary: tuple[str, ...] | None = None
+    buckets: int = Field(default=256, ge=2, le=INT32_MAX)
+    table: str | None = None
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        super().__init__(name, **settings)
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _check_vocabulary(cls, vocabulary: Any) -> Any:
+        if vocabulary is None:
+            return None
+        if isinstance(vocabulary, str):
+            raise ValueError(f"`vocabulary` must be a list of texts. Received: vocabulary={vocabulary!r}")
+        words = tuple(canonical_text(list(vocabulary), "vocabulary"))  # the texts under which the log's values are looked up
+        if not words or len(set(words)) != len(words) or "" in words:
+            raise ValueError(f"`vocabulary` must be distinct, non-empty texts. Received: vocabulary={words}")
+        return words
+
+    @property
+    def dtype(self) -> str:
+        return "int32"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table, the one for missing values included."""
+        return self.buckets if self.vocabulary is None else len(self.vocabulary) + 1
+
+    def encode(self, values: Any) -> np.ndarray:
+        if self.vocabulary is None:
+            return hash_buckets(values, self.buckets, self.name)
+        texts = canonical_text(values, self.name)
+        return (pd.Index(self.vocabulary).get_indexer(pd.Index(texts, dtype=object)) + 1).astype(np.int32)
+
+
+class Number(_Column):
+    """A number, transformed to float32.
+
+    | transform           | formula                                  |
+    |---------------------|------------------------------------------|
+    | `identity`          | x                                        |
+    | `log1p`             | ln(1 + x), x >= 0                        |
+    | `standardise`       | (x - mean) / std                         |
+    | `log1p_standardise` | (ln(1 + x) - mean) / std, x >= 0         |
+
+    `mean` and `std` are constants stored in the schema: give them, or let `Schema.fit` measure them on training rows.
+
+    Args:
+        name: column of the log.
+        transform: see the table.
+        mean, std: fitted constants, in units of the (log-)value; None = not fitted yet.
+        missing: the raw value that stands for a missing one. None: a missing value is an error.
+        known: 'item', 'context' or 'after'.
+    """
+
+    kind: Literal["number"] = "number"
+    transform: Literal["identity", "log1p", "standardise", "log1p_standardise"] = "identity"
+    mean: float | None = Field(default=None, allow_inf_nan=False)
+    std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    missing: float | None = Field(default=None, allow_inf_nan=False)
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        super().__init__(name, **settings)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `encode` can run: true unless a standardising transform has no constants yet."""
+        return not self.transform.endswith("standardise") or (self.mean is not None and self.std is not None)
+
+    def before_standardise(self, values: Any) -> np.ndarray:
+        """The values after imputation and logarithm, in float64; what `Schema.fit` measures mean and std of."""
+        numbers = self.numbers(values)
+        if self.missing is not None:
+            numbers = np.where(np.isnan(numbers), self.missing, numbers)
+        bad = ~np.isfinite(numbers)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"column '{self.name}' must hold finite numbers. Received: {numbers[row]} at row {row} "
+                f"({int(bad.sum())} such rows); state Number('{self.name}', missing=...) to replace missing values."
+            )
+        if self.transform.startswith("log1p"):
+            if (numbers < 0).any():
+                row = int((numbers < 0).argmax())
+                raise ValueError(
+                    f"column '{self.name}' has transform={self.transform!r} and must not be negative. Received: {numbers[row]} at row {row}"
+                )
+            numbers = log1p(numbers)  # not numpy's: a served graph computes the same bits
+        return numbers
+
+    def encode(self, values: Any) -> np.ndarray:
+        numbers = self.before_standardise(values)
+        if self.transform.endswith("standardise"):
+            if self.mean is None or self.std is None:
+                raise ValueError(
+                    f"column '{self.name}' has transform={self.transform!r} without `mean` and `std`: "
+                    "call `schema = schema.fit(training_rows)` first."
+                )
+            numbers = (numbers - self.mean) / self.std
+        large = np.abs(numbers) > np.finfo(np.float32).max
+        if large.any():
+            row = int(large.argmax())
+            raise ValueError(f"column '{self.name}' has a value too large for float32. Received: {numbers[row]} at row {row}")
+        return numbers.astype(np.float32)
+
+
+class Vector(_Column):
+    """A precomputed vector of fixed size (a content or profile embedding), float32.
+
+    Args:
+        name: column of the log; each value a sequence of `size` numbers.
+        size: length of the vector.
+        known: 'item', 'context' or 'after'.
+    """
+
+    kind: Literal["vector"] = "vector"
+    size: int = Field(ge=1)
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        super().__init__(name, **settings)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    def encode(self, values: Any) -> np.ndarray:
+        whole = isinstance(values, np.ndarray) and values.dtype.kind in "fiu" and values.ndim == 2 and values.shape[1] == self.size
+        rows = values if whole else list(values)
+        if not whole:
+            for row, value in enumerate(rows):
+                numeric = not isinstance(value, str | bytes) and hasattr(value, "__len__") and np.asarray(value).dtype.kind in "fiu"
+                if not numeric or np.shape(value) != (self.size,):
+                    raise ValueError(f"column '{self.name}' must hold vectors of {self.size} numbers. Received: {value!r} at row {row}")
+        with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, and is refused below
+            out = np.asarray(rows, dtype=np.float32).reshape(len(rows), self.size)
+        if not np.isfinite(out).all():
+            row = int((~np.isfinite(out)).any(axis=1).argmax())
+            raise ValueError(f"column '{self.name}' must hold finite numbers. Received: {rows[row]!r} at row {row}")
+        return out
+
+
+Feature = Annotated[Id | Category | Number | Vector, Field(discriminator="kind")]
+
+
+class Task(BaseModel):
+    """A binary outcome to predict.
+
+    Args:
+        name: name of the task, of the model output and of the score in a reply.
+        label: column with 0 or 1; `name` where not given.
+        missing: what a missing label means: 'error', or 'unknown' (the row gets weight 0 for this task).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    label: str = ""
+    missing: Literal["error", "unknown"] = "error"
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        super().__init__(**({} if name is None else {"name": name}), **settings)  # a missing name: the error is pydantic's
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_label(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("label"):
+            data = {**data, "label": data.get("name", "")}
+        return data
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"`name` must be letters, digits and underscores, not starting with a digit. Received: name={name!r}")
+        return name
+
+    def encode(self, values: Any) -> np.ndarray:
+        """Labels as float32 0 or 1, NaN where unknown."""
+        series = pd.Series(values)
+        labels = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        missing = series.isna().to_numpy()  # a text that is no number is wrong, not missing
+        bad = ~missing & (labels != 0) & (labels != 1)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(f"column '{self.label}' of task '{self.name}' must hold 0 or 1. Received: {series.iloc[row]!r} at row {row}")
+        if missing.any() and self.missing == "error":
+            row = int(missing.argmax())
+            raise ValueError(
+                f"column '{self.label}' of task '{self.name}' has no label at row {row} ({int(missing.sum())} such rows); "
+                "Task(missing='unknown') gives them weight 0."
+            )
+        return labels.astype(np.float32)
