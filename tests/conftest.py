@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Whole rooms that are numpy and pandas, or that bring their own backend in a process of their own: run once, not per backend.
-ONE_BACKEND = ("data", "serving", "tools", "test_cli.py", "test_package.py", "test_schema.py")
+ONE_BACKEND = ("data", "serving", "tools", "test_cli.py", "test_columns.py", "test_package.py", "test_schema.py")
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("repeatable")
