@@ -25,9 +25,9 @@ All constructors use `keras.ops` alone, cost O(T log T), and run eagerly, in gra
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -114,7 +114,7 @@ class Spans(NamedTuple):
         segments, times = _ids(segments, "segments"), _ids(times, "times")
         index, first, _ = _runs(segments)
         horizon = times - delay
-        end = _search(times, first, index, lambda seen: seen <= horizon)
+        end = _search(times, first, index, horizon)
         return _finish(segments, first, end, _event_starts(events, segments, index) if own else None)
 
     @classmethod
@@ -291,14 +291,18 @@ def _index_like(values: Tensor) -> Tensor:
     return ops.expand_dims(ops.arange(ops.shape(values)[1], dtype="int32"), 0) + ops.zeros_like(values, dtype="int32")
 
 
-def _search(values: Tensor, low: Tensor, high: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
-    """First place p in [low, high] where `keep(values[p])` fails, by bisection; `high` where it holds throughout."""
+def _search(values: Tensor, low: Tensor, high: Tensor, limit: Tensor) -> Tensor:
+    """First place p in [low, high] where `values[p] > limit`, by bisection in rows that do not fall; `high` where there is none."""
+    if keras.backend.backend() == "jax" and not any(isinstance(part, keras.KerasTensor) for part in (values, low, high, limit)):
+        from keras_ranking.ops.backends import jax
+
+        return jax.search(values, low, high, limit)
 
     def halve(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         middle = (low + high) // 2
         # Where the search is over (low = high) the middle may lie one past the row: read a valid place, then ignore it.
         seen = ops.take_along_axis(values, ops.minimum(middle, ops.shape(values)[1] - 1), axis=1)
-        right = ops.logical_and(keep(seen), low < high)
+        right = ops.logical_and(seen <= limit, low < high)
         return ops.where(right, middle + 1, low), ops.where(right, high, middle)
 
     length = values.shape[1]
@@ -320,8 +324,8 @@ def _runs(*ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     runs = ops.concatenate([zero, ops.cumsum(ops.cast(changes, "int32"), axis=1)], axis=1)
     runs = ops.cast(runs, "int32")  # torch sums int32 as int64
     index = _index_like(runs)
-    first = _search(runs, ops.zeros_like(index), index, lambda seen: seen < runs)
-    end = _search(runs, index + 1, ops.zeros_like(index) + ops.shape(runs)[1], lambda seen: seen <= runs)
+    first = _search(runs, ops.zeros_like(index), index, runs - 1)
+    end = _search(runs, index + 1, ops.zeros_like(index) + ops.shape(runs)[1], runs)
     return index, first, end
 
 

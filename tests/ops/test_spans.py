@@ -225,6 +225,33 @@ def test_under_jit(rng):
         np.testing.assert_array_equal(np.asarray(mask), expected, err_msg=name)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="XLA's fusion is what makes it matter")
+def test_a_place_is_searched_for_once_under_jit():
+    """A loop stands between a search and its readers: unrolled, each reader would do all its gathers again, for every element."""
+    import jax
+
+    def gathers(tokens):
+        def angles(segments, times):
+            spans = Spans.delayed(times, 5, segments)
+            return keras.ops.cos((spans.end - spans.start)[..., None] * np.arange(8.0))
+
+        rows = jax.ShapeDtypeStruct((2, tokens), "int32")
+        return jax.jit(angles).lower(rows, rows).compile().as_text().count(" gather(")
+
+    assert gathers(2048) == gathers(64) <= 3  # the two ends of a run, and the horizon
+
+    def unrolled(tokens):  # control
+        def angles(times, place):
+            for _ in range(tokens.bit_length()):
+                place = keras.ops.take_along_axis(times, place, axis=1)
+            return keras.ops.cos(place[..., None] * np.arange(8.0))
+
+        rows = jax.ShapeDtypeStruct((2, tokens), "int32")
+        return jax.jit(angles).lower(rows, rows).compile().as_text().count(" gather(")
+
+    assert unrolled(2048) > unrolled(64) > 3
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="the meta device is torch's")
 def test_on_the_meta_device(rng):
     import torch
