@@ -8,7 +8,8 @@ from typing import Any
 import keras
 
 from keras_ranking import layers
-from keras_ranking.models.lirank import _LiRankParts, resolve
+from keras_ranking.models._requests import LiRankParts
+from keras_ranking.models.lirank import resolve
 from keras_ranking.models.ranking_model import RankingModel, Tensors, builder
 from keras_ranking.schema import Schema
 
@@ -104,8 +105,8 @@ def encoder_options(own: dict[str, Any]) -> dict[str, Any]:
     return {name: own[name] for name in (*_OWN, "block", "block_options") if name in own}
 
 
-class _AmortizedParts(_LiRankParts):
-    """`_LiRankParts` with an appended history: read once by `encode`, or within a row of many requests."""
+class _AmortizedParts(LiRankParts):
+    """`LiRankParts` with an appended history: read once by `encode`, or within a row of many requests."""
 
     def __init__(self, schema: Schema, arguments: dict[str, Any]) -> None:
         super().__init__(schema, {**arguments, "history_options": encoder_options(arguments)})
