@@ -76,7 +76,7 @@ class PLE(MultiTask):
     def _mix(self, gate_logits: Any, experts: Any) -> Any:
         """Softmax in float32; (N, K, E) over experts (N, K, E, H) -> (N, K, H)."""
         gates = ops.cast(ops.softmax(gate_logits, axis=-1), experts.dtype)
-        return ops.einsum("nke,nkeh->nkh", gates, experts)
+        return ops.squeeze(ops.matmul(gates[:, :, None], experts), 2)
 
     def _states(self, x: Any, training: bool | None) -> Any:
         tasks, own_count, width = len(self.tasks), self.task_experts, self.expert[-1]

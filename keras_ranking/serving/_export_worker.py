@@ -178,7 +178,9 @@ def _bound(options: Options, model: Any) -> float:
     if options.tolerance is not None:
         return float(options.tolerance)
     policies = {layer.dtype_policy.compute_dtype for layer in model._flatten_layers()}
-    return 3e-2 if policies & {"bfloat16", "float16"} or options.precision == "bfloat16" else 1e-5
+    if not (policies & {"bfloat16", "float16"} or options.precision == "bfloat16"):
+        return 1e-5
+    return 6e-2 if bfloat16.cuts() else 3e-2
 
 
 def _line(error: BaseException) -> str:

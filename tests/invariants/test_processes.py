@@ -163,22 +163,26 @@ def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any
 
 
 def test_far_from_the_start_the_last_bits_of_the_weights_pass_the_bound(log: Any) -> None:
-    """Why the test above keeps its weights small: at twice their scale one unit in the last place of each moves a score by more."""
+    """Why the test above keeps its weights small: at four times their scale one unit in the last place of each moves a score by more."""
     from keras_ranking.serving.endpoints import specs
     from keras_ranking.serving.examples import random_raw
     from keras_ranking.serving.gate import keras_scores
     from keras_ranking.serving.raw_values import encode_raw, raw_specs
 
     moved = {}
-    for scale in (0.05, 0.1):
+    for scale in (0.05, 0.2):
         keras.utils.set_random_seed(0)
         model, _ = three_tasks(log)
         randomise(model, scale=scale)
+        start = model.get_weights()
         inputs = specs(model.serving_model, model.schema)[0]
         raw = raw_specs(model.schema, inputs, None)
         batch = encode_raw(model.schema, raw, random_raw(model.schema, raw, (0, 1, 7, 20), (1, 5, 2, 9), seed=1, wild=False))
         before = keras_scores(model.serving_model, batch, inputs)
-        rng = np.random.default_rng(0)
-        model.set_weights([np.nextafter(w, rng.choice([-np.inf, np.inf], w.shape), dtype=w.dtype) for w in model.get_weights()])
-        moved[scale] = max(np.abs(x - before[task]).max() for task, x in keras_scores(model.serving_model, batch, inputs).items())
-    assert moved[0.05] < TOLERANCE < moved[0.1], moved
+        # Which way each weight goes decides how much cancels: the worst of some draws.
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            model.set_weights([np.nextafter(w, rng.choice([-np.inf, np.inf], w.shape), dtype=w.dtype) for w in start])
+            after = keras_scores(model.serving_model, batch, inputs)
+            moved[scale] = max(moved.get(scale, 0.0), *(np.abs(x - before[task]).max() for task, x in after.items()))
+    assert moved[0.05] < TOLERANCE / 3 < 3 * TOLERANCE < moved[0.2], moved

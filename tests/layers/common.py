@@ -173,7 +173,17 @@ def check_saving(make: Factory, inputs: Mapping[str, Any], settings: Mapping[str
         np.testing.assert_allclose(got, want, **TOLERANCE)
 
 
+def a_rounding() -> float:
+    """The largest relative error of a product in bfloat16, here: 2^-8 to the nearest, 2^-7 where TensorFlow cuts the digits off.
+
+    It does so on a CPU without instructions for the type.
+    """
+    product = keras.ops.matmul(keras.ops.ones((1, 2), "bfloat16"), keras.ops.convert_to_tensor([[1.0], [0.75 * 2**-7]], "bfloat16"))
+    return {1.0: 2.0**-7, 1.0 + 2**-7: 2.0**-8}[float(numpy(product)[0, 0])]
+
+
 def check_mixed(make: Factory, inputs: Mapping[str, Any], settings: Mapping[str, Any], output_dtype: str) -> None:
+    keras.utils.set_random_seed(2)
     layer = make(dtype="mixed_bfloat16")
     outputs = leaves(call(layer, inputs, settings))
     assert layer.compute_dtype == "bfloat16"
@@ -188,8 +198,8 @@ def check_mixed(make: Factory, inputs: Mapping[str, Any], settings: Mapping[str,
             np.testing.assert_array_equal(numpy(tensor), want)
             continue
         assert dtype == output_dtype
-        # bfloat16 has 8 bits of mantissa, 0.4 % a rounding; a layer rounds a handful of times.
-        assert np.abs(numpy(tensor) - want).max() <= 0.04 * np.abs(want).max()
+        # A layer rounds a handful of times.
+        assert np.abs(numpy(tensor) - want).max() <= 10 * a_rounding() * np.abs(want).max()
     check_symbolic(make, inputs, settings, dtype="mixed_bfloat16")
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_ranking.layers import PLE, GroupedTasks, MLPBank, MMoE, MultiTaskHead, SharedBottom, SparseMMoE
 
-from .common import TOLERANCE, by_path, numpy, randomise, run_example, run_layer_checks, silu
+from .common import TOLERANCE, a_rounding, by_path, numpy, randomise, run_example, run_layer_checks, silu
 
 TASKS = ["click", "like", "share"]
 GROUPS = {"active": ["share", "like"], "passive": ["click"]}
@@ -95,6 +96,15 @@ def test_bank_common(shape: tuple[int, ...], tmp_path: Path) -> None:
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01, "each MLP is drawn on its own"
     limit = np.sqrt(6 / (8 + 7))
     assert 0.8 * limit < np.abs(kernels).max() <= limit  # Glorot of one kernel, not of the stack
+
+
+def test_bank_adds_up_in_float32() -> None:
+    """A wide product in bfloat16 loses its last rounding only, not one for each term."""
+    wide = MLPBank(2, (16,), last_activation="linear", dtype="bfloat16")
+    x = ops.cast(np.random.default_rng(3).normal(size=(8, 2048)), "bfloat16")
+    got = numpy(wide(x))
+    want = np.einsum("nd,mdh->nmh", numpy(x).astype("float64"), numpy(wide.kernels[0].value).astype("float64"))
+    assert np.abs(got - want).max() <= a_rounding() * np.abs(want).max()
 
 
 @pytest.mark.parametrize("kind", list(CLASSES))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from keras_ranking import cli, models, schema
+from keras_ranking import cli, columns, models
 from keras_ranking.serving import check_skew, export, exporting
 
 pytest.importorskip("tensorflow")
@@ -25,12 +25,12 @@ def planted(small, **changes):
 
 def another_hash(monkeypatch):
     """The data pipeline of this process hashes other texts than the graph."""
-    whole = schema.hash_buckets
+    whole = columns.hash_buckets
 
     def other(values, buckets, name="values"):
         return whole([f"{value}." for value in values], buckets, name)
 
-    monkeypatch.setattr(schema, "hash_buckets", other)
+    monkeypatch.setattr(columns, "hash_buckets", other)
 
 
 def named(report):
