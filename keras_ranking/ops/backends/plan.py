@@ -20,7 +20,7 @@ import numpy as np
 _QUERIES = 128  # queries a tile with a bias
 _SMALL = 48  # parts of fewer queries share a tile: a call costs about as much as 40 x 40 pairs of 4 heads of 64
 _GAP = 64  # two key ranges this far apart are read as two pieces
-_KEPT_BIAS = 256  # biases are kept with the plan up to this many entries a query; beyond, they are made when needed
+_KEPT = 256  # biases, and masks of a tile, are kept with the plan up to this many entries a query; beyond, they are made when needed
 
 Array = np.ndarray
 
@@ -40,16 +40,29 @@ class Tile:
     spans: tuple[Array, Array, Array] | None = None
     keep: bool = False
     cached: Any = field(default=None, repr=False)
+    _hidden: tuple[int, Array] | None = field(default=None, repr=False)
 
-    def hidden(self) -> Array:
-        """Boolean (1, queries, keys): what the bias closes."""
+    def hidden(self) -> tuple[int, Array]:
+        """What the bias closes: the first key that is not open to every query, and from there on to the last such key a boolean
+        (1, queries, keys). A query that sees nothing is left open: what it gives is zeroed.
+        """
+        if self._hidden is not None:
+            return self._hidden
         if self.spans is None:
             raise ValueError("only a tile of kind 'bias' has hidden pairs.")
         start, end, own = (part[self.low : self.high, None] for part in self.spans)
-        keys = np.concatenate([np.arange(low, high) for low, high in self.keys])[None]
         index = np.arange(self.low, self.high)[:, None]
-        seen = ((keys >= start) & (keys < end)) | ((keys >= own) & (keys <= index))
-        return np.asarray((~seen & seen.any(1, keepdims=True))[None])
+        keys = np.concatenate([np.arange(low, high) for low, high in self.keys])
+        sees = (start < end) | (own <= index)
+        # Most keys of a tile are open to all its queries: no need to ask each pair there.
+        a, b, c, d = start[sees].max(), end[sees].min(), own[sees].max(), index[sees].min()
+        varying = np.flatnonzero(((keys < a) | (keys >= b)) & ((keys < c) | (keys > d)))
+        at, to = (int(varying[0]), int(varying[-1]) + 1) if len(varying) else (0, 0)
+        keys = keys[None, at:to]
+        found = at, (((keys < start) | (keys >= end)) & ((keys < own) | (keys > index)) & sees)[None]
+        if to - at <= _KEPT:
+            self._hidden = found
+        return found
 
 
 @dataclass
@@ -223,7 +236,7 @@ class _Row:
     def _keep(self, tiles: list[Tile]) -> None:
         entries = sum((tile.high - tile.low) * sum(high - low for low, high in tile.keys) for tile in tiles if tile.kind == "bias")
         for tile in tiles:
-            tile.keep = tile.kind == "bias" and entries <= _KEPT_BIAS * len(self.index)
+            tile.keep = tile.kind == "bias" and entries <= _KEPT * len(self.index)
 
 
 def _clean(low: Array, high: Array, num_keys: int) -> tuple[Array, Array]:

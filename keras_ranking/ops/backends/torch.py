@@ -111,8 +111,10 @@ def _bias(tile: planning.Tile, like: torch.Tensor) -> torch.Tensor:
     """Additive bias of a tile: 0 where visible, -inf elsewhere. A row that sees nothing is left open; its output is zeroed."""
     if tile.cached is not None and tile.cached.device == like.device and tile.cached.dtype == like.dtype:
         return tile.cached  # type: ignore[no-any-return]
-    mask = torch.as_tensor(tile.hidden(), device=like.device)
-    bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(mask, float("-inf"))[:, None]
+    at, hidden = tile.hidden()
+    keys = sum(high - low for low, high in tile.keys)
+    bias = torch.zeros((1, 1, tile.high - tile.low, keys), dtype=like.dtype, device=like.device)
+    bias[:, 0, :, at : at + hidden.shape[-1]].masked_fill_(torch.as_tensor(hidden, device=like.device), float("-inf"))
     if tile.keep:
         tile.cached = bias
     return bias

@@ -1,0 +1,74 @@
+"""The tiles of torch's kernel: together they are the mask of the spans, and a bias is made only where queries of a tile differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from keras_ranking.ops.backends.plan import span_plan
+
+pytestmark = pytest.mark.one_backend
+
+
+def dense(start, end, own, num_keys):
+    keys = np.arange(num_keys)
+    index = np.arange(start.shape[1])[:, None]
+    first = (keys >= start[..., None]) & (keys < end[..., None])
+    return first | (keys >= own[..., None]) & (keys <= index)
+
+
+def painted(plan, shape):
+    """The mask that the tiles stand for."""
+    mask = np.zeros(shape, dtype=bool)
+    for tile in plan.tiles:
+        keys = np.concatenate([np.arange(low, high) for low, high in tile.keys])
+        index = np.arange(tile.low, tile.high)
+        seen = np.ones((1, len(index), len(keys)), dtype=bool)
+        if tile.kind == "causal":
+            seen = (keys <= index[:, None])[None]
+        elif tile.kind == "bias":
+            at, hidden = tile.hidden()
+            seen[:, :, at : at + hidden.shape[-1]] &= ~hidden
+        if tile.hollow is not None:
+            seen = seen & ~tile.hollow[:, :, None]
+        for row in range(tile.row, tile.row_end):
+            mask[row][np.ix_(index, keys)] = seen[0]
+            if tile.joined:
+                mask[row, index, index] = True
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tiles_are_the_mask(seed):
+    """Free spans: empty ones, reversed ones, queries that see nothing, several members to a row, own tokens or none."""
+    rng = np.random.default_rng(seed)
+    batch, tokens = 3, int(rng.integers(1, 400))
+    lead = np.sort(rng.integers(0, tokens, (batch, tokens)), axis=1) // 50 * 50  # where a member begins
+    index = np.broadcast_to(np.arange(tokens), (batch, tokens))
+    start = np.where(rng.random((batch, tokens)) < 0.1, tokens, lead)
+    end = index - rng.integers(0, 12, (batch, tokens))
+    own = np.where(rng.random((batch, tokens)) < 0.7, index - rng.integers(0, 3, (batch, tokens)), tokens)
+    if seed % 3 == 0:
+        end, own = rng.integers(-2, tokens + 3, (batch, tokens)), rng.integers(-2, tokens + 3, (batch, tokens))
+    plan = span_plan(start, end, own, tokens)
+    # Below 0 there are no keys.
+    want = dense(np.clip(start, 0, tokens), end, np.clip(own, 0, None), tokens)
+    found = painted(plan, want.shape)
+    np.testing.assert_array_equal(found, want)
+    if plan.empty is not None:
+        np.testing.assert_array_equal(plan.empty, ~want.any(-1))
+    if want.any():
+        where = tuple(np.argwhere(want)[0])
+        want[where] = False
+        assert (found != want).any()  # control: one pair more is noticed
+
+
+def test_a_bias_is_made_only_where_queries_differ():
+    """A causal row with a delay: of the keys of a tile all see the early ones, so that a mask is as wide as tile and delay."""
+    tokens, delay = 4000, 30
+    index = np.arange(tokens)[None]
+    plan = span_plan(np.zeros((1, tokens), int), index - delay, index, tokens)
+    widths = [tile.hidden()[1].shape[-1] for tile in plan.tiles]
+    queries = max(tile.high - tile.low for tile in plan.tiles)
+    assert all(tile.kind == "bias" for tile in plan.tiles) and max(widths) <= 2 * queries + delay
+    assert sum(sum(high - low for low, high in tile.keys) for tile in plan.tiles) > 5 * sum(widths)  # of all the pairs
