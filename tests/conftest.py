@@ -27,7 +27,8 @@ hypothesis.settings.load_profile("repeatable")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = ROOT / "tests"
     for item in items:
-        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in ONE_BACKEND:
+        room = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+        if room in ONE_BACKEND and not item.get_closest_marker("quickest"):
             item.add_marker(pytest.mark.one_backend)
     # Files with many slow tests first, so that no process is left with one of them at the end.
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

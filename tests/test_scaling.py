@@ -13,7 +13,7 @@ import pytest
 
 import keras_ranking as kr
 
-pytestmark = pytest.mark.one_backend
+pytestmark = pytest.mark.quickest
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking import metrics, training
 
-pytestmark = [pytest.mark.slow, pytest.mark.one_backend]
+pytestmark = [pytest.mark.slow, pytest.mark.quickest]
 
 
 def quickstart() -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from keras_ranking.serving.saved_model import SavedModel
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.one_backend
-BUCKETS = {"history_buckets": (4, 12), "candidate_buckets": (3, 8)}
 
 
 def functions(version):
@@ -37,45 +37,47 @@ def warmup_records(version):
     return [log.predict_log.request for log in logs]
 
 
-@pytest.fixture(scope="module")
-def xla(small, tmp_path_factory):
-    version = export(small.model, tmp_path_factory.mktemp("xla") / "ranker", xla=True, **BUCKETS)
-    return version, read_card(version)
+@pytest.fixture(scope="module", params=["every pair", "attention"])
+def xla(request, first, small, tmp_path_factory):
+    """Compiled exports: of the stand-in for two lengths on each axis, and of a CADET, whose graphs are large, for one."""
+    model, buckets = (first.model, ((4, 12), (3, 8))) if request.param == "every pair" else (small.model, ((12,), (8,)))
+    names = dict(zip(("history_buckets", "candidate_buckets"), buckets, strict=True))
+    version = export(model, tmp_path_factory.mktemp("xla") / "ranker", xla=True, **names)
+    return SimpleNamespace(model=model, version=version, card=read_card(version), history=buckets[0], candidates=buckets[1])
 
 
 @pytest.mark.slow
-def test_xla(xla, small, capsys):
-    version, card = xla
+def test_xla(xla):
+    card, pairs = xla.card, len(xla.history) * len(xla.candidates)
     # Its gate ran every pair of buckets, and one request beyond them, against Keras.
-    assert card.verified["largest_difference"] <= 1e-5 and card.verified["requests"] == 2 * (4 + 1)
-    assert card.xla and (card.history_buckets, card.candidate_buckets) == ([4, 12], [3, 8])
-    must = [function for function in functions(version) if function.attr["_XlaMustCompile"].b]
-    assert len(must) >= 4 + 2 + 4  # serving_default, encode_history, score_candidates
+    assert card.verified["largest_difference"] <= 1e-5 and card.verified["requests"] == 2 * (pairs + 1)
+    assert card.xla and (tuple(card.history_buckets), tuple(card.candidate_buckets)) == (xla.history, xla.candidates)
+    must = [function for function in functions(xla.version) if function.attr["_XlaMustCompile"].b]
+    assert len(must) >= pairs + len(xla.history) + pairs  # serving_default, encode_history, score_candidates
     strings = {"StringToHashBucketFast", "LookupTableFindV2", "AsString"}
     assert not any(strings & {node.op for node in function.node_def} for function in must)
-    flags = (version.parent / "tf_serving/server_flags.txt").read_text()
+    flags = (xla.version.parent / "tf_serving/server_flags.txt").read_text()
     assert "--xla_cpu_compilation_enabled=true\n--xla_gpu_compilation_enabled=true\n" in flags
-    assert set(written(version)) == set(written(small.version))
+    assert set(written(xla.version)) == {"serving_default", "encode_history", "score_candidates", "raw", "raw_features"}
 
 
 @pytest.mark.slow
 def test_xla_has_a_warmup_record_a_bucket(xla):
-    version, _ = xla
-    pairs = set()
-    for request in warmup_records(version):
+    found = set()
+    for request in warmup_records(xla.version):
         if request.model_spec.signature_name == "serving_default":
             shapes = {k: [d.size for d in v.tensor_shape.dim] for k, v in request.inputs.items()}
-            pairs.add((shapes["history_item_id"][1], shapes["candidate_item_id"][1]))
-    assert pairs == {(4, 3), (4, 8), (12, 3), (12, 8)}
+            found.add((shapes["history_item_id"][1], shapes["candidate_item_id"][1]))
+    assert found == set(itertools.product(xla.history, xla.candidates))
 
 
 @pytest.mark.slow
-def test_xla_scores_at_and_beyond_its_buckets(xla, small):
-    version, card = xla
+def test_xla_scores_at_and_beyond_its_buckets(xla):
+    version, card = xla.version, xla.card
     model = SavedModel(version)
     for history, candidates in (((2, 0), (1, 1)), ((10, 3), (6, 2)), ((11, 1), (1, 9)), ((40,), (2,))):
         batch = random_requests(card.inputs, history, candidates, seed=sum(history))
-        want = expected(small.model, card, batch)
+        want = expected(xla.model, card, batch)
         got = model.run("serving_default", batch)
         cache = model.run("encode_history", {name: batch[name] for name in card.signatures["encode_history"]["inputs"]})
         composed = model.run("score_candidates", {k: {**batch, **cache}[k] for k in card.signatures["score_candidates"]["inputs"]})
@@ -99,9 +101,13 @@ def test_bfloat16(small, tmp_path):
     got = loaded(**{name: tf.constant(values) for name, values in batch.items()})
     assert got["click"].dtype == tf.float32
     np.testing.assert_allclose(got["click"], expected(small.model, card, batch)["click"], rtol=0, atol=bound)
+
+
+@pytest.mark.slow
+def test_a_difference_beyond_the_tolerance_leaves_nothing(tmp_path):
     with pytest.raises(exporting.ExportError, match="differs from the Keras scores by"):
-        export(small.model, tmp_path / "ranker", precision="bfloat16", tolerance=1e-6)
-    assert [entry.name for entry in (tmp_path / "ranker").iterdir() if entry.name.isdigit()] == ["1"]
+        export(standin.make(), tmp_path / "ranker", precision="bfloat16", tolerance=1e-6)
+    assert list((tmp_path / "ranker").iterdir()) == []
 
 
 def test_bfloat16_leaves_einsum_alone(tmp_path):
@@ -151,19 +157,10 @@ def test_through_jax(small, tmp_path, quantize):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-def test_int8_from_every_backend(backend, small, tmp_path):
-    code = """
-import sys
-from keras_ranking.models import load
-from keras_ranking.serving import export
-export(load(sys.argv[1]), sys.argv[2], quantize="int8")
-"""
-    finished(python(code, small.run, tmp_path / "ranker", KERAS_BACKEND=backend))
-    card = read_card(tmp_path / "ranker/1")
+def test_int8(small, tmp_path):
+    """From other backends: tests/serving/test_export.py."""
+    card = read_card(export(small.model, tmp_path / "ranker", quantize="int8"))
     assert card.quantized and card.verified["largest_difference"] <= 1e-5
-    content = json.loads((tmp_path / "ranker/1/assets.extra/model_card.json").read_text())
-    assert content["backend"]["exported_from"] == backend
 
 
 @pytest.mark.parametrize(

@@ -283,29 +283,33 @@ def test_full_disk(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_export_from_another_backend(backend, tmp_path):
-    """The user calls the same function; the graph gives the scores that JAX and torch gave."""
+@pytest.mark.parametrize(("backend", "quantize"), [("jax", ""), ("torch", "int8")])
+def test_export_from_another_backend(backend, quantize, tmp_path):
+    """The user calls the same function; the graph gives the scores that JAX and torch gave, with tables of int8 as well."""
     code = """
 import sys, numpy as np, standin, keras
 from calling import expected, requests
-from keras_ranking.serving import export
+from keras_ranking.serving import export, quantize_embeddings
 from keras_ranking.serving.layout import read_card
 from keras_ranking.serving.options import Options
 model = standin.make(seed=5)
-version = export(model, sys.argv[1] + "/ranker")
+version = export(model, sys.argv[1] + "/ranker", quantize=sys.argv[2] or None)
 batch = requests(read_card(version))
 np.savez(sys.argv[1] + "/in.npz", **batch)
+model = quantize_embeddings(model) if sys.argv[2] else model
 np.savez(sys.argv[1] + "/want.npz", **expected(model, read_card(version), batch))
 print(keras.backend.backend())
 """
-    output = finished(python(code, tmp_path, KERAS_BACKEND=backend))
+    output = finished(python(code, tmp_path, quantize, KERAS_BACKEND=backend))
     assert backend in output
     finished(python(RUN, tmp_path / "ranker/1", tmp_path / "in.npz"))
     with np.load(tmp_path / "want.npz") as want, np.load(tmp_path / "in.npz.out.npz") as got:
         for name in want.files:
             np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5)
-    assert read_card(tmp_path / "ranker/1").verified["largest_difference"] <= 1e-5
+    card = read_card(tmp_path / "ranker/1")
+    assert card.verified["largest_difference"] <= 1e-5 and card.quantized == bool(quantize)
+    content = json.loads((tmp_path / "ranker/1/assets.extra/model_card.json").read_text())
+    assert content["backend"]["exported_from"] == backend
 
 
 @pytest.mark.slow

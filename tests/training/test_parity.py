@@ -62,7 +62,7 @@ def test_sessions_are_needed(log: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.one_backend
+@pytest.mark.quickest
 def test_a_trained_model_loses_online_what_the_session_told_it() -> None:
     """Moods of sessions: the unmasked model looks better offline than it is; the masked one is what it looks."""
     log = kr.data.simulate(members=200, days=6, seed=0, sessions_per_day=0.6, **LOG)

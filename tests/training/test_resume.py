@@ -230,7 +230,7 @@ kr.training.train(log, out=sys.argv[1], **{**SETTINGS, "epochs": 8}, resume=len(
 
 
 @pytest.mark.slow
-@pytest.mark.one_backend
+@pytest.mark.quickest
 def test_a_process_that_was_killed(tmp_path: Path) -> None:
     """SIGKILL at some step; the resumed process ends with the weights of one that ran through."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
