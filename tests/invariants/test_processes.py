@@ -48,7 +48,9 @@ with tf.compat.v1.Session(graph=tf.Graph()) as session:
 
 
 def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") -> None:
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(Path(__file__).parents[2])}
+    # XLA_FLAGS: XLA compiles as it does by default, whatever is asked of it for quick tests.
+    settings = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": ""}
+    environment = {**os.environ, **settings}
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
