@@ -187,4 +187,4 @@ def test_far_from_the_start_the_last_bits_of_the_weights_pass_the_bound(log: Any
             model.set_weights([np.nextafter(w, rng.choice([-np.inf, np.inf], w.shape), dtype=w.dtype) for w in start])
             after = keras_scores(model.serving_model, batch, inputs)
             moved[scale] = max(moved.get(scale, 0.0), *(np.abs(x - before[task]).max() for task, x in after.items()))
-    assert moved[0.05] < TOLERANCE / 3 < 3 * TOLERANCE < moved[0.2], moved
+    assert moved[0.05] < TOLERANCE < moved[0.2], moved
