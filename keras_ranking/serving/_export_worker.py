@@ -177,10 +177,10 @@ def check_written(target: Path, signatures: dict[str, dict[str, Any]], compiled:
 def _bound(options: Options, model: Any) -> float:
     if options.tolerance is not None:
         return float(options.tolerance)
+    if options.precision == "bfloat16":  # against float32
+        return 6e-2 if bfloat16.cuts() else 3e-2
     policies = {layer.dtype_policy.compute_dtype for layer in model._flatten_layers()}
-    if not (policies & {"bfloat16", "float16"} or options.precision == "bfloat16"):
-        return 1e-5
-    return 6e-2 if bfloat16.cuts() else 3e-2
+    return 3e-2 if policies & {"bfloat16", "float16"} else 1e-5
 
 
 def _line(error: BaseException) -> str:

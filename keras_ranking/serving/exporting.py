@@ -67,8 +67,8 @@ def export(
         verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with garbage beyond
             their lengths, and compare with the Keras model on each request alone without the garbage.
         tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 3e-2 where matrix products or
-            the whole trunk are in a 16-bit type; 6e-2 on a CPU without bfloat16 instructions, where TensorFlow cuts products off
-            instead of rounding them (our choices).
+            the whole trunk are in a 16-bit type; with `precision`, 6e-2 on a CPU without bfloat16 instructions, where TensorFlow cuts
+            products off instead of rounding them (our choices).
         quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
         precision: 'bfloat16': matrix products in bfloat16, all else in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
         xla: False: a plain graph, which any server runs. True: attention and trunk compiled by XLA for fixed lengths; the server

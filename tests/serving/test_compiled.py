@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 import standin
@@ -13,6 +14,7 @@ from test_export import finished, python
 from test_signatures import written
 
 from keras_ranking.serving import bfloat16, export, exporting
+from keras_ranking.serving._export_worker import _bound
 from keras_ranking.serving.examples import random_requests
 from keras_ranking.serving.layout import read_card
 from keras_ranking.serving.options import Options
@@ -108,6 +110,19 @@ def test_a_difference_beyond_the_tolerance_leaves_nothing(tmp_path):
     with pytest.raises(exporting.ExportError, match="differs from the Keras scores by"):
         export(standin.make(), tmp_path / "ranker", precision="bfloat16", tolerance=1e-6)
     assert list((tmp_path / "ranker").iterdir()) == []
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_only_products_that_float32_is_compared_with_have_the_wider_bound(cuts, monkeypatch):
+    """A model in 16 bits is compared with itself: both sides are cut off alike."""
+    monkeypatch.setattr(bfloat16, "cuts", lambda: cuts)
+
+    def layers(dtype):
+        return SimpleNamespace(_flatten_layers=lambda: [keras.layers.Dense(1, dtype=dtype)])
+
+    assert _bound(Options(precision="bfloat16"), layers("float32")) == (6e-2 if cuts else 3e-2)
+    assert [_bound(Options(), layers(dtype)) for dtype in ("float32", "mixed_bfloat16", "mixed_float16")] == [1e-5, 3e-2, 3e-2]
+    assert _bound(Options(precision="bfloat16", tolerance=1e-3), layers("float32")) == 1e-3
 
 
 def test_bfloat16_leaves_einsum_alone(tmp_path):
