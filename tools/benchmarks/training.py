@@ -1,17 +1,25 @@
 """Events a second of a training step: packed rows against padded batches, on the lengths of EB-NeRD, on each backend.
 
     python tools/benchmarks/training.py FOLDER [--model cadet] [--backends tensorflow,jax,torch] [--json FILE]
+    python tools/benchmarks/training.py FOLDER --preset                          # the width of the preset for this log: 64
     python tools/benchmarks/training.py FOLDER --packing 256 512 1024 2496       # share of slots that packing fills, by row length
 
 The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, whole (mean 309 events, median 165,
-longest 2,496), or of each member the latest `--max-events`. The same members, model, weights, optimiser and losses both ways:
+longest 2,496), or of each member the latest `--max-events`. The model is the preset for this log at the width at which serving is timed
+(`dim=256`, 4 heads); `--preset` takes the preset's own width, `--set` any other. The same members, model, weights, optimiser and losses
+in all ways:
 
 * packed: rows as long as the longest stream, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
 * padded, the peer and the ordinary way in Keras: `--batch` (32) members a step, met at random, padded to the longest of the batch
   (rounded up to 64, so that few lengths are compiled). Its attention is ours as well, and skips what is padded;
-* fixed: the same members, all padded to the longest stream of the log, as `keras.utils.pad_sequences` does: one shape, compiled once;
+* fixed (`--fixed`): the same members, all padded to the longest stream of the log, as `keras.utils.pad_sequences` does: one shape,
+  compiled once;
 * dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it. It holds
-  T x T buffers: `--max-events 1000 --batch 8` fits a laptop.
+  T x T buffers: `--preset --max-events 1000 --batch 8` fits a laptop.
+
+What is padded costs the dense layers alone. With d the share of a packed step that is not attention, the ratio is about
+1 + d (slots - 1), where `slots` is how many slots padded batches have for one of packed rows, 4.1 here: it nears `slots` as the model gets
+wider, since attention to n keys costs n / (6 dim) of the other products of a plain block.
 
 `fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
 real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
@@ -31,6 +39,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+WIDTH = {"dim": 256, "num_heads": 4}  # that of tools/benchmarks/serving.py
 
 
 def streams_of(folder: str, max_events: int | None) -> Any:
@@ -134,13 +144,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     streams = streams_of(args.folder, args.max_events)
     lengths = np.diff(streams.offsets)
     longest = -(-int(lengths.max()) // 64) * 64
-    model_options, training = split_options(args.model, dict(args.set), "ebnerd")
+    model_options, training = split_options(args.model, {**({} if args.preset else WIDTH), **dict(args.set)}, "ebnerd")
     model = BUILDERS[args.model](streams.schema, **model_options)
     weights = model.get_weights()
     results = {}
-    sizes = {"packed": max(1, round(args.batch * lengths.mean() / longest)), "padded": args.batch, "fixed": args.batch}
-    if args.dense:
-        sizes["dense"] = args.batch
+    sizes = {"packed": max(1, round(args.batch * lengths.mean() / longest)), "padded": args.batch}
+    sizes |= {name: args.batch for name in ("fixed", "dense") if getattr(args, name)}  # dense last: it replaces the attention
     for name, size in sizes.items():
         batching = "packed" if name == "packed" else "padded"
         if name == "dense":
@@ -153,22 +162,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model.set_weights(weights)
         compile_for(model, wanted, steps=100, window=window)
         results[name] = measure(model, dataset, args.steps, args.passes)
-    packed, padded, fixed = results["packed"], results["padded"], results["fixed"]
+    packed, padded = results["packed"], results["padded"]
     rates = {name: result["events_per_s"] for name, result in results.items()}
-    dense = {"dense_events_per_s": rates["dense"], "ratio_dense": rates["packed"] / rates["dense"]} if args.dense else {}
+    others: dict[str, float] = {}
+    for name in rates.keys() - {"packed", "padded"}:
+        others |= {f"{name}_events_per_s": rates[name], f"ratio_{name}": rates["packed"] / rates[name]}
+        others[f"{name}_fill"] = results[name]["fill"]
     return {
         "backend": keras.backend.backend(),
         "packed_events_per_s": packed["events_per_s"],
         "padded_events_per_s": padded["events_per_s"],
-        "fixed_events_per_s": fixed["events_per_s"],
         "ratio": packed["events_per_s"] / padded["events_per_s"],
-        "ratio_fixed": packed["events_per_s"] / fixed["events_per_s"],
-        **dense,
+        **others,
         "input_share": packed["input_share"],
         "input_share_padded": padded["input_share"],
         "packed_fill": packed["fill"],
         "padded_fill": padded["fill"],
-        "fixed_fill": fixed["fill"],
         "seconds_a_step": {name: result["seconds_a_step"] for name, result in results.items()},
         "rows_a_step": sizes,
         "row_length": longest,
@@ -191,6 +200,8 @@ def main() -> None:
     parser.add_argument("--model", default="cadet")
     parser.add_argument("--max-events", type=int, help="of a member: the latest; default: all")
     parser.add_argument("--batch", type=int, default=32, help="members of a padded step")
+    parser.add_argument("--preset", action="store_true", help="the model as wide as the preset for this log")
+    parser.add_argument("--fixed", action="store_true", help="compare with members padded to the longest stream of the log, too")
     parser.add_argument("--dense", action="store_true", help="compare with Keras's attention on padded batches, too")
     parser.add_argument("--steps", type=int, default=8, help="batches of a pass")
     parser.add_argument("--passes", type=int, default=2, help="passes that count")
@@ -216,10 +227,10 @@ def main() -> None:
         found = json.loads(lines[-1])
         print(
             f"{backend}: packed {found['packed_events_per_s']:,.0f} events/s, padded {found['padded_events_per_s']:,.0f}, "
-            f"ratio {found['ratio']:.2f} ({found['ratio_fixed']:.2f} where all are padded to the longest stream); "
+            f"ratio {found['ratio']:.2f}; filled {found['packed_fill']:.1%} and {found['padded_fill']:.1%}; "
+            + (f"{found['ratio_fixed']:.2f} where all are padded to the longest stream; " if args.fixed else "")
             + (f"{found['ratio_dense']:.2f} to dense attention; " if args.dense else "")
-            + f"input {found['input_share']:.2%} of the packed pass; "
-            f"filled {found['packed_fill']:.1%}, {found['padded_fill']:.1%} and {found['fixed_fill']:.1%}",
+            + f"input {found['input_share']:.2%} of the packed pass",
             flush=True,
         )
         if args.json:
