@@ -28,7 +28,7 @@ from keras_ranking.training.checkpoint import (
     write_whole,
 )
 from keras_ranking.training.options import BUILDERS, TrainingOptions, split_options
-from keras_ranking.training.setup import compile_for, delays_for, training_data, weights_for
+from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 
 HISTORY_SPLIT = "history"
 
@@ -189,6 +189,8 @@ def warm_start(
 
 
 def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progress, callbacks: Any, verbose: bool) -> None:
+    if keras.backend.backend() == "tensorflow":
+        build_for(ranker, dataset[0])
     settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [counter, *callbacks]}
     if counter.batch:  # in the middle of an epoch
         ranker.fit(Rest(dataset, counter.batch), initial_epoch=counter.epoch, epochs=counter.epoch + 1, **settings)

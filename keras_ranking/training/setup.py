@@ -12,6 +12,7 @@ import pandas as pd
 from keras_ranking import models
 from keras_ranking.data import PackedDataset, PackedRequests, Sequences, pack, pad
 from keras_ranking.schema import Schema
+from keras_ranking.training.optimizers import AdamW
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.predict import model_requests
 from keras_ranking.training.propensities import position_propensities
@@ -125,9 +126,9 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
     def rate(peak: float) -> Any:
         return constant_rate(_FLOOR * peak) if warm else schedule_for(peak, training.warmup, steps)
 
-    optimizer: Any = keras.optimizers.AdamW(
-        rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm
-    )
+    # On torch Keras has an AdamW of its own, which updates all variables at once and asks the schedule once.
+    adamw = keras.optimizers.AdamW if keras.backend.backend() == "torch" else AdamW
+    optimizer: Any = adamw(rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm)
     if training.table_optimizer == "adagrad" and any(variable.path.endswith("/embeddings") for variable in ranker.trainable_variables):
         tables = keras.optimizers.Adagrad(rate(training.table_learning_rate), global_clipnorm=training.clip_norm)
         optimizer = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {".*/embeddings": tables}))
@@ -142,3 +143,15 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
         given = {task: float(weight) for task, weight in training.task_weights.items()}
         scales = {**dict.fromkeys(ranker.tasks, 1.0), **ranker.auxiliary_tasks, **given}
     ranker.compile(optimizer=optimizer, loss=losses, loss_weights=scales, jit_compile=training.jit_compile)
+
+
+def build_for(ranker: models.RankingModel, batch: Any) -> None:
+    """Make what a compiled model makes at its first step: the states of losses and optimiser.
+
+    TensorFlow traces a step a second time if the first made variables, which is as long again. The other backends need no such help.
+    """
+    x, y, sample_weight = batch
+    ranker.compute_loss(x=x, y=y, y_pred=ranker(x, training=False), sample_weight=sample_weight, training=False)
+    ranker.reset_metrics()
+    if not ranker.optimizer.built:
+        ranker.optimizer.build(ranker.trainable_variables)
