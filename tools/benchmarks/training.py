@@ -22,7 +22,8 @@ What is padded costs the dense layers alone. With d the share of a packed step t
 wider, since attention to n keys costs n / (6 dim) of the other products of a plain block.
 
 `fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
-real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
+real ones: padding counts for nothing. JAX and TensorFlow are compiled by XLA, torch runs eagerly: what Keras does by itself, but for
+TensorFlow on a machine without a GPU, where `--set jit_compile=False` is its choice. `input_share` is the
 time to make the packed batches over the time of the pass (`input_share_padded` the same of the padded ones). One JSON object a line.
 """
 
@@ -144,7 +145,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     streams = streams_of(args.folder, args.max_events)
     lengths = np.diff(streams.offsets)
     longest = -(-int(lengths.max()) // 64) * 64
-    model_options, training = split_options(args.model, {**({} if args.preset else WIDTH), **dict(args.set)}, "ebnerd")
+    compiled = {"jit_compile": True} if keras.backend.backend() == "tensorflow" else {}
+    model_options, training = split_options(args.model, {**({} if args.preset else WIDTH), **compiled, **dict(args.set)}, "ebnerd")
     model = BUILDERS[args.model](streams.schema, **model_options)
     weights = model.get_weights()
     results = {}
