@@ -1,13 +1,12 @@
 """Events a second of a training step: packed rows against padded batches, on the lengths of EB-NeRD, on each backend.
 
     python tools/benchmarks/training.py FOLDER [--model cadet] [--backends tensorflow,jax,torch] [--json FILE]
-    python tools/benchmarks/training.py FOLDER --preset                          # the width of the preset for this log: 64
+    python tools/benchmarks/training.py FOLDER --set dim=256 --set num_heads=4 [--set jit_compile=True]        # as wide as serving.py's
     python tools/benchmarks/training.py FOLDER --packing 256 512 1024 2496       # share of slots that packing fills, by row length
 
 The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, whole (mean 309 events, median 165,
-longest 2,496), or of each member the latest `--max-events`. The model is the preset for this log at the width at which serving is timed
-(`dim=256`, 4 heads); `--preset` takes the preset's own width, `--set` any other. The same members, model, weights, optimiser and losses
-in all ways:
+longest 2,496), or of each member the latest `--max-events`. The model is the preset for this log (`dim=64`); `--set` changes it. The
+same members, model, weights, optimiser and losses in all ways:
 
 * packed: rows as long as the longest stream, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
 * padded, the peer and the ordinary way in Keras: `--batch` (32) members a step, met at random, padded to the longest of the batch
@@ -15,15 +14,14 @@ in all ways:
 * fixed (`--fixed`): the same members, all padded to the longest stream of the log, as `keras.utils.pad_sequences` does: one shape,
   compiled once;
 * dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it. It holds
-  T x T buffers: `--preset --max-events 1000 --batch 8` fits a laptop.
+  T x T buffers: `--max-events 1000 --batch 8` fits a laptop.
 
 What is padded costs the dense layers alone. With d the share of a packed step that is not attention, the ratio is about
 1 + d (slots - 1), where `slots` is how many slots padded batches have for one of packed rows, 4.1 here: it nears `slots` as the model gets
 wider, since attention to n keys costs n / (6 dim) of the other products of a plain block.
 
 `fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
-real ones: padding counts for nothing. JAX and TensorFlow are compiled by XLA, torch runs eagerly: what Keras does by itself, but for
-TensorFlow on a machine without a GPU, where `--set jit_compile=False` is its choice. `input_share` is the
+real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
 time to make the packed batches over the time of the pass (`input_share_padded` the same of the padded ones). One JSON object a line.
 """
 
@@ -40,8 +38,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-WIDTH = {"dim": 256, "num_heads": 4}  # that of tools/benchmarks/serving.py
 
 
 def streams_of(folder: str, max_events: int | None) -> Any:
@@ -145,8 +141,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     streams = streams_of(args.folder, args.max_events)
     lengths = np.diff(streams.offsets)
     longest = -(-int(lengths.max()) // 64) * 64
-    compiled = {"jit_compile": True} if keras.backend.backend() == "tensorflow" else {}
-    model_options, training = split_options(args.model, {**({} if args.preset else WIDTH), **compiled, **dict(args.set)}, "ebnerd")
+    model_options, training = split_options(args.model, dict(args.set), "ebnerd")
     model = BUILDERS[args.model](streams.schema, **model_options)
     weights = model.get_weights()
     results = {}
@@ -202,7 +197,6 @@ def main() -> None:
     parser.add_argument("--model", default="cadet")
     parser.add_argument("--max-events", type=int, help="of a member: the latest; default: all")
     parser.add_argument("--batch", type=int, default=32, help="members of a padded step")
-    parser.add_argument("--preset", action="store_true", help="the model as wide as the preset for this log")
     parser.add_argument("--fixed", action="store_true", help="compare with members padded to the longest stream of the log, too")
     parser.add_argument("--dense", action="store_true", help="compare with Keras's attention on padded batches, too")
     parser.add_argument("--steps", type=int, default=8, help="batches of a pass")
