@@ -90,13 +90,18 @@ def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, floa
     class Clock(keras.callbacks.Callback):
         def __init__(self) -> None:
             super().__init__()
+            self.begin: float | None = None
             self.passes: list[tuple[float, float]] = []
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.begin, Some.spent = time.perf_counter(), 0.0
+            self.begin, Some.spent = None, 0.0
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            # Not from the epoch's begin: on TensorFlow `fit` may stand still for seconds before the first step of an epoch.
+            self.begin = self.begin or time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.passes.append((time.perf_counter() - self.begin, Some.spent))
+            self.passes.append((time.perf_counter() - (self.begin or 0.0), Some.spent))
 
     dataset._in_epoch = True
     segments = [dataset[batch][0]["segment"] for batch in range(steps)]
