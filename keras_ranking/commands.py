@@ -128,6 +128,7 @@ def train(args: argparse.Namespace) -> int:
     _start_keras(args)
     from keras_ranking import training
 
+    training.keep_freed_memory()
     seed = args.seed or 0
     log = _open_log(args, seed)
     model = args.model or "cadet"
@@ -159,6 +160,7 @@ def _resume(args: argparse.Namespace) -> int:
     _start_keras(args)
     from keras_ranking import training
 
+    training.keep_freed_memory()
     about = training.read_checkpoint(args.resume).about
     seed = about["seed"]
     if not args.new_events:

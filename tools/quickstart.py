@@ -162,6 +162,7 @@ def main() -> None:
         print(f"      {len(events):,} impressions in {events['request_id'].nunique():,} requests, {events['click'].mean():.1%} clicked")
 
     with step(f"train CADET on the `train` rows, {args.epochs} epochs"):
+        training.keep_freed_memory()
         model, history = training.train(log, out=args.out / "cadet", seed=args.seed, epochs=args.epochs)
 
     with step("evaluate on the `test` rows: CADET, popularity, logistic regression"):

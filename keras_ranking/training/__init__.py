@@ -5,6 +5,7 @@ from keras_ranking.training.checkpoint import Checkpoint, read_checkpoint
 from keras_ranking.training.fisher import FisherSnapshot
 from keras_ranking.training.incremental import IncrementalPenalty, fit_incremental
 from keras_ranking.training.labels import LongDwell, contribution_labels, long_dwell_labels
+from keras_ranking.training.memory import keep_freed_memory
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.parity import predict_served
 from keras_ranking.training.predict import evaluate, model_requests, predict_events
@@ -28,6 +29,7 @@ __all__ = [
     "fit_incremental",
     "fit_random_effects",
     "inverse_propensity_weights",
+    "keep_freed_memory",
     "long_dwell_labels",
     "model_requests",
     "place_weights",

@@ -14,12 +14,15 @@ same members, model, weights, optimiser and losses in all ways:
 * fixed (`--fixed`): the same members, all padded to the longest stream of the log, as `keras.utils.pad_sequences` does: one shape,
   compiled once;
 * dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it. It holds
-  T x T buffers: `--max-events 1000 --batch 8` fits a laptop.
+  T x T buffers: `--max-events 1000 --batch 8` fits a laptop;
+* rest (`--rest`): packed and padded steps without attention, whose place the mean of query, key and value takes: `attention_share`
+  of a packed step, and `ratio_rest`, what the ratio would be if attention cost nothing.
 
 What is padded costs the dense layers alone. With d the share of a packed step that is not attention, the ratio is about
 1 + d (slots - 1), where `slots` is how many slots padded batches have for one of packed rows, 4.1 here: it nears `slots` as the model gets
 wider, since attention to n keys costs n / (6 dim) of the other products of a plain block.
 
+Freed memory is kept, as in `keras-ranking train` (`training.keep_freed_memory`; `--allocator default` leaves the allocator as it is).
 `fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
 real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
 time to make the packed batches over the time of the pass (`input_share_padded` the same of the padded ones). One JSON object a line.
@@ -68,6 +71,15 @@ def dense_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> 
     # The same in its parts: Keras's own wants lengths that are known when a graph is traced.
     logits = ops.where(mask, scale * ops.einsum("bthd,bshd->bhts", query, key), -1e9)
     return ops.einsum("bhts,bshd->bthd", ops.softmax(logits), value)
+
+
+def no_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any:
+    """In the place of `SpanAttention.call`: all three are needed, so that no layer before them is left out."""
+    import keras
+
+    group = query.shape[2] // key.shape[2]
+    key, value = (keras.ops.repeat(part, group, axis=2) if group > 1 else part for part in (key, value))
+    return (query + key + value) / 3
 
 
 def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, float]:
@@ -140,9 +152,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import keras
 
     import keras_ranking as kr
+    from keras_ranking.training import keep_freed_memory
     from keras_ranking.training.options import BUILDERS, split_options
     from keras_ranking.training.setup import compile_for, training_data
 
+    kept = args.allocator == "keeps" and keep_freed_memory()
     streams = streams_of(args.folder, args.max_events)
     lengths = np.diff(streams.offsets)
     longest = -(-int(lengths.max()) // 64) * 64
@@ -151,11 +165,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     weights = model.get_weights()
     results = {}
     sizes = {"packed": max(1, round(args.batch * lengths.mean() / longest)), "padded": args.batch}
-    sizes |= {name: args.batch for name in ("fixed", "dense") if getattr(args, name)}  # dense last: it replaces the attention
+    sizes |= {name: args.batch for name in ("fixed", "dense") if getattr(args, name)}
+    if args.rest:
+        sizes |= {"rest_packed": sizes["packed"], "rest_padded": args.batch}
+    replaced = {"dense": dense_attention, "rest_packed": no_attention, "rest_padded": no_attention}
+    attention = kr.ops.attention.SpanAttention.call
     for name, size in sizes.items():
-        batching = "packed" if name == "packed" else "padded"
-        if name == "dense":
-            kr.ops.attention.SpanAttention.call = dense_attention
+        batching = "packed" if name.endswith("packed") else "padded"
+        kr.ops.attention.SpanAttention.call = replaced.get(name, attention)
         wanted = replace(training, batching=batching, batch_size=size, row_length=longest)
         dataset, window = training_data(model, streams, wanted, seed=0)
         if name == "fixed":
@@ -167,7 +184,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     packed, padded = results["packed"], results["padded"]
     rates = {name: result["events_per_s"] for name, result in results.items()}
     others: dict[str, float] = {}
-    for name in rates.keys() - {"packed", "padded"}:
+    if args.rest:
+        others["ratio_rest"] = rates["rest_packed"] / rates["rest_padded"]
+        others["attention_share"] = 1 - results["rest_packed"]["seconds_a_step"] / packed["seconds_a_step"]
+    for name in rates.keys() & {"fixed", "dense"}:
         others |= {f"{name}_events_per_s": rates[name], f"ratio_{name}": rates["packed"] / rates[name]}
         others[f"{name}_fill"] = results[name]["fill"]
     return {
@@ -187,6 +207,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "arguments": model_options,
         "parameters": model.count_params(),
         "compiled": bool(model.jit_compile),
+        "freed_memory_kept": kept,
         "keras": keras.__version__,
         "keras_ranking": kr.__version__,
     }
@@ -204,6 +225,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="members of a padded step")
     parser.add_argument("--fixed", action="store_true", help="compare with members padded to the longest stream of the log, too")
     parser.add_argument("--dense", action="store_true", help="compare with Keras's attention on padded batches, too")
+    parser.add_argument("--rest", action="store_true", help="measure both ways without attention, too")
+    parser.add_argument("--allocator", choices=("keeps", "default"), default="keeps", help="what becomes of freed memory")
     parser.add_argument("--steps", type=int, default=8, help="batches of a pass")
     parser.add_argument("--passes", type=int, default=2, help="passes that count")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of the model")
@@ -231,6 +254,7 @@ def main() -> None:
             f"ratio {found['ratio']:.2f}; filled {found['packed_fill']:.1%} and {found['padded_fill']:.1%}; "
             + (f"{found['ratio_fixed']:.2f} where all are padded to the longest stream; " if args.fixed else "")
             + (f"{found['ratio_dense']:.2f} to dense attention; " if args.dense else "")
+            + (f"attention {found['attention_share']:.0%} of the step, {found['ratio_rest']:.2f} without it; " if args.rest else "")
             + f"input {found['input_share']:.2%} of the packed pass",
             flush=True,
         )
