@@ -1,0 +1,121 @@
+"""What several commands need: Keras started quietly, logs and rows read, progress and tables printed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """Says on stderr what is being done, and how long it took."""
+    begin = time.perf_counter()
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    yield
+    print(f"{what}: {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_imports(debug: bool = False) -> Iterator[None]:
+    """Holds back what TensorFlow's C++ code writes to stderr while it is imported; shown after all where the import fails.
+
+    TensorFlow writes these lines before it reads TF_CPP_MIN_LOG_LEVEL, so the file descriptor is the only handle on them.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if debug:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            held.seek(0)
+            text = held.read()
+            if not isinstance(error, ModuleNotFoundError):
+                os.write(kept, text)
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def start_keras(args: argparse.Namespace) -> None:
+    """Choose the backend and import Keras with it."""
+    if args.backend:
+        os.environ["KERAS_BACKEND"] = args.backend
+    if "keras" not in sys.modules:
+        print("starting keras ...", file=sys.stderr, flush=True)
+    with quiet_imports(args.debug):
+        import keras
+    if args.backend and keras.backend.backend() != args.backend:
+        raise ValueError(f"`--backend` cannot change once keras is imported. Received: {args.backend}; running: {keras.backend.backend()}")
+
+
+def open_log_of(args: argparse.Namespace, seed: int) -> Any:
+    """The log of `--data`; what it holds is said on stderr."""
+    from keras_ranking.data import open_log
+
+    with step(f"reading {args.data}"):
+        log = open_log(args.data, schema=args.schema, seed=seed)
+    counts = log.events["split"].value_counts(sort=False)
+    print(f"log {log.name}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " rows", file=sys.stderr)
+    for note in getattr(log, "notes", ()):
+        print(f"  {note}", file=sys.stderr)
+    return log
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def finite(value: Any) -> Any:
+    """For JSON, which has no NaN: a figure that the rows do not define is null."""
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain_value(value: Any) -> Any:
+    """A numpy scalar as the Python number that JSON knows."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def read_rows(path: str) -> Any:
+    """Rows of a parquet, CSV or JSON file as a DataFrame."""
+    import pandas as pd
+
+    readers: dict[str, Callable[..., Any]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".gz": pd.read_csv, ".json": pd.read_json}
+    reader = readers.get(Path(path).suffix)
+    if reader is None:
+        raise ValueError(f"rows must come from a .parquet, .csv, .csv.gz or .json file. Received: {path}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return reader(path)
+    except ImportError as error:
+        raise ModuleNotFoundError("parquet needs pyarrow: pip install 'keras-ranking[data]'", name="pyarrow") from error
+
+
+def token(args: argparse.Namespace) -> str | None:
+    """From a file or the environment: what stands on a command line can be read by every user of the machine."""
+    if args.token_file is None:
+        return os.environ.get("KERAS_RANKING_TOKEN") or None
+    return Path(args.token_file).read_text(encoding="utf-8").strip()

@@ -1,0 +1,99 @@
+"""Exported versions: `export`, `skew`, `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+
+from keras_ranking.commands.common import finite, plain_value, quiet_imports, read_rows, start_keras, step, table, token
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a trained model as the next version of a served model."""
+    start_keras(args)
+    from keras_ranking import models, serving
+
+    model = models.load(args.model_dir)
+    with step("exporting" + ("" if args.no_verify else " and checking the written graph in a fresh process")):
+        version = serving.export(
+            model,
+            args.out,
+            verify=not args.no_verify,
+            quantize=args.quantize,
+            precision=args.precision,
+            xla=args.xla,
+            through=args.through,
+            history_buckets=args.history_buckets,
+            candidate_buckets=args.candidate_buckets,
+            events=read_rows(args.events) if args.events else None,
+            run=args.model_dir,
+        )
+    print(f"version {version.name}: {version}")
+    return 0
+
+
+def skew(args: argparse.Namespace) -> int:
+    """Replay logged requests through an exported version, the Keras model and the data pipeline; 1 where they differ."""
+    start_keras(args)
+    from keras_ranking import serving
+
+    events = read_rows(args.events)
+    with step(f"replaying up to {args.sample} requests"):
+        report = serving.check_skew(args.model, args.keras, events, sample=args.sample, bound=args.bound, seed=args.seed)
+    if args.json:
+        Path(args.json).write_text(json.dumps(finite(report.to_json()), indent=2, default=plain_value) + "\n", encoding="utf-8")
+    print(table(["what", "name", "compared", "differ", "largest", "mean", "worst"], report.rows()))
+    print(("SKEW: " if report.found else "no skew: ") + report.summary())
+    return int(report.found)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve an exported model until Ctrl-C or SIGTERM."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the server runs the exported graph; no Keras model is built
+    _start_logging(args)
+    with quiet_imports(args.debug):
+        from keras_ranking.serving import Limits, Tls, serve
+    if (args.tls_cert is None) != (args.tls_key is None) or (args.tls_client_ca is not None and args.tls_cert is None):
+        raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca goes with them.")
+    known = {field.name for field in dataclasses.fields(Limits)}
+    unknown = sorted({name for name, _ in args.limit} - known)
+    if unknown:
+        raise ValueError(f"`--limit` must name one of {sorted(known)}. Received: {unknown[0]}")
+    server = serve(
+        args.folder,
+        name=args.name,
+        host=args.host,
+        rest_port=args.rest_port,
+        grpc_port=args.grpc_port,
+        threads=args.threads,
+        labels=dict(args.label),
+        limits=Limits(**dict(args.limit)),
+        token=token(args),
+        tls=Tls(args.tls_cert, args.tls_key, args.tls_client_ca) if args.tls_cert is not None else None,
+        insecure=args.insecure,
+        notice_seconds=args.notice_seconds,
+        drain_seconds=args.drain_seconds,
+    )
+    print(
+        f"serving {server.name} version {server.version}, until Ctrl-C\n"
+        f"  REST http://{server.host}:{server.rest_port}/v1/models/{server.name}:predict\n"
+        f"  gRPC {server.host}:{server.grpc_port}",
+        flush=True,
+    )
+    server.wait()
+    return 0
+
+
+def _start_logging(args: argparse.Namespace) -> None:
+    """Log lines on stderr, as text or as JSON."""
+    from keras_ranking.serving.logs import CALL, JsonFormatter
+
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if args.log_format == "json" else plain)
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, handlers=[handler])
+    logging.getLogger(CALL).setLevel(logging.INFO if args.log_calls else logging.WARNING)

@@ -1,0 +1,147 @@
+"""Logs and training: `simulate`, `train`, `evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_ranking.commands.common import finite, open_log_of, start_keras, step, table
+
+
+def simulate(args: argparse.Namespace) -> int:
+    """Write a simulated log and its schema."""
+    from keras_ranking import data
+
+    out = Path(args.out)
+    write = {".parquet": "to_parquet", ".csv": "to_csv", ".gz": "to_csv"}.get(out.suffix)
+    if write is None:
+        raise ValueError(f"`--out` must end in .parquet, .csv or .csv.gz. Received: {args.out}")
+    with step("simulating"):
+        log = data.simulate(members=args.members, days=args.days, seed=args.seed, **dict(args.set))
+    schema = Path(args.schema) if args.schema else out.with_name(f"{out.name.split('.')[0]}.schema.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with step(f"writing {out}"):
+        try:
+            getattr(log.events, write)(out, index=False)
+        except ImportError as error:
+            raise ModuleNotFoundError("parquet needs pyarrow: pip install 'keras-ranking[data]'", name="pyarrow") from error
+        log.schema.save(schema)
+    counts = log.events["split"].value_counts(sort=False)
+    shares = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    print(f"{len(log.events):,} impressions of {args.members:,} members ({shares})")
+    print(f"log: {out}\nschema: {schema}")
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a ranker on the `train` rows of a log, or go on with a training."""
+    if args.resume:
+        return _resume(args)
+    if args.new_events:
+        raise ValueError("`--new-events` needs `--resume DIR`, the training to go on with.")
+    start_keras(args)
+    from keras_ranking import training
+
+    training.keep_freed_memory()
+    seed = args.seed or 0
+    log = open_log_of(args, seed)
+    model = args.model or "cadet"
+    _, history = training.train(
+        log,
+        model=model,
+        out=Path(args.out),
+        seed=seed,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        options={**({"preset": args.preset} if args.preset else {}), **dict(args.set)},
+        verbose=not args.quiet,
+        checkpoint_every=args.checkpoint_every,
+    )
+    print(f"{model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    """Go on with a stopped training, or take the daily step of a finished one."""
+    fixed = ("model", "preset", "batch_size", "checkpoint_every", *(() if args.new_events else ("seed", "epochs", "out")))
+    for name in fixed:
+        if getattr(args, name) is not None:
+            raise ValueError(f"`--{name.replace('_', '-')}` is that of the training in --resume. Received: {getattr(args, name)}")
+    if args.set:
+        raise ValueError(f"`--set` is that of the training in --resume. Received: {args.set[0][0]}")
+    if args.new_events and not args.out:
+        raise ValueError("`--new-events` needs `--out`: the folder to write.")
+    start_keras(args)
+    from keras_ranking import training
+
+    training.keep_freed_memory()
+    about = training.read_checkpoint(args.resume).about
+    seed = about["seed"]
+    if not args.new_events:
+        if about["finished"]:
+            raise ValueError(f"the training in '{args.resume}' is finished. To learn from newer events, give --new-events and --out.")
+        log = open_log_of(args, seed)
+        settings = {name: about[name] for name in ("model", "seed", "epochs", "batch_size", "options", "checkpoint_every")}
+        _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
+        print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
+        return 0
+    log, new = _with_new_events(args, seed)
+    print(f"{int(new.sum()):,} new events", file=sys.stderr)
+    settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet}
+    _, history = training.warm_start(log, args.resume, new, args.out, **settings)
+    print(f"{about['model']} went on for {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    return 0
+
+
+def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
+    """The log, and which of its rows are new: those from a day on that are to be learned from, or those of another source."""
+    import dataclasses
+    from datetime import datetime
+
+    import numpy as np
+    import pandas as pd
+
+    from keras_ranking.data import open_log
+
+    log = open_log_of(args, seed)
+    events = log.events
+    if args.new_events[:1].isdigit():
+        try:
+            day = pd.Timestamp(datetime.fromisoformat(args.new_events))  # pandas alone would take "1st of May" for a day of this year
+        except ValueError as error:
+            raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {args.new_events!r}") from error
+        begin = int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp()) - log.schema.epoch
+        new = (log.schema.encode_time(events[log.schema.time]) >= begin) & (events["split"] == "train").to_numpy()
+        return log, np.asarray(new)
+    with step(f"reading {args.new_events}"):
+        # Of a file of new rows none is kept back to judge on, unless its own `split` says so.
+        other = open_log(args.new_events, schema=log.schema, seed=seed, train_share=1.0)
+    both = pd.concat([events, other.events], ignore_index=True)
+    new = (other.events["split"] == "train").to_numpy()
+    return dataclasses.replace(log, events=both), np.concatenate([np.zeros(len(events), dtype=bool), new])
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print, and write as JSON, the figures of a trained model on one split."""
+    start_keras(args)
+    from keras_ranking import models, training
+
+    model = models.load(args.model_dir)
+    seed = args.seed
+    if seed is None:
+        try:
+            seed = int(json.loads((Path(args.model_dir) / "history.json").read_text(encoding="utf-8"))["seed"])
+        except (OSError, ValueError, KeyError):
+            seed = 0
+    log = open_log_of(args, seed)
+    with step(f"scoring the {args.split} rows"):
+        results = training.evaluate(model, log, split=args.split)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    names = list(next(iter(results.values())))
+    print(table([f"{log.name} {args.split}", *results], [[name, *(f"{results[task][name]:.4f}" for task in results)] for name in names]))
+    return 0

@@ -1,0 +1,85 @@
+"""Scores of one request, from a server or from a model in this process: `score`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_ranking.commands.common import plain_value, read_rows, start_keras, table, token
+
+
+def score(args: argparse.Namespace) -> int:
+    """Print the candidates of one request, ranked."""
+    history, candidates, moment = _read_request(args)
+    if args.server:
+        from keras_ranking.schema import Schema
+        from keras_ranking.serving import Client, ClientTls
+
+        if not args.schema:
+            raise ValueError("`--server` needs --schema FILE: the schema.json that training wrote.")
+        schema = Schema.load(args.schema)
+        protocol = "rest" if args.server.startswith("http") else "grpc"
+        tls = ClientTls(args.tls_ca) if args.tls_ca is not None else False
+        with Client(args.server, schema, args.name, protocol, signature=args.signature, token=token(args), tls=tls) as client:
+            scores = client.score(history, candidates, moment)
+    else:
+        start_keras(args)
+        from keras_ranking import models
+
+        model = models.load(args.model)
+        schema = model.schema
+        scores = score_here(model, history, candidates, moment)
+    task = args.task or schema.tasks[0].name
+    order = scores[schema.task(task).name].to_numpy().argsort(kind="stable")[::-1][: args.top]
+    named = [feature.name for feature in schema.features_known("item") if feature.kind == "id"][:1]
+    ranked = [
+        {"rank": rank, "candidate": int(row)}
+        | {name: candidates[name].iloc[row] for name in named}
+        | {name: float(scores[name].iloc[row]) for name in scores}
+        for rank, row in enumerate(order, start=1)
+    ]
+    if args.json:
+        print(json.dumps(ranked, default=plain_value, indent=2))
+    else:
+        cells = [[f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in ranked]
+        print(table(list(ranked[0]), cells))
+    return 0
+
+
+def _read_request(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(history, candidates, time) of the request that the arguments name."""
+    import pandas as pd
+
+    if args.request:
+        if args.history or args.candidates or args.time is not None:
+            raise ValueError("give a REQUEST file, or --history, --candidates and --time; not both.")
+        text = sys.stdin.read() if args.request == "-" else Path(args.request).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{args.request} is not JSON: {error}") from error
+        if not isinstance(content, dict) or not {"time", "candidates"} <= set(content) <= {"time", "history", "candidates"}:
+            found = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"a request must have the keys time, candidates and, if there is one, history. Received: {found}")
+        return pd.DataFrame(content.get("history", [])), pd.DataFrame(content["candidates"]), content["time"]
+    if not args.candidates or args.time is None:
+        raise ValueError("give a REQUEST file, or --candidates FILE and --time SECONDS (and --history FILE, if there is a history).")
+    history = read_rows(args.history) if args.history else pd.DataFrame()
+    return history, read_rows(args.candidates), args.time
+
+
+def score_here(model: Any, history: Any, candidates: Any, moment: Any) -> Any:
+    """Scores of one request by a Keras model in this process, one column per task."""
+    import keras
+    import pandas as pd
+
+    from keras_ranking.serving import pad_requests, request_tensors
+
+    graph = model.serving_model
+    tensors = pad_requests([request_tensors(model.schema, history, candidates, moment, list(graph.input))])
+    outputs = graph(tensors)
+    tasks = [task.name for task in model.schema.tasks if task.name in outputs]
+    return pd.DataFrame({task: keras.ops.convert_to_numpy(outputs[task])[0, : len(candidates)] for task in tasks})
