@@ -137,7 +137,7 @@ example:
 writes DIR/model.keras, DIR/schema.json (with the constants fitted on the training rows), DIR/history.json (losses by
 epoch, seconds, counts, options) and DIR/checkpoint.npz (the optimiser's state as well), each file whole or not at all.
 
---resume DIR goes on with what was begun in DIR, with the model, options and seed of that run:
+--resume DIR goes on with what was begun in DIR, with the model and options of that run:
   a training that was stopped (it had --checkpoint-every) reaches the weights it would have reached; the log must be the same
   a finished one takes the daily step with --new-events, into --out: the whole log is read, the loss is on the new events alone,
   at the learning rate at which the training ended, with its optimiser's state
@@ -158,8 +158,8 @@ examples:
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
     data_arguments(made)
     made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
-    made.add_argument("--seed", type=_seed, metavar="N", help="of weights, shuffling and the simulator (default: 0, or that of --resume)")
-    made.add_argument("--epochs", type=_positive, metavar="N", help="passes over the log (default: the model's)")
+    made.add_argument("--seed", type=_seed, metavar="N", help="of weights, shuffling and the simulator (default: 0; with --new-events the run's plus its steps)")
+    made.add_argument("--epochs", type=_positive, metavar="N", help="passes over the log (default: the model's; with --new-events 1)")
     made.add_argument("--batch-size", type=_positive, metavar="N", help="packed rows a step (default: the model's)")
     made.add_argument("--checkpoint-every", type=_positive, metavar="N", help="steps after which the state is written, for --resume")
     made.add_argument("--resume", metavar="DIR", help="go on with the training in DIR (see below)")
@@ -211,7 +211,7 @@ example:
     )
     made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
     made.add_argument("--out", required=True, metavar="FOLDER", help="the served model; its versions are numbered folders in it")
-    made.add_argument("--quantize", choices=["int8"], help="embedding tables in int8, a quarter of the size")
+    made.add_argument("--quantize", choices=["int8"], help="embedding tables in int8, about 0.3 of the size")
     made.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of matrix products (default: float32)")
     made.add_argument("--xla", action="store_true", help="compile attention and trunk for fixed lengths; the server needs flags")
     made.add_argument("--through", choices=["tensorflow", "jax"], default="tensorflow", help="who makes the graph (default: tensorflow)")

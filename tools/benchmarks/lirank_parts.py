@@ -85,8 +85,9 @@ PARTS = [
         ids=True,
         after="int8",
     ),
+    Part("Residual DCN, dense gates", "ebnerd", "", RDCN),
     Part(
-        "preset feed, random effects every 8 h",
+        "Residual DCN, dense gates, random effects every 8 h",
         "ebnerd",
         "+0.17 % engaged DAU",
         {**RDCN, "random_effects": {"click": "article_id"}},
@@ -110,7 +111,7 @@ PARTS = [
         for name, claim in (
             ("full table", "base"),
             ("quotient-remainder", "no loss"),
-            ("hashed, 1/8 of the rows", ""),
+            ("hashed, a row for eight ids", ""),
             ("none", ""),
         )
     ],

@@ -3,7 +3,7 @@
     python tools/benchmarks/session_leak.py [--model cadet] [--seeds 3] [--json FILE] [--variant NAME:OPTION=VALUE,...]
 
 The log is simulated: a hidden mood moves all labels of a session (`mood_scale`), and actions are in the log a second later, so a
-model may read them in training. Four ways to train the same model:
+model may read them in training. Ways to train the same model (the first three with CADET, the only one whose runs are fixed here):
 
 * unmasked: `delay=1`, everything before the request's second is visible;
 * delay: a delay longer than any session, 3600 s;
