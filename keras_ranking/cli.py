@@ -139,7 +139,8 @@ epoch, seconds, counts, options) and DIR/checkpoint.npz (the optimiser's state a
 
 --resume DIR goes on with what was begun in DIR, with the model and options of that run:
   a training that was stopped (it had --checkpoint-every) reaches the weights it would have reached; the log must be the same
-  a finished one takes the daily step with --new-events, into --out: the whole log is read, the loss is on the new events alone,
+  a finished one takes the daily step with --new-events, into --out: rows of split train and history are read (all, where the log
+  has no split), the loss is on the new events alone,
   at the learning rate at which the training ended, with its optimiser's state
 
 examples:
@@ -158,7 +159,7 @@ examples:
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
     data_arguments(made)
     made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
-    made.add_argument("--seed", type=_seed, metavar="N", help="of weights, shuffling and the simulator (default: 0; with --new-events the run's plus its steps)")
+    made.add_argument("--seed", type=_seed, metavar="N", help="of weights, shuffling, simulator (default: 0; of a daily step: its own)")
     made.add_argument("--epochs", type=_positive, metavar="N", help="passes over the log (default: the model's; with --new-events 1)")
     made.add_argument("--batch-size", type=_positive, metavar="N", help="packed rows a step (default: the model's)")
     made.add_argument("--checkpoint-every", type=_positive, metavar="N", help="steps after which the state is written, for --resume")

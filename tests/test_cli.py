@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,23 @@ def test_going_on_wrongly_is_2(arguments: tuple[str, ...], message: str, tmp_pat
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     assert main(["train", "--data", "simulated", *given]) == 2
     assert re.search(message, one_line(capsys))
+
+
+@pytest.mark.quickest
+def test_in_a_log_without_splits_all_that_is_older_is_history(tmp_path: Path) -> None:
+    """As in serving: a daily step leaves no day out between what was trained on and what is new."""
+    from keras_ranking.commands.learning import _with_new_events
+
+    log = kr.data.simulate(members=20, days=5, seed=1)
+    path, schema = tmp_path / "log.parquet", tmp_path / "schema.json"
+    log.events.drop(columns="split").to_parquet(path)
+    log.schema.save(schema)
+    edge = int(np.quantile(log.events["time"], 0.95))
+    day = pd.Timestamp(edge, unit="s").isoformat()
+    found, new = _with_new_events(Namespace(data=f"parquet:{path}", schema=str(schema), new_events=day), 0)
+    assert (found.events["split"] == "train").all()
+    np.testing.assert_array_equal(new, log.events["time"].to_numpy() >= edge)
+    assert 0 < new.sum() < 0.2 * len(new), "the new rows are among those that a cold start would keep back"
 
 
 @pytest.mark.slow

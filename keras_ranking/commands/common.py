@@ -63,12 +63,12 @@ def start_keras(args: argparse.Namespace) -> None:
         raise ValueError(f"`--backend` cannot change once keras is imported. Received: {args.backend}; running: {keras.backend.backend()}")
 
 
-def open_log_of(args: argparse.Namespace, seed: int) -> Any:
+def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8) -> Any:
     """The log of `--data`; what it holds is said on stderr."""
     from keras_ranking.data import open_log
 
     with step(f"reading {args.data}"):
-        log = open_log(args.data, schema=args.schema, seed=seed)
+        log = open_log(args.data, schema=args.schema, seed=seed, train_share=train_share)
     counts = log.events["split"].value_counts(sort=False)
     print(f"log {log.name}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " rows", file=sys.stderr)
     for note in getattr(log, "notes", ()):

@@ -79,7 +79,7 @@ def _resume(args: argparse.Namespace) -> int:
 
     training.keep_freed_memory()
     about = training.read_checkpoint(args.resume).about
-    seed = about["seed"]
+    seed = about.get("log_seed", about["seed"])  # a daily step has a seed of its own; a simulated log stays what it was
     if not args.new_events:
         if about["finished"]:
             raise ValueError(f"the training in '{args.resume}' is finished. To learn from newer events, give --new-events and --out.")
@@ -106,7 +106,8 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
 
     from keras_ranking.data import open_log
 
-    log = open_log_of(args, seed)
+    # Of rows without a split of their own none is kept back: what is older than the new ones is history.
+    log = open_log_of(args, seed, train_share=1.0)
     events = log.events
     if args.new_events[:1].isdigit():
         try:
@@ -117,7 +118,6 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
         new = (log.schema.encode_time(events[log.schema.time]) >= begin) & (events["split"] == "train").to_numpy()
         return log, np.asarray(new)
     with step(f"reading {args.new_events}"):
-        # Of a file of new rows none is kept back to judge on, unless its own `split` says so.
         other = open_log(args.new_events, schema=log.schema, seed=seed, train_share=1.0)
     both = pd.concat([events, other.events], ignore_index=True)
     new = (other.events["split"] == "train").to_numpy()
@@ -133,7 +133,8 @@ def evaluate(args: argparse.Namespace) -> int:
     seed = args.seed
     if seed is None:
         try:
-            seed = int(json.loads((Path(args.model_dir) / "history.json").read_text(encoding="utf-8"))["seed"])
+            history = json.loads((Path(args.model_dir) / "history.json").read_text(encoding="utf-8"))
+            seed = int(history.get("log_seed", history["seed"]))
         except (OSError, ValueError, KeyError):
             seed = 0
     log = open_log_of(args, seed)

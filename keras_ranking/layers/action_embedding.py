@@ -16,8 +16,8 @@ class ActionEmbedding(EventEmbedding):
 
         out = Dense(dim)(silu(Dense(hidden)([a_1 ; a_2 ; ...])))
 
-    It may only feed tokens that later events see; the spans of a model see to that. Shape of the MLP: digests of Feed-SR
-    name one hidden layer of 64 with SiLU in sibling code; `hidden` is an argument.
+    It may only feed tokens that later events see; the spans of a model see to that. The MLP is inferred for Feed-SR; sibling code has
+    two hidden layers of 64 with SiLU and a last ReLU. One hidden layer is our choice, `hidden` an argument.
 
     Args:
         features: `schema.actions`.

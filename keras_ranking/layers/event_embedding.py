@@ -14,7 +14,7 @@ from keras_ranking.layers.feature_concat import FeatureConcat
 class EventEmbedding(keras.layers.Layer):
     """Token of an event (or a candidate) from its features: `Dense(dim)(silu(Dense(hidden)(concat(features))))`.
 
-    The papers do not give the projection: concatenation and a projection to the model's width is stated by digests of
+    The papers do not give the projection: concatenation and a projection to the model's width are inferred from digests of
     Feed-SR; the hidden layer is our choice (`hidden=None`: one linear map).
 
     Args:

@@ -56,12 +56,13 @@ class EventSpans(keras.layers.Layer):
     Call arguments:
         times: int32 (B, T), not decreasing inside a segment.
         segments: int32 (B, T), 0 = padding.
+        delays: int32 (B, T), in the place of `delay`, each event its own; of 'delay' alone. Less than 1 counts as 1.
 
     Output:
         `Spans` of (B, T).
 
     Raises:
-        ValueError: an unknown mask, `delay` below 1, or with 'session' a gap below the delay.
+        ValueError: an unknown mask, `delay` below 1, with 'session' a gap below the delay, or `delays` with another mask than 'delay'.
 
     Example:
         >>> times = np.array([[0, 5, 60]], "int32")
@@ -78,13 +79,15 @@ class EventSpans(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         self.built = True
 
-    def call(self, times: Any, segments: Any) -> Any:
+    def call(self, times: Any, segments: Any, delays: Any = None) -> Any:
         if self.mask == "delay":
-            return Spans.delayed(times, self.delay, segments, own=self.own)
+            return Spans.delayed(times, self.delay if delays is None else delays, segments, own=self.own)
+        if delays is not None:
+            raise ValueError(f"`delays` go with mask='delay'. Received: mask={self.mask!r}")
         sessions = times if self.mask == "causal" else session_ids(times, self.session_gap)
         return Spans.sessions(sessions, segments, own=self.own)
 
-    def compute_output_spec(self, times: Any, segments: Any) -> Any:
+    def compute_output_spec(self, times: Any, segments: Any, delays: Any = None) -> Any:
         return Spans(*(keras.KerasTensor(times.shape, dtype="int32") for _ in Spans._fields))
 
     def get_config(self) -> dict[str, Any]:

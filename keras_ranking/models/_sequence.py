@@ -54,6 +54,7 @@ def sequence_arguments(
     action_hidden: int | None,
     dropout: float,
     dtype: str | None,
+    sampled_delay: bool,
 ) -> dict[str, Any]:
     """The arguments of the trunk, checked against the schema and written out, as a model's file holds them.
 
@@ -78,6 +79,10 @@ def sequence_arguments(
         raise ValueError(f"`shared_index=False` is for layout='interleaved' with a rotation by index. Received: {received}")
     if max_history is not None and (isinstance(max_history, bool) or int(max_history) != max_history or max_history < 0):
         raise ValueError(f"`max_history` must be a number of events, or None for all. Received: max_history={max_history}")
+    if sampled_delay and mask != "delay":
+        raise ValueError(f"`sampled_delay` goes with mask='delay'. Received: mask={mask!r}")
+    if sampled_delay and any(column.name == "delay" for column in (*schema.features, *schema.actions)):
+        raise ValueError("`sampled_delay` gives rows an input `delay`, which is a column of the schema here: rename the column.")
     by_time = rotate_by in ("time", "split") and rotary is not None
     return {
         "dim": dim,
@@ -107,6 +112,7 @@ def sequence_arguments(
         "action_hidden": action_hidden,
         "dropout": dropout,
         "dtype": dtype or keras.config.dtype_policy().name,
+        "sampled_delay": bool(sampled_delay),
     }
 
 
@@ -223,7 +229,8 @@ class SequenceParts:
         }
 
     def row_inputs(self) -> Tensors:
-        times = {name: keras.Input((None,), dtype="int32", name=name) for name in ("time", "segment")}
+        names = ("time", "segment", "delay") if self.arguments["sampled_delay"] else ("time", "segment")
+        times = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
         return {**times, **self._columns((*self.token_features, *self.schema.actions, *self.late_features))}
 
     def history_inputs(self) -> Tensors:
@@ -249,7 +256,8 @@ class SequenceParts:
         """Blocks over a row of events; of a history, where `caches` is given, every block's keys and values are appended to it."""
         x = self.item(self._of(self.token_features, inputs))
         actions = None if self.action is None else self.action(self._of(self.schema.actions, inputs))
-        spans = self.spans(times, segments)
+        sampled = caches is None and self.arguments["sampled_delay"]
+        spans = self.spans(times, segments, delays=inputs["delay"]) if sampled else self.spans(times, segments)
         index = spans.end - spans.start if self.by_index else None
         if self.latest is not None:
             spans = Spans(ops.maximum(spans.start, spans.end - self.arguments["max_history"]), spans.end, spans.own)
@@ -300,10 +308,11 @@ class SequenceParts:
         x, places, visible = self._candidates(cache, candidates)
         see_self = self.layout != "value"
         weights = []
-        keys, values, visible = self._read(cache, visible)
+        keys, values, counted = self._read(cache, visible)
         for i, block in enumerate(self.blocks):
-            held = (keys[:, i], values[:, i], visible)
-            weights.append(block.attention.candidate_weights(block.attention_norm(x), **places, cache=held, see_self=see_self))
+            held = (keys[:, i], values[:, i], counted)
+            found = block.attention.candidate_weights(block.attention_norm(x), **places, cache=held, see_self=see_self)
+            weights.append(found if self.latest is None else _placed(found, visible, ops.shape(cache["key"])[2], self.latest.size))
             x = block(x, **places, cache=held, see_self=see_self)
         return weights
 
@@ -330,3 +339,13 @@ class SequenceParts:
             # All candidates share one place, whatever their slot.
             places["index"] = self.request_times(x, request_time=visible if self.arguments["shared_index"] else keys)
         return x, places, keys
+
+
+def _placed(weights: Any, visible: Any, slots: Any, size: int) -> Any:
+    """Weights on the latest `size` visible keys, (B, H, N, W + 1), at the places of all that are cached, (B, H, N, slots + 1)."""
+    window = weights.shape[-1] - 1
+    place = ops.arange(slots, dtype="int32")[None, :] - ops.maximum(visible - size, 0)[:, None]
+    read = ops.logical_and(place >= 0, place < window)[:, None, None, :]
+    index = ops.clip(place, 0, window - 1)[:, None, None, :] + ops.zeros_like(weights[..., :1], dtype="int32")
+    found = ops.where(read, ops.take_along_axis(weights[..., :-1], index, axis=-1), 0.0)
+    return ops.concatenate([found, weights[..., -1:]], axis=-1)

@@ -54,6 +54,7 @@ def CADET(
     calibration: bool = False,
     calibration_options: Mapping[str, Any] | None = None,
     auxiliary_tasks: Mapping[str, float] | None = None,
+    sampled_delay: bool = False,
 ) -> RankingModel:
     """A causal transformer over a member's events, scoring every item before its action and for every range of positions.
 
@@ -76,8 +77,8 @@ def CADET(
         gate_bias: initial bias of the gates. Choice.
         rotary: (shortest, longest) seconds of timestamp RoPE ("seconds to months": stated; the values: choice). None: no
             rotation, and events are a set without order.
-        delay: seconds after which an event is visible to later ones, in training and in serving alike (stated; size: choice).
-            None: the schema's `feedback_delay`; less than that is refused, since it would show actions before they are known.
+        delay: seconds after which an event is visible to later ones, in training (stated second-hand; size: choice) and in serving
+            (choice). None: the schema's `feedback_delay`; less than that is refused, since it would show actions before they are known.
         tower_boundaries: highest position of each tower but the last; (1, 4) means 1, 2-4, 5+ (stated second-hand as an
             example). None: (1, 4) where the schema has a position, else one tower.
         tower_hidden: widths of each tower's hidden layers. Choice.
@@ -99,20 +100,23 @@ def CADET(
         residual, residual_initial: see `RescaleAndAdd`. Choice: plain sums.
         rotate_by: 'time' (stated second-hand), 'index', 'split' (TO-RoPE's split heads) or None, for comparison. rotary_base, shared_index:
             of the rotation by index, see `FeedSR`.
-        towers: 'separate': K MLPs (stated second-hand); 'position_feature': one MLP that is given the range as a feature, scored at
-            `serving_tower`, for comparison, see `PositionTowers`.
+        towers: 'separate': K MLPs (heads by range: stated second-hand; MLPs: inferred); 'position_feature': one MLP that is given the
+            range as a feature, scored at `serving_tower`, for comparison, see `PositionTowers`.
         serving: 'tower': the score is that of `serving_tower`; 'mixture': sum_k tower_prior[k] p_k, the chance of a click where the
             position is drawn from `tower_prior`, K shares that sum to 1, such as those of the log.
         calibration: an isotonic map of each task's logits, with the position range as calibration feature, see `TowerCalibration`.
             calibration_options: its arguments.
         auxiliary_tasks: task -> weight of its loss: trained next to `tasks` (stated; which ones: unknown) but not scored. The default
             of `tasks` is then all others.
+        sampled_delay: rows have an input `delay` (B, T): each event sees what is older than its own delay, as training draws it from the
+            log's (`TrainingOptions.delay_column`; our choice). Serving, and figures offline, go by `delay`.
 
     Returns:
         A `RankingModel`.
 
     Raises:
-        ValueError: an unknown task or column, an after-scoring column as an input, impossible sizes.
+        ValueError: an unknown task or column, an after-scoring column as an input, impossible sizes, `sampled_delay` with another
+            mask or a column named delay.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -130,6 +134,8 @@ def CADET(
         raise ValueError(f"`serving_tower` must be from 0 to {len(boundaries)}. Received: serving_tower={serving_tower}")
     if towers not in _TOWERS:
         raise ValueError(f"`towers` must be one of {_TOWERS}. Received: towers={towers!r}")
+    if calibration_options and not calibration:
+        raise ValueError(f"`calibration_options` go with `calibration=True`. Received: calibration_options={dict(calibration_options)}")
     auxiliary = {schema.task(task).name: float(weight) for task, weight in (auxiliary_tasks or {}).items()}
     if tasks is None:
         tasks = [task.name for task in schema.tasks if task.name not in auxiliary]

@@ -51,6 +51,7 @@ def FeedSR(
     dropout: float = 0.0,
     dtype: str | None = None,
     name: str = "feedsr",
+    sampled_delay: bool = False,
 ) -> RankingModel:
     """A causal transformer over a member's impressions, read at the posts; context joins late, one head has all tasks.
 
@@ -96,6 +97,8 @@ def FeedSR(
         dropout: rate in blocks and head, in training.
         dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
         name: of the model.
+        sampled_delay: rows have an input `delay` (B, T): each event sees what is older than its own delay, as training draws it from the
+            log's (`TrainingOptions.delay_column`; our choice). Serving, and figures offline, go by `delay`.
 
     Returns:
         A `RankingModel` of form 'rows'.

@@ -33,7 +33,7 @@ def rotary_periods(head_dim: int, shortest: float, longest: float) -> np.ndarray
 
     The slowest pair makes half a turn over `longest`, so it does not wrap; the fastest makes an eighth of a turn over
     `shortest` (its period is 8 * shortest, safely above two ticks of a one-second clock). With D = 2 there is one pair, the slowest.
-    Source: the ladder is stated for CADET; phi and the rounding to whole seconds are our choice.
+    Source: the ladder is stated for CADET, second-hand; the base is inferred, phi and the rounding to whole seconds are our choice.
 
     Args:
         head_dim: D, even, at least 2.

@@ -92,7 +92,7 @@ class Spans(NamedTuple):
         return _finish(segments, ops.maximum(first, index - window), index, index if own else None)
 
     @classmethod
-    def delayed(cls, times: Tensor, delay: int, segments: Tensor, events: Tensor | None = None, own: bool = True) -> Spans:
+    def delayed(cls, times: Tensor, delay: int | Tensor, segments: Tensor, events: Tensor | None = None, own: bool = True) -> Spans:
         """Each token sees what was known `delay` seconds before its time, and its own event up to itself.
 
             j is seen  iff  segment_j = segment_i and (t_j <= t_i - delay  or  (event_j = event_i and j <= i))
@@ -102,7 +102,8 @@ class Spans(NamedTuple):
 
         Args:
             times: int32 (B, T), non-negative seconds, non-decreasing inside a segment.
-            delay: how late actions become visible, in seconds, at least 1.
+            delay: how late actions become visible, in seconds, at least 1; or int32 (B, T), each token its own, where less than 1
+                counts as 1.
             segments: int32 (B, T), 0 = padding.
             events: int32 (B, T), ids equal for the tokens of one event, which are neighbours. None: every token is an event.
             own: whether a token sees its own event.
@@ -110,7 +111,10 @@ class Spans(NamedTuple):
         Raises:
             ValueError: `delay` below 1.
         """
-        _at_least_one(delay, "delay")
+        if len(getattr(delay, "shape", ())) == 2:
+            delay = ops.maximum(_ids(delay, "delay"), 1)
+        else:
+            _at_least_one(delay, "delay")
         segments, times = _ids(segments, "segments"), _ids(times, "times")
         index, first, _ = _runs(segments)
         horizon = times - delay
@@ -222,7 +226,7 @@ class Spans(NamedTuple):
     ) -> Spans:
         """Candidates as queries over the history as keys (the cross form, S = L keys for T = N queries).
 
-        Source: append + cross-attention of Feed-SR; late candidates of LiGR.
+        Source: append + cross-attention of amortized history (2412.06924); late candidates of LiGR.
 
         Args:
             history_length: int32 (B,), how many of the history slots count; they are left-aligned.

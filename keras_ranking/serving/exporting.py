@@ -73,8 +73,8 @@ def export(
         precision: 'bfloat16': matrix products in bfloat16, all else in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
         xla: False: a plain graph, which any server runs. True: attention and trunk compiled by XLA for fixed lengths; the server
             needs the flags in `server_flags.txt`.
-        through: 'jax': the graph as JAX compiles it, for CPU and CUDA alike: `serving_default`, `raw` and `raw_features` only, for fixed lengths;
-            longer lists are refused. Needs the package jax and the same server flags.
+        through: 'jax': the graph as JAX compiles it, for CPU and CUDA alike: `serving_default`, `raw` and `raw_features` only, for
+            fixed lengths; longer lists are refused. Needs the package jax and the same server flags.
         history_buckets, candidate_buckets: the fixed lengths of a compiled export. None: (128, 512, 1024), of a model on
             requests ending at its `max_history`, and (64, 512).
         raw_ids: column -> 'string' or 'int64': how `raw` takes an id or category. None: as the column stands in `events`, and

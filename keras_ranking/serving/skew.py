@@ -150,7 +150,7 @@ def _trained(model: Any, found: Any, chosen: np.ndarray) -> Any:
     else:
         # A row as long as the longest member: nobody's history is cut, as at serving.
         rows = pack(sequences, int(np.diff(sequences.offsets).max(initial=2)) + 1)
-        dataset = PackedDataset(rows, 4, inputs=model.input_columns, tasks=model.tasks, shuffle=False)
+        dataset = PackedDataset(rows, 4, inputs=model.input_columns, tasks=model.tasks, shuffle=False, delays=model.arguments["delay"])
         count, scatter = len(rows.index), rows.scatter
     logits: dict[str, list[np.ndarray]] = {}
     for number in range(len(dataset)):

@@ -42,7 +42,7 @@ class TrainingOptions:
         table_optimizer: 'same' as all else, which is AdamW, or 'adagrad' for embedding tables (LiRank states a large effect with many
             sparse features).
         table_learning_rate: of 'adagrad', with the same warm-up and decay.
-        pairwise_weight: weight of the in-request pairwise loss next to BCE.
+        pairwise_weight: weight of the in-request pairwise loss next to BCE (stated for CADET; Feed-SR's loss is BCE alone, 0).
         listwise_weight: weight of the in-request softmax loss next to BCE.
         task_weights: weight of each task's loss in the sum; of a task that is not named 1, or what `auxiliary_tasks` of the model say.
             Feed-SR has such weights, of unknown size.
@@ -55,8 +55,8 @@ class TrainingOptions:
         ipw_clip: largest weight before scaling; how many events are clipped stands in the history.
         shuffle_sessions: None, 'fixed' or 'epoch': events inside a session in random order (Feed-SR, stated), see
             `keras_ranking.data.shuffle_sessions`. For models trained on rows.
-        delay_column: column of the log with the seconds after which each event's actions were known: a model with an input `delay`
-            gets draws from the training rows' values, one a request, anew each epoch. None: always the schema's `feedback_delay`.
+        delay_column: column of the log with the seconds after which each event's actions were known: a model with `sampled_delay=True`
+            gets draws from the training rows' values, one a request, anew each epoch. None: always the model's `delay`.
         batching: of models trained on rows. 'packed': several members a row. 'padded': a piece of a member a row, batches padded to
             their longest. 'bucketed': the same with pieces of like length in a batch.
         jit_compile: 'auto' lets Keras decide.

@@ -30,7 +30,8 @@ def predict_events(
     if isinstance(data, Requests):
         return _predict_requests(ranker, data, batch_size, row_length)
     rows = data
-    dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
+    delay = ranker.arguments["delay"]  # of serving, for a model that was trained on drawn ones
+    dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False, delays=delay)
     return {task: rows.scatter(_sigmoid(values)) for task, values in _logits(ranker, dataset, len(rows.index), shown).items()}
 
 

@@ -94,7 +94,7 @@ def train(
     delays = delays_for(events[learned], training)
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
     made_with |= {"training": _plain(asdict(training)), "arguments": _plain(ranker.arguments)}
-    about: dict[str, Any] = {**named, **given, "log": log.name, "fingerprint": made_with}
+    about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "fingerprint": made_with}
     stopped = None
     if resume and out is not None:
         stopped = read_checkpoint(out)
@@ -169,7 +169,9 @@ def warm_start(
     keras.utils.set_random_seed(seed % 2**32)
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
     sequences = build_sequences(events, ranker.schema, target=learned)
-    about = {**before, "log": log.name, "seed": seed, "backend": keras.backend.backend(), "warm": before.get("warm", 0) + 1}
+    log_seed = before.get("log_seed", before["seed"])
+    about = {**before, "log": log.name, "log_seed": log_seed, "seed": seed, "backend": keras.backend.backend()}
+    about["warm"] = before.get("warm", 0) + 1
     # A day may be too small to estimate propensities from: what was trained on before counts too.
     estimated = events[learned | (events["split"] == "train").to_numpy()]
     weights = weights_for(sequences, training, estimated, ranker.schema, ranker.tasks)
@@ -215,6 +217,7 @@ def _history(
 ) -> dict[str, Any]:
     return {
         **{name: about[name] for name in ("model", "log", "seed", "backend")},
+        "log_seed": about.get("log_seed", about["seed"]),
         "epochs": counter.epochs,
         "seconds": seconds,
         "train_events": int(sequences.target.sum()),

@@ -35,14 +35,19 @@ def training_data(
     Args:
         ranker, sequences, training, seed: the model, its data, how it is trained.
         weights: of events by task, see `weights_for`.
-        delays: logged delays for a model with an input `delay`.
+        delays: logged delays for a model with an input `delay`. None: always the model's `delay`.
         epoch: number of the first epoch.
 
     Raises:
-        ValueError: as the datasets, targets without a position for a model with several towers, and options of models trained on rows
-            for one trained on requests.
+        ValueError: as the datasets, targets without a position for a model that reads them, delays for a model without the input,
+            and options of models trained on rows for one trained on requests.
     """
     _check_positions(ranker, sequences)
+    if delays is not None and "delay" not in ranker.input_columns:
+        raise ValueError(
+            "`delay_column` is for a model that is trained on drawn delays, CADET or FeedSR with sampled_delay=True. "
+            f"Received: a model '{ranker.name}' without"
+        )
     common: dict[str, Any] = {"tasks": ranker.tasks, "seed": seed, "weights": weights, "epoch": epoch}
     if ranker.form == "requests":
         if training.shuffle_sessions is not None or training.batching != "packed":
@@ -54,6 +59,7 @@ def training_data(
         return PackedRequests(found, size, training.batch_size, names=ranker.input_columns, **common), longest
     make, length = {"packed": (pack, "row"), "padded": (pad, "longest"), "bucketed": (pad, "bucketed")}[training.batching]
     rows = make(sequences, training.row_length, context=training.context)
+    delays = ranker.arguments["delay"] if delays is None else delays
     common |= {"length": length, "shuffle_sessions": training.shuffle_sessions, "delays": delays}
     return PackedDataset(rows, training.batch_size, inputs=ranker.input_columns, **common), rows.max_request
 
@@ -91,9 +97,10 @@ def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:
     """A row without a position would train the first tower: refuse it where there are several."""
     unknown = sequences.target & (sequences.position == 0)
     if ranker.boundaries and unknown.any():
+        what, off = ("offsets", "position_offsets=0") if "position_offsets" in ranker.arguments else ("towers", "tower_boundaries=()")
         raise ValueError(
             f"column '{sequences.schema.position}' has no position at row {int(sequences.rows[unknown.argmax()])} ({int(unknown.sum())} "
-            "training rows); towers by position need one. Use tower_boundaries=() or leave such rows out."
+            f"training rows); {what} by position need one. Use {off} or leave such rows out."
         )
 
 

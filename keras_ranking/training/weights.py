@@ -159,8 +159,10 @@ def event_weights(
         ipw_clip: largest inverse propensity.
 
     Raises:
-        ValueError: no propensities of a task, or as the functions it calls.
+        ValueError: no propensities of a task, an unknown `ipw`, or as the functions it calls.
     """
+    if ipw not in ("all", "positives"):
+        raise ValueError(f"`ipw` must be 'all' or 'positives'. Received: ipw={ipw!r}")
     names = list(sequences.labels) if tasks is None else list(tasks)
     common = np.ones(sequences.num_events, dtype=np.float32)
     if position_half_life is not None:

@@ -58,6 +58,7 @@ def rows(log: Any, schema: kr.Schema) -> Any:
         ({"rotate_by": "split", "num_kv_heads": 1}, "`num_kv_heads` must be even with rotate_by='split'"),
         ({"mask": "session", "session_gap": 60}, "`session_gap` must be at least `delay`"),
         ({"tasks": ["purchase"]}, "unknown task 'purchase'"),
+        ({"calibration_options": {"step": 0.5}}, "`calibration_options` go with `calibration=True`"),
         ({"token_features": ["click"]}, "known only after scoring"),
         ({"late_features": ["position"]}, "known only after scoring"),
         ({"token_features": ["colour"]}, "not a feature of the schema"),
@@ -213,6 +214,25 @@ def test_words_for_gates_are_lists_of_gates(schema: kr.Schema) -> None:
         model = kr.models.CADET(schema, gates=word, **SMALL)
         assert model.arguments["gates"] == gates
         assert list(next(layer for layer in model.layers if layer.name == "block_0").attention.gate_maps) == gates
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "value"])
+@pytest.mark.parametrize("window", [0, 4, 1000])
+def test_attention_weights_of_a_window_stand_at_its_events(schema: kr.Schema, log: Any, layout: str, window: int) -> None:
+    model = kr.models.CADET(schema, layout=layout, max_history=window, **SMALL)
+    asked = requests(build_sequences(log.events, schema))
+    length = asked.history_end - asked.history_begin
+    tensors = asked.tensors([int(np.argmax(length)), int(np.argmin(length))], list(model.serving_model.input))
+    weights = model.attention(model.encode(tensors), tensors)
+    slots = tensors["history_time"].shape[1]
+    assert weights.shape == (1, 2, tensors["candidate_item_id"].shape[1], slots)
+    visible = (tensors["history_time"] <= tensors["request_time"][:, None] - model.arguments["delay"]).sum(axis=1)[0]
+    place = np.arange(slots)
+    read = (place < visible) & (place >= visible - window)
+    assert visible > 8 and read.sum() == min(window, visible)
+    assert (weights[0, 0][:, read] > 0).all() and (weights[0, 0][:, ~read] == 0).all() and (weights[0, 1] == 0).all()
+    if layout == "value" and window:
+        np.testing.assert_allclose(weights[0, 0].sum(axis=-1), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "fused", "value"])

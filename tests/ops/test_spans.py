@@ -43,6 +43,8 @@ def cases(segments, times, sessions, events):
     event = [runs(segments[row], events[row]) for row in range(len(segments))]
     session = [runs(segments[row], sessions[row]) for row in range(len(segments))]
 
+    drawn = np.random.default_rng(5).integers(-2, 12, times.shape).astype("int32")  # less than 1 counts as 1
+
     def own(row, i, j):
         return event[row][i] == event[row][j] and j <= i
 
@@ -52,6 +54,11 @@ def cases(segments, times, sessions, events):
         ("window", Spans.window(3, segments), brute(segments, lambda row, i, j: i - 3 <= j <= i)),
         ("window without own", Spans.window(1, segments, own=False), brute(segments, lambda row, i, j: j == i - 1)),
         ("delayed", Spans.delayed(times, 5, segments), brute(segments, lambda row, i, j: j == i or times[row, j] <= times[row, i] - 5)),
+        (
+            "delayed, each its own",
+            Spans.delayed(times, drawn, segments),
+            brute(segments, lambda row, i, j: j == i or times[row, j] <= times[row, i] - max(drawn[row, i], 1)),
+        ),
         (
             "delayed events",
             Spans.delayed(times, 1, segments, events),

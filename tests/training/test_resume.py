@@ -200,6 +200,8 @@ def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
     assert largest < 50 * 0.01 * 2e-3  # small steps: no new warm-up to the full rate
     about = read_checkpoint(tmp_path).about
     assert about["finished"] and about["warm"] == 1 and about["progress"]["step"] > steps
+    # The step has a seed of its own; a simulated log is still that of the cold start.
+    assert history["log_seed"] == about["log_seed"] == read_checkpoint(folder).about["seed"] != about["seed"]
     # The day after goes on from there.
     again, _ = warm_start(log, tmp_path, new, verbose=False)
     assert differ(warmed, again)

@@ -86,6 +86,7 @@ def test_the_product_by_task(sequences: Sequences) -> None:
         (lambda s: inverse_propensity_weights(np.array([0, 1]), np.array([1.0])), "Received: none at 1 of 2 events"),
         (lambda s: inverse_propensity_weights(np.array([1]), np.array([1.0, -0.1])), "`propensity` must hold finite numbers of at least 0"),
         (lambda s: event_weights(s, propensities={"click": np.ones(3)}), "Received: none for 'like', of"),
+        (lambda s: event_weights(s, ipw="positive"), "`ipw` must be 'all' or 'positives'. Received: ipw='positive'"),
         (lambda s: TrainingOptions(position_half_life="all"), "`position_half_life` must be a positive number or 'length'"),
         (lambda s: TrainingOptions(age_half_life_days=0), "`age_half_life_days` must be a positive number"),
         (lambda s: TrainingOptions(ipw="some"), "`ipw` must be one of"),
