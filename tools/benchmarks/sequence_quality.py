@@ -45,6 +45,7 @@ def history(events: int) -> dict[str, Any]:
 
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "FeedSR": ("feedsr", {}),
+    "FeedSR, BCE alone": ("feedsr", {"pairwise_weight": 0.0}),
     "FeedSR, history 0": ("feedsr", history(0)),
     "FeedSR, history 50": ("feedsr", history(50)),
     "FeedSR, history 200": ("feedsr", history(200)),
