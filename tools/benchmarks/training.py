@@ -13,7 +13,8 @@ same members, model, weights, optimiser and losses in all ways:
   (rounded up to 64, so that few lengths are compiled). Its attention is ours as well, and skips what is padded;
 * fixed (`--fixed`): the same members, all padded to the longest stream of the log, as `keras.utils.pad_sequences` does: one shape,
   compiled once;
-* dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it. It holds
+* dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it (on
+  TensorFlow the same in its parts, since Keras's wants lengths that are known when a graph is traced). It holds
   T x T buffers: `--max-events 1000 --batch 8` fits a laptop;
 * rest (`--rest`): packed and padded steps without attention, whose place the mean of query, key and value takes: `attention_share`
   of a packed step, and `ratio_rest`, what the ratio would be if attention cost nothing.
