@@ -2,9 +2,11 @@
 
     python tools/benchmarks/positions.py FOLDER
 
-Yandex (`yandex_serp.csv.gz`): real results pages, where rank and quality go together. The click rate by rank relative to the first,
+Yandex (`yandex_serp.csv.gz`: a page a row with `page_view`, `query_id`, and `docs` and `clicked_by_rank` as lists with spaces; made of
+Yandex's click logs): real results pages, where rank and quality go together. The click rate by rank relative to the first,
 beside the examination that a click model (EM over query and document) leaves when documents are accounted for.
-Open Bandit (`obd_men.csv.gz`, `obd_women.csv.gz`): three places side by side, filled at random: click rate with 95 % intervals.
+Open Bandit (`obd_men.csv.gz`, `obd_women.csv.gz`: `item_id`, `position`, `click`, `policy`; the dataset's small release, both policies
+in one file): three places side by side, filled at random: click rate with 95 % intervals.
 The simulator: the planted curve against each method, under a policy that ranks well.
 """
 

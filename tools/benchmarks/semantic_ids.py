@@ -3,7 +3,8 @@
     python tools/benchmarks/semantic_ids.py FOLDER --json semantic_ids.jsonl [--seeds 0 1 2]
     python tools/benchmarks/semantic_ids.py --table semantic_ids.jsonl
 
-MovieLens (FOLDER holds its files): item content is genres, hashed title words and the year, known before anyone rated it; the
+MovieLens (FOLDER holds what `read_movielens` reads, and `ml100k_items.csv.gz` with `item_id`, `movie_title`, `release_year` and
+`genres`, which is `u.item` of the release): item content is genres, hashed title words and the year, known before anyone rated it; the
 simulator: the item's topic and editor score. A `ResidualQuantizer` learns codes from the content alone. The ranker is an MLP on the item's
 representation, the member's embedding and the log's numbers; representations have the same width:
 
