@@ -49,3 +49,12 @@ def test_cadet_recovers_the_position_curve_and_beats_the_baselines() -> None:
     # Control: the plain click rate by position also carries what the old ranker put there.
     plain = np.array([clicked[bucket == k].mean() for k in range(3)])
     assert np.abs(plain / plain[0] / log.truth.position_ratio - 1).max() > 0.10
+
+
+def test_a_feedsr_that_knows_of_positions_ranks_by_relevance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the policy hid comes up: relevant items that were shown low. Control: the same model without a word of positions."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "tools" / "benchmarks"))
+    debias = importlib.import_module("debias")
+    found = {way: debias.run(way, 350, seed=5) for way in ("plain", "offsets")}
+    assert found["offsets"]["order"] > found["plain"]["order"]
+    assert found["offsets"]["lower"] > found["plain"]["lower"] + 0.05
