@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -102,7 +103,9 @@ def read_rows(path: str) -> Any:
     """Rows of a parquet, CSV or JSON file as a DataFrame."""
     import pandas as pd
 
-    readers: dict[str, Callable[..., Any]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".gz": pd.read_csv, ".json": pd.read_json}
+    readers: dict[str, Callable[..., Any]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".gz": pd.read_csv}
+    # As it stands: pandas would make numbers of texts such as "007", and dates of numbers.
+    readers[".json"] = functools.partial(pd.read_json, dtype=False, convert_dates=False, precise_float=True)
     reader = readers.get(Path(path).suffix)
     if reader is None:
         raise ValueError(f"rows must come from a .parquet, .csv, .csv.gz or .json file. Received: {path}")

@@ -32,9 +32,11 @@ def score(args: argparse.Namespace) -> int:
         model = models.load(args.model)
         schema = model.schema
         scores = score_here(model, history, candidates, moment)
-    task = args.task or schema.tasks[0].name
-    order = scores[schema.task(task).name].to_numpy().argsort(kind="stable")[::-1][: args.top]
-    named = [feature.name for feature in schema.features_known("item") if feature.kind == "id"][:1]
+    task = schema.task(args.task).name if args.task else str(scores.columns[0])
+    if task not in scores:
+        raise ValueError(f"`--task` must be one that the model scores, {list(scores.columns)}. Received: {task}")
+    order = scores[task].to_numpy().argsort(kind="stable")[::-1][: args.top]
+    named = [feature.name for feature in schema.features_known("item") if feature.kind == "id" and feature.name in candidates][:1]
     ranked = [
         {"rank": rank, "candidate": int(row)}
         | {name: candidates[name].iloc[row] for name in named}

@@ -358,7 +358,7 @@ class HistoryEncoder(keras.layers.Layer):
         index = ops.arange(slots + added, dtype="int32")[None, :]
         real = index < (length + count)[:, None]
         times = None
-        if self._reads_times:
+        if "time" in cache and "times" in inputs:
             # Cached times, then the new ones, each right after the last real one.
             times = gather_rows(ops.concatenate([cache["time"], inputs["times"]], axis=1), length, slots)
         spans = self._history_spans(real, times)

@@ -14,7 +14,7 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
 
     In training, moments are those of the batch's cells with `real` not 0, and move the running moments; at scoring the
     running moments are used, so a score never depends on what it is scored with. LiRank (2402.06859) normalises its numeric
-    inputs this way (stated). Keras's own layer takes a mask too, but hands it on to all later layers.
+    inputs (stated; the rest is ours). Keras's own layer takes a mask too, but hands it on to all later layers.
 
     Args:
         momentum, epsilon and all else: see `keras.layers.BatchNormalization`.

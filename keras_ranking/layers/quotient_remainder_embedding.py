@@ -19,9 +19,9 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
         E(id) = Q_b[B // m] + R_b[B % m]   (+)   Q_c[C // m] + R_c[C % m]         B, C in 0 .. 2^32 - 1, (+) sum or concatenation
 
     LiRank (2402.06859): no vocabulary and no id out of it; separate tables for the halves, for (B, C) is almost free of
-    collisions while one half is not; the sum inside a half (products do not converge). All stated. How halves are joined is
-    not: `join` offers both. The paper's compression by 1000 is m = 1000: 4,294,968 + 1000 rows a half; the fewest rows are at
-    m = 65,536: 131,072 a half. The start, uniform in +-0.05 as in keras, is our choice.
+    collisions while one half is not; the sum inside a half (products do not converge). Stated, but for the reason, which is
+    derived. How halves are joined is not: `join` offers both. The paper's compression by 1000 is m = 1000: 4,294,968 + 1000
+    rows a half; the fewest rows are at m = 65,536: 131,072 a half. The start, uniform in +-0.05 as in keras, is our choice.
 
     Halves come as int32 **bit patterns**, for JAX has no 64-bit integers by default and torch little unsigned arithmetic. They
     are divided as unsigned numbers in int32 alone: with u = 2 h + b, h = h' m + r', it is q = 2 h' + (2 r' + b) // m. Floats would

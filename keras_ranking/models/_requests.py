@@ -157,6 +157,8 @@ class LiRankParts:
         rows = [{task: self.unflat(value, like=slot) for task, value in named.items()} for named in (pick, states)]
         return rows[0], rows[1]
 
+    encodes_at_moment = False  # whether `encode` takes a `request_time`, to read what is visible then
+
     def encode(self, history: Tensors) -> Tensors:
         if self.history is None:
             return {}
@@ -174,7 +176,7 @@ class LiRankParts:
         """What the history encoder makes of each candidate, (B, N, ...)."""
         visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
         read = {"history": cache["events"], "candidates": self._candidate_token(columns), "visible": visible, "times": cache["time"]}
-        return self.history(read)
+        return self.history({**read, "request_time": candidates["request_time"]})
 
     def _read_packed(self, inputs: Tensors) -> Any:
         """The same for rows of slots, (B, S, ...)."""
@@ -273,7 +275,8 @@ class LiRankParts:
         count = keras.Input((), dtype="int32", name="candidate_count")
         seed = keras.Input((), dtype="int32", name="seed")
         clean = {key: x if key == "request_time" else self.keep(x, length=count) for key, x in candidates.items()}
-        logits = self._logits(self.encode(history), clean, seed=seed)
+        read = {**history, "request_time": clean["request_time"]} if self.encodes_at_moment else history
+        logits = self._logits(self.encode(read), clean, seed=seed)
         outputs = {task: self.keep(ops.sigmoid(logit), length=count) for task, logit in logits.items()}
         return keras.Model({**history, **candidates, "candidate_count": count, "seed": seed}, outputs, name=name)
 

@@ -55,7 +55,8 @@ def AmortizedDLRM(
         max_history: latest visible events that are read.
         history_mask: 'bidirectional': past events see each other both ways, and a cache holds for one request time.
             'causal' or 'sessions', without `pool` and `latest`: a cache serves later requests too, and `extend` adds events to
-            it; then all events that `encode` is given are read. session_gap: seconds that end a session.
+            it. `encode` does not know of a request then and keeps the latest `max_history` events of all that it is given: give it
+            those that are visible. A request in one piece reads the latest visible ones. session_gap: seconds that end a session.
         pool, latest: parts of the encoded history that join next to the candidate's own.
         rotary, rotate_by: rotation by 'time' (periods in seconds) or 'index', or None.
         cross: cross net of the ranker.
@@ -87,6 +88,11 @@ def AmortizedDLRM(
         "rotary": None if rotary is None else [float(end) for end in rotary],
         "rotate_by": rotate_by,
     }
+    if fusion == "concat" and (pool or history_mask != "bidirectional"):
+        received = f"pool={pool}, history_mask={history_mask!r}"
+        raise ValueError(f"`pool` and `history_mask` are of an appended history; fusion='concat' always pools. Received: {received}")
+    if "history_options" in ranker:
+        raise ValueError("`history_options` are those of LiRank's own encoder; here they are arguments: dim, num_layers, rotary, ...")
     options = encoder_options(own)
     layers.HistoryEncoder(max_history=max_history, **options)  # its own errors, early
     ranker = {"calibration": False, **ranker, "cross": cross, "max_history": max_history, "history_options": options}
@@ -118,6 +124,10 @@ class _AmortizedParts(LiRankParts):
         """Whether what `encode` keeps depends on the time of the request."""
         return self.history is not None and self.history.amortises and self.history.looks_ahead
 
+    @property
+    def encodes_at_moment(self) -> bool:  # type: ignore[override]
+        return self.history is not None and self.history.amortises
+
     def history_inputs(self) -> Tensors:
         inputs = super().history_inputs()
         if self._of_one_moment:
@@ -130,7 +140,7 @@ class _AmortizedParts(LiRankParts):
         events = {name: x for name, x in history.items() if name != "request_time"}
         length = history["history_length"]
         times = self.keep(history["history_time"], length=length)
-        if self._of_one_moment:
+        if "request_time" in history:
             length = self.visible(times, history_length=length, request_time=history["request_time"])
         return dict(self.steps["prefill"]({"history": self._events(events), "visible": length, "times": times}))
 

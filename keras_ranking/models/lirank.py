@@ -70,7 +70,8 @@ def LiRank(
     | `ads`  | low-rank DCNv2 and an MLP for each group of tasks | linear | isotonic | yes |
     | `jobs` | two-layer low-rank DCNv2 and an MLP for each task | linear | none | no |
 
-    Marks: the parts of each preset are *stated*; that cross net and MLP stand side by side, and the place of calibration after
+    Marks: the parts of each preset are *stated*, the low rank of jobs' DCNv2 apart;
+    that cross net and MLP stand side by side, and the place of calibration after
     the logit, are our reading (figure 8 of the paper is not available). Defaults without a mark are ours.
 
     It is trained on requests (`PackedRequests`), histories and their shown lists, and scores every candidate alone.
@@ -101,7 +102,7 @@ def LiRank(
         explore: tasks with a posterior of the last layer, for the `explore` signature; see
             `keras_ranking.training.fit_exploration`.
         id_dim: width of id embeddings (30 in feed: stated).
-        batch_norm: batch normalisation of numbers, frozen at scoring (stated). batch_norm_momentum: of its running moments.
+        batch_norm: batch normalisation of numbers (stated), frozen at scoring. batch_norm_momentum: of its running moments.
         dropout: rate in the MLP and the heads.
         dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
         name: of the model.
@@ -162,6 +163,10 @@ def resolve(schema: Schema, **given: Any) -> dict[str, Any]:
             raise ValueError(f"`random_effects` must map tasks of {names} to id columns with buckets. Received: {task!r}: {column!r}")
     if unknown := [task for task in g.explore if task not in names]:
         raise ValueError(f"`explore` must be tasks of {names}. Received: {unknown}")
+    calibration = chosen["calibration"] if g.calibration is None else bool(g.calibration)
+    if not calibration and (g.calibration_options or g.calibration_features):
+        received = f"calibration_options={g.calibration_options}, calibration_features={list(g.calibration_features)}"
+        raise ValueError(f"`calibration_options` and `calibration_features` need `calibration=True`. Received: {received}")
     return {
         "preset": g.preset,
         "features": [feature.name for feature in schema.inputs(g.features)],
@@ -177,7 +182,7 @@ def resolve(schema: Schema, **given: Any) -> dict[str, Any]:
         "head": head,
         "head_options": dict(g.head_options or {}),
         "shared_trunk": shared_trunk,
-        "calibration": chosen["calibration"] if g.calibration is None else bool(g.calibration),
+        "calibration": calibration,
         "calibration_features": [feature.name for feature in schema.inputs(g.calibration_features)],
         "calibration_options": dict(g.calibration_options or {}),
         "history_features": list(history_features),

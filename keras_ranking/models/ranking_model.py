@@ -151,17 +151,25 @@ class RankingModel(keras.Model):
         """The compiled loss of the tasks, and of auxiliary outputs against the labels of theirs."""
         if not self.auxiliary or not isinstance(y_pred, dict):
             return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
-        total = super().compute_loss(x=x, y=y, y_pred=self._of_tasks(y_pred), sample_weight=sample_weight, training=training)
+        total = super().compute_loss(x=x, y=y, y_pred=self.of_tasks(y_pred), sample_weight=sample_weight, training=training)
+        return total + self.auxiliary_loss(y, y_pred, sample_weight)
+
+    def auxiliary_loss(self, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """What `compute_loss` adds for auxiliary outputs: the loss of their task, times their own weight and the task's."""
+        total = 0.0
         for output, (task, weight) in self.auxiliary.items():
             loss = keras.losses.get(self.loss[task] if isinstance(self.loss, dict) else self.loss)
             rows = sample_weight[task] if isinstance(sample_weight, dict) else sample_weight
-            total = total + weight * loss(y[task], y_pred[output], sample_weight=rows)
+            weights = self._compile_loss._user_loss_weights
+            of_task = weights.get(task, 1.0) if isinstance(weights, dict) else 1.0
+            total = total + of_task * weight * loss(y[task], y_pred[output], sample_weight=rows)
         return total
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        return super().compute_metrics(x, y, self._of_tasks(y_pred), sample_weight)
+        return super().compute_metrics(x, y, self.of_tasks(y_pred), sample_weight)
 
-    def _of_tasks(self, outputs: Any) -> Any:
+    def of_tasks(self, outputs: Any) -> Any:
+        """Outputs without the auxiliary ones."""
         if not self.auxiliary or not isinstance(outputs, dict):
             return outputs
         return {name: value for name, value in outputs.items() if name not in self.auxiliary}
@@ -219,7 +227,8 @@ class RankingModel(keras.Model):
             clean = {name: x if name == "request_time" else keep(x, length=count) for name, x in candidates.items()}
             if "candidate_count" in parts.candidate_inputs():
                 clean["candidate_count"] = count
-            outputs = self.probabilities(parts.score(parts.encode(history), clean), count)
+            moment = {"request_time": clean["request_time"]} if getattr(parts, "encodes_at_moment", False) else {}
+            outputs = self.probabilities(parts.score(parts.encode({**history, **moment}), clean), count)
             return keras.Model({**history, **candidates, "candidate_count": count}, outputs, name=f"{self.name}_serving")
 
         return self._graph("serving", build)

@@ -117,7 +117,8 @@ def _backend() -> str:
 def _skew(model: Any, target: Path, events: Any, options: Options) -> dict[str, Any]:
     from keras_ranking.serving.skew import check_skew
 
-    report = check_skew(target, model, events, bound=options.skew_bound)
+    bound = _bound(options, model) if options.skew_bound is None else options.skew_bound
+    report = check_skew(target, model, events, bound=bound)
     if report.found:
         raise ExportError(f"the exported model differs from the pipeline on logged requests: {report.summary()}")
     return report.to_json()

@@ -171,4 +171,4 @@ def _checked(name: str, tensor: Tensor, value: Any) -> np.ndarray:
         raise ValueError(f"input '{name}' must be {kind_name(tensor.dtype)}. Received: {kind_name(array.dtype)}")
     if tensor.shape is not None and array.ndim != len(tensor.shape):
         raise ValueError(f"input '{name}' must have rank {len(tensor.shape)}. Received: shape {array.shape}")
-    return array
+    return np.asarray(value, dtype=object) if text else array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import threading
@@ -48,7 +49,7 @@ class RestTransport:
 
     def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float) -> Tensors:
         columns = {name: _json_values(values) for name, values in inputs.items()}
-        body = json.dumps({"signature_name": signature.name, "inputs": columns}, separators=(",", ":"), allow_nan=False)
+        body = json.dumps({"signature_name": signature.name, "inputs": columns}, separators=(",", ":"))
         outputs = self._call("POST", f"{self._path}:predict", body.encode(), timeout)["outputs"]
         # A single output comes back bare; its name stands in the metadata.
         named = outputs if isinstance(outputs, dict) else {next(iter(signature.outputs), ""): outputs}
@@ -124,10 +125,21 @@ class RestTransport:
 
 
 def _json_values(values: np.ndarray) -> Any:
-    if values.dtype.kind != "O":
+    if values.dtype.kind not in "OSU":
         return values.tolist()
-    texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.reshape(-1)]
-    return np.array(texts, dtype=object).reshape(values.shape).tolist()
+    texts = np.empty(values.size, dtype=object)
+    texts[:] = [_json_text(value) for value in values.reshape(-1)]
+    return texts.reshape(values.shape).tolist()
+
+
+def _json_text(value: Any) -> Any:
+    """Text as it is; bytes that are no UTF-8 in TensorFlow Serving's form for them."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
 
 
 def _array(values: Any, signature: Signature, name: str) -> np.ndarray:

@@ -67,6 +67,10 @@ def check_skew(
     card = read_card(folder)
     if card is None or RAW not in card.signatures or FEATURES not in card.signatures:
         raise ValueError(f"'{folder}' has no signature '{RAW}': export it with this version of the package.")
+    if card.quantized and not model.quantized:
+        from keras_ranking.serving.quantization import quantize_embeddings
+
+        model = quantize_embeddings(model)
     names = list(model.serving_model.input)
     if sorted(names) != sorted(card.inputs):
         raise ValueError(f"the Keras model has other inputs than the version: {sorted(set(names) ^ set(card.inputs))}")
@@ -161,7 +165,7 @@ def _trained(model: Any, found: Any, chosen: np.ndarray) -> Any:
 
     def scores(which: np.ndarray) -> Batch:
         index = found.candidate_index(which)
-        return {task: values[index][..., model.serving_tower] for task, values in towers.items()}
+        return {task: np.asarray(model.served(values[index])) for task, values in towers.items()}
 
     return scores
 

@@ -29,9 +29,12 @@ def loss_function(model: Any, loss: Any) -> Callable[[Any, Any, Any], Any]:
             raise ValueError("`loss` must be given for a model that is not compiled with a loss. Received: loss=None")
 
         def own(y: Any, y_pred: Any, weight: Any) -> Any:
+            auxiliary = getattr(model, "auxiliary_loss", None)  # of a RankingModel, whose further outputs have no loss of their own
+            outputs = y_pred if auxiliary is None else model.of_tasks(y_pred)
             if not compiled.built:
-                compiled.build(y, y_pred)
-            return compiled(y, y_pred, weight)
+                compiled.build(y, outputs)
+            total = compiled(y, outputs, weight)
+            return total if auxiliary is None else total + auxiliary(y, y_pred, weight)
 
         return own
     if isinstance(loss, dict):

@@ -90,11 +90,13 @@ def fit_random_effects(
         The fit by task, whose ids are rows of the id's table.
 
     Raises:
-        ValueError: a model without random effects, or no target event.
+        ValueError: a model without random effects, no target event, or none with a known label and id for a task; then the effects
+            stay what they were.
     """
     effects = model.last_layers("effects")
     if not effects:
         raise ValueError("`model` must be made with `random_effects`. Received: a model that has none")
+    before = {task: np.array(keras.ops.convert_to_numpy(layer.effects)) for task, layer in effects.items()}
     for layer in effects.values():
         layer.effects.assign(np.zeros(layer.rows, dtype=np.float32))
     columns: dict[str, list[tuple[np.ndarray, ...]]] = {task: [] for task in effects}
@@ -106,6 +108,11 @@ def fit_random_effects(
             logit = np.asarray(keras.ops.convert_to_numpy(logits[task]))[..., 0]
             named.append((ids[counted], y[task][..., 0][counted], logit[counted]))
     fits = {}
+    known = {task: sum(len(ids) for ids, _, _ in named) for task, named in columns.items()}
+    if empty := [task for task, count in known.items() if not count]:
+        for task, layer in effects.items():
+            layer.effects.assign(before[task])
+        raise ValueError(f"no event with a known label and a known id for task '{empty[0]}' among the target events. Received: {known}")
     for task, named in columns.items():
         ids, labels, offsets = (np.concatenate(parts) for parts in zip(*named, strict=True))
         fits[task] = fit_random_effect(ids, labels, offsets.astype(np.float64), l2=l2)

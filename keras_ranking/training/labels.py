@@ -127,7 +127,8 @@ def long_dwell_labels(
 
 
 def contribution_labels(events: pd.DataFrame, actions: Sequence[str] = ("like", "comment", "share")) -> pd.Series:
-    """Contribution: whether the member did any of the actions. LiRank's contributions are like, comment and share (stated).
+    """Contribution: whether the member did any of the actions. LiRank states a tower of like, comment, share and vote; these three are
+    our default.
 
         y_i = 1 if some action_i > 0;  NaN if none is, but one is missing;  0 if all are 0
 
