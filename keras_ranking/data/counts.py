@@ -122,7 +122,7 @@ def point_in_time_counts(
         joined by "_". A row with a missing key has counts 0 and rate a / b.
 
     Raises:
-        ValueError: an unknown column, a delay below 1, a window below 1, a bad prior, a missing or non-finite action.
+        ValueError: an unknown column, a delay below 1, a window below 1, a bad prior, a missing or non-finite action, names that collide.
 
     Example:
         >>> log = pd.DataFrame({"time": [0, 1000, 1000, 2000], "item": [7, 7, 8, 7], "click": [1, 0, 1, 0]})
@@ -141,6 +141,12 @@ def point_in_time_counts(
     times = _times(events, time) if len(events) else np.zeros(0, dtype=np.int64)
 
     out: dict[str, np.ndarray] = {}
+
+    def put(name: str, values: np.ndarray) -> None:
+        if name in out:
+            raise ValueError(f"two counts would be named '{name}': rename an action or key. Received: keys={keys}, actions={actions}")
+        out[name] = values
+
     for key in wanted:
         codes = _key_codes(events, key)
         lone = codes < 0
@@ -153,13 +159,13 @@ def point_in_time_counts(
                 since = timeline.rows_until(times - delay - window if window is not None else np.full(len(times), timeline.first - 1))
             views = np.where(lone, 0, until - since)
             label = "_".join(key)
-            out[f"{label}_views_{window_name(window)}"] = views
+            put(f"{label}_views_{window_name(window)}", views)
             for index, action in enumerate(actions):
                 sums = np.zeros(len(events)) if timeline is None else timeline.sums[index][until] - timeline.sums[index][since]
                 sums = np.where(lone, 0.0, sums)
                 a, b = priors[action]
-                out[f"{label}_{action}_{window_name(window)}"] = sums
-                out[f"{label}_{action}_rate_{window_name(window)}"] = (sums + a) / (views + b)
+                put(f"{label}_{action}_{window_name(window)}", sums)
+                put(f"{label}_{action}_rate_{window_name(window)}", (sums + a) / (views + b))
     return pd.DataFrame(out, index=events.index)
 
 

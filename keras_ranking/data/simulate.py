@@ -149,6 +149,8 @@ def _draw_candidates(time: np.ndarray, born: np.ndarray, width: int, rng: np.ran
     for begin in range(0, len(time), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         low, alive = start[rows], (stop - start)[rows]
+        if alive.min() < width:
+            raise ValueError(f"`items_per_day` must leave {width} items to show at any time. Received: {int(alive.min())} at one")
         keys = rng.random((len(low), int(alive.max())), dtype=np.float32)
         keys[np.arange(keys.shape[1]) >= alive[:, None]] = 2.0
         out[rows] = low[:, None] + np.argpartition(keys, width - 1, axis=1)[:, :width]

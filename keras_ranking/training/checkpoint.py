@@ -61,6 +61,8 @@ def _named(model: Any) -> dict[str, Any]:
 def checkpoint_writer(model: Any, about: Mapping[str, Any]) -> Callable[[Path], None]:
     """What writes the state of a compiled model and its optimiser, as it is now, to a file."""
     arrays = {name: np.asarray(keras.ops.convert_to_numpy(variable.value)) for name, variable in _named(model).items()}
+    # numpy's files do not know bfloat16, which float32 holds exactly.
+    arrays = {name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()}
     text = json.dumps(dict(about))
 
     def write(path: Path) -> None:

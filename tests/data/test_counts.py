@@ -173,3 +173,10 @@ def test_a_million_rows_take_seconds():
 
 def test_examples_run():
     assert doctest.testmod(module).failed == 0
+
+
+def test_names_that_collide_are_refused() -> None:
+    log = pd.DataFrame({"time": [0, 1000], "item": [7, 7], "click": [1, 0], "click_rate": [1.0, 2.0], "views": [1, 1]})
+    for actions in (["click", "click_rate"], ["views"]):
+        with pytest.raises(ValueError, match=r"two counts would be named 'item_(click_rate|views)_all'"):
+            point_in_time_counts(log, "item", [None], delay=600, actions=actions)

@@ -131,6 +131,30 @@ class TestEbnerd:
         noted = [int(note.split()[0]) for note in log.notes if "history clicks" in note]
         assert len(past) == given - sum(noted) and all(noted)
 
+    def test_what_is_clicked_later_does_not_decide_what_history_there_is(self, tmp_path):
+        """A history click of an article that is shown again days later: the same row whether it is clicked then or not."""
+        behaviors, history = small_ebnerd()
+        mine = behaviors[behaviors["user_id"] == 3]
+        last = mine.index[pd.to_datetime(mine["impression_time"]).argmax()]
+        behaviors.loc[last, "article_ids_inview"] += " 950"
+        found = {}
+        for clicked in (behaviors.loc[last, "article_ids_clicked"], "950"):
+            behaviors.loc[last, "article_ids_clicked"] = clicked
+            log = read_ebnerd(write(tmp_path / "log", behaviors, history))
+            found[clicked == "950"] = log.events[(log.events["split"] == "history") & (log.events["article_id"] == 950)]
+        shown = pd.Timestamp(behaviors.loc[last, "impression_time"]).timestamp()
+        assert set(found[True]["member"]) == set(range(3, 9)) and found[True]["time"].max() < shown
+        pd.testing.assert_frame_equal(found[True].reset_index(drop=True), found[False].reset_index(drop=True))
+
+    def test_lists_of_one_article_are_lists(self, tmp_path):
+        behaviors, history = small_ebnerd()
+        behaviors["article_ids_clicked"] = behaviors["article_ids_clicked"].str.split().str[0]
+        for column in history.columns[2:]:
+            history[column] = history[column].str.split().str[0]
+        log = read_ebnerd(write(tmp_path / "log", behaviors, history))
+        rows = log.events[log.events["split"] != "history"]
+        assert rows.groupby("request")["click"].sum().eq(1).all()
+
     def test_history_sessions_end_with_a_pause(self, small):
         past = small[0].events.query("split == 'history'").sort_values(["member", "time"])
         pause = past["time"].diff()[(past["member"].diff() == 0)] > 1800
@@ -364,7 +388,7 @@ class TestRealLogs:
         assert (sizes["train"], sizes["validation"]) == (209_884, 159_537)
         repeated = next(int(note.split()[0]) for note in log.notes if "count once" in note)
         assert log.events.query("split != 'history'")["click"].sum() + repeated == 32_229
-        assert 114_651 + 19_675 + sizes["history"] == 378_042
+        assert 114_651 + 19_092 + sizes["history"] == 378_042
         assert check_events(log.events, log.schema)[1].kept == len(log.events)
 
     def test_ebnerd_features_rank_but_do_not_leak(self, data_folder):

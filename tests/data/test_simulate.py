@@ -244,3 +244,12 @@ def test_examples_run():
 
     module = sys.modules[simulate_function.__module__]
     assert doctest.testmod(module).failed == 0
+
+
+def test_no_item_is_shown_before_it_is_born() -> None:
+    from keras_ranking.data.simulate import _draw_candidates
+
+    rng = np.random.default_rng(0)
+    assert set(_draw_candidates(np.array([100]), np.array([0, 50, 90, 101]), 3, rng)[0]) == {0, 1, 2}
+    with pytest.raises(ValueError, match="`items_per_day` must leave 4 items to show at any time. Received: 3 at one"):
+        _draw_candidates(np.array([100]), np.array([0, 50, 90, 101]), 4, rng)

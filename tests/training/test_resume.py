@@ -19,7 +19,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.training import read_checkpoint, train, warm_start
-from keras_ranking.training.checkpoint import fingerprint
+from keras_ranking.training.checkpoint import checkpoint_writer, fingerprint, restore
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {
@@ -257,3 +257,19 @@ def test_a_process_that_was_killed(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, other.arrays[name])
     losses = [json.loads((tmp_path / name / "history.json").read_text())["epochs"]["loss"] for name in ("whole", "killed")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_checkpoint_of_bfloat16_is_exact(tmp_path: Path) -> None:
+    def made(seed: int) -> Any:
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype="bfloat16")])
+        model.compile(keras.optimizers.Adam(), "mse", jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    one, other = made(0), made(1)
+    checkpoint_writer(one, {"finished": True})(tmp_path / "checkpoint.npz")
+    restore(read_checkpoint(tmp_path), other)
+    for a, b in zip(one.variables, other.variables, strict=True):
+        assert keras.backend.standardize_dtype(b.dtype) == keras.backend.standardize_dtype(a.dtype)
+        np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(keras.ops.cast(v.value, "float32")) for v in (a, b)))

@@ -31,8 +31,10 @@ _BEHAVIORS = (
     "next_scroll_percentage",
 )
 _HISTORY = ("user_id", "impression_time_fixed", "scroll_percentage_fixed", "article_id_fixed", "read_time_fixed")
+_LISTS = ("article_ids_inview", "article_ids_clicked", *_HISTORY[1:])
 _RANKED = ("ctr_1h", "ctr_24h", "views_1h", "views_24h", "article_age")
 _PRIOR = (1.0, 12.0)  # of the click rates: lists have 11.5 articles and one click
+_CLOCKS = 5  # seconds by which the clocks of impressions and of openings differ at most (seen in the release)
 _SESSION_GAP = 1800  # history clicks carry no session: a pause of half an hour starts a new one (our choice)
 _MEDIAN_DWELL, _MEDIAN_SCROLL = 20.0, 100.0  # stand for the few clicks whose reading was not measured
 
@@ -64,7 +66,9 @@ def _read(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         behaviors_at = find_file(root, ["ebnerd_behaviors.csv.gz"], what)
         history_at = find_file(root, ["ebnerd_history.csv.gz"], "EB-NeRD history")
         # A list of one unmeasured scroll is the text "nan", not a missing list: only an empty field is missing.
-        behaviors, history = (pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in (behaviors_at, history_at))
+        # A list of one number must not become a number.
+        settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "dtype": dict.fromkeys(_LISTS, str)}
+        behaviors, history = (pd.read_csv(path, **settings) for path in (behaviors_at, history_at))
         require_columns(behaviors, ("split", *_BEHAVIORS), behaviors_at)
         require_columns(history, ("split", *_HISTORY), history_at)
         return behaviors, history
@@ -167,10 +171,12 @@ def _history_rows(clicks: pd.DataFrame, impressions: pd.DataFrame, max_history: 
     repeated = rows.duplicated(["member", "time", "article_id"]).to_numpy()
     notes.append(f"{int(repeated.sum())} of {len(rows)} history clicks stand twice and are kept once")
     rows = rows[~repeated]
-    known = impressions.loc[impressions["click"] == 1, ["member", "article_id"]]
-    # A history click is the opening of the article: seconds to minutes after the impression it came from.
-    logged = np.array(rows["time"] >= impressions["time"].min())
-    logged &= pd.MultiIndex.from_frame(rows[["member", "article_id"]]).isin(pd.MultiIndex.from_frame(known))
+    known = impressions.loc[impressions["click"] == 1, ["time", "member", "article_id"]].sort_values("time", kind="stable")
+    # A history click is the opening of the article: seconds to minutes after the impression it came from. Of an impression that
+    # comes later nothing may be known here: whether it is clicked must not decide which rows there are.
+    opened = rows[["time", "member", "article_id"]].assign(time=rows["time"] + _CLOCKS)
+    shown = pd.merge_asof(opened, known.assign(shown=True), on="time", by=["member", "article_id"], direction="backward")["shown"]
+    logged = shown.notna().to_numpy()
     notes.append(f"{int(logged.sum())} history clicks are clicks of an impression in the log and are left out")
     rows = rows[~logged]
     if max_history is not None:
