@@ -18,6 +18,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.cli import build_parser, main
+from keras_ranking.commands.common import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("simulate", "train", "evaluate", "export", "serve", "score")
@@ -425,3 +426,25 @@ def test_the_daily_step_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["train", *source, "--resume", str(cold)]) == 2
     assert "is finished. To learn from newer events, give --new-events and --out" in one_line(capsys)
     assert main(["train", *everything, "--new-events", "1st of May", "--out", str(tmp_path / "x")]) == 2
+
+
+@pytest.mark.quickest
+def test_score_knows_which_tasks_a_model_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the schema's first one, and candidates without a column that the model does not read; texts of a file stay texts."""
+    log = kr.data.simulate(members=10, days=2, seed=0)
+    schema = log.schema.fit(log.events)
+    model = kr.models.CADET(schema, dim=8, num_layers=1, num_heads=2, tasks=["like"], token_features=["topic"], late_features=["device"])
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run" / "model.keras")
+    schema.save(tmp_path / "run" / "schema.json")
+    rows = log.events[log.events["request_id"] == log.events["request_id"].iloc[-1]]
+    rows[["topic", "device"]].to_json(tmp_path / "candidates.json", orient="records")
+    asked = ["--model", str(tmp_path / "run"), "--candidates", str(tmp_path / "candidates.json"), "--time", str(int(rows["time"].iloc[0]))]
+    assert main(["score", *asked, "--json"]) == 0
+    ranked = json.loads(capsys.readouterr().out)
+    assert len(ranked) == len(rows) and set(ranked[0]) == {"rank", "candidate", "like"}
+    assert main(["score", *asked, "--task", "click"]) == 2
+    assert "`--task` must be one that the model scores, ['like']. Received: click" in one_line(capsys)
+    (tmp_path / "ids.json").write_text('[{"item_id": "007", "published_at": 1700000000}]')
+    found = read_rows(str(tmp_path / "ids.json"))
+    assert found["item_id"].tolist() == ["007"] and found["published_at"].tolist() == [1_700_000_000]

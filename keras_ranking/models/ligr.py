@@ -69,8 +69,8 @@ def LiGR(
     `pointwise_weight` times the same loss, so both are probabilities of the same event; merged lists are in order of them.
 
     It is trained on requests (`PackedRequests`). No label, position or action of the request itself is an input of its scores, so
-    set-wise training cannot leak; an event of the request's own session is hidden with `history_mask='sessions'` among
-    past events, and from candidates by the feedback delay.
+    set-wise training cannot leak. `history_mask='sessions'` hides events of one session from each other; from a candidate
+    what is younger than `delay` is hidden, so it sees older events of its own session.
 
     Args:
         schema: the log's columns. Inputs are named by it.

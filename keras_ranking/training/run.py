@@ -193,7 +193,7 @@ def warm_start(
 def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progress, callbacks: Any, verbose: bool) -> None:
     # Where `fit` finds something to build it reads a batch first, on an accelerator JAX two: what is left of an epoch would be over before
     # it began.
-    if keras.backend.backend() == "tensorflow" or 0 < len(dataset) - counter.batch <= 2:
+    if keras.backend.backend() == "tensorflow" or (counter.batch and len(dataset) - counter.batch <= 2):
         build_for(ranker, dataset[0])
     settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [counter, *callbacks]}
     if counter.batch:  # in the middle of an epoch

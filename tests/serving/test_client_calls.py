@@ -331,6 +331,13 @@ def test_raw_values(phases, protocol):
         outputs = client.predict({name: values[None] for name, values in tensors.items()})
         words = outputs["word"][0].tolist()
         assert [word.decode() if isinstance(word, bytes) else word for word in words] == ["ж!", "17!"]
+        # Bytes of any kind; a missing number is sent as it is, by either protocol, and it is the server that knows of it.
+        values = {name: values[None] for name, values in tensors.items()}
+        outputs = client.predict(values | {"candidate_item": np.array([[b"ab", b"\xff\x00c"]], dtype=object)})
+        lengths = (outputs["good"][0] - outputs["good"][0, 0]) / 1000.0 - (values["candidate_age"][0] - values["candidate_age"][0, 0])
+        np.testing.assert_allclose(lengths, [0, 1])
+        with pytest.raises(ServingError, match="input 'candidate_age' must hold finite numbers. Received: nan at"):
+            client.predict(values | {"candidate_age": values["candidate_age"] * np.float32(np.nan)})
         with pytest.raises(ValueError, match="in the candidates: column 'age' must hold finite numbers. Received: nan at row 1"):
             client.score(history, candidates.assign(age=[1.0, np.nan]), now)
 

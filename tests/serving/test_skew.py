@@ -46,6 +46,20 @@ def test_none_in_a_sound_export(small, logged):
     assert all(entry.largest <= 1e-5 for entry in report.scores.values())
 
 
+def test_none_in_a_mixture_of_towers_or_in_int8(logged, tmp_path):
+    """Training's scores are mixed as served ones are, and the Keras model is quantised as the version was."""
+    arguments = {"dim": 8, "num_layers": 1, "num_heads": 2, "tower_hidden": (8,), "id_dim": 4, "action_hidden": 8}
+    model = models.CADET(logged.schema, **arguments, serving="mixture", tower_prior=(0.5, 0.3, 0.2))
+    version = export(model, tmp_path / "ranker", quantize="int8", verify=False, events=logged.events)
+    report = check_skew(version, model, logged.events, sample=20)
+    assert not report.found and report.bound == 1e-5 and {name.split()[0] for name in report.scores} >= {"training"}
+
+
+def test_the_bound_is_that_of_the_precision(small, logged, tmp_path):
+    version = export(small.model, tmp_path / "ranker", precision="bfloat16", verify=False, events=logged.events)
+    assert check_skew(version, small.model, logged.events, sample=20).found, "control: the bound of float32"
+
+
 def test_planted_in_the_schema(small, logged):
     words = small.model.schema.inputs(["topic"])[0].vocabulary
     mean = small.model.schema.inputs(["age_hours"])[0].mean
