@@ -90,7 +90,8 @@ def LiRank(
         head: 'shared_bottom', 'grouped', 'mmoe', 'ple' or 'sparse_mmoe' on a shared trunk; head_options: of it.
         shared_trunk: one trunk for all tasks, or one a group with a linear logit a task.
         calibration: an `IsotonicCalibration` on each task's logit. calibration_features: columns it reads (device, channel, ids:
-            stated); calibration_options: its arguments.
+            stated); calibration_options: its arguments,
+            which a preset without calibration does not read.
         history_features: columns of past events that are read, next to all actions of the schema; None: those known='item' where the
             preset has a history and the schema has actions; (): no history.
         max_history: events read (the paper's gains: 25, 50, 100). action_dim: width of what was done with an event. history_options:
@@ -163,10 +164,6 @@ def resolve(schema: Schema, **given: Any) -> dict[str, Any]:
             raise ValueError(f"`random_effects` must map tasks of {names} to id columns with buckets. Received: {task!r}: {column!r}")
     if unknown := [task for task in g.explore if task not in names]:
         raise ValueError(f"`explore` must be tasks of {names}. Received: {unknown}")
-    calibration = chosen["calibration"] if g.calibration is None else bool(g.calibration)
-    if not calibration and (g.calibration_options or g.calibration_features):
-        received = f"calibration_options={g.calibration_options}, calibration_features={list(g.calibration_features)}"
-        raise ValueError(f"`calibration_options` and `calibration_features` need `calibration=True`. Received: {received}")
     return {
         "preset": g.preset,
         "features": [feature.name for feature in schema.inputs(g.features)],
@@ -182,7 +179,7 @@ def resolve(schema: Schema, **given: Any) -> dict[str, Any]:
         "head": head,
         "head_options": dict(g.head_options or {}),
         "shared_trunk": shared_trunk,
-        "calibration": calibration,
+        "calibration": chosen["calibration"] if g.calibration is None else bool(g.calibration),
         "calibration_features": [feature.name for feature in schema.inputs(g.calibration_features)],
         "calibration_options": dict(g.calibration_options or {}),
         "history_features": list(history_features),

@@ -134,7 +134,6 @@ def test_random_effects_stay_where_there_is_nothing_to_fit(log: Any) -> None:
     [
         ("AmortizedDLRM", {"fusion": "concat", "history_mask": "causal"}, "fusion='concat' always pools"),
         ("AmortizedDLRM", {"history_options": {"rotary": None}}, "`history_options` are those of LiRank's own encoder"),
-        ("LiRank", {"preset": "jobs", "calibration_options": {"step": 0.5}}, "need `calibration=True`"),
     ],
 )
 def test_options_without_effect_are_refused(log: Any, kind: str, arguments: dict[str, Any], message: str) -> None:
