@@ -1,7 +1,11 @@
 """Span attention in TensorFlow: a while-loop over blocks of queries ('loop'), or tiles compiled by XLA ('xla').
 
 'loop' takes unknown B and T, runs without XLA and exports. The batch is laid end to end as one row of B T queries; a block reads
-the key range that its spans reach, takes the stock softmax, and its gradient recomputes the block. 'xla' needs static shapes.
+the key range that its spans reach; its gradient recomputes the block from the saved logarithm of the softmax's sum. 'xla' needs
+static shapes.
+
+All products in the loop are of two matrices, a head at a time: outside XLA a batched product takes up to three times as long on a
+CPU. For the same reason keys and values also lie as (D, S), so that no product has to turn the probabilities of a block around.
 """
 
 from __future__ import annotations
@@ -30,8 +34,7 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
         from keras_ranking.ops.backends import tensorflow_xla
 
         return tensorflow_xla.span_attention(query, key, value, spans, scale)
-    out, _ = _attend(query, key, value, spans, scale, False)
-    return out
+    return _attend(query, key, value, spans, scale)[0]
 
 
 def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> Any:
@@ -42,7 +45,7 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
 
         out, total = tensorflow_xla.attend(query, key, value, spans, scale)
     else:
-        out, total = _attend(query, key, value, spans, scale, self_key is not None)
+        out, total = _attend(query, key, value, spans, scale)
     return out if self_key is None else join(query, out, total, self_key, self_value, scale)
 
 
@@ -123,13 +126,13 @@ def _part_ends(cuts: Any) -> Any:
 # -- the loop -------------------------------------------------------------------------------------------------------------------
 
 
-def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, with_total: bool) -> tuple[Any, Any]:
+def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
     kv_heads = key.shape[2]
     group, size = query.shape[2] // kv_heads, query.shape[3]
-    wide = tf.float64 if query.dtype == tf.float64 else tf.float32
-    forward, backward = _functions(query.dtype, kv_heads, group, size, scale, with_total)
+    forward, backward = _functions(query.dtype, kv_heads, group, size, scale)
     parts = tuple(tf.stop_gradient(tf.cast(part, tf.int32)) for part in spans)
+    given: list[Any] = []  # the outputs as others see them: through these a second derivative finds its way
 
     @tf.custom_gradient  # type: ignore[untyped-decorator, unused-ignore]
     def run(q: Any, k: Any, v: Any) -> Any:
@@ -137,115 +140,72 @@ def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, with_t
         out, total = forward(*map(tf.stop_gradient, (q, k, v)), *parts)
 
         def gradient(grad_out: Any, grad_total: Any) -> Any:
-            return backward(q, k, v, *parts, tf.cast(grad_out, q.dtype), tf.cast(grad_total, wide))
+            return backward(q, k, v, *parts, *given, tf.cast(grad_out, q.dtype), tf.cast(grad_total, total.dtype))
 
         return (out, total), gradient
 
-    out, total = run(query, key, value)
-    out.set_shape(query.shape)
-    total.set_shape(query.shape[:3])
-    return out, total
+    given += run(query, key, value)
+    given[0].set_shape(query.shape)
+    given[1].set_shape(query.shape[:3])
+    return given[0], given[1]
 
 
 @functools.lru_cache(maxsize=256)
-def _functions(dtype: Any, kv_heads: int, group: int, size: int, scale: float, with_total: bool) -> tuple[Any, Any]:
+def _functions(dtype: Any, kv_heads: int, group: int, size: int, scale: float) -> tuple[Any, Any]:
     """Forward and backward as graph functions: traced once for all B, T and S."""
-    wide = tf.float64 if dtype == tf.float64 else tf.float32
     query = tf.TensorSpec([None, None, kv_heads * group, size], dtype)
     keys = tf.TensorSpec([None, None, kv_heads, size], dtype)
     part = tf.TensorSpec([None, None], tf.int32)
-    total = tf.TensorSpec([None, None, kv_heads * group], wide)
-    heads = (kv_heads, group, size, scale, with_total)
+    total = tf.TensorSpec([None, None, kv_heads * group], _wide(dtype))
+    heads = (kv_heads, group, size, scale)
 
     @tf.function(input_signature=[query, keys, keys, part, part, part], autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
     def forward(q: Any, k: Any, v: Any, start: Any, end: Any, own: Any) -> Any:
         return _forward(q, k, v, Spans(start, end, own), *heads)
 
-    @tf.function(input_signature=[query, keys, keys, part, part, part, query, total], autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
-    def backward(q: Any, k: Any, v: Any, start: Any, end: Any, own: Any, grad_out: Any, grad_total: Any) -> Any:
-        return _backward(q, k, v, Spans(start, end, own), grad_out, grad_total, *heads)
+    @tf.function(  # type: ignore[untyped-decorator, unused-ignore]
+        input_signature=[query, keys, keys, part, part, part, query, total, query, total], autograph=False
+    )
+    def backward(
+        q: Any, k: Any, v: Any, start: Any, end: Any, own: Any, out: Any, total: Any, grad_out: Any, grad_total: Any
+    ) -> Any:
+        return _backward(q, k, v, Spans(start, end, own), out, total, grad_out, grad_total, *heads)
 
     return forward, backward
 
 
-class _Block:
-    """One block of queries: what it reads, its probabilities, and where its key gradients go."""
-
-    def __init__(self, q: Any, k: Any, v: Any, spans: tuple[Any, ...], low: Any, high: Any, scale: float) -> None:
-        self.kv_heads, self.group, self.size = q.shape[1:]
-        self.wide = tf.float64 if q.dtype == tf.float64 else tf.float32
-        self.count, self.scale = high - low, scale
-        # Scaling the queries saves a pass over the scores; in half precision only a power of two does so without rounding.
-        self.folded = q.dtype == self.wide or math.frexp(scale)[0] == 0.5
-        a, b, c, d = (part[low:high] for part in spans)
-        first, last, own, top = tf.reduce_min(a), tf.reduce_max(b), tf.reduce_min(c), tf.reduce_max(d)
-        apart = (first < last) & (own < top) & (own >= last + _GAP)
-        self.first = tf.where(apart, first, tf.minimum(first, own))
-        self.last = tf.maximum(tf.where(apart, last, tf.maximum(last, top)), self.first)
-        self.apart = apart
-        self.second = tf.where(apart, own, self.last)
-        self.top = tf.maximum(tf.where(apart, top, self.last), self.second)
-        columns = tf.concat([tf.range(self.first, self.last), tf.range(self.second, self.top)], 0)
-        mask = ((columns >= a[:, None]) & (columns < b[:, None])) | ((columns >= c[:, None]) & (columns < d[:, None]))
-        self.some = ((a < b) | (c < d))[None, None, :, None]
-        self.bias = tf.where(mask, tf.zeros([], self.wide), tf.constant(_CLOSED, self.wide))
-        self.width = tf.size(columns)
-        self.q = self.queries(q, low, high) * (scale if self.folded else 1.0)
-        self.k, self.v = self.read(k), self.read(v)
-
-    def read(self, values: Any) -> Any:
-        """[Hkv, k, D]: the key ranges of this block, end to end."""
-        return tf.cond(
-            self.apart,
-            lambda: tf.concat([values[:, self.first : self.last], values[:, self.second : self.top]], 1),
-            lambda: values[:, self.first : self.last],
-        )
-
-    def queries(self, values: Any, low: Any, high: Any) -> Any:
-        """[Hkv, G q, D]: this block of the rows of queries, outputs or their gradients."""
-        return self.flat(tf.transpose(values[low:high], [1, 2, 0, 3]))
-
-    def grouped(self, values: Any) -> Any:
-        return tf.reshape(values, [self.kv_heads, self.group, self.count, -1])
-
-    def scores(self) -> Any:
-        product = tf.cast(tf.matmul(self.q, self.k, transpose_b=True), self.wide)
-        product = tf.reshape(product, [self.kv_heads, self.group, self.count, self.width])
-        return (product if self.folded else product * self.scale) + self.bias
-
-    def key_gradient(self, ds: Any) -> Any:
-        """scale dS' Q, [Hkv, k, D]."""
-        gradient = tf.cast(tf.matmul(ds, self.q, transpose_a=True), self.wide)
-        return gradient if self.folded else gradient * self.scale
-
-    def flat(self, values: Any) -> Any:
-        return tf.reshape(values, [self.kv_heads, self.group * self.count, -1])
-
-    def spread(self, gradient: Any, low: Any, high: Any) -> Any:
-        """Key gradients [Hkv, k, D] put at their places in the keys low..high."""
-        inner = self.last - self.first
-        first, second = gradient[:, :inner], gradient[:, inner:]
-        middle = tf.zeros([self.kv_heads, self.second - self.last, self.size], gradient.dtype)
-        joined = tf.concat([first, middle, second], 1)
-        # A block that reads nothing has its empty range anywhere: clamp the paddings.
-        before = tf.clip_by_value(self.first - low, 0, high - low)
-        return tf.pad(joined, [[0, 0], [before, tf.maximum(high - low - before - tf.shape(joined)[1], 0)], [0, 0]])
+def _wide(dtype: Any) -> Any:
+    return tf.float64 if dtype == tf.float64 else tf.float32
 
 
-def _laid_out(q: Any, k: Any, v: Any, spans: Spans, kv_heads: int, group: int, size: int) -> tuple[Any, ...]:
-    """q [B T, Hkv, G, D], k and v [Hkv, B S, D] with zeros where nothing looks, spans and part ends of the batch laid end to end."""
-    batch, queries, num_keys = tf.shape(q)[0], tf.shape(q)[1], tf.shape(k)[1]
-    flat = flat_spans(spans, num_keys)
-    seen = seen_keys(*flat, keys=batch * num_keys)
-    a, b, c, d = flat
-    some = (a < b) | (c < d)
-    ends = _part_ends(cut_places(*flat, batch=batch, queries=queries, square=tf.equal(queries, num_keys)))
-    q = tf.reshape(q, [-1, kv_heads, group, size])
-    k, v = (tf.reshape(part, [-1, kv_heads, size]) for part in (k, v))
-    # A NaN where nothing looks would meet a zero weight inside a block and spread.
-    # Heads first, once: each block then reads its keys as plain runs of memory.
-    k, v = (tf.transpose(_cleared(part, seen), [1, 0, 2]) for part in (k, v))
-    return _cleared(q, some), k, v, flat, ends, some
+class _Rows:
+    """The batch laid end to end, zeros where nothing looks: a NaN there would meet a zero weight inside a block and spread."""
+
+    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int) -> None:
+        self.kv_heads, self.group, self.size = kv_heads, group, size
+        batch, self.queries, self.num_keys = tf.shape(query)[0], tf.shape(query)[1], tf.shape(key)[1]
+        self.count, self.square = batch * self.queries, tf.equal(self.queries, self.num_keys)
+        self.spans = flat_spans(spans, self.num_keys)
+        self.seen = seen_keys(*self.spans, keys=batch * self.num_keys)
+        a, b, c, d = self.spans
+        self.some = (a < b) | (c < d)
+        self.ends = _part_ends(cut_places(*self.spans, batch=batch, queries=self.queries, square=self.square))
+
+    def of_queries(self, values: Any) -> Any:
+        """(B, T, H, .) -> (Hkv, G, B T, .)."""
+        width = 1 if len(values.shape) == 3 else values.shape[-1]
+        rows = _cleared(tf.reshape(values, [-1, self.kv_heads, self.group, width]), self.some)
+        return tf.transpose(rows, [1, 2, 0, 3])
+
+    def of_keys(self, values: Any) -> Any:
+        """(B, S, Hkv, D) -> (Hkv, B S, D)."""
+        return tf.transpose(_cleared(tf.reshape(values, [-1, self.kv_heads, self.size]), self.seen), [1, 0, 2])
+
+    def keys_of(self, low: Any, end: Any) -> tuple[Any, Any]:
+        """The keys that belong to the part of queries low..end: the same places, or the whole rows."""
+        width = tf.maximum(self.queries, 1)
+        outside = (low // width * self.num_keys, end // width * self.num_keys)
+        return tf.where(self.square, low, outside[0]), tf.where(self.square, end, outside[1])
 
 
 def _cleared(rows: Any, used: Any) -> Any:
@@ -254,36 +214,113 @@ def _cleared(rows: Any, used: Any) -> Any:
     return tf.cond(tf.reduce_all(used), lambda: rows, lambda: tf.where(used_rows, rows, tf.zeros([], rows.dtype)))
 
 
+def _heads(values: Any) -> list[Any]:
+    return tf.unstack(values, axis=0)  # type: ignore[no-any-return]
+
+
+class _Block:
+    """One block of queries: which keys it reads, what it hides of them, and where its key gradients go."""
+
+    def __init__(self, rows: _Rows, low: Any, high: Any, wide: Any) -> None:
+        self.rows, self.low, self.high = rows, low, high
+        a, b, c, d = (part[low:high] for part in rows.spans)
+        first, last, own, top = tf.reduce_min(a), tf.reduce_max(b), tf.reduce_min(c), tf.reduce_max(d)
+        apart = (first < last) & (own < top) & (own >= last + _GAP)
+        self.first = tf.where(apart, first, tf.minimum(first, own))
+        self.last = tf.maximum(tf.where(apart, last, tf.maximum(last, top)), self.first)
+        self.apart = apart
+        self.second = tf.where(apart, own, self.last)
+        self.top = tf.maximum(tf.where(apart, top, self.last), self.second)
+        # Keys from the first on that all queries of the block see: nothing is asked there.
+        open_to = tf.maximum(
+            tf.where(tf.reduce_max(a) == self.first, tf.reduce_min(b), 0), tf.where(tf.reduce_max(c) == self.first, tf.reduce_min(d), 0)
+        )
+        open_to = tf.clip_by_value(open_to, self.first, self.last)
+        columns = tf.concat([tf.range(open_to, self.last), tf.range(self.second, self.top)], 0)
+        mask = ((columns >= a[:, None]) & (columns < b[:, None])) | ((columns >= c[:, None]) & (columns < d[:, None]))
+        bias = tf.pad(tf.where(mask, tf.zeros([], wide), tf.constant(_CLOSED, wide)), [[0, 0], [open_to - self.first, 0]])
+        self.bias = bias if rows.group == 1 else tf.tile(bias, [rows.group, 1])
+
+    def keys(self, values: Any) -> Any:
+        """Of (S, D) the rows that this block reads, end to end."""
+        return tf.cond(
+            self.apart,
+            lambda: tf.concat([values[self.first : self.last], values[self.second : self.top]], 0),
+            lambda: values[self.first : self.last],
+        )
+
+    def turned(self, values: Any) -> Any:
+        """Of (D, S) the columns that this block reads, end to end."""
+        return tf.cond(
+            self.apart,
+            lambda: tf.concat([values[:, self.first : self.last], values[:, self.second : self.top]], 1),
+            lambda: values[:, self.first : self.last],
+        )
+
+    def queries(self, values: Any) -> list[Any]:
+        """Of (Hkv, G, T, .) this block's rows, a matrix (G q, .) a head."""
+        return _heads(tf.reshape(values[:, :, self.low : self.high], [self.rows.kv_heads, -1, values.shape[-1]]))
+
+    def joined(self, parts: list[Any]) -> Any:
+        """Matrices (G q, .) of the heads as rows (q, Hkv, G, .)."""
+        stacked = tf.reshape(tf.stack(parts), [self.rows.kv_heads, self.rows.group, self.high - self.low, parts[0].shape[-1]])
+        return tf.transpose(stacked, [2, 0, 1, 3])
+
+    def spread(self, gradient: Any, low: Any, high: Any) -> Any:
+        """Key gradients (D, k) put at their places in the keys low..high."""
+        inner = self.last - self.first
+        middle = tf.zeros([self.rows.size, self.second - self.last], gradient.dtype)
+        joined = tf.concat([gradient[:, :inner], middle, gradient[:, inner:]], 1)
+        # A block that reads nothing has its empty range anywhere: clamp the paddings.
+        before = tf.clip_by_value(self.first - low, 0, high - low)
+        return tf.pad(joined, [[0, 0], [before, tf.maximum(high - low - before - tf.shape(joined)[1], 0)]])
+
+
+def _product(a: Any, b: Any, wide: Any) -> Any:
+    return tf.cast(tf.matmul(a, b), wide)
+
+
+def _folds(dtype: Any, scale: float) -> bool:
+    """Whether queries may be scaled beforehand: in half precision only a power of two does so without rounding."""
+    return dtype == _wide(dtype) or math.frexp(scale)[0] == 0.5
+
+
 def _forward(
-    query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, scale: float, with_total: bool
+    query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, scale: float
 ) -> tuple[Any, Any]:
-    q, k, v, flat, ends, some = _laid_out(query, key, value, spans, kv_heads, group, size)
-    count = tf.shape(q)[0]
-    wide = tf.float64 if query.dtype == tf.float64 else tf.float32
-    outs = tf.TensorArray(query.dtype, size=0, dynamic_size=True, infer_shape=False, element_shape=[None, kv_heads, group, size])
-    totals = tf.TensorArray(wide, size=0, dynamic_size=True, infer_shape=False, element_shape=[None, kv_heads, group])
+    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size), _wide(query.dtype)
+    folds = _folds(query.dtype, scale)
+    q = rows.of_queries(query) * (scale if folds else 1.0)
+    k, v = [tf.transpose(head) for head in _heads(rows.of_keys(key))], _heads(rows.of_keys(value))
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return tf.TensorArray(dtype, size=0, dynamic_size=True, infer_shape=False, element_shape=[None, kv_heads, group, *shape])
 
     def body(step: Any, low: Any, end: Any, outs: Any, totals: Any) -> Any:
         high = tf.minimum(low + _BLOCK, end)
-        block = _Block(q, k, v, flat, low, high, scale)
-        scores = block.scores()
-        if with_total:
-            total = tf.where(block.some[..., 0], tf.reduce_logsumexp(scores, axis=-1), tf.constant(_CLOSED, wide))
-            p = tf.exp(scores - total[..., None])
-            totals = totals.write(step, tf.transpose(total, [2, 0, 1]))
-        else:
-            p = tf.nn.softmax(scores)
-        out = block.grouped(tf.matmul(block.flat(tf.cast(p, v.dtype)), block.v))
-        end = tf.cond(high < end, lambda: end, lambda: ends[tf.minimum(high, count - 1)])
-        return step + 1, high, end, outs.write(step, tf.transpose(out, [2, 0, 1, 3])), totals
+        block = _Block(rows, low, high, wide)
+        out, total = [], []
+        for queries, keys, values in zip(block.queries(q), k, v, strict=True):
+            scores = _product(queries, block.turned(keys), wide)
+            scores = (scores if folds else scores * scale) + block.bias
+            peak = tf.reduce_max(scores, axis=-1, keepdims=True)
+            p = tf.exp(scores - peak)
+            share = tf.reduce_sum(p, axis=-1, keepdims=True)
+            out.append(tf.cast(_product(tf.cast(p, query.dtype), block.keys(values), wide) / share, query.dtype))
+            total.append(peak + tf.math.log(share))
+        end = tf.cond(high < end, lambda: end, lambda: rows.ends[tf.minimum(high, rows.count - 1)])
+        return step + 1, high, end, outs.write(step, block.joined(out)), totals.write(step, block.joined(total))
 
     def run() -> tuple[Any, Any]:
-        _, _, _, done, sums = tf.while_loop(lambda step, low, *_: low < count, body, (0, 0, ends[0], outs, totals), parallel_iterations=1)
+        state = (0, 0, rows.ends[0], array(query.dtype, size), array(wide, 1))
+        *_, outs, totals = tf.while_loop(lambda step, low, *_: low < rows.count, body, state, parallel_iterations=1)
         shape = tf.shape(query)
-        total = tf.reshape(sums.concat(), shape[:3]) if with_total else tf.zeros(shape[:3], wide)
-        return tf.reshape(_cleared(done.concat(), some), shape), total
+        # What a row that sees nothing has found is of no meaning.
+        total = tf.where(rows.some[:, None, None], totals.concat()[..., 0], tf.constant(_CLOSED, wide))
+        return tf.reshape(_cleared(outs.concat(), rows.some), shape), tf.reshape(total, shape[:3])
 
-    return tf.cond(count > 0, run, lambda: (tf.zeros_like(query), tf.zeros(tf.shape(query)[:3], wide)))  # type: ignore[no-any-return]
+    nothing = (tf.zeros_like(query), tf.fill(tf.shape(query)[:3], tf.constant(_CLOSED, wide)))
+    return tf.cond(rows.count > 0, run, lambda: nothing)  # type: ignore[no-any-return]
 
 
 def _backward(
@@ -291,71 +328,77 @@ def _backward(
     key: Any,
     value: Any,
     spans: Spans,
+    out: Any,
+    total: Any,
     grad_out: Any,
     grad_total: Any,
     kv_heads: int,
     group: int,
     size: int,
     scale: float,
-    with_total: bool,
 ) -> tuple[Any, Any, Any]:
-    q, k, v, flat, ends, some = _laid_out(query, key, value, spans, kv_heads, group, size)
-    wide = tf.float64 if query.dtype == tf.float64 else tf.float32
-    batch, queries, num_keys = tf.shape(query)[0], tf.shape(query)[1], tf.shape(key)[1]
-    count, square = batch * queries, tf.equal(queries, num_keys)
-    grad = _cleared(tf.reshape(grad_out, [-1, kv_heads, group, size]), some)
-    grad_sum = tf.transpose(_cleared(tf.reshape(grad_total, [-1, kv_heads, group]), some), [1, 2, 0])
+    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size), _wide(query.dtype)
+    folds, exact = _folds(query.dtype, scale), query.dtype == wide
+    q, do = rows.of_queries(query) * (scale if folds else 1.0), rows.of_queries(grad_out)
+    # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
+    delta = tf.reduce_sum(tf.cast(grad_out, wide) * tf.cast(out, wide), axis=-1) - grad_total
+    delta, sums = rows.of_queries(delta), rows.of_queries(total)
+    k, v = _heads(rows.of_keys(key)), [tf.transpose(head) for head in _heads(rows.of_keys(value))]
+    k_turned = [tf.transpose(head) for head in k]
+    if exact:
+        # S - L and dP - D come out of the products themselves, by one more column of the queries and a row of ones.
+        q_less, do_less = tf.concat([q, -sums], -1), tf.concat([do, -delta], -1)
+        k_turned, v = ([tf.concat([head, tf.ones_like(head[:1])], 0) for head in heads] for heads in (k_turned, v))
 
-    def keys_of(low: Any, end: Any) -> tuple[Any, Any]:
-        """The keys that belong to the part of queries low..end: the same places, or the whole rows."""
-        width = tf.maximum(queries, 1)
-        return tf.where(square, low, low // width * num_keys), tf.where(square, end, end // width * num_keys)
+    def block_step(at: Any, end: Any, first: Any, last: Any, dk: Any, dv: Any) -> Any:
+        high = tf.minimum(at + _BLOCK, end)
+        block = _Block(rows, at, high, wide)
+        mine = [block.queries(part) for part in (q, do)]
+        less = [block.queries(part) for part in ((q_less, do_less) if exact else (sums, delta))]
+        dq = []
+        for head in range(kv_heads):
+            (queries, grads), (first_less, second_less) = (part[head] for part in mine), (part[head] for part in less)
+            seen_keys, seen_values = block.turned(k_turned[head]), block.turned(v[head])
+            if exact:
+                scores, dp = tf.matmul(first_less, seen_keys), tf.matmul(second_less, seen_values)
+            else:
+                scores = _product(queries, seen_keys, wide)
+                scores = (scores if folds else scores * scale) - first_less
+                dp = _product(grads, seen_values, wide) - second_less
+            p = tf.exp(scores + block.bias)
+            ds, p = tf.cast(p * dp, query.dtype), tf.cast(p, query.dtype)
+            dq.append(tf.cast(_product(ds, block.keys(k[head]), wide) * scale, query.dtype))
+            more_k = tf.cast(tf.matmul(queries, ds, transpose_a=True), wide) * (1.0 if folds else scale)
+            dk[head] += block.spread(more_k, first, last)
+            dv[head] += block.spread(tf.cast(tf.matmul(grads, p, transpose_a=True), wide), first, last)
+        return high, block.joined(dq), dk, dv
 
     def part(step: Any, low: Any, dqs: Any, dks: Any, dvs: Any) -> Any:
-        end = ends[low]
-        first, last = keys_of(low, end)
+        end = rows.ends[low]
+        first, last = rows.keys_of(low, end)
 
-        def block_step(at: Any, number: Any, dqs: Any, dk: Any, dv: Any) -> Any:
-            high = tf.minimum(at + _BLOCK, end)
-            block = _Block(q, k, v, flat, at, high, scale)
-            # A row that sees nothing has a meaningless p, but a zero gradient: nothing comes of it.
-            p = tf.nn.softmax(block.scores())
-            do = block.queries(grad, at, high)
-            dp = block.grouped(tf.cast(tf.matmul(do, block.v, transpose_b=True), wide))
-            ds = dp - tf.reduce_sum(dp * p, axis=-1, keepdims=True)
-            if with_total:
-                ds += grad_sum[:, :, at:high, None]
-            ds = block.flat(tf.cast(ds * p, q.dtype))
-            dq = block.grouped(tf.matmul(ds, block.k)) * scale
-            dk += block.spread(block.key_gradient(ds), first, last)
-            dv += block.spread(tf.cast(tf.matmul(block.flat(tf.cast(p, q.dtype)), do, transpose_a=True), wide), first, last)
-            return high, number + 1, dqs.write(number, tf.transpose(dq, [2, 0, 1, 3])), dk, dv
+        def body(at: Any, number: Any, dqs: Any, dk: Any, dv: Any) -> Any:
+            high, dq, dk, dv = block_step(at, end, first, last, list(dk), list(dv))
+            return high, number + 1, dqs.write(number, dq), tuple(dk), tuple(dv)
 
-        zero = tf.zeros([kv_heads, last - first, size], wide)
-        free = tf.TensorShape([kv_heads, None, size])
-        blocks = dqs.size()
+        zero = (tf.zeros([size, last - first], wide),) * kv_heads
+        free = (tf.TensorShape([size, None]),) * kv_heads
         _, _, dqs, dk, dv = tf.while_loop(
             lambda at, *_: at < end,
-            block_step,
-            (low, blocks, dqs, zero, zero),
+            body,
+            (low, dqs.size(), dqs, zero, zero),
             shape_invariants=(*[tf.TensorShape([])] * 3, free, free),
             parallel_iterations=1,
         )
-        turn = [1, 0, 2]
-        return (
-            step + 1,
-            end,
-            dqs,
-            dks.write(step, tf.cast(tf.transpose(dk, turn), key.dtype)),
-            dvs.write(step, tf.cast(tf.transpose(dv, turn), key.dtype)),
-        )
+        dk, dv = (tf.cast(tf.transpose(tf.stack(part), [2, 0, 1]), key.dtype) for part in (dk, dv))
+        return step + 1, end, dqs, dks.write(step, dk), dvs.write(step, dv)
 
-    def array(shape: list[Any]) -> Any:
-        return tf.TensorArray(query.dtype, size=0, dynamic_size=True, infer_shape=False, element_shape=shape)
+    def array(*shape: Any) -> Any:
+        return tf.TensorArray(query.dtype, size=0, dynamic_size=True, infer_shape=False, element_shape=[None, *shape])
 
     def run() -> tuple[Any, Any, Any]:
-        state = (0, 0, array([None, kv_heads, group, size]), array([None, kv_heads, size]), array([None, kv_heads, size]))
-        _, _, dqs, dks, dvs = tf.while_loop(lambda step, low, *_: low < count, part, state, parallel_iterations=1)
+        state = (0, 0, array(kv_heads, group, size), array(kv_heads, size), array(kv_heads, size))
+        _, _, dqs, dks, dvs = tf.while_loop(lambda step, low, *_: low < rows.count, part, state, parallel_iterations=1)
         return (
             tf.reshape(dqs.concat(), tf.shape(query)),
             tf.reshape(dks.concat(), tf.shape(key)),
@@ -363,4 +406,4 @@ def _backward(
         )
 
     nothing = (tf.zeros_like(query), tf.zeros_like(key), tf.zeros_like(value))
-    return tf.cond(count > 0, run, lambda: nothing)  # type: ignore[no-any-return]
+    return tf.cond(rows.count > 0, run, lambda: nothing)  # type: ignore[no-any-return]
