@@ -29,10 +29,10 @@ class DecoderBlock(keras.layers.Layer):
         residual, residual_initial: `kind` and `initial` of `RescaleAndAdd`, which Feed-SR puts around both branches (stated).
 
     Call arguments:
-        inputs, times, spans, value_bias, cache, see_self, return_cache, index: see `SelfGatedAttention`.
+        inputs, times, spans, value_bias, cache, see_self, return_cache, index, stride: see `SelfGatedAttention`.
 
     Output:
-        (B, T, D); with `return_cache`, a tuple of that, key and value.
+        (B, T, D), with a stride (B, T / stride, D); with `return_cache`, a tuple of that, key and value.
 
     Example:
         >>> layer = DecoderBlock(num_heads=2, head_dim=4)
@@ -99,16 +99,18 @@ class DecoderBlock(keras.layers.Layer):
         see_self: bool = True,
         return_cache: bool = False,
         index: Any = None,
+        stride: int = 1,
         training: bool | None = None,
     ) -> Any:
-        given = {"times": times, "index": index, "spans": spans, "value_bias": value_bias, "cache": cache}
+        given = {"times": times, "index": index, "spans": spans, "value_bias": value_bias, "cache": cache, "stride": stride}
         attended, key, value = self.attention(self.attention_norm(inputs), **given, see_self=see_self, return_cache=True)
-        x = self.attention_add(inputs, self.dropout(attended, training=training))
+        asking = inputs if stride == 1 else inputs[:, ::stride]
+        x = self.attention_add(asking, self.dropout(attended, training=training))
         x = self.ffn_add(x, self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training))
         return (x, key, value) if return_cache else x
 
-    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
-        return self.attention.compute_output_spec(inputs, return_cache=return_cache)
+    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, stride: int = 1, **__: Any) -> Any:
+        return self.attention.compute_output_spec(inputs, return_cache=return_cache, stride=stride)
 
     def get_config(self) -> dict[str, Any]:
         attention = self.attention.get_config()

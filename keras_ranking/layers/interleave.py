@@ -51,7 +51,7 @@ class ItemTokens(keras.layers.Layer):
             second half.
 
     Call arguments:
-        inputs: (B, 2T, D).
+        inputs: (B, 2T, D). Where they come from a block, `DecoderBlock` with `stride=2` computes the item tokens alone.
 
     Output:
         (B, T, D).

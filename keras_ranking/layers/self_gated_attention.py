@@ -17,6 +17,11 @@ GATES = ("representation", "query", "key", "output")
 ROTATIONS = ("time", "index", "split", None)
 
 
+def _every(values: Any, stride: int) -> Any:
+    """Every `stride`-th token of (B, T, ...)."""
+    return values if values is None or stride == 1 else values[:, ::stride]
+
+
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SelfGatedAttention(keras.layers.Layer):
     """Span attention with gates computed from the very tensors they gate.
@@ -57,9 +62,11 @@ class SelfGatedAttention(keras.layers.Layer):
             inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
         return_cache: also return (key, value).
         index: int32 (B, T), or None where nothing is rotated by place.
+        stride: of a row, every `stride`-th token from the first asks, and the others are there to be seen; T is a multiple of it. For
+            the last block of a stack whose other tokens nobody reads: half the work, the same output.
 
     Output:
-        (B, T, D); with `return_cache`, a tuple of that, key and value.
+        (B, T, D), with a stride (B, T / stride, D); with `return_cache`, a tuple of that, key and value.
 
     Example:
         >>> layer = SelfGatedAttention(num_heads=2, head_dim=4)
@@ -147,10 +154,11 @@ class SelfGatedAttention(keras.layers.Layer):
             return self.rotate(x, times=times)
         return x if self.rotate_place is None else self.rotate_place(x, index=index)
 
-    def _project(self, inputs: Any, times: Any, value_bias: Any = None, index: Any = None) -> tuple[Any, Any, Any]:
-        """Gated and rotated queries and keys, and values, (B, T, heads, d_h)."""
+    def _project(self, inputs: Any, times: Any, value_bias: Any = None, index: Any = None, stride: int = 1) -> tuple[Any, Any, Any]:
+        """Gated and rotated queries, of every `stride`-th token, and keys, and values, (B, T, heads, d_h)."""
         x = self._gate("representation", inputs)
-        query = self._rotated(self._heads(self._gate("query", self.query(x)), self.num_heads), times, index)
+        asking, *places = (_every(part, stride) for part in (x, times, index))
+        query = self._rotated(self._heads(self._gate("query", self.query(asking)), self.num_heads), *places)
         key = self._rotated(self._heads(self._gate("key", self.key(x)), self.num_kv_heads), times, index)
         value = self._heads(self.value(x if value_bias is None else x + value_bias), self.num_kv_heads)
         return query, key, value
@@ -191,16 +199,19 @@ class SelfGatedAttention(keras.layers.Layer):
         see_self: bool = True,
         return_cache: bool = False,
         index: Any = None,
+        stride: int = 1,
     ) -> Any:
+        if stride > 1 and (spans is None or cache is not None):
+            raise ValueError(f"`stride` is for a row of tokens: `spans` without `cache`. Received: stride={stride}")
         if spans is None and cache is None:
             raise ValueError("call with `spans` (a row of tokens), with `cache` (candidates), or with both (later tokens of a cached row).")
         if self.rotate is not None and times is None:
             raise ValueError("`times` must be given: this attention rotates by time.")
         if self.rotate_place is not None and index is None:
             raise ValueError("`index` must be given: this attention rotates by place.")
-        query, key, value = self._project(inputs, times, value_bias, index)
+        query, key, value = self._project(inputs, times, value_bias, index, stride)
         if cache is None:
-            out = span_attention(query, key, value, Spans(*spans))
+            out = span_attention(query, key, value, Spans(*(_every(part, stride) for part in spans)), stride=stride)
         elif spans is not None:
             out, key, value = self._appended(query, key, value, Spans(*spans), cache)
         else:
@@ -208,7 +219,7 @@ class SelfGatedAttention(keras.layers.Layer):
             out = candidate_attention(query, cache[0], cache[1], cache[2], **own)
         shape = ops.shape(out)
         out = ops.reshape(out, (shape[0], shape[1], self.num_heads * self.head_dim))
-        out = self.output_map(self._gate("output", out, inputs))
+        out = self.output_map(self._gate("output", out, _every(inputs, stride)))
         return (out, key, value) if return_cache else out
 
     @staticmethod
@@ -230,8 +241,9 @@ class SelfGatedAttention(keras.layers.Layer):
         rows = lengths[:, None] + ops.arange(added, dtype="int32")[None, :]
         return ops.take_along_axis(out, rows[:, :, None, None], axis=1), key, value
 
-    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
-        out = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, stride: int = 1, **__: Any) -> Any:
+        batch, tokens, width = inputs.shape
+        out = keras.KerasTensor((batch, None if tokens is None else -(-tokens // stride), width), dtype=self.compute_dtype)
         shape = (*inputs.shape[:2], self.num_kv_heads, self.head_dim)
         cache = [keras.KerasTensor(shape, dtype=self.compute_dtype) for _ in ("key", "value")]
         return (out, *cache) if return_cache else out

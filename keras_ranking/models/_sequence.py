@@ -188,11 +188,11 @@ class SequenceParts:
             self.interleave = layers.Interleave(name="interleave", **policy)
         if self.layout == "fused":
             self.fuse = layers.FuseActions(a["action_masking"], name="fuse_actions", **policy)
+            self.read_out = layers.ItemTokens(self.layout, name="item_tokens", **policy)
             self.behind = keras.layers.Concatenate(axis=1, name="events_then_queries", **policy)
         if self.layout != "value":
             self.token_times = layers.TokenTimes(self.layout, name="token_times")
             self.token_index = layers.TokenTimes(self.layout, distinct=not a["shared_index"], name="token_index")
-            self.read_out = layers.ItemTokens(self.layout, name="item_tokens", **policy)
         names = ("gates", "gate_bias", "rotary", "rotate_by", "rotary_base", "ffn_multiple", "dropout", "residual", "residual_initial")
         self.blocks = [
             layers.DecoderBlock(
@@ -272,10 +272,13 @@ class SequenceParts:
             spans, times = self.token_spans(tuple(spans)), self.token_times(times)
             index = self.token_index(index) if self.by_index else None
         for block in self.blocks:
-            x, key, value = block(x, times=times, index=index, spans=tuple(spans), value_bias=value_bias, return_cache=True)
+            # Of interleaved tokens the last block computes those alone that are read out, of which each second is one.
+            last = self.layout == "interleaved" and caches is None and block is self.blocks[-1]
+            given = {"times": times, "index": index, "spans": tuple(spans), "value_bias": value_bias, "stride": 2 if last else 1}
+            x, key, value = block(x, **given, return_cache=True)
             if caches is not None:
                 caches.append((key, value))
-        return self.read_out(x) if caches is None and self.layout != "value" else x
+        return self.read_out(x) if queries else x
 
     def _states(self, hidden: Any, columns: Tensors) -> Any:
         hidden = self.final_norm(hidden)

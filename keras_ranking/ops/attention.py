@@ -73,13 +73,16 @@ def _as_tensors(*values: Any) -> list[Any]:
 class SpanAttention(keras.Operation):
     """The operation behind `span_attention`; a node of functional models."""
 
-    def __init__(self, scale: float | None = None, kernel: str = "auto", *, name: str | None = None) -> None:
+    def __init__(self, scale: float | None = None, kernel: str = "auto", stride: int = 1, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.scale = _check_scale(scale)
         self.kernel = kernel
+        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+            raise ValueError(f"`stride` must be an integer of at least 1. Received: stride={stride}")
+        self.stride = stride
 
     def get_config(self) -> dict[str, Any]:
-        return {"scale": self.scale, "kernel": self.kernel, "name": self.name}
+        return {"scale": self.scale, "kernel": self.kernel, "stride": self.stride, "name": self.name}
 
     def _check(self, query: Any, key: Any, value: Any, spans: Any) -> None:
         _check_heads(query, key, value)
@@ -87,6 +90,11 @@ class SpanAttention(keras.Operation):
             raise ValueError(
                 f"`kernel` must be 'auto' or one of {_backend().KERNELS} on the {keras.backend.backend()} backend. "
                 f"Received: kernel={self.kernel!r}"
+            )
+        if self.stride > 1 and query.shape[1] is not None and _differ(self.stride * query.shape[1], key.shape[1]):
+            raise ValueError(
+                f"with `stride={self.stride}` there must be {self.stride} keys a query. "
+                f"Received: query.shape={tuple(query.shape)}, key.shape={tuple(key.shape)}"
             )
         for name, part in zip(Spans._fields, spans, strict=True):
             shape = _shape(f"spans.{name}", part, 2, "(B, T)")
@@ -99,15 +107,17 @@ class SpanAttention(keras.Operation):
         spans = Spans(*_as_tensors(*spans))
         self._check(query, key, value, spans)
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        return _backend().span_attention(query, key, value, spans, scale, self.kernel)
+        return _backend().span_attention(query, key, value, spans, scale, self.kernel, self.stride)
 
     def compute_output_spec(self, query: Any, key: Any, value: Any, spans: Any) -> KerasTensor:
         self._check(query, key, value, Spans(*spans))
         return KerasTensor(query.shape, dtype=query.dtype)
 
 
-def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None = None, kernel: str = "auto") -> Tensor:
-    """Softmax attention in which query i sees the keys `start[i] <= j < end[i]` union `own[i] <= j <= i`.
+def span_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None = None, kernel: str = "auto", stride: int = 1
+) -> Tensor:
+    """Softmax attention in which query i sees the keys `start[i] <= j < end[i]` union `own[i] <= j <= stride i`.
 
         out_i = sum_j p_ij v_j,    p_ij = exp(scale q_i . k_j) / sum over visible j'
 
@@ -122,6 +132,8 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
             elsewhere give `own = i + 1`.
         spans: `Spans` of int32 (B, T).
         scale: factor on the logits. None: 1 / sqrt(D).
+        stride: query i is key `stride i` of S = stride T: where only every second token asks, as in the last block over interleaved
+            items and actions, of which items alone are read out.
         kernel: 'auto', or one of the backend's kernels:
 
             | backend    | kernel    | what it is                                                     | auto takes it            |
@@ -139,7 +151,7 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
         (B, T, H, D) in the dtype of `query`.
 
     Raises:
-        ValueError: shapes, dtypes, scale or kernel that do not fit.
+        ValueError: shapes, dtypes, scale, stride or kernel that do not fit.
 
     Example:
         >>> q = k = v = keras.random.normal((1, 6, 2, 8))
@@ -147,7 +159,7 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
         >>> out.shape
         (1, 6, 2, 8)
     """
-    return SpanAttention(scale=scale, kernel=kernel)(query, key, value, Spans(*spans))
+    return SpanAttention(scale=scale, kernel=kernel, stride=stride)(query, key, value, Spans(*spans))
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")

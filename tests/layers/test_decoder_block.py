@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -164,3 +165,21 @@ def test_errors() -> None:
 
 def test_example() -> None:
     run_example(DecoderBlock)
+
+
+def test_a_stride_computes_a_part_of_the_same_output() -> None:
+    """Every second token alone, in a row of two members; keys and values are those of all tokens."""
+    layer = ready(make(gates=("representation", "query", "key", "output")))
+    x, times, _ = row()
+    x, times = x[:, :6], times[:, :6]
+    segments = np.array([[1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 0, 0]], "int32")
+    given = {"times": times, "spans": tuple(Spans.causal(segments)), "return_cache": True}
+    whole, part = layer(x, **given), layer(x, **given, stride=2)
+    np.testing.assert_allclose(numpy(part[0]), numpy(whole[0])[:, ::2], rtol=1e-5, atol=1e-6)
+    assert np.abs(numpy(part[0]) - numpy(whole[0])[:, 1::2]).max() > 0.1  # control: other tokens
+    for one, other in zip(part[1:], whole[1:], strict=True):
+        np.testing.assert_array_equal(numpy(one), numpy(other))
+    symbolic = layer(keras.KerasTensor((None, 6, D)), **given, stride=2)
+    assert symbolic[0].shape == (None, 3, D) and symbolic[1].shape[1] == 6
+    with pytest.raises(ValueError, match="`stride` is for a row of tokens"):
+        layer(x, times=times, cache=(whole[1], whole[2], np.array([6, 4], "int32")), stride=2)

@@ -14,7 +14,7 @@ import pytest
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 from keras_ranking.ops.backends import reference
 from tests.ops.support import differentiate, distance, packed_rows
-from tests.ops.test_span_attention import EXACT, check, masks, numpy_spans, operands
+from tests.ops.test_span_attention import EXACT, check, every, masks, numpy_spans, operands
 
 BACKEND = keras.backend.backend()
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="Pallas is JAX's")
@@ -56,6 +56,15 @@ def test_pallas_on_requests_and_in_cross_form(rng):
     lengths = np.array([200, 0, 37], "int32")
     check("pallas", operands(rng, 3, 270, 270, 2, 2, 8), Spans.candidates(lengths, 200, 70))
     check("pallas", operands(rng, 3, 9, 200, 2, 1, 8), Spans.history_only(lengths, 9))
+
+
+@on_jax
+@pytest.mark.parametrize("kernel", ["pallas", "library"])
+def test_pallas_where_only_every_second_token_asks(rng, kernel):
+    for spans in masks(rng, 2, ROWS, 50).values():
+        check(kernel, operands(rng, 2, ROWS // 2, ROWS, 4, 2, 8), every(spans, 2), stride=2)
+    # The first two queries see what plain causal rows would show them, but for the own key of the second.
+    check(kernel, operands(rng, 1, 2, 4, 2, 2, 8), Spans(*np.array([[[0, 0]], [[0, 2]], [[0, 2]]], "int32")), stride=2)
 
 
 @on_jax
@@ -106,10 +115,10 @@ def test_pallas_lowers_for_cuda(dtype, size):
         return jax.jit(function).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
 
     given = (queries, keys, keys, part, part, part)
-    assert lowered(lambda *inputs: jax_pallas.forward(0.1, *inputs), *given).count(TRITON) == 1
-    text = lowered(lambda *inputs: jax_pallas.backward(0.1, *inputs), *given, queries, total, queries, total)
+    assert lowered(lambda *inputs: jax_pallas.forward(0.1, 1, *inputs), *given).count(TRITON) == 1
+    text = lowered(lambda *inputs: jax_pallas.backward(0.1, 1, *inputs), *given, queries, total, queries, total)
     assert text.count(TRITON) == 2
-    assert "triton" not in lowered(lambda *inputs: jax_pallas.forward(0.1, *inputs, interpret=True), *given, platform="cpu")
+    assert "triton" not in lowered(lambda *inputs: jax_pallas.forward(0.1, 1, *inputs, interpret=True), *given, platform="cpu")
 
 
 @on_jax
@@ -122,7 +131,7 @@ def test_nothing_of_pallas_grows_with_the_square_of_the_length():
         rows, part = jax.ShapeDtypeStruct((1, tokens, 1, 16), "float32"), jax.ShapeDtypeStruct((1, tokens), "int32")
         total = jax.ShapeDtypeStruct((1, tokens, 1), "float32")
         operands = (rows, rows, rows, part, part, part, rows, total, rows, total)
-        jaxpr = jax.make_jaxpr(lambda *inputs: jax_pallas.backward(1.0, *inputs))(*operands)
+        jaxpr = jax.make_jaxpr(lambda *inputs: jax_pallas.backward(1.0, 1, *inputs))(*operands)
         return max(int(np.prod(out.aval.shape)) for equation in jaxpr.eqns for out in equation.outvars)
 
     assert largest(8192) == 2 * largest(4096)
@@ -188,6 +197,23 @@ def test_flex_blocks_are_those_of_the_dense_mask(rng, mean):
         np.testing.assert_array_equal(mask.blocks.to_dense()[:, 0].numpy() > 0, reached, err_msg=name)
         np.testing.assert_array_equal(mask.seen.numpy(), dense.any(1), err_msg=name)
         np.testing.assert_array_equal(mask.some.numpy(), dense.any(2), err_msg=name)
+
+
+@on_torch
+def test_flex_blocks_where_only_every_second_token_asks(rng):
+    import torch
+
+    from keras_ranking.ops.backends import torch_flex
+
+    for name, spans in masks(rng, 2, ROWS, 50).items():
+        asking = every(spans, 2)
+        mask = torch_flex.make_mask(torch_spans(asking), ROWS, 2)
+        dense = reference.visible(*numpy_spans(asking), num_keys=ROWS, stride=2)
+        np.testing.assert_array_equal(mask.seen.numpy(), dense.any(1), err_msg=name)
+        np.testing.assert_array_equal(mask.some.numpy(), dense.any(2), err_msg=name)
+        row, query, key = (index.reshape(-1) for index in np.indices(dense.shape))
+        visible = mask.blocks.mask_mod(*map(torch.as_tensor, (row, 0 * row, query, key)))
+        np.testing.assert_array_equal(visible.numpy().reshape(dense.shape), dense, err_msg=name)
 
 
 @on_torch

@@ -10,9 +10,9 @@ from keras_ranking.ops.backends.plan import span_plan
 pytestmark = pytest.mark.one_backend
 
 
-def dense(start, end, own, num_keys):
+def dense(start, end, own, num_keys, stride=1):
     keys = np.arange(num_keys)
-    index = np.arange(start.shape[1])[:, None]
+    index = stride * np.arange(start.shape[1])[:, None]
     first = (keys >= start[..., None]) & (keys < end[..., None])
     return first | (keys >= own[..., None]) & (keys <= index)
 
@@ -38,11 +38,13 @@ def painted(plan, shape):
     return mask
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("seed", range(20))
-def test_tiles_are_the_mask(seed):
+def test_tiles_are_the_mask(seed, stride):
     """Free spans: empty ones, reversed ones, queries that see nothing, several members to a row, own tokens or none."""
     rng = np.random.default_rng(seed)
-    batch, tokens = 3, int(rng.integers(1, 400))
+    batch, queries = 3, int(rng.integers(1, 400))
+    tokens = stride * queries
     lead = np.sort(rng.integers(0, tokens, (batch, tokens)), axis=1) // 50 * 50  # where a member begins
     index = np.broadcast_to(np.arange(tokens), (batch, tokens))
     start = np.where(rng.random((batch, tokens)) < 0.1, tokens, lead)
@@ -50,9 +52,10 @@ def test_tiles_are_the_mask(seed):
     own = np.where(rng.random((batch, tokens)) < 0.7, index - rng.integers(0, 3, (batch, tokens)), tokens)
     if seed % 3 == 0:
         end, own = rng.integers(-2, tokens + 3, (batch, tokens)), rng.integers(-2, tokens + 3, (batch, tokens))
-    plan = span_plan(start, end, own, tokens)
+    start, end, own = (part[:, ::stride] for part in (start, end, own))
+    plan = span_plan(start, end, own, tokens, stride)
     # Below 0 there are no keys.
-    want = dense(np.clip(start, 0, tokens), end, np.clip(own, 0, None), tokens)
+    want = dense(np.clip(start, 0, tokens), end, np.clip(own, 0, None), tokens, stride)
     found = painted(plan, want.shape)
     np.testing.assert_array_equal(found, want)
     if plan.empty is not None:
@@ -61,6 +64,15 @@ def test_tiles_are_the_mask(seed):
         where = tuple(np.argwhere(want)[0])
         want[where] = False
         assert (found != want).any()  # control: one pair more is noticed
+
+
+def test_members_are_apart_where_every_second_token_asks():
+    """Two members in a row, each token seeing all older ones: no tile holds queries of both."""
+    index = np.arange(0, 400, 2)[None]
+    start = np.where(index < 200, 0, 200)
+    plan = span_plan(start, index, index, 400, 2)
+    assert all(tile.high <= 100 or tile.low >= 100 for tile in plan.tiles)
+    assert sum((tile.high - tile.low) * sum(high - low for low, high in tile.keys) for tile in plan.tiles) <= 2 * 100 * 200
 
 
 def test_a_bias_is_made_only_where_queries_differ():

@@ -33,16 +33,21 @@ def operands(rng, batch, queries, keys, heads, kv_heads, size):
     return [rng.standard_normal(shape).astype("float32") for shape in shapes]
 
 
-def check(kernel, arrays, spans, scale=None, bound=EXACT):
+def every(spans, stride):
+    """The spans of every `stride`-th token."""
+    return Spans(*(part[:, ::stride] for part in numpy_spans(spans)))
+
+
+def check(kernel, arrays, spans, scale=None, bound=EXACT, stride=1):
     """Output and the three gradients against the reference."""
     *inputs, upstream = arrays
     spans = numpy_spans(spans)
-    out, grads = differentiate(lambda q, k, v: span_attention(q, k, v, spans, scale=scale, kernel=kernel), inputs, upstream)
-    expected = reference.span_attention(*inputs, spans, scale)
+    out, grads = differentiate(lambda q, k, v: span_attention(q, k, v, spans, scale=scale, kernel=kernel, stride=stride), inputs, upstream)
+    expected = reference.span_attention(*inputs, spans, scale, stride)
     assert distance(out, expected) < bound
-    for got, wanted in zip(grads, reference.span_attention_gradients(*inputs, spans, upstream, scale), strict=True):
+    for got, wanted in zip(grads, reference.span_attention_gradients(*inputs, spans, upstream, scale, stride), strict=True):
         assert distance(got, wanted) < bound
-    unseen = ~reference.visible(*spans, num_keys=inputs[1].shape[1]).any(2)
+    unseen = ~reference.visible(*spans, num_keys=inputs[1].shape[1], stride=stride).any(2)
     assert not out[unseen].any() and not grads[0][unseen].any()
 
 
@@ -102,6 +107,67 @@ def test_any_spans(kernel, seed, spread):
     index = np.arange(ROWS)[None]
     spans = Spans(*((index + rng.integers(-spread, spread + 1, (2, ROWS))).astype("int32") for _ in range(3)))
     check(kernel, operands(rng, 2, ROWS, ROWS, 4, 2, 8), spans)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("stride", [2, 3])
+def test_only_every_few_tokens_ask(rng, kernel, stride):
+    """Every mask; and what comes out is what these tokens get where all ask."""
+    tokens = 132 * stride
+    for name, spans in masks(rng, 2, tokens, 150).items():
+        arrays = operands(rng, 2, 132, tokens, 4, 2, 8)
+        check(kernel, arrays, every(spans, stride), stride=stride)
+        queries = np.repeat(arrays[0], stride, axis=1)
+        whole = reference.span_attention(queries, *arrays[1:3], numpy_spans(spans))
+        assert distance(reference.span_attention(*arrays[:3], every(spans, stride), stride=stride), whole[:, ::stride]) < 1e-12, name
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), spread=st.sampled_from([3, 30, 200]))
+def test_any_spans_where_every_second_token_asks(kernel, seed, spread):
+    rng = np.random.default_rng(seed)
+    index = 2 * np.arange(ROWS)[None]
+    spans = Spans(*((index + rng.integers(-spread, spread + 1, (2, ROWS))).astype("int32") for _ in range(3)))
+    check(kernel, operands(rng, 2, ROWS, 2 * ROWS, 4, 2, 8), spans, stride=2)
+
+
+def test_a_stride_is_noticed(rng):
+    """Control: own keys at other places are far outside the tolerance; and what does not fit is refused."""
+    arrays = operands(rng, 1, 20, 40, 2, 2, 8)
+    spans = every(Spans.causal(np.ones((1, 40), "int32")), 2)
+    out = keras.ops.convert_to_numpy(span_attention(*arrays[:3], spans, stride=2))
+    assert distance(out, reference.span_attention(*arrays[:3], spans, stride=2)) < EXACT
+    assert distance(out, reference.span_attention(*arrays[:3], spans)) > 0.1
+    with pytest.raises(ValueError, match="there must be 3 keys a query"):
+        span_attention(*arrays[:3], spans, stride=3)
+    with pytest.raises(ValueError, match="`stride` must be an integer of at least 1"):
+        span_attention(*arrays[:3], spans, stride=0)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="custom gradients of JAX and torch are of the first order")
+def test_a_second_derivative(rng):
+    """The gradient uses the softmax's sum of the forward pass: it must be followed there, against a dense softmax."""
+    import tensorflow as tf
+
+    q, k, v, _ = (tf.constant(part) for part in operands(rng, 1, 40, 40, 2, 2, 4))
+    spans = Spans.causal(np.ones((1, 40), "int32"))
+    mask = tf.constant(reference.visible(*numpy_spans(spans), num_keys=40))[:, None]
+
+    def dense(q):
+        scores = tf.where(mask, tf.einsum("bthd,bshd->bhts", q, k) * 0.5, -1e30)
+        return tf.einsum("bhts,bshd->bthd", tf.nn.softmax(scores), v)
+
+    found = []
+    for attend in (lambda q: span_attention(q, k, v, spans, kernel="loop"), dense):
+        with tf.GradientTape() as outer:
+            outer.watch(q)
+            with tf.GradientTape() as inner:
+                inner.watch(q)
+                value = tf.reduce_sum(attend(q) ** 2)
+            slope = tf.reduce_sum(inner.gradient(value, q) ** 2)
+        found.append(outer.gradient(slope, q).numpy())
+    assert distance(*found) < EXACT
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -65,7 +65,7 @@ def dense_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> 
     from keras_ranking.ops import Spans
 
     ops = keras.ops
-    mask = ops.expand_dims(Spans(*spans).dense(ops.shape(key)[1]), 1)
+    mask = ops.expand_dims(Spans(*spans).dense(ops.shape(key)[1], self.stride), 1)
     scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
     if keras.backend.backend() != "tensorflow":
         return ops.dot_product_attention(query, key, value, mask=mask, scale=scale)
@@ -79,6 +79,7 @@ def no_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any
     import keras
 
     group = query.shape[2] // key.shape[2]
+    key, value = (part[:, :: self.stride] for part in (key, value))
     key, value = (keras.ops.repeat(part, group, axis=2) if group > 1 else part for part in (key, value))
     return (query + key + value) / 3
 

@@ -29,11 +29,11 @@ _CLOSED = -1e30  # score of a hidden pair
 _FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidden pairs weigh exp(-9e29) = 0
 
 
-def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str) -> Any:
+def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str, stride: int = 1) -> Any:
     """See `keras_ranking.ops.span_attention`."""
     if 0 in query.shape or 0 in key.shape:
         return jnp.zeros_like(query)
-    return _attend(_chosen(kernel, query, key), scale, query, key, value, *spans)[0]
+    return _attend(_chosen(kernel, query, key), scale, stride, query, key, value, *spans)[0]
 
 
 @jax.jit
@@ -60,6 +60,8 @@ def _chosen(kernel: str, query: Any, key: Any, join: bool = False) -> str:
     if kernel == "auto":
         half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[3] % 8 == 0 and query.shape[3] <= 128
         kernel = "tiles" if not gpu else "library" if half and query.shape[1] == key.shape[1] and not join else "pallas"
+    if kernel == "library" and query.shape[1] != key.shape[1]:
+        kernel = "pallas" if gpu else "tiles"
     if query.dtype == jnp.float64:
         return "tiles"  # Triton multiplies no float64
     return "interpret" if kernel == "pallas" and not gpu else kernel
@@ -71,7 +73,7 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
     if 0 in query.shape or 0 in key.shape:
         out, total = jnp.zeros_like(query), jnp.full(query.shape[:3], _CLOSED, _wide(query.dtype))
     else:
-        out, total = _attend(_chosen("auto", query, key, join=True), scale, query, key, value, *spans)
+        out, total = _attend(_chosen("auto", query, key, join=True), scale, 1, query, key, value, *spans)
     return out if self_key is None else _join(query, out, total, self_key, self_value, scale)
 
 
@@ -99,19 +101,19 @@ def _tile(queries: int) -> int:
 # -- spans of the whole batch, laid end to end -------------------------------------------------------------------------------
 
 
-def _flat_spans(spans: Spans, num_keys: int) -> tuple[Any, Any, Any, Any]:
+def _flat_spans(spans: Spans, num_keys: int, stride: int) -> tuple[Any, Any, Any, Any]:
     """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the keys of all rows end to end; empty ones are (B S, 0)."""
     start, end, own = (part.astype(jnp.int32) for part in spans)
     batch, queries = start.shape
     offset = (jnp.arange(batch, dtype=jnp.int32) * num_keys)[:, None]
-    index = jnp.broadcast_to(jnp.arange(1, queries + 1, dtype=jnp.int32)[None], start.shape)
+    after = jnp.broadcast_to(stride * jnp.arange(queries, dtype=jnp.int32)[None] + 1, start.shape)
 
     def clean(low: Any, high: Any) -> tuple[Any, Any]:
         low, high = jnp.clip(low, 0, num_keys), jnp.clip(high, 0, num_keys)
         used = low < high
         return jnp.where(used, low + offset, batch * num_keys).reshape(-1), jnp.where(used, high + offset, 0).reshape(-1)
 
-    return (*clean(start, end), *clean(own, index))
+    return (*clean(start, end), *clean(own, after))
 
 
 def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: int) -> Any:
@@ -142,12 +144,12 @@ def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
 class _Layout:
     """Operands end to end, heads first, padded by one tile, zero where nothing looks."""
 
-    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float) -> None:
+    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> None:
         self.kv_heads, self.size = key.shape[2], key.shape[3]
         self.group = query.shape[2] // self.kv_heads
         self.queries, self.keys = query.shape[0] * query.shape[1], key.shape[0] * key.shape[1]
         self.tile, self.scale, self.wide = _tile(query.shape[1]), scale, _wide(query.dtype)
-        self.spans = _flat_spans(spans, key.shape[1])
+        self.spans = _flat_spans(spans, key.shape[1], stride)
         a, b, c, d = self.spans
         self.some = (a < b) | (c < d)
         self.seen = _seen_keys(a, b, c, d, self.keys)
@@ -209,8 +211,8 @@ class _Layout:
         return jnp.where(mask, product.reshape(shape), _CLOSED).reshape(product.shape)
 
 
-def _forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
-    at = _Layout(query, key, value, Spans(start, end, own), scale)
+def _forward(scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+    at = _Layout(query, key, value, Spans(start, end, own), scale, stride)
     rows = (at.kv_heads, at.group * at.tile, 1)
 
     def block(state: Any) -> Any:
@@ -242,9 +244,20 @@ def _forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: An
 
 
 def _backward(
-    scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any, out: Any, total: Any, grad_out: Any, grad_total: Any
+    scale: float,
+    stride: int,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    end: Any,
+    own: Any,
+    out: Any,
+    total: Any,
+    grad_out: Any,
+    grad_total: Any,
 ) -> tuple[Any, Any, Any]:
-    at = _Layout(query, key, value, Spans(start, end, own), scale)
+    at = _Layout(query, key, value, Spans(start, end, own), scale, stride)
     some = at.some.reshape(query.shape[:2])[:, :, None, None]
     grad_out = jnp.where(some, grad_out, 0)
     # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
@@ -302,7 +315,9 @@ def _library(scale: float, query: Any, key: Any, value: Any) -> Any:
     return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True, implementation=kind)
 
 
-def _run_forward(kernel: str, scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+def _run_forward(
+    kernel: str, scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any
+) -> tuple[Any, Any]:
     operands = (query, key, value, start, end, own)
     if kernel == "library":
         other = "pallas" if jax.default_backend() == "gpu" else "tiles"
@@ -311,17 +326,17 @@ def _run_forward(kernel: str, scale: float, query: Any, key: Any, value: Any, st
         return lax.cond(  # type: ignore[no-any-return]
             _plain(query, start, end, own),
             lambda *given: (_library(scale, *given[:3]), nothing),
-            functools.partial(_run_forward, other, scale),
+            functools.partial(_run_forward, other, scale, stride),
             *operands,
         )
     if kernel == "tiles":
-        return _forward(scale, *operands)
+        return _forward(scale, stride, *operands)
     from keras_ranking.ops.backends import jax_pallas
 
-    return jax_pallas.forward(scale, *operands, interpret=kernel == "interpret")
+    return jax_pallas.forward(scale, stride, *operands, interpret=kernel == "interpret")
 
 
-def _run_backward(kernel: str, scale: float, *saved: Any) -> tuple[Any, Any, Any]:
+def _run_backward(kernel: str, scale: float, stride: int, *saved: Any) -> tuple[Any, Any, Any]:
     if kernel == "library":
         other = "pallas" if jax.default_backend() == "gpu" else "tiles"
         query, start, end, own = saved[0], *saved[3:6]
@@ -330,31 +345,33 @@ def _run_backward(kernel: str, scale: float, *saved: Any) -> tuple[Any, Any, Any
             return jax.vjp(functools.partial(_library, scale), *given[:3])[1](given[8])
 
         return lax.cond(  # type: ignore[no-any-return]
-            _plain(query, start, end, own), plain, functools.partial(_run_backward, other, scale), *saved
+            _plain(query, start, end, own), plain, functools.partial(_run_backward, other, scale, stride), *saved
         )
     if kernel == "tiles":
-        return _backward(scale, *saved)
+        return _backward(scale, stride, *saved)
     from keras_ranking.ops.backends import jax_pallas
 
-    return functools.partial(jax_pallas.backward, interpret=kernel == "interpret")(scale, *saved)
+    return functools.partial(jax_pallas.backward, interpret=kernel == "interpret")(scale, stride, *saved)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(kernel: str, scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(
+    kernel: str, scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any
+) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
-    return _compiled_forward(kernel, scale, query, key, value, start, end, own)  # type: ignore[no-any-return]
+    return _compiled_forward(kernel, scale, stride, query, key, value, start, end, own)  # type: ignore[no-any-return]
 
 
-def _attend_forward(kernel: str, scale: float, *operands: Any) -> tuple[Any, Any]:
-    out, total = _compiled_forward(kernel, scale, *operands)
+def _attend_forward(kernel: str, scale: float, stride: int, *operands: Any) -> tuple[Any, Any]:
+    out, total = _compiled_forward(kernel, scale, stride, *operands)
     return (out, total), (*operands, out, total)
 
 
-def _attend_backward(kernel: str, scale: float, saved: Any, grads: Any) -> tuple[Any, ...]:
-    dq, dk, dv = _compiled_backward(kernel, scale, *saved, *grads)
+def _attend_backward(kernel: str, scale: float, stride: int, saved: Any, grads: Any) -> tuple[Any, ...]:
+    dq, dk, dv = _compiled_backward(kernel, scale, stride, *saved, *grads)
     return dq, dk, dv, None, None, None
 
 
-_compiled_forward = functools.partial(jax.jit, static_argnums=(0, 1))(_run_forward)
-_compiled_backward = functools.partial(jax.jit, static_argnums=(0, 1))(_run_backward)
+_compiled_forward = functools.partial(jax.jit, static_argnums=(0, 1, 2))(_run_forward)
+_compiled_backward = functools.partial(jax.jit, static_argnums=(0, 1, 2))(_run_backward)
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -23,9 +23,11 @@ _LOG2E = math.log2(math.e)
 _BOUNDS = 8  # integers a block of queries; see _block_bounds
 
 
-def forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any, interpret: bool = False) -> tuple[Any, Any]:
+def forward(
+    scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any, interpret: bool = False
+) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H), float32."""
-    at = _Operands(scale, query, key, value, Spans(start, end, own), interpret, rows=128, keys=64)
+    at = _Operands(scale, stride, query, key, value, Spans(start, end, own), interpret, rows=128, keys=64)
     out, total = at.call(
         functools.partial(_forward_kernel, at.static),
         grid=(at.blocks, at.heads, at.batch),
@@ -39,6 +41,7 @@ def forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any
 
 def backward(
     scale: float,
+    stride: int,
     query: Any,
     key: Any,
     value: Any,
@@ -52,7 +55,7 @@ def backward(
     interpret: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Gradients of query, key and value; those of key and value summed in float32."""
-    at = _Operands(scale, query, key, value, Spans(start, end, own), interpret, rows=64, keys=64)
+    at = _Operands(scale, stride, query, key, value, Spans(start, end, own), interpret, rows=64, keys=64)
     some = at.some[:, :, None, None]
     grad_out = jnp.where(some, grad_out, 0).astype(query.dtype)
     # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
@@ -110,7 +113,9 @@ def _multiple(count: int, of: int) -> int:
 class _Operands:
     """Operands padded to whole blocks, spans as disjoint intervals, and where each block of queries must look."""
 
-    def __init__(self, scale: float, query: Any, key: Any, value: Any, spans: Spans, interpret: bool, rows: int, keys: int) -> None:
+    def __init__(
+        self, scale: float, stride: int, query: Any, key: Any, value: Any, spans: Spans, interpret: bool, rows: int, keys: int
+    ) -> None:
         self.batch, self.queries, self.heads, self.size = query.shape
         self.num_keys, self.kv_heads = key.shape[1:3]
         self.interpret = interpret
@@ -123,7 +128,7 @@ class _Operands:
         self.rows, self.keys = rows, keys
         self.blocks, self.key_blocks = _multiple(self.queries, rows) // rows, _multiple(self.num_keys, keys) // keys
         self.lines = (self.batch, self.heads, self.blocks * rows)
-        a, b, c, d = _intervals(spans, self.num_keys)
+        a, b, c, d = _intervals(spans, self.num_keys, stride)
         self.some = (a < b) | (c < d)
         self.seen = jnp.pad(_seen_keys((a, b, c, d), self.num_keys), ((0, 0), (0, self.key_blocks * keys - self.num_keys)))
         more = ((0, 0), (0, self.blocks * rows - self.queries))
@@ -217,16 +222,16 @@ class _Operands:
 # -- spans as disjoint intervals ------------------------------------------------------------------------------------------------
 
 
-def _intervals(spans: Spans, num_keys: int) -> tuple[Any, Any, Any, Any]:
+def _intervals(spans: Spans, num_keys: int, stride: int) -> tuple[Any, Any, Any, Any]:
     """(a, b, c, d) int32 (B, T): disjoint intervals a..b and c..d; two that touch are one; empty ones are (S, 0)."""
     start, end, own = (jnp.asarray(part, jnp.int32) for part in spans)
-    index = jnp.arange(1, start.shape[1] + 1, dtype=jnp.int32)[None]
+    after = stride * jnp.arange(start.shape[1], dtype=jnp.int32)[None] + 1
 
     def clean(low: Any, high: Any) -> tuple[Any, Any]:
         low, high = jnp.clip(low, 0, num_keys), jnp.clip(high, 0, num_keys)
         return jnp.where(low < high, low, num_keys), jnp.where(low < high, high, 0)
 
-    (a, b), (c, d) = clean(start, end), clean(own, jnp.broadcast_to(index, own.shape))
+    (a, b), (c, d) = clean(start, end), clean(own, jnp.broadcast_to(after, own.shape))
     one = (c >= d) | (a >= b) | ((a <= d) & (c <= b))
     low, high = jnp.minimum(a, c), jnp.maximum(b, d)
     return jnp.where(one, low, a), jnp.where(one, high, b), jnp.where(one, num_keys, c), jnp.where(one, 0, d)

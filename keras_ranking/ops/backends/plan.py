@@ -38,6 +38,7 @@ class Tile:
     joined: bool = False
     hollow: Array | None = None  # (rows or 1, queries): those that see nothing
     spans: tuple[Array, Array, Array] | None = None
+    stride: int = 1
     keep: bool = False
     cached: Any = field(default=None, repr=False)
     _hidden: tuple[int, Array] | None = field(default=None, repr=False)
@@ -51,7 +52,7 @@ class Tile:
         if self.spans is None:
             raise ValueError("only a tile of kind 'bias' has hidden pairs.")
         start, end, own = (part[self.low : self.high, None] for part in self.spans)
-        index = np.arange(self.low, self.high)[:, None]
+        index = self.stride * np.arange(self.low, self.high)[:, None]
         keys = np.concatenate([np.arange(low, high) for low, high in self.keys])
         sees = (start < end) | (own <= index)
         # Most keys of a tile are open to all its queries: no need to ask each pair there.
@@ -90,8 +91,8 @@ class Plan:
         return tile.kind if whole and tile.kind != "bias" and not tile.joined and tile.hollow is None else None
 
 
-def span_plan(start: Array, end: Array, own: Array, num_keys: int) -> Plan:
-    """The plan of spans (B, T) over `num_keys` keys."""
+def span_plan(start: Array, end: Array, own: Array, num_keys: int, stride: int = 1) -> Plan:
+    """The plan of spans (B, T) over `num_keys` keys, where query i stands at key `stride i`."""
     batch, queries = start.shape
     same = batch > 1 and all(bool((part == part[:1]).all()) for part in (start, end, own))
     rows = [(0, batch)] if same else [(row, row + 1) for row in range(batch)]
@@ -99,7 +100,7 @@ def span_plan(start: Array, end: Array, own: Array, num_keys: int) -> Plan:
     unseen = np.zeros((batch, num_keys), dtype=bool)
     empty = np.zeros((batch, queries), dtype=bool)
     for low, high in rows:
-        spans = _Row(start[low], end[low], own[low], num_keys)
+        spans = _Row(start[low], end[low], own[low], num_keys, stride)
         unseen[low:high], empty[low:high] = ~spans.seen(), spans.empty
         tiles += spans.tiles(low, high)
     covered = sum((tile.row_end - tile.row) * (tile.high - tile.low) for tile in tiles)
@@ -126,9 +127,9 @@ def candidate_plan(lengths: Array, queries: int, num_keys: int, joined: bool) ->
 class _Row:
     """The spans of one row, cleaned: both intervals inside 0..num_keys, empty ones at (num_keys, 0)."""
 
-    def __init__(self, start: Array, end: Array, own: Array, num_keys: int) -> None:
-        self.num_keys = num_keys
-        self.index = np.arange(len(start))
+    def __init__(self, start: Array, end: Array, own: Array, num_keys: int, stride: int) -> None:
+        self.num_keys, self.stride = num_keys, stride
+        self.index = stride * np.arange(len(start))  # each query's own place among the keys
         self.a, self.b = _clean(start, end, num_keys)
         self.c, self.d = _clean(own, self.index + 1, num_keys)
         has_first, has_own = self.a < self.b, self.c < self.d
@@ -136,7 +137,7 @@ class _Row:
         self.empty = self.low >= self.high
         touching = (self.a <= self.d) & (self.c <= self.b)
         self.whole = (has_first ^ has_own) | (has_first & has_own & touching)
-        self.apart = has_first & has_own & ~touching & (self.c == self.index) & (self.c >= self.b)
+        self.apart = has_first & has_own & ~touching & (self.c == self.index) & (self.c >= self.b) & (stride == 1)
 
     def seen(self) -> Array:
         """Boolean (S,): keys that some query sees."""
@@ -151,9 +152,9 @@ class _Row:
         queries = len(self.index)
         if queries == 0:
             return []
-        if queries == self.num_keys:
+        if queries * self.stride == self.num_keys:
             reach = np.maximum.accumulate(np.maximum(self.high, 0))
-            back = np.minimum.accumulate(np.where(self.empty, queries, self.low)[::-1])[::-1]
+            back = np.minimum.accumulate(np.where(self.empty, self.num_keys, self.low)[::-1])[::-1]
             cut = np.flatnonzero((reach[:-1] <= self.index[1:]) & (back[1:] >= self.index[1:])) + 1
         else:
             cut = np.flatnonzero(self.empty[1:] != self.empty[:-1]) + 1
@@ -189,7 +190,7 @@ class _Row:
         """Cut a part where a long enough stretch of it needs no bias."""
         part = slice(low, high)
         first, last = self.low[part], self.high[part]
-        causal = self.whole[part] & (last == self.index[part] + 1)
+        causal = self.whole[part] & (last == self.index[part] + 1) & (self.stride == 1)
         kind = np.where(self.apart[part], 3, np.where(causal, 1, np.where(self.whole[part], 2, 0)))
         last = np.where(kind == 1, -1, np.where(kind == 3, self.b[part], last))
         change = (kind[1:] != kind[:-1]) | (first[1:] != first[:-1]) | (last[1:] != last[:-1]) | (kind[1:] == 0)
@@ -222,7 +223,7 @@ class _Row:
                 continue
             hollow = self.empty[at:to]
             spans = (self.a, self.b, self.c)
-            out.append(Tile(row, row_end, at, to, keys, "bias", hollow=hollow[None] if hollow.any() else None, spans=spans))
+            out.append(Tile(row, row_end, at, to, keys, "bias", hollow=hollow[None] if hollow.any() else None, spans=spans, stride=self.stride))
         return out
 
     def _ranges(self, part: slice) -> tuple[tuple[int, int], ...]:

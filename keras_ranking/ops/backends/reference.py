@@ -15,17 +15,17 @@ import numpy as np
 Array = np.ndarray
 
 
-def visible(start: Any, end: Any, own: Any, num_keys: int) -> Array:
-    """Boolean (B, T, num_keys): which key each query sees."""
+def visible(start: Any, end: Any, own: Any, num_keys: int, stride: int = 1) -> Array:
+    """Boolean (B, T, num_keys): which key each query sees; query i stands at key `stride i`."""
     start, end, own = (np.asarray(part)[:, :, None] for part in (start, end, own))
     keys = np.arange(num_keys)[None, None, :]
-    index = np.arange(start.shape[1])[None, :, None]
+    index = stride * np.arange(start.shape[1])[None, :, None]
     return np.asarray(((keys >= start) & (keys < end)) | ((keys >= own) & (keys <= index)))
 
 
-def _mask(spans: Any, key: Any) -> Array:
+def _mask(spans: Any, key: Any, stride: int) -> Array:
     start, end, own = spans
-    return visible(start, end, own, num_keys=np.asarray(key).shape[1])
+    return visible(start, end, own, num_keys=np.asarray(key).shape[1], stride=stride)
 
 
 def _heads_first(values: Any, heads: int) -> Array:
@@ -80,16 +80,16 @@ def attention_gradients(query: Any, key: Any, value: Any, mask: Any, grad: Any, 
     return dq.transpose(0, 2, 1, 3), _group_sum(dk, kv_heads), _group_sum(dv, kv_heads)
 
 
-def span_attention(query: Any, key: Any, value: Any, spans: Any, scale: float | None = None) -> Array:
+def span_attention(query: Any, key: Any, value: Any, spans: Any, scale: float | None = None, stride: int = 1) -> Array:
     """`keras_ranking.ops.span_attention` in float64."""
-    return attention(query, key, value, _mask(spans, key), scale)
+    return attention(query, key, value, _mask(spans, key, stride), scale)
 
 
 def span_attention_gradients(
-    query: Any, key: Any, value: Any, spans: Any, grad: Any, scale: float | None = None
+    query: Any, key: Any, value: Any, spans: Any, grad: Any, scale: float | None = None, stride: int = 1
 ) -> tuple[Array, Array, Array]:
     """Gradients of `sum(grad * span_attention(...))`."""
-    return attention_gradients(query, key, value, _mask(spans, key), grad, scale)
+    return attention_gradients(query, key, value, _mask(spans, key, stride), grad, scale)
 
 
 def _joined(query: Array, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any) -> tuple[Array, Array, Array]:

@@ -26,15 +26,15 @@ _GAP = 64  # a second key range this far behind the first is read apart
 _CLOSED = -1e30  # finite, so that a row which sees nothing stays free of NaN
 
 
-def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str) -> Any:
+def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str, stride: int = 1) -> Any:
     """See `keras_ranking.ops.span_attention`."""
     if kernel == "auto":
         kernel = "xla" if _in_xla() else "loop"
     if kernel == "xla":
         from keras_ranking.ops.backends import tensorflow_xla
 
-        return tensorflow_xla.span_attention(query, key, value, spans, scale)
-    return _attend(query, key, value, spans, scale)[0]
+        return tensorflow_xla.span_attention(query, key, value, spans, scale, stride)
+    return _attend(query, key, value, spans, scale, stride)[0]
 
 
 def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> Any:
@@ -43,9 +43,9 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
     if _in_xla():
         from keras_ranking.ops.backends import tensorflow_xla
 
-        out, total = tensorflow_xla.attend(query, key, value, spans, scale)
+        out, total = tensorflow_xla.attend(query, key, value, spans, scale, 1)
     else:
-        out, total = _attend(query, key, value, spans, scale)
+        out, total = _attend(query, key, value, spans, scale, 1)
     return out if self_key is None else join(query, out, total, self_key, self_value, scale)
 
 
@@ -70,12 +70,12 @@ def _in_xla() -> bool:
 # -- spans of the whole batch, laid end to end -------------------------------------------------------------------------------
 
 
-def flat_spans(spans: Spans, num_keys: Any) -> tuple[Any, Any, Any, Any]:
+def flat_spans(spans: Spans, num_keys: Any, stride: int) -> tuple[Any, Any, Any, Any]:
     """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the keys of all rows end to end; empty ones are (B S, 0)."""
     start, end, own = (tf.cast(part, tf.int32) for part in spans)
     batch, queries = tf.unstack(tf.shape(start))
     offset = (tf.range(batch) * num_keys)[:, None]
-    index = tf.broadcast_to(tf.range(1, queries + 1)[None], tf.shape(start))
+    after = tf.broadcast_to(stride * tf.range(queries)[None] + 1, tf.shape(start))
     far = batch * num_keys
 
     def clean(low: Any, high: Any) -> tuple[Any, Any]:
@@ -83,7 +83,7 @@ def flat_spans(spans: Spans, num_keys: Any) -> tuple[Any, Any, Any, Any]:
         used = low < high
         return tf.reshape(tf.where(used, low + offset, far), [-1]), tf.reshape(tf.where(used, high + offset, 0), [-1])
 
-    return (*clean(start, end), *clean(own, index))
+    return (*clean(start, end), *clean(own, after))
 
 
 def seen_keys(a: Any, b: Any, c: Any, d: Any, keys: Any) -> Any:
@@ -95,16 +95,16 @@ def seen_keys(a: Any, b: Any, c: Any, d: Any, keys: Any) -> Any:
     return tf.cumsum(opened - closed)[:-1] > 0
 
 
-def cut_places(a: Any, b: Any, c: Any, d: Any, batch: Any, queries: Any, square: Any) -> Any:
-    """Boolean (B T + 1,): the places between queries that no span crosses, 0 and B T among them.
+def cut_places(a: Any, b: Any, c: Any, d: Any, batch: Any, queries: Any, square: Any, stride: int) -> Any:
+    """Boolean (B T + 1,): the places between queries that no span crosses, 0 and B T among them. `stride` keys belong to a query.
 
     Where keys are not the queries' own (`square` false) only the ends of rows are such places.
     """
     count = batch * queries
     place = tf.range(count + 1)
     index = place[:-1]
-    low = tf.where(square, tf.minimum(tf.minimum(a, c), index), index)
-    high = tf.where(square, tf.maximum(tf.maximum(b, d), index + 1), index + 1)
+    low = tf.where(square, tf.minimum(tf.minimum(a, c) // stride, index), index)
+    high = tf.where(square, tf.maximum((tf.maximum(b, d) + stride - 1) // stride, index + 1), index + 1)
     opened = tf.math.unsorted_segment_sum(tf.ones_like(low), low + 1, count + 2)
     closed = tf.math.unsorted_segment_sum(tf.ones_like(high), high, count + 2)
     crossed = tf.cumsum(opened - closed)[:-1] > 0
@@ -126,11 +126,11 @@ def _part_ends(cuts: Any) -> Any:
 # -- the loop -------------------------------------------------------------------------------------------------------------------
 
 
-def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float) -> tuple[Any, Any]:
+def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
     kv_heads = key.shape[2]
     group, size = query.shape[2] // kv_heads, query.shape[3]
-    forward, backward = _functions(query.dtype, kv_heads, group, size, scale)
+    forward, backward = _functions(query.dtype, kv_heads, group, size, scale, stride)
     parts = tuple(tf.stop_gradient(tf.cast(part, tf.int32)) for part in spans)
     given: list[Any] = []  # the outputs as others see them: through these a second derivative finds its way
 
@@ -151,13 +151,13 @@ def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float) -> tup
 
 
 @functools.lru_cache(maxsize=256)
-def _functions(dtype: Any, kv_heads: int, group: int, size: int, scale: float) -> tuple[Any, Any]:
+def _functions(dtype: Any, kv_heads: int, group: int, size: int, scale: float, stride: int) -> tuple[Any, Any]:
     """Forward and backward as graph functions: traced once for all B, T and S."""
     query = tf.TensorSpec([None, None, kv_heads * group, size], dtype)
     keys = tf.TensorSpec([None, None, kv_heads, size], dtype)
     part = tf.TensorSpec([None, None], tf.int32)
     total = tf.TensorSpec([None, None, kv_heads * group], _wide(dtype))
-    heads = (kv_heads, group, size, scale)
+    heads = (kv_heads, group, size, scale, stride)
 
     @tf.function(input_signature=[query, keys, keys, part, part, part], autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
     def forward(q: Any, k: Any, v: Any, start: Any, end: Any, own: Any) -> Any:
@@ -181,15 +181,16 @@ def _wide(dtype: Any) -> Any:
 class _Rows:
     """The batch laid end to end, zeros where nothing looks: a NaN there would meet a zero weight inside a block and spread."""
 
-    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int) -> None:
-        self.kv_heads, self.group, self.size = kv_heads, group, size
+    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, stride: int) -> None:
+        self.kv_heads, self.group, self.size, self.stride = kv_heads, group, size, stride
         batch, self.queries, self.num_keys = tf.shape(query)[0], tf.shape(query)[1], tf.shape(key)[1]
-        self.count, self.square = batch * self.queries, tf.equal(self.queries, self.num_keys)
-        self.spans = flat_spans(spans, self.num_keys)
+        self.count, self.square = batch * self.queries, tf.equal(stride * self.queries, self.num_keys)
+        self.spans = flat_spans(spans, self.num_keys, stride)
         self.seen = seen_keys(*self.spans, keys=batch * self.num_keys)
         a, b, c, d = self.spans
         self.some = (a < b) | (c < d)
-        self.ends = _part_ends(cut_places(*self.spans, batch=batch, queries=self.queries, square=self.square))
+        cuts = cut_places(*self.spans, batch=batch, queries=self.queries, square=self.square, stride=stride)
+        self.ends = _part_ends(cuts)
 
     def of_queries(self, values: Any) -> Any:
         """(B, T, H, .) -> (Hkv, G, B T, .)."""
@@ -205,7 +206,7 @@ class _Rows:
         """The keys that belong to the part of queries low..end: the same places, or the whole rows."""
         width = tf.maximum(self.queries, 1)
         outside = (low // width * self.num_keys, end // width * self.num_keys)
-        return tf.where(self.square, low, outside[0]), tf.where(self.square, end, outside[1])
+        return tf.where(self.square, low * self.stride, outside[0]), tf.where(self.square, end * self.stride, outside[1])
 
 
 def _cleared(rows: Any, used: Any) -> Any:
@@ -286,9 +287,9 @@ def _folds(dtype: Any, scale: float) -> bool:
 
 
 def _forward(
-    query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, scale: float
+    query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, scale: float, stride: int
 ) -> tuple[Any, Any]:
-    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size), _wide(query.dtype)
+    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size, stride), _wide(query.dtype)
     folds = _folds(query.dtype, scale)
     q = rows.of_queries(query) * (scale if folds else 1.0)
     k, v = [tf.transpose(head) for head in _heads(rows.of_keys(key))], _heads(rows.of_keys(value))
@@ -336,8 +337,9 @@ def _backward(
     group: int,
     size: int,
     scale: float,
+    stride: int,
 ) -> tuple[Any, Any, Any]:
-    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size), _wide(query.dtype)
+    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size, stride), _wide(query.dtype)
     folds, exact = _folds(query.dtype, scale), query.dtype == wide
     q, do = rows.of_queries(query) * (scale if folds else 1.0), rows.of_queries(grad_out)
     # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.

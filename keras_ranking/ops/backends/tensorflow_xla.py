@@ -21,17 +21,17 @@ _SHIFTS_WHEN_UNKNOWN = 24  # doublings where B T is not known when tracing: up t
 _FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidden pairs weigh exp(-9e29) = 0
 
 
-def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float) -> Any:
+def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> Any:
     """See `keras_ranking.ops.span_attention`."""
-    return attend(query, key, value, spans, scale)[0]
+    return attend(query, key, value, spans, scale, stride)[0]
 
 
-def attend(query: Any, key: Any, value: Any, spans: Spans, scale: float) -> tuple[Any, Any]:
+def attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
     wide = _wide(query.dtype)
     if 0 in query.shape or 0 in key.shape:
         return tf.zeros_like(query), tf.fill(tf.shape(query)[:3], tf.constant(_CLOSED, wide))
-    forward, backward = _functions(scale)
+    forward, backward = _functions(scale, stride)
     parts = tuple(tf.stop_gradient(tf.cast(part, tf.int32)) for part in spans)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator, unused-ignore]
@@ -48,9 +48,9 @@ def attend(query: Any, key: Any, value: Any, spans: Spans, scale: float) -> tupl
 
 
 @functools.lru_cache(maxsize=64)
-def _functions(scale: float) -> tuple[Any, Any]:
+def _functions(scale: float, stride: int) -> tuple[Any, Any]:
     compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
-    return compiled(functools.partial(_forward, scale)), compiled(functools.partial(_backward, scale))
+    return compiled(functools.partial(_forward, scale, stride)), compiled(functools.partial(_backward, scale, stride))
 
 
 def _shape(values: Any) -> list[Any]:
@@ -87,19 +87,19 @@ def _running(values: Any, better: Any, reverse: bool = False) -> Any:
     return values
 
 
-def _flat_spans(spans: Spans, num_keys: Any) -> tuple[Any, Any, Any, Any]:
+def _flat_spans(spans: Spans, num_keys: Any, stride: int) -> tuple[Any, Any, Any, Any]:
     """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the keys of all rows end to end; empty ones are (B S, 0)."""
     start, end, own = spans
     batch, queries = _shape(start)
     offset = (tf.range(batch) * num_keys)[:, None]
-    index = tf.broadcast_to(tf.range(1, queries + 1)[None], tf.shape(start))
+    after = tf.broadcast_to(stride * tf.range(queries)[None] + 1, tf.shape(start))
 
     def clean(low: Any, high: Any) -> tuple[Any, Any]:
         low, high = tf.clip_by_value(low, 0, num_keys), tf.clip_by_value(high, 0, num_keys)
         used = low < high
         return tf.reshape(tf.where(used, low + offset, batch * num_keys), [-1]), tf.reshape(tf.where(used, high + offset, 0), [-1])
 
-    return (*clean(start, end), *clean(own, index))
+    return (*clean(start, end), *clean(own, after))
 
 
 def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: Any) -> Any:
@@ -131,13 +131,13 @@ def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
 class _Layout:
     """Operands end to end, heads first, padded by one tile, zero where nothing looks."""
 
-    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float) -> None:
+    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> None:
         self.kv_heads, self.size = key.shape[2], key.shape[3]
         self.group = query.shape[2] // self.kv_heads
         batch, queries, num_keys = *_shape(query)[:2], _shape(key)[1]
         self.queries, self.keys = batch * queries, batch * num_keys
         self.tile, self.scale, self.wide = _tile(query.shape[1]), scale, _wide(query.dtype)
-        self.spans = _flat_spans(spans, num_keys)
+        self.spans = _flat_spans(spans, num_keys, stride)
         a, b, c, d = self.spans
         self.some = (a < b) | (c < d)
         self.seen = _seen_keys(a, b, c, d, self.keys)
@@ -210,8 +210,8 @@ class _Layout:
         return tf.reshape(tf.where(mask, tf.reshape(product, shape), tf.constant(_CLOSED, self.wide)), product.shape)
 
 
-def _forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
-    at = _Layout(query, key, value, Spans(start, end, own), scale)
+def _forward(scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+    at = _Layout(query, key, value, Spans(start, end, own), scale, stride)
     rows = [at.kv_heads, at.group * at.tile, 1]
 
     def block(low: Any, outs: Any, totals: Any) -> Any:
@@ -242,9 +242,20 @@ def _forward(scale: float, query: Any, key: Any, value: Any, start: Any, end: An
 
 
 def _backward(
-    scale: float, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any, out: Any, total: Any, grad_out: Any, grad_total: Any
+    scale: float,
+    stride: int,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    end: Any,
+    own: Any,
+    out: Any,
+    total: Any,
+    grad_out: Any,
+    grad_total: Any,
 ) -> tuple[Any, Any, Any]:
-    at = _Layout(query, key, value, Spans(start, end, own), scale)
+    at = _Layout(query, key, value, Spans(start, end, own), scale, stride)
     some = tf.reshape(at.some, _shape(query)[:2])[:, :, None, None]
     grad_out = tf.where(some, grad_out, tf.zeros([], grad_out.dtype))
     # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.

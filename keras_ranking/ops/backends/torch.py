@@ -21,23 +21,23 @@ KERNELS = ("tiles", "blocked", "flex")
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-# spans.start -> (end, own, versions, keys, what was made of them): layers share spans, so they share their plan or mask
+# spans.start -> (end, own, versions, (keys, stride), what was made of them): layers share spans, so they share their plan or mask
 _plans: Any = WeakTensorKeyDictionary()
 _masks: Any = WeakTensorKeyDictionary()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str) -> torch.Tensor:
+def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str, stride: int = 1) -> torch.Tensor:
     """See `keras_ranking.ops.span_attention`."""
     if query.device.type == "meta" or query.numel() == 0:
         return torch.zeros_like(query)
     if kernel == "auto":
         kernel = {"cpu": "tiles", "cuda": "flex"}.get(query.device.type, "blocked")
     if kernel == "flex":
-        mask = _kept(_masks, spans, key.shape[1], torch_flex.make_mask)
+        mask = _kept(_masks, spans, (key.shape[1], stride), torch_flex.make_mask)
         attended: torch.Tensor = torch_flex.attend(query, key, value, mask, scale, need_total=False)[0]
         return attended
-    plan, fused = _plan(spans, key.shape[1]), kernel == "tiles"
+    plan, fused = _plan(spans, key.shape[1], stride), kernel == "tiles"
     query, key, value = _without_poison(query, key, value, plan)
     key, value = _repeat(key, query.shape[2]), _repeat(value, query.shape[2])
     plain = plan.plain(query.shape[0], query.shape[1], key.shape[1]) if fused else None
@@ -68,27 +68,27 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
     return out
 
 
-def _kept(store: Any, spans: Spans, num_keys: int, make: Callable[[Spans, int], Any]) -> Any:
-    """make(spans, num_keys), made once while the spans live and do not change."""
+def _kept(store: Any, spans: Spans, sizes: tuple[int, int], make: Callable[..., Any]) -> Any:
+    """make(spans, *sizes), made once while the spans live and do not change."""
     start, end, own = spans
     if any(part.is_inference() for part in spans):  # no version counter: whether they changed in place cannot be known
-        return make(spans, num_keys)
+        return make(spans, *sizes)
     versions = (start._version, end._version, own._version)
     held = store.get(start)
-    if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == num_keys:
+    if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == sizes:
         return held[4]
-    made = make(spans, num_keys)
+    made = make(spans, *sizes)
     # What is kept holds `end` and `own` alive while `start` lives, which is what makes their identity a safe key.
-    store[start] = (end, own, versions, num_keys, made)
+    store[start] = (end, own, versions, sizes, made)
     return made
 
 
-def _plan(spans: Spans, num_keys: int) -> planning.Plan:
-    def make(spans: Spans, num_keys: int) -> planning.Plan:
+def _plan(spans: Spans, num_keys: int, stride: int = 1) -> planning.Plan:
+    def make(spans: Spans, num_keys: int, stride: int) -> planning.Plan:
         start, end, own = (part.detach().cpu().numpy() for part in spans)
-        return planning.span_plan(start, end, own, num_keys)
+        return planning.span_plan(start, end, own, num_keys, stride)
 
-    return _kept(_plans, spans, num_keys, make)  # type: ignore[no-any-return]
+    return _kept(_plans, spans, (num_keys, stride), make)  # type: ignore[no-any-return]
 
 
 def _repeat(values: torch.Tensor, heads: int) -> torch.Tensor:

@@ -34,26 +34,26 @@ class Mask:
     seen: torch.Tensor
 
 
-def intervals(spans: Spans, num_keys: int) -> tuple[torch.Tensor, ...]:
+def intervals(spans: Spans, num_keys: int, stride: int = 1) -> tuple[torch.Tensor, ...]:
     """(a, b, c, d) int32 (B, T): disjoint intervals a..b and c..d; two that touch are one; empty ones are (S, 0)."""
     start, end, own = (part.to(torch.int32) for part in spans)
-    index = torch.arange(1, start.shape[1] + 1, dtype=torch.int32, device=start.device).expand_as(own)
+    after = (stride * torch.arange(start.shape[1], dtype=torch.int32, device=start.device) + 1).expand_as(own)
 
     def clean(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = low.clamp(0, num_keys), high.clamp(0, num_keys)
         return low.masked_fill(low >= high, num_keys), high.masked_fill(low >= high, 0)
 
-    (a, b), (c, d) = clean(start, end), clean(own, index)
+    (a, b), (c, d) = clean(start, end), clean(own, after)
     one = (c >= d) | (a >= b) | ((a <= d) & (c <= b))
     low, high = torch.minimum(a, c), torch.maximum(b, d)
     return torch.where(one, low, a), torch.where(one, high, b), c.masked_fill(one, num_keys), d.masked_fill(one, 0)
 
 
-def make_mask(spans: Spans, num_keys: int) -> Mask:
-    """The mask of spans (B, T) over `num_keys` keys."""
+def make_mask(spans: Spans, num_keys: int, stride: int = 1) -> Mask:
+    """The mask of spans (B, T) over `num_keys` keys, where query i stands at key `stride i`."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    a, b, c, d = parts = intervals(spans, num_keys)
+    a, b, c, d = parts = intervals(spans, num_keys, stride)
     queries = a.shape[1]
     index = torch.arange(1, queries + 1, device=a.device)
     single = (a == 0).all() & (c >= d).all()
