@@ -270,7 +270,10 @@ class Spans(NamedTuple):
         return Spans(tokens(first, first), tokens(last, last), tokens(item_own, action_own))
 
     def dense(self, num_keys: int | Tensor, stride: int = 1) -> Tensor:
-        """The boolean mask (B, T, num_keys), where query i stands at key `stride i`. For tests and pictures only: this is the buffer that spans avoid."""
+        """The boolean mask (B, T, num_keys), where query i stands at key `stride i`.
+
+        For tests and pictures only: this is the buffer that spans avoid.
+        """
         keys = ops.reshape(ops.arange(num_keys, dtype="int32"), (1, 1, -1))
         start, end, own = (ops.expand_dims(ops.cast(part, "int32"), 2) for part in self)
         index = stride * ops.expand_dims(_index_like(self.start), 2)

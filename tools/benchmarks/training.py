@@ -17,7 +17,9 @@ same members, model, weights, optimiser and losses in all ways:
   TensorFlow the same in its parts, since Keras's wants lengths that are known when a graph is traced). It holds
   T x T buffers: `--max-events 1000 --batch 8` fits a laptop;
 * rest (`--rest`): packed and padded steps without attention, whose place the mean of query, key and value takes: `attention_share`
-  of a packed step, and `ratio_rest`, what the ratio would be if attention cost nothing.
+  of a packed step, and `ratio_rest`, what the ratio would be if attention cost nothing. `ratio_bound` is what it would be if attention
+  were nothing but its seven products and two exponentials of the visible pairs, at the rate of this backend's own large product
+  (`product_gflops`) and exponential (`exponentials_per_ns`): no attention by products of matrices is faster.
 
 What is padded costs the dense layers alone. With d the share of a packed step that is not attention, the ratio is about
 1 + d (slots - 1), where `slots` is how many slots padded batches have for one of packed rows, 4.1 here: it nears `slots` as the model gets
@@ -82,6 +84,60 @@ def no_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any
     key, value = (part[:, :: self.stride] for part in (key, value))
     key, value = (keras.ops.repeat(part, group, axis=2) if group > 1 else part for part in (key, value))
     return (query + key + value) / 3
+
+
+def visible_pairs(spans: Any, stride: int) -> int:
+    """How many pairs of query and key are visible, each once."""
+    start, end, own = (np.maximum(np.asarray(part, dtype=np.int64), 0) for part in spans)
+    after = stride * np.arange(start.shape[1])[None] + 1
+    first, second = np.maximum(end - start, 0), np.maximum(after - own, 0)
+    both = np.maximum(np.minimum(end, after) - np.maximum(start, own), 0) * (first > 0) * (second > 0)
+    return int((first + second - both).sum())
+
+
+def best_seconds(call: Any, times: int = 7) -> float:
+    import keras
+
+    keras.ops.convert_to_numpy(call())
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        keras.ops.convert_to_numpy(call())
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def least_attention(model: Any, batches: list[Any]) -> dict[str, float]:
+    """Seconds a step that the products and exponentials of attention take at the backend's best rates, and these rates."""
+    import keras
+
+    from keras_ranking.ops.attention import SpanAttention
+
+    work: list[int] = []  # pairs x heads
+    sizes: list[int] = []  # pairs x heads x head size
+    attention = SpanAttention.call
+
+    def counted(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any:
+        pairs = visible_pairs([keras.ops.convert_to_numpy(part) for part in spans], self.stride) * query.shape[2]
+        work.append(pairs)
+        sizes.append(pairs * query.shape[3])
+        return query
+
+    SpanAttention.call = counted
+    for batch in batches:
+        model({name: keras.ops.convert_to_tensor(value) for name, value in batch.items()})
+    SpanAttention.call = attention
+    rng = np.random.default_rng(0)
+    square, row = (keras.ops.convert_to_tensor(rng.normal(size=shape).astype("float32")) for shape in ((1024, 1024), (2**18,)))
+    product = 2 * 1024**3 / best_seconds(lambda: keras.ops.matmul(square, square))
+    exponential = 2**18 / best_seconds(lambda: keras.ops.exp(row))
+    seconds = (7 * 2 * sum(sizes) / product + 2 * sum(work) / exponential) / len(batches)
+    return {
+        "attention_gflop": 14e-9 * sum(sizes) / len(batches),
+        "product_gflops": product * 1e-9,
+        "exponentials_per_ns": exponential * 1e-9,
+        "attention_least_s": seconds,
+    }
 
 
 def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, float]:
@@ -187,6 +243,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rates = {name: result["events_per_s"] for name, result in results.items()}
     others: dict[str, float] = {}
     if args.rest:
+        dataset, _ = training_data(model, streams, replace(training, batch_size=sizes["packed"], row_length=longest), seed=0)
+        dataset._in_epoch = True
+        others |= least_attention(model, [dataset[batch][0] for batch in range(args.steps)])
+        least = others["attention_least_s"] / (packed["events_per_s"] * packed["seconds_a_step"])  # an event
+        others["ratio_bound"] = (least + 1 / rates["rest_padded"]) / (least + 1 / rates["rest_packed"])
         others["ratio_rest"] = rates["rest_packed"] / rates["rest_padded"]
         others["attention_share"] = 1 - results["rest_packed"]["seconds_a_step"] / packed["seconds_a_step"]
     for name in rates.keys() & {"fixed", "dense"}:
@@ -256,7 +317,8 @@ def main() -> None:
             f"ratio {found['ratio']:.2f}; filled {found['packed_fill']:.1%} and {found['padded_fill']:.1%}; "
             + (f"{found['ratio_fixed']:.2f} where all are padded to the longest stream; " if args.fixed else "")
             + (f"{found['ratio_dense']:.2f} to dense attention; " if args.dense else "")
-            + (f"attention {found['attention_share']:.0%} of the step, {found['ratio_rest']:.2f} without it; " if args.rest else "")
+            + (f"attention {found['attention_share']:.0%} of the step, {found['ratio_rest']:.2f} without it, " if args.rest else "")
+            + (f"{found['ratio_bound']:.2f} with its products and exponentials at their best rates; " if args.rest else "")
             + f"input {found['input_share']:.2%} of the packed pass",
             flush=True,
         )

@@ -355,9 +355,7 @@ def _run_backward(kernel: str, scale: float, stride: int, *saved: Any) -> tuple[
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(
-    kernel: str, scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any
-) -> tuple[Any, Any]:
+def _attend(kernel: str, scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
     return _compiled_forward(kernel, scale, stride, query, key, value, start, end, own)  # type: ignore[no-any-return]
 

@@ -221,9 +221,9 @@ class _Row:
             keys = self._ranges(slice(at, to))
             if not keys:
                 continue
-            hollow = self.empty[at:to]
+            hollow = self.empty[at:to][None] if self.empty[at:to].any() else None
             spans = (self.a, self.b, self.c)
-            out.append(Tile(row, row_end, at, to, keys, "bias", hollow=hollow[None] if hollow.any() else None, spans=spans, stride=self.stride))
+            out.append(Tile(row, row_end, at, to, keys, "bias", hollow=hollow, spans=spans, stride=self.stride))
         return out
 
     def _ranges(self, part: slice) -> tuple[tuple[int, int], ...]:

@@ -166,9 +166,7 @@ def _functions(dtype: Any, kv_heads: int, group: int, size: int, scale: float, s
     @tf.function(  # type: ignore[untyped-decorator, unused-ignore]
         input_signature=[query, keys, keys, part, part, part, query, total, query, total], autograph=False
     )
-    def backward(
-        q: Any, k: Any, v: Any, start: Any, end: Any, own: Any, out: Any, total: Any, grad_out: Any, grad_total: Any
-    ) -> Any:
+    def backward(q: Any, k: Any, v: Any, start: Any, end: Any, own: Any, out: Any, total: Any, grad_out: Any, grad_total: Any) -> Any:
         return _backward(q, k, v, Spans(start, end, own), out, total, grad_out, grad_total, *heads)
 
     return forward, backward
