@@ -145,6 +145,19 @@ def test_a_stride_is_noticed(rng):
         span_attention(*arrays[:3], spans, stride=0)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="oneDNN is a switch of TensorFlow's")
+@pytest.mark.parametrize("switched_on", [True, False])
+def test_every_mask_in_the_form_for_onednn_and_in_the_other(rng, monkeypatch, switched_on):
+    """Whatever this CPU would choose, both forms are right; a float16 of a scale that is no power of two too."""
+    from keras_ranking.ops.backends import tensorflow as kernels
+
+    monkeypatch.setattr(kernels, "_onednn", lambda: switched_on)
+    for spans in masks(rng, 2, ROWS, 50).values():
+        check("loop", operands(rng, 2, ROWS, ROWS, 4, 2, 8), spans)
+    check("loop", operands(rng, 2, ROWS, 2 * ROWS, 4, 2, 8), every(masks(rng, 2, 2 * ROWS, 150)["delayed"], 2), stride=2)
+    check("loop", [part.astype("float16") for part in operands(rng, 2, ROWS, ROWS, 4, 2, 8)], spans, bound=1e-2)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="custom gradients of JAX and torch are of the first order")
 def test_a_second_derivative(rng):
     """The gradient uses the softmax's sum of the forward pass: it must be followed there, against a dense softmax."""

@@ -4,8 +4,9 @@
 the key range that its spans reach; its gradient recomputes the block from the saved logarithm of the softmax's sum. 'xla' needs
 static shapes.
 
-All products in the loop are of two matrices, a head at a time: outside XLA a batched product takes up to three times as long on a
-CPU. For the same reason keys and values also lie as (D, S), so that no product has to turn the probabilities of a block around.
+All products in the loop are of two matrices, a head at a time: outside XLA TensorFlow's own batched product takes up to three times as
+long on a CPU. For the same reason keys and values also lie as (D, S), so that no product has to turn the probabilities of a block around.
+Where oneDNN does TensorFlow's work (it is switched on by itself on CPUs with AVX-512) its batched products and its softmax are better.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
         from keras_ranking.ops.backends import tensorflow_xla
 
         return tensorflow_xla.span_attention(query, key, value, spans, scale, stride)
-    return _attend(query, key, value, spans, scale, stride)[0]
+    return _attend(query, key, value, spans, scale, stride, with_total=False)[0]
 
 
 def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> Any:
@@ -45,7 +46,7 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
 
         out, total = tensorflow_xla.attend(query, key, value, spans, scale, 1)
     else:
-        out, total = _attend(query, key, value, spans, scale, 1)
+        out, total = _attend(query, key, value, spans, scale, 1, with_total=True)
     return out if self_key is None else join(query, out, total, self_key, self_value, scale)
 
 
@@ -59,6 +60,12 @@ def join(query: Any, out: Any, total: Any, self_key: Any, self_value: Any, scale
     old, new = tf.exp(total - peak), tf.exp(score - peak)
     joined = (tf.cast(out, wide) * old[..., None] + own_value * new[..., None]) / (old + new)[..., None]
     return tf.cast(joined, query.dtype)
+
+
+def _onednn() -> bool:
+    from tensorflow.python.util import _pywrap_util_port  # no public form: whether oneDNN's operations are switched on
+
+    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def _in_xla() -> bool:
@@ -126,11 +133,11 @@ def _part_ends(cuts: Any) -> Any:
 # -- the loop -------------------------------------------------------------------------------------------------------------------
 
 
-def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> tuple[Any, Any]:
-    """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
+def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int, with_total: bool) -> tuple[Any, Any]:
+    """out (B, T, H, D) and, of a meaning only where asked for, the logarithm of the softmax's sum (B, T, H)."""
     kv_heads = key.shape[2]
     group, size = query.shape[2] // kv_heads, query.shape[3]
-    forward, backward = _functions(query.dtype, kv_heads, group, size, scale, stride)
+    forward, backward = _functions(query.dtype, kv_heads, group, size, scale, stride, _onednn() and not with_total)
     parts = tuple(tf.stop_gradient(tf.cast(part, tf.int32)) for part in spans)
     given: list[Any] = []  # the outputs as others see them: through these a second derivative finds its way
 
@@ -151,13 +158,13 @@ def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride
 
 
 @functools.lru_cache(maxsize=256)
-def _functions(dtype: Any, kv_heads: int, group: int, size: int, scale: float, stride: int) -> tuple[Any, Any]:
-    """Forward and backward as graph functions: traced once for all B, T and S."""
+def _functions(dtype: Any, kv_heads: int, group: int, size: int, scale: float, stride: int, stock: bool) -> tuple[Any, Any]:
+    """Forward and backward as graph functions: traced once for all B, T and S. `stock`: batched products and the stock softmax."""
     query = tf.TensorSpec([None, None, kv_heads * group, size], dtype)
     keys = tf.TensorSpec([None, None, kv_heads, size], dtype)
     part = tf.TensorSpec([None, None], tf.int32)
     total = tf.TensorSpec([None, None, kv_heads * group], _wide(dtype))
-    heads = (kv_heads, group, size, scale, stride)
+    heads = (kv_heads, group, size, scale, stride, stock)
 
     @tf.function(input_signature=[query, keys, keys, part, part, part], autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
     def forward(q: Any, k: Any, v: Any, start: Any, end: Any, own: Any) -> Any:
@@ -179,8 +186,10 @@ def _wide(dtype: Any) -> Any:
 class _Rows:
     """The batch laid end to end, zeros where nothing looks: a NaN there would meet a zero weight inside a block and spread."""
 
-    def __init__(self, query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, stride: int) -> None:
-        self.kv_heads, self.group, self.size, self.stride = kv_heads, group, size, stride
+    def __init__(
+        self, query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, stride: int, stock: bool
+    ) -> None:
+        self.kv_heads, self.group, self.size, self.stride, self.stock = kv_heads, group, size, stride, stock
         batch, self.queries, self.num_keys = tf.shape(query)[0], tf.shape(query)[1], tf.shape(key)[1]
         self.count, self.square = batch * self.queries, tf.equal(stride * self.queries, self.num_keys)
         self.spans = flat_spans(spans, self.num_keys, stride)
@@ -200,6 +209,10 @@ class _Rows:
         """(B, S, Hkv, D) -> (Hkv, B S, D)."""
         return tf.transpose(_cleared(tf.reshape(values, [-1, self.kv_heads, self.size]), self.seen), [1, 0, 2])
 
+    def heads(self, values: Any) -> list[Any]:
+        """Of (Hkv, n, D) a matrix a head, for products one by one; `stock`: the batch of them as the only part."""
+        return [values] if self.stock else tf.unstack(values, axis=0)
+
     def keys_of(self, low: Any, end: Any) -> tuple[Any, Any]:
         """The keys that belong to the part of queries low..end: the same places, or the whole rows."""
         width = tf.maximum(self.queries, 1)
@@ -211,10 +224,6 @@ def _cleared(rows: Any, used: Any) -> Any:
     """Zeros in the rows that are not used. Mostly all are, and nothing is to be done."""
     used_rows = tf.reshape(used, [-1] + [1] * (len(rows.shape) - 1))
     return tf.cond(tf.reduce_all(used), lambda: rows, lambda: tf.where(used_rows, rows, tf.zeros([], rows.dtype)))
-
-
-def _heads(values: Any) -> list[Any]:
-    return tf.unstack(values, axis=0)  # type: ignore[no-any-return]
 
 
 class _Block:
@@ -241,38 +250,46 @@ class _Block:
         self.bias = bias if rows.group == 1 else tf.tile(bias, [rows.group, 1])
 
     def keys(self, values: Any) -> Any:
-        """Of (S, D) the rows that this block reads, end to end."""
+        """Of (.., S, D) the rows that this block reads, end to end."""
         return tf.cond(
             self.apart,
-            lambda: tf.concat([values[self.first : self.last], values[self.second : self.top]], 0),
-            lambda: values[self.first : self.last],
+            lambda: tf.concat([values[..., self.first : self.last, :], values[..., self.second : self.top, :]], -2),
+            lambda: values[..., self.first : self.last, :],
         )
 
     def turned(self, values: Any) -> Any:
-        """Of (D, S) the columns that this block reads, end to end."""
+        """Of (.., D, S) the columns that this block reads, end to end."""
         return tf.cond(
             self.apart,
-            lambda: tf.concat([values[:, self.first : self.last], values[:, self.second : self.top]], 1),
-            lambda: values[:, self.first : self.last],
+            lambda: tf.concat([values[..., self.first : self.last], values[..., self.second : self.top]], -1),
+            lambda: values[..., self.first : self.last],
         )
 
     def queries(self, values: Any) -> list[Any]:
-        """Of (Hkv, G, T, .) this block's rows, a matrix (G q, .) a head."""
-        return _heads(tf.reshape(values[:, :, self.low : self.high], [self.rows.kv_heads, -1, values.shape[-1]]))
+        """Of (Hkv, G, T, .) this block's rows, (G q, .) a head."""
+        return self.rows.heads(tf.reshape(values[:, :, self.low : self.high], [self.rows.kv_heads, -1, values.shape[-1]]))
 
-    def joined(self, parts: list[Any]) -> Any:
-        """Matrices (G q, .) of the heads as rows (q, Hkv, G, .)."""
-        stacked = tf.reshape(tf.stack(parts), [self.rows.kv_heads, self.rows.group, self.high - self.low, parts[0].shape[-1]])
+    def joined(self, parts: list[Any], width: int) -> Any:
+        """(G q, .) of the heads as rows (q, Hkv, G, .)."""
+        stacked = tf.reshape(
+            parts[0] if self.rows.stock else tf.stack(parts),
+            [self.rows.kv_heads, self.rows.group, self.high - self.low, width],
+        )
         return tf.transpose(stacked, [2, 0, 1, 3])
 
     def spread(self, gradient: Any, low: Any, high: Any) -> Any:
-        """Key gradients (D, k) put at their places in the keys low..high."""
+        """Key gradients (.., D, k) put at their places in the keys low..high."""
         inner = self.last - self.first
-        middle = tf.zeros([self.rows.size, self.second - self.last], gradient.dtype)
-        joined = tf.concat([gradient[:, :inner], middle, gradient[:, inner:]], 1)
+        outer = [self.rows.kv_heads, self.rows.size] if self.rows.stock else [self.rows.size]
+        middle = tf.zeros([*outer, self.second - self.last], gradient.dtype)
+        joined = tf.concat([gradient[..., :inner], middle, gradient[..., inner:]], -1)
         # A block that reads nothing has its empty range anywhere: clamp the paddings.
         before = tf.clip_by_value(self.first - low, 0, high - low)
-        return tf.pad(joined, [[0, 0], [before, tf.maximum(high - low - before - tf.shape(joined)[1], 0)]])
+        return tf.pad(joined, [*[[0, 0]] * len(outer), [before, tf.maximum(high - low - before - tf.shape(joined)[-1], 0)]])
+
+
+def _turned(heads: list[Any]) -> list[Any]:
+    return [tf.linalg.matrix_transpose(head) for head in heads]
 
 
 def _product(a: Any, b: Any, wide: Any) -> Any:
@@ -285,12 +302,12 @@ def _folds(dtype: Any, scale: float) -> bool:
 
 
 def _forward(
-    query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, scale: float, stride: int
+    query: Any, key: Any, value: Any, spans: Spans, kv_heads: int, group: int, size: int, scale: float, stride: int, stock: bool
 ) -> tuple[Any, Any]:
-    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size, stride), _wide(query.dtype)
+    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size, stride, stock), _wide(query.dtype)
     folds = _folds(query.dtype, scale)
     q = rows.of_queries(query) * (scale if folds else 1.0)
-    k, v = [tf.transpose(head) for head in _heads(rows.of_keys(key))], _heads(rows.of_keys(value))
+    k, v = _turned(rows.heads(rows.of_keys(key))), rows.heads(rows.of_keys(value))
 
     def array(dtype: Any, *shape: int) -> Any:
         return tf.TensorArray(dtype, size=0, dynamic_size=True, infer_shape=False, element_shape=[None, kv_heads, group, *shape])
@@ -302,13 +319,18 @@ def _forward(
         for queries, keys, values in zip(block.queries(q), k, v, strict=True):
             scores = _product(queries, block.turned(keys), wide)
             scores = (scores if folds else scores * scale) + block.bias
+            if stock:
+                p = tf.cast(tf.nn.softmax(scores), query.dtype)
+                out.append(tf.matmul(p, block.keys(values)))
+                total.append(tf.zeros_like(queries[..., :1], wide))
+                continue
             peak = tf.reduce_max(scores, axis=-1, keepdims=True)
             p = tf.exp(scores - peak)
             share = tf.reduce_sum(p, axis=-1, keepdims=True)
             out.append(tf.cast(_product(tf.cast(p, query.dtype), block.keys(values), wide) / share, query.dtype))
             total.append(peak + tf.math.log(share))
         end = tf.cond(high < end, lambda: end, lambda: rows.ends[tf.minimum(high, rows.count - 1)])
-        return step + 1, high, end, outs.write(step, block.joined(out)), totals.write(step, block.joined(total))
+        return step + 1, high, end, outs.write(step, block.joined(out, size)), totals.write(step, block.joined(total, 1))
 
     def run() -> tuple[Any, Any]:
         state = (0, 0, rows.ends[0], array(query.dtype, size), array(wide, 1))
@@ -336,19 +358,22 @@ def _backward(
     size: int,
     scale: float,
     stride: int,
+    stock: bool,
 ) -> tuple[Any, Any, Any]:
-    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size, stride), _wide(query.dtype)
+    rows, wide = _Rows(query, key, value, spans, kv_heads, group, size, stride, stock), _wide(query.dtype)
     folds, exact = _folds(query.dtype, scale), query.dtype == wide
     q, do = rows.of_queries(query) * (scale if folds else 1.0), rows.of_queries(grad_out)
     # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
     delta = tf.reduce_sum(tf.cast(grad_out, wide) * tf.cast(out, wide), axis=-1) - grad_total
     delta, sums = rows.of_queries(delta), rows.of_queries(total)
-    k, v = _heads(rows.of_keys(key)), [tf.transpose(head) for head in _heads(rows.of_keys(value))]
-    k_turned = [tf.transpose(head) for head in k]
+    k = rows.heads(rows.of_keys(key))
+    k_turned, v = _turned(k), _turned(rows.heads(rows.of_keys(value)))
     if exact:
-        # S - L and dP - D come out of the products themselves, by one more column of the queries and a row of ones.
+        # S - L and dP - D come out of the products themselves, by one more column of the queries and a row of ones. The stock softmax
+        # needs no L.
+        sums = tf.zeros_like(sums) if stock else sums
         q_less, do_less = tf.concat([q, -sums], -1), tf.concat([do, -delta], -1)
-        k_turned, v = ([tf.concat([head, tf.ones_like(head[:1])], 0) for head in heads] for heads in (k_turned, v))
+        k_turned, v = ([tf.concat([head, tf.ones_like(head[..., :1, :])], -2) for head in heads] for heads in (k_turned, v))
 
     def block_step(at: Any, end: Any, first: Any, last: Any, dk: Any, dv: Any) -> Any:
         high = tf.minimum(at + _BLOCK, end)
@@ -356,22 +381,22 @@ def _backward(
         mine = [block.queries(part) for part in (q, do)]
         less = [block.queries(part) for part in ((q_less, do_less) if exact else (sums, delta))]
         dq = []
-        for head in range(kv_heads):
+        for head in range(len(k)):
             (queries, grads), (first_less, second_less) = (part[head] for part in mine), (part[head] for part in less)
             seen_keys, seen_values = block.turned(k_turned[head]), block.turned(v[head])
             if exact:
                 scores, dp = tf.matmul(first_less, seen_keys), tf.matmul(second_less, seen_values)
             else:
                 scores = _product(queries, seen_keys, wide)
-                scores = (scores if folds else scores * scale) - first_less
+                scores = (scores if folds else scores * scale) - (0.0 if stock else first_less)
                 dp = _product(grads, seen_values, wide) - second_less
-            p = tf.exp(scores + block.bias)
+            p = tf.nn.softmax(scores + block.bias) if stock else tf.exp(scores + block.bias)
             ds, p = tf.cast(p * dp, query.dtype), tf.cast(p, query.dtype)
             dq.append(tf.cast(_product(ds, block.keys(k[head]), wide) * scale, query.dtype))
             more_k = tf.cast(tf.matmul(queries, ds, transpose_a=True), wide) * (1.0 if folds else scale)
             dk[head] += block.spread(more_k, first, last)
             dv[head] += block.spread(tf.cast(tf.matmul(grads, p, transpose_a=True), wide), first, last)
-        return high, block.joined(dq), dk, dv
+        return high, block.joined(dq, size), dk, dv
 
     def part(step: Any, low: Any, dqs: Any, dks: Any, dvs: Any) -> Any:
         end = rows.ends[low]
@@ -381,8 +406,9 @@ def _backward(
             high, dq, dk, dv = block_step(at, end, first, last, list(dk), list(dv))
             return high, number + 1, dqs.write(number, dq), tuple(dk), tuple(dv)
 
-        zero = (tf.zeros([size, last - first], wide),) * kv_heads
-        free = (tf.TensorShape([size, None]),) * kv_heads
+        outer = [kv_heads, size] if stock else [size]
+        zero = (tf.zeros([*outer, last - first], wide),) * len(k)
+        free = (tf.TensorShape([*outer, None]),) * len(k)
         _, _, dqs, dk, dv = tf.while_loop(
             lambda at, *_: at < end,
             body,
@@ -390,7 +416,7 @@ def _backward(
             shape_invariants=(*[tf.TensorShape([])] * 3, free, free),
             parallel_iterations=1,
         )
-        dk, dv = (tf.cast(tf.transpose(tf.stack(part), [2, 0, 1]), key.dtype) for part in (dk, dv))
+        dk, dv = (tf.cast(tf.transpose(part[0] if stock else tf.stack(part), [2, 0, 1]), key.dtype) for part in (dk, dv))
         return step + 1, end, dqs, dks.write(step, dk), dvs.write(step, dv)
 
     def array(*shape: Any) -> Any:
