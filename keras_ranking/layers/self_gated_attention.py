@@ -22,6 +22,12 @@ def _every(values: Any, stride: int) -> Any:
     return values if values is None or stride == 1 else values[:, ::stride]
 
 
+def _check_stride(inputs: Any, stride: int) -> None:
+    if stride < 1 or (inputs.shape[1] is not None and inputs.shape[1] % stride):
+        received = f"stride={stride}, inputs.shape={tuple(inputs.shape)}"
+        raise ValueError(f"`stride` must be at least 1, and divide the number of tokens. Received: {received}")
+
+
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SelfGatedAttention(keras.layers.Layer):
     """Span attention with gates computed from the very tensors they gate.
@@ -201,6 +207,7 @@ class SelfGatedAttention(keras.layers.Layer):
         index: Any = None,
         stride: int = 1,
     ) -> Any:
+        _check_stride(inputs, stride)
         if stride > 1 and (spans is None or cache is not None):
             raise ValueError(f"`stride` is for a row of tokens: `spans` without `cache`. Received: stride={stride}")
         if spans is None and cache is None:
@@ -242,8 +249,9 @@ class SelfGatedAttention(keras.layers.Layer):
         return ops.take_along_axis(out, rows[:, :, None, None], axis=1), key, value
 
     def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, stride: int = 1, **__: Any) -> Any:
+        _check_stride(inputs, stride)
         batch, tokens, width = inputs.shape
-        out = keras.KerasTensor((batch, None if tokens is None else -(-tokens // stride), width), dtype=self.compute_dtype)
+        out = keras.KerasTensor((batch, None if tokens is None else tokens // stride, width), dtype=self.compute_dtype)
         shape = (*inputs.shape[:2], self.num_kv_heads, self.head_dim)
         cache = [keras.KerasTensor(shape, dtype=self.compute_dtype) for _ in ("key", "value")]
         return (out, *cache) if return_cache else out

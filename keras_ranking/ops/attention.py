@@ -129,7 +129,7 @@ def span_attention(
         query: (B, T, H, D), any float dtype, D from 1 to 256.
         key, value: (B, S, Hkv, D), H a multiple of Hkv: each key/value head serves H / Hkv neighbouring query heads. S may
             differ from T (cross form). `own` counts keys as if key i were the query itself, so it is only sensible where S = T;
-            elsewhere give `own = i + 1`.
+            elsewhere give `own = stride i + 1`, which is no key.
         spans: `Spans` of int32 (B, T).
         scale: factor on the logits. None: 1 / sqrt(D).
         stride: query i is key `stride i` of S = stride T: where only every second token asks, as in the last block over interleaved

@@ -181,5 +181,9 @@ def test_a_stride_computes_a_part_of_the_same_output() -> None:
         np.testing.assert_array_equal(numpy(one), numpy(other))
     symbolic = layer(keras.KerasTensor((None, 6, D)), **given, stride=2)
     assert symbolic[0].shape == (None, 3, D) and symbolic[1].shape[1] == 6
+    with pytest.raises(ValueError, match="divide the number of tokens"):
+        layer(x, **given, stride=4)
+    with pytest.raises(ValueError, match="divide the number of tokens"):
+        layer(keras.KerasTensor((None, 5, D)), **given, stride=2)
     with pytest.raises(ValueError, match="`stride` is for a row of tokens"):
         layer(x, times=times, cache=(whole[1], whole[2], np.array([6, 4], "int32")), stride=2)

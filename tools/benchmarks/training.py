@@ -19,7 +19,7 @@ same members, model, weights, optimiser and losses in all ways:
 * rest (`--rest`): packed and padded steps without attention, whose place the mean of query, key and value takes: `attention_share`
   of a packed step, and `ratio_rest`, what the ratio would be if attention cost nothing. `ratio_bound` is what it would be if attention
   were nothing but its seven products and two exponentials of the visible pairs, at the rate of this backend's own large product
-  (`product_gflops`) and exponential (`exponentials_per_ns`): no attention by products of matrices is faster.
+  (`product_gflops`) and exponential (`exponentials_per_ns`), on as many threads as the process has: run it on one.
 
 What is padded costs the dense layers alone. With d the share of a packed step that is not attention, the ratio is about
 1 + d (slots - 1), where `slots` is how many slots padded batches have for one of packed rows, 4.1 here: it nears `slots` as the model gets
@@ -95,15 +95,18 @@ def visible_pairs(spans: Any, stride: int) -> int:
     return int((first + second - both).sum())
 
 
-def best_seconds(call: Any, times: int = 7) -> float:
+def best_seconds(call: Any, rounds: int = 7, times: int = 32) -> float:
+    """Seconds of a call: the best mean of `times` calls one after another, of which the last one's result is waited for."""
     import keras
 
     keras.ops.convert_to_numpy(call())
     found = []
-    for _ in range(times):
+    for _ in range(rounds):
         begin = time.perf_counter()
+        for _ in range(times - 1):
+            call()
         keras.ops.convert_to_numpy(call())
-        found.append(time.perf_counter() - begin)
+        found.append((time.perf_counter() - begin) / times)
     return min(found)
 
 
@@ -124,9 +127,11 @@ def least_attention(model: Any, batches: list[Any]) -> dict[str, float]:
         return query
 
     SpanAttention.call = counted
-    for batch in batches:
-        model({name: keras.ops.convert_to_tensor(value) for name, value in batch.items()})
-    SpanAttention.call = attention
+    try:
+        for batch in batches:
+            model({name: keras.ops.convert_to_tensor(value) for name, value in batch.items()})
+    finally:
+        SpanAttention.call = attention
     rng = np.random.default_rng(0)
     square, row = (keras.ops.convert_to_tensor(rng.normal(size=shape).astype("float32")) for shape in ((1024, 1024), (2**18,)))
     product = 2 * 1024**3 / best_seconds(lambda: keras.ops.matmul(square, square))

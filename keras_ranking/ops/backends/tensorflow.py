@@ -24,6 +24,7 @@ KERNELS = ("loop", "xla")
 _BLOCK = 192  # queries a block
 _SMALL = 96  # parts of fewer queries share a block
 _GAP = 64  # a second key range this far behind the first is read apart
+_UNROLLED = 8  # heads with products of their own: a graph of more of them takes seconds to trace
 _CLOSED = -1e30  # finite, so that a row which sees nothing stays free of NaN
 
 
@@ -137,7 +138,8 @@ def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride
     """out (B, T, H, D) and, of a meaning only where asked for, the logarithm of the softmax's sum (B, T, H)."""
     kv_heads = key.shape[2]
     group, size = query.shape[2] // kv_heads, query.shape[3]
-    forward, backward = _functions(query.dtype, kv_heads, group, size, scale, stride, _onednn() and not with_total)
+    stock = not with_total and (_onednn() or kv_heads > _UNROLLED)
+    forward, backward = _functions(query.dtype, kv_heads, group, size, scale, stride, stock)
     parts = tuple(tf.stop_gradient(tf.cast(part, tf.int32)) for part in spans)
     given: list[Any] = []  # the outputs as others see them: through these a second derivative finds its way
 
@@ -147,7 +149,8 @@ def _attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride
         out, total = forward(*map(tf.stop_gradient, (q, k, v)), *parts)
 
         def gradient(grad_out: Any, grad_total: Any) -> Any:
-            return backward(q, k, v, *parts, *given, tf.cast(grad_out, q.dtype), tf.cast(grad_total, total.dtype))
+            # While `run` is being recorded, as for forward differentiation, nobody has seen its outputs yet.
+            return backward(q, k, v, *parts, *(given or (out, total)), tf.cast(grad_out, q.dtype), tf.cast(grad_total, total.dtype))
 
         return (out, total), gradient
 
@@ -361,37 +364,37 @@ def _backward(
     stock: bool,
 ) -> tuple[Any, Any, Any]:
     rows, wide = _Rows(query, key, value, spans, kv_heads, group, size, stride, stock), _wide(query.dtype)
-    folds, exact = _folds(query.dtype, scale), query.dtype == wide
+    folds = _folds(query.dtype, scale)
+    # On a CPU S - L and dP - D come out of the products themselves, by one more column of the queries and a row of ones; a GPU may round
+    # what goes into a product to ten bits. In half precision D would be of the rounded outputs.
+    within = query.dtype == wide and not tf.config.list_physical_devices("GPU")
     q, do = rows.of_queries(query) * (scale if folds else 1.0), rows.of_queries(grad_out)
-    # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
-    delta = tf.reduce_sum(tf.cast(grad_out, wide) * tf.cast(out, wide), axis=-1) - grad_total
-    delta, sums = rows.of_queries(delta), rows.of_queries(total)
+    sums = rows.of_queries(tf.zeros_like(total) if stock else total)  # the stock softmax needs no sum
     k = rows.heads(rows.of_keys(key))
     k_turned, v = _turned(k), _turned(rows.heads(rows.of_keys(value)))
-    if exact:
-        # S - L and dP - D come out of the products themselves, by one more column of the queries and a row of ones. The stock softmax
-        # needs no L.
-        sums = tf.zeros_like(sums) if stock else sums
-        q_less, do_less = tf.concat([q, -sums], -1), tf.concat([do, -delta], -1)
+    if within:
+        # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
+        delta = rows.of_queries(tf.reduce_sum(grad_out * out, axis=-1) - grad_total)
+        q, do = tf.concat([q, -sums], -1), tf.concat([do, -delta], -1)
         k_turned, v = ([tf.concat([head, tf.ones_like(head[..., :1, :])], -2) for head in heads] for heads in (k_turned, v))
+    else:
+        more = rows.of_queries(grad_total)
 
     def block_step(at: Any, end: Any, first: Any, last: Any, dk: Any, dv: Any) -> Any:
         high = tf.minimum(at + _BLOCK, end)
         block = _Block(rows, at, high, wide)
-        mine = [block.queries(part) for part in (q, do)]
-        less = [block.queries(part) for part in ((q_less, do_less) if exact else (sums, delta))]
+        mine = [block.queries(part) for part in ((q, do) if within else (q, do, sums, more))]
         dq = []
         for head in range(len(k)):
-            (queries, grads), (first_less, second_less) = (part[head] for part in mine), (part[head] for part in less)
-            seen_keys, seen_values = block.turned(k_turned[head]), block.turned(v[head])
-            if exact:
-                scores, dp = tf.matmul(first_less, seen_keys), tf.matmul(second_less, seen_values)
-            else:
-                scores = _product(queries, seen_keys, wide)
-                scores = (scores if folds else scores * scale) - (0.0 if stock else first_less)
-                dp = _product(grads, seen_values, wide) - second_less
+            queries, grads, *others = (part[head] for part in mine)
+            scores, dp = (_product(a, block.turned(b[head]), wide) for a, b in ((queries, k_turned), (grads, v)))
+            if not within:
+                scores = (scores if folds else scores * scale) - others[0]
             p = tf.nn.softmax(scores + block.bias) if stock else tf.exp(scores + block.bias)
+            if not within:
+                dp += others[1] - tf.reduce_sum(p * dp, axis=-1, keepdims=True)
             ds, p = tf.cast(p * dp, query.dtype), tf.cast(p, query.dtype)
+            queries, grads = queries[..., :size], grads[..., :size]
             dq.append(tf.cast(_product(ds, block.keys(k[head]), wide) * scale, query.dtype))
             more_k = tf.cast(tf.matmul(queries, ds, transpose_a=True), wide) * (1.0 if folds else scale)
             dk[head] += block.spread(more_k, first, last)
