@@ -39,7 +39,8 @@ class Spans(NamedTuple):
     Args:
         start: int32 (B, T), first key of the first interval.
         end: int32 (B, T), one past the last key of the first interval; `end <= start` is an empty interval.
-        own: int32 (B, T), first key of the second interval, which ends with the token itself; `own = i + 1` is none.
+        own: int32 (B, T), first key of the second interval, which ends with the token itself; `own = i + 1` is none
+            (`stride i + 1` where `span_attention` is given a stride).
 
     A segment, session or event is a *run* of equal ids in neighbouring tokens; padding (segment 0) may stand left of, right of
     or between segments, and a segment that padding interrupts counts as two. Times inside padding may be anything.
