@@ -285,7 +285,8 @@ class TensorFlow:
             with tf.GradientTape() as tape:
                 tape.watch(tensors)
                 out = function(*tensors)
-            return tape.gradient(out, tensors, output_gradients=upstream)
+            # The output too, as a model needs it: what nobody asks for is taken out of a graph.
+            return [*tape.gradient(out, tensors, output_gradients=upstream), out]
 
         return tf.function(step, jit_compile=form == "xla", autograph=False)
 
