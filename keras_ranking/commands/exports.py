@@ -90,7 +90,7 @@ def serve(args: argparse.Namespace) -> int:
 
 def _start_logging(args: argparse.Namespace) -> None:
     """Log lines on stderr, as text or as JSON."""
-    from keras_ranking.serving.logs import CALL, JsonFormatter
+    from keras_ranking.serving.server.logs import CALL, JsonFormatter
 
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_ranking.layers.dcn import CROSSES
+from keras_ranking.layers.interaction.dcn import CROSSES
 from keras_ranking.models._requests import LiRankParts
 from keras_ranking.models.ranking_model import RankingModel, builder
 from keras_ranking.schema import Schema

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_ranking.layers.quantized_embedding import quantized_tables, tables_are_quantized
+from keras_ranking.layers.embedding.quantized_embedding import quantized_tables, tables_are_quantized
 from keras_ranking.losses import ObservedTowerLoss
 from keras_ranking.schema import Schema
 

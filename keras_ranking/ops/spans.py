@@ -27,8 +27,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import keras
 from keras import ops
+
+from keras_ranking.ops.search import search
 
 Tensor = Any
 
@@ -119,7 +120,7 @@ class Spans(NamedTuple):
         segments, times = _ids(segments, "segments"), _ids(times, "times")
         index, first, _ = _runs(segments)
         horizon = times - delay
-        end = _search(times, first, index, horizon)
+        end = search(times, first, index, horizon)
         return _finish(segments, first, end, _event_starts(events, segments, index) if own else None)
 
     @classmethod
@@ -299,29 +300,6 @@ def _index_like(values: Tensor) -> Tensor:
     return ops.expand_dims(ops.arange(ops.shape(values)[1], dtype="int32"), 0) + ops.zeros_like(values, dtype="int32")
 
 
-def _search(values: Tensor, low: Tensor, high: Tensor, limit: Tensor) -> Tensor:
-    """First place p in [low, high] where `values[p] > limit`, by bisection in rows that do not fall; `high` where there is none."""
-    if keras.backend.backend() == "jax" and not any(isinstance(part, keras.KerasTensor) for part in (values, low, high, limit)):
-        from keras_ranking.ops.backends import jax
-
-        return jax.search(values, low, high, limit)
-
-    def halve(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        middle = (low + high) // 2
-        # Where the search is over (low = high) the middle may lie one past the row: read a valid place, then ignore it.
-        seen = ops.take_along_axis(values, ops.minimum(middle, ops.shape(values)[1] - 1), axis=1)
-        right = ops.logical_and(seen <= limit, low < high)
-        return ops.where(right, middle + 1, low), ops.where(right, high, middle)
-
-    length = values.shape[1]
-    if length is None:
-        # A served graph: a loop, since unrolled steps would make it larger and slower to load than all the rest of a model.
-        return ops.while_loop(lambda low, high: ops.any(low < high), halve, (low, high))[0]
-    for _ in range(int(length).bit_length()):
-        low, high = halve(low, high)
-    return low
-
-
 def _runs(*ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(index, first, end) of each token's run: the neighbours with which it shares all of `ids`. int32 (B, T) each."""
     changes = None
@@ -332,8 +310,8 @@ def _runs(*ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     runs = ops.concatenate([zero, ops.cumsum(ops.cast(changes, "int32"), axis=1)], axis=1)
     runs = ops.cast(runs, "int32")  # torch sums int32 as int64
     index = _index_like(runs)
-    first = _search(runs, ops.zeros_like(index), index, runs - 1)
-    end = _search(runs, index + 1, ops.zeros_like(index) + ops.shape(runs)[1], runs)
+    first = search(runs, ops.zeros_like(index), index, runs - 1)
+    end = search(runs, index + 1, ops.zeros_like(index) + ops.shape(runs)[1], runs)
     return index, first, end
 
 

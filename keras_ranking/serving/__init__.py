@@ -8,41 +8,42 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from keras_ranking.serving.async_client import AsyncClient
-    from keras_ranking.serving.client import Client
-    from keras_ranking.serving.errors import ServingError
-    from keras_ranking.serving.exporting import export
-    from keras_ranking.serving.limits import Limits
-    from keras_ranking.serving.quantization import quantize_embeddings
-    from keras_ranking.serving.requests import Request, pad_requests, request_tensors
-    from keras_ranking.serving.retry import Retry
-    from keras_ranking.serving.security import Tls
-    from keras_ranking.serving.server import Server, serve
-    from keras_ranking.serving.skew import check_skew
-    from keras_ranking.serving.skew_report import SkewReport
-    from keras_ranking.serving.transport import ClientTls
-    from keras_ranking.serving.warmup import write_warmup
+from keras_ranking.serving.protocol.missing_extra import missing_extra
 
-# No module carries the name of a public function: importing a module binds its name here and would hide the function.
+if TYPE_CHECKING:
+    from keras_ranking.models.quantization import quantize_embeddings
+    from keras_ranking.serving.checking.skew import check_skew
+    from keras_ranking.serving.checking.skew_report import SkewReport
+    from keras_ranking.serving.client.async_client import AsyncClient
+    from keras_ranking.serving.client.client import Client
+    from keras_ranking.serving.client.grpc_transport import ClientTls
+    from keras_ranking.serving.client.retry import Retry
+    from keras_ranking.serving.exporting.export import export
+    from keras_ranking.serving.exporting.warmup import write_warmup
+    from keras_ranking.serving.protocol.errors import ServingError
+    from keras_ranking.serving.protocol.requests import Request, pad_requests, request_tensors
+    from keras_ranking.serving.server.limits import Limits
+    from keras_ranking.serving.server.security import Tls
+    from keras_ranking.serving.server.server import Server, serve
+
 _HOMES = {
-    "export": "exporting",
-    "serve": "server",
-    "Server": "server",
-    "AsyncClient": "async_client",
-    "Client": "client",
-    "ClientTls": "transport",
-    "Retry": "retry",
-    "Tls": "security",
-    "Limits": "limits",
-    "Request": "requests",
-    "ServingError": "errors",
-    "pad_requests": "requests",
-    "quantize_embeddings": "quantization",
-    "request_tensors": "requests",
-    "check_skew": "skew",
-    "SkewReport": "skew_report",
-    "write_warmup": "warmup",
+    "export": "keras_ranking.serving.exporting.export",
+    "serve": "keras_ranking.serving.server.server",
+    "Server": "keras_ranking.serving.server.server",
+    "AsyncClient": "keras_ranking.serving.client.async_client",
+    "Client": "keras_ranking.serving.client.client",
+    "ClientTls": "keras_ranking.serving.client.grpc_transport",
+    "Retry": "keras_ranking.serving.client.retry",
+    "Tls": "keras_ranking.serving.server.security",
+    "Limits": "keras_ranking.serving.server.limits",
+    "Request": "keras_ranking.serving.protocol.requests",
+    "ServingError": "keras_ranking.serving.protocol.errors",
+    "pad_requests": "keras_ranking.serving.protocol.requests",
+    "quantize_embeddings": "keras_ranking.models.quantization",
+    "request_tensors": "keras_ranking.serving.protocol.requests",
+    "check_skew": "keras_ranking.serving.checking.skew",
+    "SkewReport": "keras_ranking.serving.checking.skew_report",
+    "write_warmup": "keras_ranking.serving.exporting.warmup",
 }
 _EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "grpc_health", "aiohttp", "orjson", "prometheus_client"})
 
@@ -71,7 +72,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in _EXTRA:
             raise ModuleNotFoundError(missing_extra(f"keras_ranking.serving.{name}", error), name=error.name) from error
@@ -80,8 +81,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def missing_extra(who: str, error: ModuleNotFoundError, extra: str = "serving") -> str:
-    """The one line that says which install command brings the missing package."""
-    return f"{who} needs the package '{error.name}', which is not installed: pip install keras-ranking[{extra}]"

@@ -1,17 +1,23 @@
 """Training jobs: from a log to a trained folder, and its figures; incremental training; weights of events, propensities."""
 
-from keras_ranking.training.after import fit_exploration, fit_random_effects
+from keras_ranking.data.labels import LongDwell, contribution_labels, long_dwell_labels
+from keras_ranking.training.allocator import keep_freed_memory
 from keras_ranking.training.checkpoint import Checkpoint, read_checkpoint
-from keras_ranking.training.fisher import FisherSnapshot
-from keras_ranking.training.incremental import IncrementalPenalty, fit_incremental
-from keras_ranking.training.labels import LongDwell, contribution_labels, long_dwell_labels
-from keras_ranking.training.memory import keep_freed_memory
+from keras_ranking.training.incremental.fisher import FisherSnapshot
+from keras_ranking.training.incremental.penalty import IncrementalPenalty, fit_incremental
 from keras_ranking.training.options import TrainingOptions
-from keras_ranking.training.parity import predict_served
+from keras_ranking.training.post_training import fit_exploration, fit_random_effects
 from keras_ranking.training.predict import evaluate, model_requests, predict_events
-from keras_ranking.training.propensities import PositionCurve, position_propensities
 from keras_ranking.training.run import train, warm_start
-from keras_ranking.training.weights import EventWeights, age_weights, event_weights, inverse_propensity_weights, place_weights
+from keras_ranking.training.served_parity import predict_served
+from keras_ranking.training.weighting.event_weights import (
+    EventWeights,
+    age_weights,
+    event_weights,
+    inverse_propensity_weights,
+    place_weights,
+)
+from keras_ranking.training.weighting.propensities import PositionCurve, position_propensities
 
 __all__ = [
     "Checkpoint",

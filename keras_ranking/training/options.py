@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_ranking import models
 from keras_ranking.data.readers.ebnerd import ebnerd_schema
-from keras_ranking.training.weights import check_half_life
+from keras_ranking.training.weighting.event_weights import check_half_life
 
 BUILDERS: dict[str, Callable[..., models.RankingModel]] = {
     "cadet": models.CADET,

@@ -15,8 +15,8 @@ from keras_ranking.schema import Schema
 from keras_ranking.training.optimizers import AdamW
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.predict import model_requests
-from keras_ranking.training.propensities import position_propensities
-from keras_ranking.training.weights import EventWeights, event_weights
+from keras_ranking.training.weighting.event_weights import EventWeights, event_weights
+from keras_ranking.training.weighting.propensities import position_propensities
 
 _FLOOR = 0.01  # the share of the highest learning rate at which the decay ends
 

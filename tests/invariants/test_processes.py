@@ -166,10 +166,10 @@ def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any
 
 def test_far_from_the_start_the_last_bits_of_the_weights_pass_the_bound(log: Any) -> None:
     """Why the test above keeps its weights small: at four times their scale one unit in the last place of each moves a score by more."""
-    from keras_ranking.serving.endpoints import specs
-    from keras_ranking.serving.examples import random_raw
-    from keras_ranking.serving.gate import keras_scores
-    from keras_ranking.serving.raw_values import encode_raw, raw_specs
+    from keras_ranking.serving.checking.sample_requests import random_raw
+    from keras_ranking.serving.checking.verification import keras_scores
+    from keras_ranking.serving.exporting.signatures import specs
+    from keras_ranking.serving.protocol.raw_values import encode_raw, raw_specs
 
     moved = {}
     for scale in (0.05, 0.2):

@@ -223,7 +223,7 @@ def test_random_effects(schema: kr.Schema, sequences: Any) -> None:
 @pytest.mark.one_backend
 def test_export_in_int8_with_exploration(schema: kr.Schema, sequences: Any, tmp_path: Path) -> None:
     """Three tasks, isotonic layers, int8 tables and both signatures: the graph in a fresh V1 session against Keras."""
-    from keras_ranking.serving.layout import read_card
+    from keras_ranking.serving.protocol.model_folder import read_card
     from tests.invariants.test_processes import fresh_process
 
     tasks = (kr.Task("click"), kr.Task("contribution", label="like"), kr.Task("long_dwell", label="click"))

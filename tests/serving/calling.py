@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import standin
 
 from keras_ranking.serving import Client
-from keras_ranking.serving.examples import alone, random_requests
+from keras_ranking.serving.checking.sample_requests import alone, random_requests
+from tests.serving import standin
 
 
 def until(condition, seconds=60.0):

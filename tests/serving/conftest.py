@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import keras
 import pytest
-import standin
-from calling import connect
 
 from keras_ranking import data, models
 from keras_ranking.serving import Limits, export, serve
-from keras_ranking.serving.layout import read_card
+from keras_ranking.serving.protocol.model_folder import read_card
+from tests.serving import standin
+from tests.serving.calling import connect
 
 
 @pytest.fixture(scope="session")

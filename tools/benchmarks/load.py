@@ -52,9 +52,9 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import tensorflow as tf
 
     import keras_ranking as kr
-    from keras_ranking.serving import codec
-    from keras_ranking.serving.examples import alone, random_requests
-    from keras_ranking.serving.layout import read_card
+    from keras_ranking.serving.checking.sample_requests import alone, random_requests
+    from keras_ranking.serving.protocol import codec
+    from keras_ranking.serving.protocol.model_folder import read_card
 
     schema = kr.Schema(
         member="member", time="time", request="request",
@@ -91,7 +91,7 @@ def loop(folder: Path, seconds: float) -> dict[str, Any]:
     """Requests a second of the plain loop, by the function of `tf.saved_model.load` and by the session that the server uses."""
     import tensorflow as tf
 
-    from keras_ranking.serving.saved_model import SavedModel
+    from keras_ranking.serving.checking.saved_model import SavedModel
 
     work = pickle.loads((folder / "work.pickle").read_bytes())
     version = folder / "seed1" / "1"
@@ -123,7 +123,7 @@ async def clients(port: int, work: dict[str, Any], count: int, total: int) -> di
     """`count` clients until `total` replies."""
     import grpc
 
-    from keras_ranking.serving import protos
+    from keras_ranking.serving.protocol import protos
 
     codes: collections.Counter[str] = collections.Counter()
     versions: collections.Counter[int] = collections.Counter()

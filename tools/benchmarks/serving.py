@@ -113,8 +113,8 @@ def main() -> None:
 
 
 def measure(versions: dict[str, Path], args: argparse.Namespace) -> None:
-    from keras_ranking.serving.examples import random_requests
-    from keras_ranking.serving.saved_model import SavedModel
+    from keras_ranking.serving.checking.sample_requests import random_requests
+    from keras_ranking.serving.checking.saved_model import SavedModel
 
     reference = reference_model(args.model)
     weights, tokens = kernels(reference), 2 if reference.arguments.get("layout") == "interleaved" else 1

@@ -36,24 +36,6 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
     return _attend(_chosen(kernel, query, key), scale, stride, query, key, value, *spans)[0]
 
 
-@jax.jit
-def search(values: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First place p in [low, high] of each row where `values[p] > limit`, by bisection; `high` where there is none. int32 (B, T).
-
-    A loop, since XLA would fuse unrolled steps, gathers and all, into everything that reads a place: a rotation by index then took
-    longer than all the rest of a training step.
-    """
-
-    def halve(ends: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = ends
-        middle = (low + high) // 2
-        seen = jnp.take_along_axis(values, jnp.minimum(middle, values.shape[1] - 1), axis=1)
-        right = (seen <= limit) & (low < high)
-        return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
-
-    return lax.while_loop(lambda ends: (ends[0] < ends[1]).any(), halve, (low, high))[0]
-
-
 def _chosen(kernel: str, query: Any, key: Any, join: bool = False) -> str:
     """The kernel for 'auto', and 'interpret' for Pallas on a CPU."""
     gpu = jax.default_backend() == "gpu"

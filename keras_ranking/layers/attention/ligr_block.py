@@ -1,0 +1,168 @@
+"""LiGRBlock: attention and SwiGLU, each in a gated residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_ranking.layers.attention.gated_residual import GatedResidual
+from keras_ranking.layers.attention.self_gated_attention import SelfGatedAttention
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class SwiGLU(keras.layers.Layer):
+    """Gated feed-forward layer, without biases:
+
+        y = drop(silu(x W_1) * (x W_3)) W_2             W_1, W_3: (D, H), W_2: (H, D)
+
+    Source: Shazeer 2020; the feed-forward layer of public LiGR code, with H = 4 D.
+
+    Args:
+        hidden: H.
+        activation: in place of silu.
+        dropout: rate on the hidden units, in training.
+
+    Example:
+        >>> SwiGLU(hidden=16)(np.ones((2, 3, 8), "float32")).shape
+        (2, 3, 8)
+    """
+
+    def __init__(self, hidden: int, activation: str = "silu", dropout: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        if hidden < 1:
+            raise ValueError(f"`hidden` must be a positive integer. Received: hidden={hidden}")
+        self.hidden, self.activation, self.dropout_rate = int(hidden), activation, float(dropout)
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        lead, width = tuple(input_shape[:-1]), int(input_shape[-1] or 0)
+
+        def dense(units: int, name: str, activation: str | None = None) -> Any:
+            return keras.layers.Dense(units, activation=activation, use_bias=False, dtype=self.dtype_policy, name=name)
+
+        self.gate = dense(self.hidden, "gate", self.activation)
+        self.up = dense(self.hidden, "up")
+        self.down = dense(width, "down")
+        for layer in (self.gate, self.up):
+            layer.build((*lead, width))
+        self.down.build((*lead, self.hidden))
+        self.dropout.build((*lead, self.hidden))
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.down(self.dropout(self.gate(inputs) * self.up(inputs), training=training))
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "hidden": self.hidden, "activation": self.activation, "dropout": self.dropout_rate}
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class LiGRBlock(keras.layers.Layer):
+    """Two gated residuals, attention over spans and SwiGLU:
+
+        x <- x + drop(Attention(LN(x))) * sigmoid(x W_a + b_a)
+        x <- x + drop(SwiGLU(LN(x)))    * sigmoid(x W_f + b_f)
+
+    Source: LiGR (2502.03417; second-hand, see `GatedResidual`). Public code of its authors' readers has softmax attention, a SwiGLU
+    4 wide and biased gates that begin near one half; sizes, and an encoding of order or time, are unknown and arguments here.
+
+    Args:
+        num_heads, head_dim, num_kv_heads, rotary: see `SelfGatedAttention`, which has no gates of its own here.
+        ffn_multiple: hidden width of the SwiGLU over D.
+        use_bias, gate_bias, gate: see `GatedResidual`; `gate=False` gives the plain pre-norm block.
+        activation: of the SwiGLU.
+        dropout: rate on both branches and the SwiGLU's hidden units, in training.
+
+    Call arguments:
+        inputs, times, spans, cache, see_self, return_cache: see `SelfGatedAttention`.
+
+    Output:
+        (B, T, D); with `return_cache`, a tuple of that, key and value.
+
+    Example:
+        >>> layer = LiGRBlock(num_heads=2, head_dim=4, rotary=None)
+        >>> x = np.ones((1, 3, 8), "float32")
+        >>> layer(x, spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
+        (1, 3, 8)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_kv_heads: int | None = None,
+        rotary: tuple[float, float] | None = (8.0, 15_552_000.0),
+        ffn_multiple: float = 4.0,
+        use_bias: bool = True,
+        gate_bias: float = 0.0,
+        gate: bool = True,
+        activation: str = "silu",
+        dropout: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if ffn_multiple <= 0:
+            raise ValueError(f"`ffn_multiple` must be positive. Received: ffn_multiple={ffn_multiple}")
+        self.ffn_multiple, self.activation, self.dropout_rate = float(ffn_multiple), activation, float(dropout)
+        self.use_bias, self.gate_bias, self.gate = bool(use_bias), float(gate_bias), bool(gate)
+        attention = SelfGatedAttention(
+            num_heads, head_dim, num_kv_heads, gates=(), rotary=rotary, dtype=self.dtype_policy, name="attention"
+        )
+        self.attend = self._residual(attention, "attention_half")
+
+    def _residual(self, sublayer: Any, name: str) -> GatedResidual:
+        options: dict[str, Any] = {"use_bias": self.use_bias, "gate_bias": self.gate_bias, "gate": self.gate, "dropout": self.dropout_rate}
+        return GatedResidual(sublayer, **options, dtype=self.dtype_policy, name=name)
+
+    @property
+    def attention(self) -> Any:
+        return self.attend.sublayer
+
+    @property
+    def attention_norm(self) -> Any:
+        return self.attend.norm
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        shape = (None, None, int(input_shape[-1] or 0))
+        hidden = max(1, round(self.ffn_multiple * shape[-1]))
+        ffn = SwiGLU(hidden, self.activation, dropout=self.dropout_rate, dtype=self.dtype_policy, name="ffn")
+        self.feed = self._residual(ffn, "ffn_half")
+        self.attend.build(shape)
+        self.feed.build(shape)
+        self.built = True
+
+    def call(
+        self,
+        inputs: Any,
+        times: Any = None,
+        spans: Any = None,
+        cache: Any = None,
+        see_self: bool = True,
+        return_cache: bool = False,
+        training: bool | None = None,
+    ) -> Any:
+        attended, key, value = self.attention(
+            self.attention_norm(inputs), times=times, spans=spans, cache=cache, see_self=see_self, return_cache=True
+        )
+        x = self.feed(self.attend.merge(inputs, attended, training=training), training=training)
+        return (x, key, value) if return_cache else x
+
+    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
+        return self.attention.compute_output_spec(inputs, return_cache=return_cache)
+
+    def get_config(self) -> dict[str, Any]:
+        attention = self.attention.get_config()
+        return {
+            **super().get_config(),
+            **{name: attention[name] for name in ("num_heads", "head_dim", "num_kv_heads", "rotary")},
+            "ffn_multiple": self.ffn_multiple,
+            "use_bias": self.use_bias,
+            "gate_bias": self.gate_bias,
+            "gate": self.gate,
+            "activation": self.activation,
+            "dropout": self.dropout_rate,
+        }

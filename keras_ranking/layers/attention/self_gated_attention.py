@@ -1,0 +1,270 @@
+"""CADET's self-gated attention: gates on the input side, before rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
+from keras_ranking.layers.attention.timestamp_rotary import TimestampRotaryEmbedding
+from keras_ranking.ops import Spans, candidate_attention, span_attention
+from keras_ranking.ops.sequences import gather_rows
+
+GATES = ("representation", "query", "key", "output")
+ROTATIONS = ("time", "index", "split", None)
+
+
+def _every(values: Any, stride: int) -> Any:
+    """Every `stride`-th token of (B, T, ...)."""
+    return values if values is None or stride == 1 else values[:, ::stride]
+
+
+def _check_stride(inputs: Any, stride: int) -> None:
+    if stride < 1 or (inputs.shape[1] is not None and inputs.shape[1] % stride):
+        received = f"stride={stride}, inputs.shape={tuple(inputs.shape)}"
+        raise ValueError(f"`stride` must be at least 1, and divide the number of tokens. Received: {received}")
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class SelfGatedAttention(keras.layers.Layer):
+    """Span attention with gates computed from the very tensors they gate.
+
+        X~ = X * sigmoid(W_x X + b_x)                                       "representation"
+        Q = X~ W_Q, K = X~ W_K, V = (X~ + A) W_V                            A: optional value injection
+        Q~ = Q * sigmoid(W_q Q + b_q),  K~ = K * sigmoid(W_k K + b_k)       "query", "key"
+        O = softmax(R_t(Q~) R_t(K~)^T / sqrt(d_h) + spans) V
+        O = O * sigmoid(W_o' X + b_o')                                      "output" (Qwen's G1, for comparison)
+        Y = O W_O
+
+    The first three gates, on the input side of attention, are CADET's (2602.11410; stated second-hand). Gates come before the
+    rotation: unequal gates on a rotated pair would make scores depend on absolute time (checked). Full matrices for each gate,
+    biases and their initial value, and bias-free projections are our choice. sigmoid(2) = 0.88 starts near the ungated block.
+
+    One set of weights serves four calls: a row (`spans`), the history with `return_cache=True`, candidates against cached keys
+    (`cache=`), and later events appended to cached ones (both). Cached keys are already gated and rotated, and stay valid for later
+    request times.
+
+    Args:
+        num_heads: H.
+        head_dim: width of a head, even where there is a rotation.
+        num_kv_heads: key and value heads, a divisor of H; None: H.
+        gates: any of 'representation', 'query', 'key', 'output'.
+        gate_bias: initial bias b of every gate.
+        rotary: (shortest, longest) periods of the rotation by time in ticks, or None for no such rotation.
+        rotate_by: 'time'; 'index': the place in the sequence, by frequencies of `rotary_base`; 'split': the first half of the heads by
+            place, the others by time (as in TO-RoPE, 2510.20455, for comparison); None: no rotation.
+        rotary_base: of the rotation by place, see `IndexRotaryEmbedding`.
+
+    Call arguments:
+        inputs: X (B, T, D), normalised by the caller.
+        times: int32 (B, T), or None where nothing is rotated by time.
+        spans: `Spans`, each (B, T): who sees whom. Not used with `cache`.
+        value_bias: A (B, T, D) or None.
+        cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the first keys that count. The inputs are then
+            candidates, which see those keys and, unless `see_self=False`, themselves. With `spans` as well, of (B, L + T), the
+            inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
+        return_cache: also return (key, value).
+        index: int32 (B, T), or None where nothing is rotated by place.
+        stride: of a row, every `stride`-th token from the first asks, and the others are there to be seen; T is a multiple of it. For
+            the last block of a stack whose other tokens nobody reads: half the work, the same output.
+
+    Output:
+        (B, T, D), with a stride (B, T / stride, D); with `return_cache`, a tuple of that, key and value.
+
+    Example:
+        >>> layer = SelfGatedAttention(num_heads=2, head_dim=4)
+        >>> x = np.ones((1, 3, 8), "float32")
+        >>> layer(x, times=np.array([[1, 2, 3]], "int32"), spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
+        (1, 3, 8)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_kv_heads: int | None = None,
+        gates: Sequence[str] = ("representation", "query", "key"),
+        gate_bias: float = 2.0,
+        rotary: tuple[float, float] | None = (8.0, 15_552_000.0),
+        rotate_by: str | None = "time",
+        rotary_base: float = 10_000.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
+            received = f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
+            raise ValueError(f"`num_heads` must be a positive multiple of `num_kv_heads`. Received: {received}")
+        if rotate_by not in ROTATIONS:
+            raise ValueError(f"`rotate_by` must be one of {ROTATIONS}. Received: rotate_by={rotate_by!r}")
+        if rotate_by == "split" and (num_kv_heads % 2 or rotary is None):
+            received = f"num_kv_heads={num_kv_heads}, rotary={rotary}"
+            raise ValueError(f"`num_kv_heads` must be even with rotate_by='split', and `rotary` given. Received: {received}")
+        by_time = rotate_by in ("time", "split") and rotary is not None
+        by_index = rotate_by in ("index", "split")
+        if head_dim < 1 or ((by_time or by_index) and head_dim % 2):
+            raise ValueError(f"`head_dim` must be positive, and even with a rotation. Received: head_dim={head_dim}")
+        unknown = [gate for gate in gates if gate not in GATES]
+        if unknown:
+            raise ValueError(f"`gates` must be of {GATES}. Received: {unknown}")
+        if rotary is not None and len(rotary) != 2:
+            raise ValueError(f"`rotary` must be (shortest, longest) or None. Received: rotary={rotary}")
+        self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
+        self.gates, self.gate_bias = tuple(gates), float(gate_bias)
+        self.rotary = None if rotary is None else (float(rotary[0]), float(rotary[1]))
+        self.rotate_by, self.rotary_base = rotate_by, float(rotary_base)
+        policy = self.dtype_policy
+        self.rotate = TimestampRotaryEmbedding(*(self.rotary or ()), dtype=policy, name="rotate") if by_time else None
+        self.rotate_place = IndexRotaryEmbedding(self.rotary_base, dtype=policy, name="rotate_place") if by_index else None
+
+    def _dense(self, units: int, name: str, bias: float | None = None) -> Any:
+        initializer = "zeros" if bias is None else keras.initializers.Constant(bias)
+        return keras.layers.Dense(units, use_bias=bias is not None, bias_initializer=initializer, dtype=self.dtype_policy, name=name)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        width = int(input_shape[-1] or 0)
+        inner, kv_inner = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.query = self._dense(inner, "query")
+        self.key = self._dense(kv_inner, "key")
+        self.value = self._dense(kv_inner, "value")
+        self.output_map = self._dense(width, "output_map")
+        for layer in (self.query, self.key, self.value):
+            layer.build((None, None, width))
+        self.output_map.build((None, None, inner))
+        sizes = {"representation": (width, width), "query": (inner, inner), "key": (kv_inner, kv_inner), "output": (width, inner)}
+        self.gate_maps = {gate: self._dense(sizes[gate][1], f"{gate}_gate", self.gate_bias) for gate in self.gates}
+        for gate, layer in self.gate_maps.items():
+            layer.build((None, None, sizes[gate][0]))
+        for rotation in (self.rotate, self.rotate_place):
+            if rotation is not None:
+                rotation.build((None, None, self.num_heads, self.head_dim))
+        self.built = True
+
+    def _gate(self, kind: str, x: Any, source: Any = None) -> Any:
+        if kind not in self.gates:
+            return x
+        return x * ops.sigmoid(self.gate_maps[kind](x if source is None else source))
+
+    def _heads(self, x: Any, heads: int) -> Any:
+        shape = ops.shape(x)
+        return ops.reshape(x, (shape[0], shape[1], heads, self.head_dim))
+
+    def _rotated(self, x: Any, times: Any, index: Any) -> Any:
+        if self.rotate is not None and self.rotate_place is not None:
+            half = x.shape[2] // 2
+            return ops.concatenate([self.rotate_place(x[:, :, :half], index=index), self.rotate(x[:, :, half:], times=times)], axis=2)
+        if self.rotate is not None:
+            return self.rotate(x, times=times)
+        return x if self.rotate_place is None else self.rotate_place(x, index=index)
+
+    def _project(self, inputs: Any, times: Any, value_bias: Any = None, index: Any = None, stride: int = 1) -> tuple[Any, Any, Any]:
+        """Gated and rotated queries, of every `stride`-th token, and keys, and values, (B, T, heads, d_h)."""
+        x = self._gate("representation", inputs)
+        asking, *places = (_every(part, stride) for part in (x, times, index))
+        query = self._rotated(self._heads(self._gate("query", self.query(asking)), self.num_heads), *places)
+        key = self._rotated(self._heads(self._gate("key", self.key(x)), self.num_kv_heads), times, index)
+        value = self._heads(self.value(x if value_bias is None else x + value_bias), self.num_kv_heads)
+        return query, key, value
+
+    def candidate_weights(self, inputs: Any, times: Any, cache: Any, see_self: bool = True, index: Any = None) -> Any:
+        """The softmax weights that candidates give to cached keys and, in the last column, to themselves.
+
+        For pictures and for tests: the weights are stored whole, which `call` never does.
+
+        Args:
+            inputs, times, cache, see_self, index: as in a call with `cache`.
+
+        Returns:
+            float32 (B, H, N, L + 1); zero for keys that do not count.
+        """
+        query, own, _ = self._project(inputs, times, index=index)
+        key, _, lengths = cache
+        groups = self.num_heads // self.num_kv_heads
+        query, own, key = (ops.cast(x, "float32") for x in (query, own, key))
+        key, own = ops.repeat(key, groups, axis=2), ops.repeat(own, groups, axis=2)
+        logits = ops.einsum("bnhd,blhd->bhnl", query, key)
+        self_logits = ops.transpose(ops.sum(query * own, axis=-1, keepdims=True), (0, 2, 1, 3))
+        logits = ops.concatenate([logits, self_logits], axis=-1) / self.head_dim**0.5
+        slots = ops.arange(ops.shape(logits)[-1], dtype="int32")
+        last = ops.shape(key)[1]
+        seen = ops.logical_or(slots[None, :] < lengths[:, None], ops.logical_and(slots == last, see_self)[None, :])[:, None, None, :]
+        logits = ops.where(seen, logits, -1e30)
+        weights = ops.where(seen, ops.exp(logits - ops.max(logits, axis=-1, keepdims=True)), 0.0)
+        return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
+
+    def call(
+        self,
+        inputs: Any,
+        times: Any = None,
+        spans: Any = None,
+        value_bias: Any = None,
+        cache: Any = None,
+        see_self: bool = True,
+        return_cache: bool = False,
+        index: Any = None,
+        stride: int = 1,
+    ) -> Any:
+        _check_stride(inputs, stride)
+        if stride > 1 and (spans is None or cache is not None):
+            raise ValueError(f"`stride` is for a row of tokens: `spans` without `cache`. Received: stride={stride}")
+        if spans is None and cache is None:
+            raise ValueError("call with `spans` (a row of tokens), with `cache` (candidates), or with both (later tokens of a cached row).")
+        if self.rotate is not None and times is None:
+            raise ValueError("`times` must be given: this attention rotates by time.")
+        if self.rotate_place is not None and index is None:
+            raise ValueError("`index` must be given: this attention rotates by place.")
+        query, key, value = self._project(inputs, times, value_bias, index, stride)
+        if cache is None:
+            out = span_attention(query, key, value, Spans(*(_every(part, stride) for part in spans)), stride=stride)
+        elif spans is not None:
+            out, key, value = self._appended(query, key, value, Spans(*spans), cache)
+        else:
+            own = {"self_key": key, "self_value": value} if see_self else {}
+            out = candidate_attention(query, cache[0], cache[1], cache[2], **own)
+        shape = ops.shape(out)
+        out = ops.reshape(out, (shape[0], shape[1], self.num_heads * self.head_dim))
+        out = self.output_map(self._gate("output", out, _every(inputs, stride)))
+        return (out, key, value) if return_cache else out
+
+    @staticmethod
+    def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any) -> tuple[Any, Any, Any]:
+        """Queries right behind the first `lengths` keys of a cache, and the keys and values of both."""
+        held_key, held_value, lengths = cache
+        slots, added = ops.shape(held_key)[1], ops.shape(query)[1]
+        key = gather_rows(ops.concatenate([held_key, ops.cast(key, held_key.dtype)], axis=1), lengths, slots)
+        value = gather_rows(ops.concatenate([held_value, ops.cast(value, held_value.dtype)], axis=1), lengths, slots)
+        shape = ops.shape(query)
+        before = ops.zeros((shape[0], slots, *shape[2:]), dtype=query.dtype)
+        queries = gather_rows(ops.concatenate([before, query], axis=1), lengths, slots)
+        # The cached tokens ask nothing again.
+        index = ops.arange(slots + added, dtype="int32")[None, :] + ops.zeros_like(lengths)[:, None]
+        asks = index >= lengths[:, None]
+        nothing = (ops.zeros_like(index), ops.zeros_like(index), index + 1)
+        spans = Spans(*(ops.where(asks, part, none) for part, none in zip(spans, nothing, strict=True)))
+        out = span_attention(queries, key, value, spans)
+        rows = lengths[:, None] + ops.arange(added, dtype="int32")[None, :]
+        return ops.take_along_axis(out, rows[:, :, None, None], axis=1), key, value
+
+    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, stride: int = 1, **__: Any) -> Any:
+        _check_stride(inputs, stride)
+        batch, tokens, width = inputs.shape
+        out = keras.KerasTensor((batch, None if tokens is None else tokens // stride, width), dtype=self.compute_dtype)
+        shape = (*inputs.shape[:2], self.num_kv_heads, self.head_dim)
+        cache = [keras.KerasTensor(shape, dtype=self.compute_dtype) for _ in ("key", "value")]
+        return (out, *cache) if return_cache else out
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "num_kv_heads": self.num_kv_heads,
+            "gates": list(self.gates),
+            "gate_bias": self.gate_bias,
+            "rotary": None if self.rotary is None else list(self.rotary),
+            "rotate_by": self.rotate_by,
+            "rotary_base": self.rotary_base,
+        }

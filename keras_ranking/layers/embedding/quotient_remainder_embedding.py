@@ -1,0 +1,110 @@
+"""Embeddings of 64-bit ids without a vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding
+
+SPACE = 2**32
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class QuotientRemainderEmbedding(keras.layers.Layer):
+    """Quotient and remainder tables for the two 32-bit halves (B, C) of an id's 64-bit fingerprint.
+
+        E(id) = Q_b[B // m] + R_b[B % m]   (+)   Q_c[C // m] + R_c[C % m]         B, C in 0 .. 2^32 - 1, (+) sum or concatenation
+
+    LiRank (2402.06859): no vocabulary and no id out of it; separate tables for the halves, for (B, C) is almost free of
+    collisions while one half is not; the sum inside a half (products do not converge). Stated, but for the reason, which is
+    derived. How halves are joined is not: `join` offers both. The paper's compression by 1000 is m = 1000: 4,294,968 + 1000
+    rows a half; the fewest rows are at m = 65,536: 131,072 a half. The start, uniform in +-0.05 as in keras, is our choice.
+
+    Halves come as int32 **bit patterns**, for JAX has no 64-bit integers by default and torch little unsigned arithmetic. They
+    are divided as unsigned numbers in int32 alone: with u = 2 h + b, h = h' m + r', it is q = 2 h' + (2 r' + b) // m. Floats would
+    lose bits above 2^24.
+
+    Args:
+        dim: D, width of each table.
+        divisor: m, from 2 to 2^30.
+        join: 'sum' or 'concat' of the halves.
+        initializer: of all tables.
+        quantized: tables in int8, see `QuantizedEmbedding`.
+
+    Call arguments:
+        inputs: int32 (B, ..., 2) from `keras_ranking.ops.hashing.split_fingerprint`.
+
+    Output:
+        (B, ..., D), or (B, ..., 2 D) with 'concat'.
+
+    Raises:
+        ValueError: `dim`, `divisor` or `join` out of range, a last axis that is not 2, or inputs that are not int32.
+
+    Example:
+        >>> from keras_ranking.ops.hashing import fingerprint64, split_fingerprint
+        >>> layer = QuotientRemainderEmbedding(4, divisor=65_536)
+        >>> layer(split_fingerprint(fingerprint64(["member:1", "member:2", "member:3"]))).shape
+        (3, 4)
+    """
+
+    def __init__(
+        self, dim: int, divisor: int, join: str = "sum", initializer: Any = "uniform", quantized: bool = False, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        if dim < 1:
+            raise ValueError(f"`dim` must be a positive integer. Received: dim={dim}")
+        if not 2 <= divisor <= 2**30:
+            raise ValueError(f"`divisor` must be from 2 to 2**30. Received: divisor={divisor}")
+        if join not in ("sum", "concat"):
+            raise ValueError(f"`join` must be 'sum' or 'concat'. Received: join={join!r}")
+        self.dim, self.divisor, self.join = int(dim), int(divisor), join
+        self.initializer, self.quantized = keras.initializers.get(initializer), bool(quantized)
+        rows = {"quotient": -(-SPACE // self.divisor), "remainder": self.divisor}
+        self.tables = [self._table(size, f"{half}_{part}") for half in ("low", "high") for part, size in rows.items()]
+
+    def _table(self, size: int, name: str) -> Any:
+        if self.quantized:
+            return QuantizedEmbedding(size, self.dim, dtype=self.dtype_policy, name=name)
+        # cloned: one initializer called again draws the same numbers
+        drawn = self.initializer.clone() if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
+        return keras.layers.Embedding(size, self.dim, embeddings_initializer=drawn, dtype=self.dtype_policy, name=name)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if input_shape[-1] != 2:
+            raise ValueError(f"`inputs` must be (B, ..., 2), two halves an id. Received: shape={tuple(input_shape)}")
+        for table in self.tables:
+            table.build(tuple(input_shape)[:-1])
+        self.built = True
+
+    def rows(self, inputs: Any) -> tuple[Any, Any]:
+        """Quotient and remainder by m of int32 bit patterns read as unsigned numbers; int32 of the same shape."""
+        bit = ops.bitwise_and(inputs, 1)
+        rest = ops.bitwise_and(ops.right_shift(inputs, 1), 0x7FFFFFFF)  # the mask clears the copied sign
+        high = ops.floor_divide(rest, self.divisor)
+        low = 2 * (rest - high * self.divisor) + bit  # below 2 m
+        carry = ops.cast(low >= self.divisor, "int32")
+        return 2 * high + carry, low - carry * self.divisor
+
+    def call(self, inputs: Any) -> Any:
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if dtype != "int32":
+            raise ValueError(f"`inputs` must be int32 halves, as `split_fingerprint` makes them. Received: dtype={dtype}")
+        quotient, remainder = self.rows(inputs)
+        halves = [self.tables[2 * i](quotient[..., i]) + self.tables[2 * i + 1](remainder[..., i]) for i in range(2)]
+        return halves[0] + halves[1] if self.join == "sum" else ops.concatenate(halves, axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*tuple(input_shape)[:-1], self.dim * (1 if self.join == "sum" else 2))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "dim": self.dim,
+            "divisor": self.divisor,
+            "join": self.join,
+            "initializer": keras.initializers.serialize(self.initializer),
+            "quantized": self.quantized,
+        }

@@ -1,0 +1,21 @@
+"""From a state to the score of a task: towers and offsets by position, calibration, effects, posteriors."""
+
+from keras_ranking.layers.heads.bayesian_linear import BayesianLinear
+from keras_ranking.layers.heads.isotonic_calibration import IsotonicCalibration
+from keras_ranking.layers.heads.position_offset import PositionOffset
+from keras_ranking.layers.heads.position_towers import PositionTowers
+from keras_ranking.layers.heads.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
+from keras_ranking.layers.heads.ranking_head import RankingHead
+from keras_ranking.layers.heads.tower_calibration import TowerCalibration
+
+__all__ = [
+    "BayesianLinear",
+    "IsotonicCalibration",
+    "PositionOffset",
+    "PositionTowers",
+    "RandomEffect",
+    "RandomEffectFit",
+    "RankingHead",
+    "TowerCalibration",
+    "fit_random_effect",
+]

@@ -1,0 +1,6 @@
+"""A member's past events, read together with candidates."""
+
+from keras_ranking.layers.history.history_encoder import HistoryEncoder
+from keras_ranking.layers.history.history_step import HistoryStep
+
+__all__ = ["HistoryEncoder", "HistoryStep"]

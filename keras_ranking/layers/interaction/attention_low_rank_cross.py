@@ -1,0 +1,124 @@
+"""LiRank's cross layers with self-attention inside the low-rank map."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.layers.interaction.low_rank_cross import LowRankCross
+
+SCORES = ("softmax", "linear", "identity")
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class AttentionLowRankCross(LowRankCross):
+    """`LowRankCross` with an attention score matrix between its two low-rank maps.
+
+        v, q, k = x_l V_l, x_l Q_l, x_l K_l              each (D, r); cut into T = r / h tokens of width h: (T, h)
+        A = softmax_keys(q k^T / (tau sqrt(h)))          (T, T), of this sample alone; each row sums to 1 over the keys
+        o = A v + v                                      "+ v": the inner skip; back to (r,)
+        x_{l+1} = x_0 * a(o U_l + b_l) + x_l
+
+    LiRank (2402.06859) states: the low-rank map is made three times, for value, query and key; scaled dot-product scores stand
+    between the low-rank maps; with the identity as scores it is the plain cross layer; a temperature and a skip connection keep
+    training stable. Tokens cut from the r numbers, the softmax over keys, the inner place of the skip, and all sizes are our
+    reading, the one that fits all of these and lets no sample see its batch.
+
+    Without the skip, near-uniform scores at the start would map the low-rank vector to its mean, which has rank 1.
+
+    Args:
+        rank, num_layers, activation, kernel_initializer, bias_initializer: see `LowRankCross`; `rank` is r, an integer.
+        head_dim: h, a divisor of r. 1: each of the r numbers is a token.
+        temperature: tau, and where it starts if it is learned.
+        learn_temperature: train log(tau), one a layer.
+        inner_skip: add v to A v.
+        score: 'softmax'; 'linear', A = q k^T / (tau sqrt(h)) as it is, in time and memory linear in T, but a sum over keys and
+            of degree three in x: give it normalised inputs and tau of T or more; 'identity', A = I, without queries and keys:
+            the plain cross layer, for ablations.
+
+    Call arguments:
+        inputs: (B, ..., D). Leading axes are all samples: nothing is mixed across them.
+
+    Output:
+        (B, ..., D).
+
+    Raises:
+        ValueError: as `LowRankCross`; `rank` None or no multiple of `head_dim`; fewer than two tokens; `temperature` not
+            positive; an unknown `score`; a learned temperature where there is none.
+
+    Example:
+        >>> AttentionLowRankCross(rank=8, head_dim=2)(np.ones((3, 16), "float32")).shape
+        (3, 16)
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        num_layers: int = 2,
+        head_dim: int = 1,
+        temperature: float = 1.0,
+        learn_temperature: bool = False,
+        inner_skip: bool = True,
+        score: str = "softmax",
+        **settings: Any,
+    ) -> None:
+        super().__init__(rank, num_layers, **settings)
+        if rank is None:
+            raise ValueError("`rank` must be a positive integer: attention stands between two low-rank maps. Received: rank=None")
+        if head_dim < 1 or rank % head_dim:
+            raise ValueError(f"`head_dim` must be a positive divisor of `rank`. Received: head_dim={head_dim}, rank={rank}")
+        if score not in SCORES:
+            raise ValueError(f"`score` must be of {SCORES}. Received: score={score!r}")
+        if score != "identity" and rank // head_dim < 2:
+            reason = "the softmax of one score is 1, so that attention over one token does nothing"
+            raise ValueError(f"`rank` must be at least 2 * `head_dim`: {reason}. Received: rank={rank}, head_dim={head_dim}")
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be positive. Received: temperature={temperature}")
+        if learn_temperature and score == "identity":
+            raise ValueError("`learn_temperature` must be False with score='identity', which has no temperature.")
+        self.head_dim, self.temperature, self.learn_temperature = int(head_dim), float(temperature), bool(learn_temperature)
+        self.inner_skip, self.score = bool(inner_skip), score
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        if self.score == "identity":
+            return
+        shape = (int(input_shape[-1] or 0), int(self.rank or 0))
+        self.queries, self.keys = self._weights("query", shape), self._weights("key", shape)
+        if self.learn_temperature:
+            start = keras.initializers.Constant(math.log(self.temperature))
+            self.log_temperatures = self._weights("log_temperature", (), start)
+
+    def _tokens(self, x: Any) -> Any:
+        return ops.reshape(x, (*ops.shape(x)[:-1], int(self.rank or 0) // self.head_dim, self.head_dim))
+
+    def _low(self, layer: int, x: Any) -> Any:
+        value = super()._low(layer, x)
+        if self.score == "identity":
+            return value + value if self.inner_skip else value
+        tau = ops.exp(self.log_temperatures[layer]) if self.learn_temperature else self.temperature
+        query = self._tokens(ops.matmul(x, self.queries[layer]) / (tau * math.sqrt(self.head_dim)))
+        key, tokens = self._tokens(ops.matmul(x, self.keys[layer])), self._tokens(value)
+        if self.score == "linear":
+            # k^T v first: (h, h) numbers a sample, where q k^T would be (T, T)
+            mixed = ops.matmul(query, ops.matmul(ops.swapaxes(key, -1, -2), tokens))
+        else:
+            logits = ops.matmul(query, ops.swapaxes(key, -1, -2))
+            # In float32 under every dtype policy: exp() turns the rounding of a large score into a factor.
+            weights = ops.softmax(ops.cast(logits, "float32"), axis=-1)
+            mixed = ops.matmul(ops.cast(weights, tokens.dtype), tokens)
+        mixed = ops.reshape(mixed, ops.shape(value))
+        return mixed + value if self.inner_skip else mixed
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "head_dim": self.head_dim,
+            "temperature": self.temperature,
+            "learn_temperature": self.learn_temperature,
+            "inner_skip": self.inner_skip,
+            "score": self.score,
+        }

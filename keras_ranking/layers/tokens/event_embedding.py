@@ -1,0 +1,78 @@
+"""The item token: what was shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_ranking.layers.tokens.feature_concat import FeatureConcat
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class EventEmbedding(keras.layers.Layer):
+    """Token of an event (or a candidate) from its features: `Dense(dim)(silu(Dense(hidden)(concat(features))))`.
+
+    The papers do not give the projection: concatenation and a projection to the model's width are inferred from digests of
+    Feed-SR; the hidden layer is our choice (`hidden=None`: one linear map).
+
+    Args:
+        features: columns of a schema that are known when the event is scored, usually `schema.inputs()`.
+        dim: D, width of the token.
+        hidden: width of the hidden layer, or None.
+        id_dim: width of each id's embedding.
+
+    Call arguments:
+        inputs: dict of tensors by column name, (B, T) or (B, T, size).
+
+    Output:
+        (B, T, D).
+
+    Raises:
+        ValueError: no features, one that is known only after scoring, or a width below 1.
+
+    Example:
+        >>> layer = EventEmbedding([kr.Number("age")], dim=8)
+        >>> layer({"age": np.zeros((2, 3), "float32")}).shape
+        (2, 3, 8)
+    """
+
+    def __init__(self, features: Sequence[Any], dim: int, hidden: int | None = None, id_dim: int = 16, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not features:
+            raise ValueError("`features` must have at least one column. Received: none")
+        self.concat = FeatureConcat(features, id_dim=id_dim, dtype=self.dtype_policy, name="concat")
+        self._check(self.concat.features)
+        if dim < 1 or (hidden is not None and hidden < 1):
+            raise ValueError(f"`dim` and `hidden` must be positive integers (`hidden` may be None). Received: dim={dim}, hidden={hidden}")
+        self.dim, self.hidden, self.id_dim = dim, hidden, id_dim
+        self.inner = keras.layers.Dense(hidden, activation="silu", dtype=self.dtype_policy, name="inner") if hidden is not None else None
+        self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
+
+    def _check(self, features: Sequence[Any]) -> None:
+        for feature in features:
+            if feature.known == "after":
+                raise ValueError(f"column '{feature.name}' is known only after scoring and cannot be in an event's token.")
+
+    def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
+        self.concat.build(input_shape)
+        shape = self.concat.compute_output_shape(input_shape)
+        if self.inner is not None:
+            self.inner.build(shape)
+            shape = (*shape[:-1], self.hidden)
+        self.projection.build(shape)
+        self.built = True
+
+    def call(self, inputs: Mapping[str, Any]) -> Any:
+        x = self.concat(inputs)
+        if self.inner is not None:
+            x = self.inner(x)
+        return self.projection(x)
+
+    def compute_output_shape(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> tuple[int | None, ...]:
+        return (*self.concat.compute_output_shape(input_shape)[:-1], self.dim)
+
+    def get_config(self) -> dict[str, Any]:
+        features = self.concat.get_config()["features"]
+        return {**super().get_config(), "features": features, "dim": self.dim, "hidden": self.hidden, "id_dim": self.id_dim}

@@ -1,0 +1,103 @@
+"""Packed rows of slots as a batch of slots, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class FlattenRows(keras.layers.Layer):
+    """The first two axes as one: rows of slots as a batch of slots.
+
+    Call arguments:
+        inputs: (B, T, ...).
+
+    Output:
+        (B T, ...).
+
+    Example:
+        >>> FlattenRows()(np.zeros((2, 3, 4), "float32")).shape
+        (6, 4)
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "autocast": False})
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        shape = ops.shape(inputs)
+        return ops.reshape(inputs, (shape[0] * shape[1], *shape[2:]))
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        rows, slots, *rest = inputs.shape
+        return keras.KerasTensor((None if None in (rows, slots) else rows * slots, *rest), dtype=inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class SlotOwners(keras.layers.Layer):
+    """For each slot of packed rows, the request it belongs to, counted over the whole batch.
+
+    Call arguments:
+        slots: int32 (B, S), the request of the row from 1 on, 0 = empty.
+        requests: (B, Q), for its shape alone.
+
+    Output:
+        int32 (B S,), in 0 .. B Q - 1; an empty slot belongs to the first request of its row.
+
+    Example:
+        >>> owners = SlotOwners()(np.array([[1, 1, 2], [1, 0, 0]], "int32"), requests=np.zeros((2, 4), "int32"))
+        >>> keras.ops.convert_to_numpy(owners).tolist()
+        [0, 0, 1, 4, 4, 4]
+    """
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, slots: Any, requests: Any) -> Any:
+        rows, count = ops.shape(requests)
+        owner = ops.arange(rows, dtype="int32")[:, None] * count + ops.maximum(slots - 1, 0)
+        return ops.reshape(owner, (-1,))
+
+    def compute_output_spec(self, slots: Any, requests: Any) -> Any:
+        rows, size = slots.shape
+        return keras.KerasTensor((None if None in (rows, size) else rows * size,), dtype="int32")
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class UnflattenRows(keras.layers.Layer):
+    """What `FlattenRows` made one axis, as two again.
+
+    Call arguments:
+        inputs: (B T, ...).
+        like: (B, T), for its shape alone.
+
+    Output:
+        (B, T, ...).
+
+    Example:
+        >>> UnflattenRows()(np.zeros((6, 4), "float32"), like=np.zeros((2, 3), "int32")).shape
+        (2, 3, 4)
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "autocast": False})
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Any, like: Any) -> Any:
+        return ops.reshape(inputs, (*ops.shape(like), *ops.shape(inputs)[1:]))
+
+    def compute_output_spec(self, inputs: Any, like: Any) -> Any:
+        return keras.KerasTensor((*like.shape, *inputs.shape[1:]), dtype=inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype

@@ -1,0 +1,27 @@
+"""Sessions of a stream of events, and rows moved along it; pure functions of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+
+def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
+    """(B, slots + M, ...), of which the first `length` of the `slots` held rows count -> the M new rows moved right behind these.
+
+    What stands beyond `length + M` may be anything.
+    """
+    total = ops.shape(held_and_new)[1]
+    index = ops.arange(total, dtype="int32")[None, :]
+    behind = ops.minimum(index + slots - length[:, None], total - 1)
+    index = ops.where(index < length[:, None], index, behind)
+    for _ in range(len(held_and_new.shape) - 2):
+        index = ops.expand_dims(index, -1)
+    return ops.take_along_axis(held_and_new, index, axis=1)
+
+
+def session_ids(times: Any, gap: int) -> Any:
+    """Sessions of events in order of time, from 1 on: one ends where nothing happens for `gap` seconds. times (B, T)."""
+    pause = ops.cast(times[:, 1:] - times[:, :-1] >= gap, "int32")
+    return 1 + ops.concatenate([ops.zeros_like(times[:, :1], dtype="int32"), ops.cumsum(pause, axis=1)], axis=1)

@@ -1,0 +1,127 @@
+"""Made-up requests for the gates: random values where they count, hostile ones where they must not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_ranking.columns import Category, Number
+from keras_ranking.schema import Schema
+from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH
+from keras_ranking.serving.protocol.raw_values import column_of
+
+Specs = Mapping[str, Mapping[str, Any]]
+"""Input name -> {"dtype", "shape", "axis", "rows"}, as in `layout.Card.inputs`."""
+
+_HOSTILE_INT = np.array([-(2**31), -1, 2**31 - 1], dtype=np.int32)
+_HOSTILE_FLOAT = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38], dtype=np.float32)
+_SOME_TIME = 500_000_000  # seconds after the epoch; a multiple of nothing in particular
+_ROWS_UNKNOWN = 2
+
+
+def random_requests(
+    inputs: Specs, history: Sequence[int], candidates: Sequence[int], seed: int = 0, hostile: bool = True
+) -> dict[str, np.ndarray]:
+    """A batch of B requests, padded, with garbage beyond the lengths.
+
+    Args:
+        inputs: the model's inputs.
+        history, candidates: (B,) how many events and candidates of each request count.
+        seed: of the random numbers.
+        hostile: what stands beyond the lengths: True: NaN, infinities, huge and negative numbers; False: zeros.
+
+    Returns:
+        Serving tensors; L and N are two longer than the longest request, so that every row has padding.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = {"history": np.asarray(history, dtype=np.int32), "candidate": np.asarray(candidates, dtype=np.int32)}
+    batch = len(lengths["history"])
+    request_time = (_SOME_TIME + rng.integers(0, 10**6, batch)).astype(np.int32)
+    out: dict[str, np.ndarray] = {}
+    for name, spec in inputs.items():
+        axis = spec["axis"]
+        if name in (HISTORY_LENGTH, CANDIDATE_COUNT):
+            out[name] = lengths["history" if name == HISTORY_LENGTH else "candidate"]
+            continue
+        if name == "request_time":
+            out[name] = request_time
+            continue
+        cells: tuple[int, ...] = (batch,) if axis is None else (batch, int(lengths[axis].max()) + 2)
+        shape = cells + tuple(int(size) for size in spec["shape"][len(cells) :])
+        if name == "history_time":
+            ago = np.sort(rng.integers(1, 10**7, shape), axis=1)[:, ::-1]
+            values = (request_time[:, None] - ago).astype(np.int32)
+            values = _left_aligned(values, lengths["history"])
+        elif spec["dtype"] == "int32":
+            values = rng.integers(0, spec.get("rows") or _ROWS_UNKNOWN, shape).astype(np.int32)
+        else:
+            values = rng.standard_normal(shape).astype(np.float32)
+        if axis is not None:
+            beyond = np.arange(cells[1]) >= lengths[axis][:, None]
+            garbage = _HOSTILE_INT if spec["dtype"] == "int32" else _HOSTILE_FLOAT
+            values[beyond] = rng.choice(garbage, values[beyond].shape) if hostile else 0
+        out[name] = values
+    return out
+
+
+_TEXTS = ("7", "-1", "007", "a b", "ж\u00e9\U0001f600", "x" * 70, " ", "nan", "missing", "0")
+_INTS = (0, -1, 7, 2**63 - 1, -(2**63), 10**12)
+
+
+def random_raw(
+    schema: Schema, raw: Specs, history: Sequence[int], candidates: Sequence[int], seed: int = 0, wild: bool = True
+) -> dict[str, np.ndarray]:
+    """A batch for the signature `raw`: values of a log where they count, missing and unknown ones among them, garbage beyond.
+
+    Args:
+        schema: of the model.
+        raw: inputs of `raw`.
+        history, candidates, seed: as `random_requests`.
+        wild: whether numbers reach far beyond the ordinary, where scores are no longer compared but their encoding is.
+    """
+    rng = np.random.default_rng(seed)
+    plain = {"string": "int32", "int64": "int32", "float64": "float32"}
+    out = random_requests({k: {**x, "dtype": plain.get(x["dtype"], x["dtype"])} for k, x in raw.items()}, history, candidates, seed)
+    columns = {column.name: column for column in (*schema.features, *schema.actions)}
+    lengths = {"history": np.asarray(history), "candidate": np.asarray(candidates)}
+    for name, spec in raw.items():
+        column, shape = column_of(columns, name), out[name].shape
+        if column is None:
+            if spec["dtype"] == "int64":
+                out[name] = out[name].astype(np.int64) + schema.epoch
+            continue
+        beyond = np.arange(shape[1]) >= lengths[spec["axis"]][:, None]
+        if spec["dtype"] == "string":
+            known = column.vocabulary if isinstance(column, Category) and column.vocabulary else ()
+            words = np.array([*(text.encode() for text in (*known, *_TEXTS)), b""], dtype=object)
+            out[name] = rng.choice(words, shape)
+            out[name][beyond] = b"\xff garbage"
+        elif spec["dtype"] == "int64":
+            out[name] = rng.choice(np.array([*_INTS, *range(20)], dtype=np.int64), shape)
+        elif isinstance(column, Number):
+            numbers = rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 9 if wild else 1, shape)
+            numbers = np.where(rng.random(shape) < 0.2, rng.choice([0.0, 1.0, 1e-40, 1e-300, 2.0**-149 * 1.5, 7.0], shape), numbers)
+            numbers = np.abs(numbers) if column.transform.startswith("log1p") else numbers
+            numbers = np.where(rng.random(shape) < 0.1, np.nan, numbers) if column.missing is not None else numbers
+            out[name] = np.where(beyond, rng.choice([np.nan, np.inf, -1e300], shape), numbers)
+    return out
+
+
+def alone(batch: Mapping[str, np.ndarray], inputs: Specs, row: int) -> dict[str, np.ndarray]:
+    """Request `row` by itself, cut to its own lengths (at least 1, zeros where nothing counts)."""
+    out = {}
+    for name, spec in inputs.items():
+        values = batch[name][row : row + 1]
+        if spec["axis"] is not None:
+            length = int(batch[AXES[spec["axis"]]][row])
+            values = values[:, :length] if length else np.zeros_like(values[:, :1])
+        out[name] = values
+    return out
+
+
+def _left_aligned(times: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Each row's newest `length` times first, so that a history ends just before its request."""
+    columns = np.arange(times.shape[1])[None, :] + times.shape[1] - lengths[:, None]
+    return np.take_along_axis(times, np.clip(columns, 0, times.shape[1] - 1), axis=1)

@@ -1,0 +1,228 @@
+"""Skew: does a served model see and score logged requests as training did? Differences by feature and by score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.schema import Schema
+from keras_ranking.serving.checking.skew_report import Difference, SkewReport
+from keras_ranking.serving.protocol.model_folder import (
+    AXES,
+    CANDIDATE_COUNT,
+    EXTRA,
+    FEATURES,
+    RAW,
+    SCHEMA_FILE,
+    SIGNATURE,
+    Card,
+    axis_of,
+    read_card,
+    version_folders,
+)
+from keras_ranking.serving.protocol.raw_requests import raw_request_tensors
+from keras_ranking.serving.protocol.requests import pad_requests
+
+Batch = dict[str, np.ndarray]
+_BATCH = 8  # requests a run
+
+
+def check_skew(
+    version: Any, model: Any, events: pd.DataFrame, *, sample: int = 64, bound: float | None = None, seed: int = 0
+) -> SkewReport:
+    """Replay logged requests through an exported version, the Keras model and the data pipeline.
+
+    Each request goes four ways: its encoded tensors through `serving_default`, its values as logged through `raw`, the tensors
+    through the Keras model, and its member's stream through the training graph (packed rows, or packed requests). Scores are
+    compared with the Keras model's; what `raw` makes of each value, with what the data pipeline makes of it.
+
+    Args:
+        version: folder of a version, or of the served model: its newest version.
+        model: the Keras `RankingModel`, or the path of a saved one.
+        events: a log with the schema's columns, histories of the sampled members included.
+        sample: requests to replay, drawn at random; all where there are fewer.
+        bound: largest difference of a score. None: what the export was verified with, else 1e-5.
+        seed: of the sample.
+
+    Returns:
+        What differs, by feature and by score, with the worst request and row of the log named.
+
+    Raises:
+        ValueError: a version without the signature `raw`, or a model with other inputs; what the schema refuses in the log.
+
+    Example:
+        >>> report = kr.serving.check_skew("saved_models/cadet", "runs/cadet", log.events)
+        >>> report.found
+        False
+    """
+    from keras_ranking import models
+    from keras_ranking.serving.checking.saved_model import SavedModel
+
+    folder = _version(Path(version))
+    model = models.load(model) if isinstance(model, (str, Path)) else model
+    card = read_card(folder)
+    if card is None or RAW not in card.signatures or FEATURES not in card.signatures:
+        raise ValueError(f"'{folder}' has no signature '{RAW}': export it with this version of the package.")
+    if card.quantized and not model.quantized:
+        from keras_ranking.models.quantization import quantize_embeddings
+
+        model = quantize_embeddings(model)
+    names = list(model.serving_model.input)
+    if sorted(names) != sorted(card.inputs):
+        raise ValueError(f"the Keras model has other inputs than the version: {sorted(set(names) ^ set(card.inputs))}")
+    bound = bound if bound is not None else float((card.verified or {}).get("bound", 1e-5))
+    schema = Schema.load(folder / EXTRA / SCHEMA_FILE)
+    found, chosen, kept, left_out = _sampled(model, events, sample, seed, card)
+    report = SkewReport(len(chosen), left_out, bound, schema.digest == model.schema.digest, {}, {})
+    trained = _trained(model, found, chosen)
+    served = SavedModel(folder)
+    try:
+        signature = served.signature(RAW)
+        for begin in range(0, len(chosen), _BATCH):
+            which = chosen[begin : begin + _BATCH]
+            encoded = found.tensors(which, names)
+            raw = pad_requests([_raw_request(schema, found, kept, q, signature) for q in which])
+            scores = {SIGNATURE: served.run(SIGNATURE, encoded), RAW: served.run(RAW, raw), "training": trained(which)}
+            graph = model.serving_model(encoded, training=False)
+            keras_scores = {task: _numpy(graph[task]) for task in card.tasks}
+            _compare_features(report, model.schema, served.run(FEATURES, raw), encoded, found, kept, which)
+            for way, outputs in scores.items():
+                for task, wanted in keras_scores.items():
+                    _compare_scores(report, f"{way} {task}", outputs[task], wanted, encoded[CANDIDATE_COUNT], found, kept, which)
+    finally:
+        served.close()
+    return report
+
+
+def _version(path: Path) -> Path:
+    if (path / "saved_model.pb").exists():
+        return path
+    versions = version_folders(path)
+    if not versions:
+        raise FileNotFoundError(f"no exported version at '{path}'")
+    return versions[max(versions)]
+
+
+def _sampled(model: Any, events: pd.DataFrame, sample: int, seed: int, card: Card) -> tuple[Any, np.ndarray, pd.DataFrame, int]:
+    """Requests of the sampled members' streams, which of them to replay, those members' rows of the log, and how many are too long."""
+    from keras_ranking.data import build_sequences, requests
+
+    if sample < 1:
+        raise ValueError(f"`sample` must be a positive integer. Received: sample={sample}")
+    schema = model.schema
+    settings: dict[str, Any] = {}
+    if model.form == "requests":
+        reads = any(name.startswith("history_") for name in model.serving_model.input)
+        settings = {"max_history": model.arguments["max_history"] if reads else 0, "delay": model.arguments["delay"]}
+    ids = events[schema.request].drop_duplicates().sample(frac=1.0, random_state=seed).iloc[:sample]
+    wanted = events[schema.request].isin(ids)
+    kept = events[events[schema.member].isin(events.loc[wanted, schema.member].unique())].reset_index(drop=False, names="__row")
+    target = kept[schema.request].isin(ids).to_numpy()
+    found = requests(build_sequences(kept, schema, target=target), **settings)
+    lengths = found.history_end - found.history_begin, found.candidate_end - found.candidate_begin
+    fits = np.ones(len(found), dtype=bool)
+    if card.through == "jax":  # longer lists are refused there
+        for length, sizes in zip(lengths, (card.history_buckets, card.candidate_buckets), strict=True):
+            fits &= length <= max(sizes)
+    chosen = np.flatnonzero(fits)[:sample]
+    if not len(chosen):
+        raise ValueError("`events` must hold at least one request with candidates that the version takes.")
+    return found, chosen, kept, int((~fits).sum())
+
+
+def _raw_request(schema: Schema, found: Any, kept: pd.DataFrame, q: int, signature: Any) -> Batch:
+    """A request's values as they stand in the log."""
+    rows = found.sequences.rows
+    history = kept.iloc[rows[found.history_begin[q] : found.history_end[q]]]
+    candidates = kept.iloc[rows[found.candidate_begin[q] : found.candidate_end[q]]]
+    return raw_request_tensors(schema, history, candidates, candidates[schema.time].iloc[0], signature)
+
+
+def _trained(model: Any, found: Any, chosen: np.ndarray) -> Any:
+    """Scores of requests from the training graph: requests -> task -> (B, N)."""
+    from keras_ranking.data import PackedDataset, PackedRequests, pack
+
+    sequences = found.sequences
+    if model.form == "requests":
+        size = int((found.candidate_end - found.candidate_begin).max(initial=1))
+        dataset: Any = PackedRequests(found, max(256, size), 4, names=model.input_columns, tasks=model.tasks, shuffle=False)
+        count, scatter = len(dataset.slots), dataset.scatter
+    else:
+        # A row as long as the longest member: nobody's history is cut, as at serving.
+        rows = pack(sequences, int(np.diff(sequences.offsets).max(initial=2)) + 1)
+        dataset = PackedDataset(rows, 4, inputs=model.input_columns, tasks=model.tasks, shuffle=False, delays=model.arguments["delay"])
+        count, scatter = len(rows.index), rows.scatter
+    logits: dict[str, list[np.ndarray]] = {}
+    for number in range(len(dataset)):
+        outputs = model(dataset[number][0], training=False)
+        for task in model.tasks:
+            logits.setdefault(task, []).append(_numpy(outputs[task]))
+    towers = {task: scatter(1.0 / (1.0 + np.exp(-np.concatenate(parts)[:count].astype(np.float64)))) for task, parts in logits.items()}
+
+    def scores(which: np.ndarray) -> Batch:
+        index = found.candidate_index(which)
+        return {task: np.asarray(model.served(values[index])) for task, values in towers.items()}
+
+    return scores
+
+
+def _numpy(values: Any) -> np.ndarray:
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(values, "float32")))
+
+
+def _places(found: Any, kept: pd.DataFrame, q: int, begin: int, end: int) -> list[dict[str, Any]]:
+    schema = found.sequences.schema
+    request = kept[schema.request].iloc[int(found.sequences.rows[found.candidate_begin[q]])]
+    rows = kept["__row"].to_numpy()[found.sequences.rows[begin:end]]
+    return [{"request": _plain(request), "row": _plain(row)} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _slices(found: Any, which: np.ndarray, axis: str) -> Iterator[tuple[int, int, int, int]]:
+    begins, ends = (found.history_begin, found.history_end) if axis == "history" else (found.candidate_begin, found.candidate_end)
+    for row, q in enumerate(which):
+        yield row, int(q), int(begins[q]), int(ends[q])
+
+
+def _compare_features(
+    report: SkewReport, schema: Schema, got: Batch, wanted: Batch, found: Any, kept: pd.DataFrame, which: np.ndarray
+) -> None:
+    for name in wanted:
+        if name in AXES.values():
+            continue
+        axis = axis_of(name, (None, None)) if name != "request_time" else None
+        column = schema.time if name in ("request_time", "history_time") else name.removeprefix(f"{axis}_")
+        entry = report.features.setdefault(column, Difference())
+        for row, q, begin, end in _slices(found, which, axis or "candidate"):
+            if axis is None:
+                end = begin + 1
+                a, b = got[name][row : row + 1], wanted[name][row : row + 1]
+            else:
+                a, b = got[name][row, : end - begin], wanted[name][row, : end - begin]
+            if len(a):
+                entry.add(a, b, a.view(np.int32) != b.view(np.int32), _places(found, kept, q, begin, end))
+
+
+def _compare_scores(
+    report: SkewReport,
+    name: str,
+    got: np.ndarray,
+    wanted: np.ndarray,
+    counts: np.ndarray,
+    found: Any,
+    kept: pd.DataFrame,
+    which: np.ndarray,
+) -> None:
+    entry = report.scores.setdefault(name, Difference())
+    for row, q, begin, end in _slices(found, which, "candidate"):
+        a, b = got[row, : counts[row]], wanted[row, : counts[row]]
+        entry.add(a, b, ~(np.abs(a - b) <= report.bound), _places(found, kept, q, begin, end))

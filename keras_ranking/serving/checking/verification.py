@@ -1,0 +1,113 @@
+"""Verification of an export: every signature, run in a fresh process, against the Keras model and the schema's encoding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_ranking.schema import Schema
+from keras_ranking.serving.checking.sample_requests import alone, random_raw, random_requests
+from keras_ranking.serving.checking.worker_process import ExportError, run_worker
+from keras_ranking.serving.protocol.model_folder import ENCODE, EXPLORE, FEATURES, RAW, SCORE, SIGNATURE
+from keras_ranking.serving.protocol.raw_values import encode_raw
+
+Batch = dict[str, np.ndarray]
+COMPOSED = f"{ENCODE}+{SCORE}"
+_LENGTHS = (
+    # (history lengths, candidate counts) of one batch each; L and N of the tensors follow from them.
+    ((0, 1, 7, 20), (1, 5, 2, 9)),
+    ((3,), (1,)),
+    ((0, 0), (4, 1)),
+    ((65, 64, 2), (33, 1, 32)),
+)
+_BEYOND = 2  # cells of garbage behind the longest request
+
+
+def verify(
+    model: Any,
+    schema: Schema,
+    signatures: Mapping[str, Mapping[str, Any]],
+    target: Path,
+    work: Path,
+    bound: float,
+    buckets: tuple[Sequence[int], Sequence[int]] = ((), ()),
+    inside: bool = False,
+) -> dict[str, Any]:
+    """Compare the written graphs with the Keras model on every request alone.
+
+    Args:
+        signatures: name -> {"inputs", "outputs"}, as in `Card`.
+        target, work: the written version, and a folder for the cases.
+        bound: largest absolute difference of a probability.
+        buckets: history and candidate lengths that the graph is compiled for: each pair is run once.
+        inside: whether longer lists than those are refused.
+
+    Raises:
+        ExportError: a graph that does not run or differs, naming signature and output.
+    """
+    cases = work / "cases"
+    cases.mkdir(exist_ok=True)
+    lengths = _lengths(*buckets, inside)
+    graphs = {SIGNATURE: model.serving_model}
+    if EXPLORE in signatures:
+        graphs[EXPLORE] = model.explore_model
+    for signature, graph in graphs.items():
+        inputs = signatures[signature]["inputs"]
+        for number, (history, candidates) in enumerate(lengths):
+            batch = random_requests(inputs, history, candidates, seed=number)
+            expected = keras_scores(graph, batch, inputs)
+            _save(cases, signature, number, batch, expected)
+            if signature == SIGNATURE and ENCODE in signatures and number in (0, len(lengths) - 1):
+                _save(cases, COMPOSED, number, batch, expected)
+    if RAW in signatures:
+        raw, serving = signatures[RAW]["inputs"], signatures[SIGNATURE]["inputs"]
+        batch = random_raw(schema, raw, *lengths[0], seed=1, wild=False)
+        _save(cases, RAW, 0, batch, keras_scores(model.serving_model, encode_raw(schema, raw, batch), serving))
+        batch = random_raw(schema, raw, (0, 1, 40), (50, 1, 3), seed=2)
+        _save(cases, FEATURES, 0, batch, encode_raw(schema, raw, batch))
+    run_worker("keras_ranking.serving.checking.verification_worker", [str(target), str(cases)], work)
+    result = json.loads((cases / "result.json").read_text(encoding="utf-8"))
+    if result["problems"]:
+        raise ExportError(f"the written graph fails in a fresh process: {result['problems'][0]}")
+    worst = max(result["worst"].values())
+    if not worst <= bound:
+        name = max(result["worst"], key=lambda output: float(result["worst"][output]))
+        raise ExportError(f"the written graph's '{name}' differs from the Keras scores by {worst:.3g}, more than {bound:g}")
+    return {"largest_difference": worst, "bound": bound, "requests": sum(len(history) for history, _ in lengths)}
+
+
+def _lengths(history: Sequence[int], candidates: Sequence[int], inside: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of the cases: fixed ones for a plain graph; one batch a pair of buckets, and one beyond them, for a compiled one."""
+    if not candidates:
+        return list(_LENGTHS)
+    pairs = [(max(0, L - _BEYOND), max(1, N - _BEYOND)) for L in (history or (_BEYOND,)) for N in candidates]
+    cases: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((L, min(L, 1)), (1, N)) for L, N in pairs]
+    return cases if inside else [*cases, ((max(history or (0,)) + 1, 0), (max(candidates) + 1, 1))]
+
+
+def keras_scores(graph: Any, batch: Batch, inputs: Mapping[str, Mapping[str, Any]]) -> Batch:
+    """Each request by itself at its own lengths, put back at the batch's width with 0 beyond the candidates."""
+    import keras
+
+    width = max(values.shape[1] for name, values in batch.items() if inputs[name]["axis"] == "candidate")
+    rows = []
+    for row in range(len(next(iter(batch.values())))):
+        scores = graph(alone(batch, inputs, row), training=False)
+        arrays = {name: keras.ops.convert_to_numpy(keras.ops.cast(value, "float32")) for name, value in scores.items()}
+        rows.append(
+            {
+                name: np.pad(value, [(0, 0), (0, width - value.shape[1])] + [(0, 0)] * (value.ndim - 2)) if value.ndim > 1 else value
+                for name, value in arrays.items()
+            }
+        )
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _save(cases: Path, signature: str, number: int, batch: Batch, expected: Batch) -> None:
+    plain = {name: values.astype(np.bytes_) if values.dtype == object else values for name, values in batch.items()}
+    np.savez(cases / f"in-{signature}-{number}.npz", **plain)  # type: ignore[arg-type, unused-ignore]
+    np.savez(cases / f"out-{signature}-{number}.npz", **expected)  # type: ignore[arg-type, unused-ignore]

@@ -1,0 +1,83 @@
+"""Verification of an export, in a process of its own: does the SavedModel on disk give the Keras scores?
+
+    python -m keras_ranking.serving.checking.verification_worker VERSION_FOLDER CASES_FOLDER
+
+Runs the graph through a V1 session, as TensorFlow Serving does; a SavedModel whose variables belong to nobody loads in
+Python all the same and fails only there. Writes CASES_FOLDER/result.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+def check(version: Path, cases: Path) -> dict[str, Any]:
+    """Largest absolute difference per output, over all `in-*.npz` with their `out-*.npz`."""
+    from keras_ranking.serving.checking.saved_model import SavedModel
+    from keras_ranking.serving.protocol.model_folder import FEATURES, SIGNATURE
+
+    model = SavedModel(version)
+    worst: dict[str, float] = {}
+    problems = []
+    for path in sorted(cases.glob("in-*.npz")):
+        inputs = _load(path)
+        expected = _load(path.with_name(path.name.replace("in-", "out-")))
+        signature = path.stem.split("-")[1]
+        got = _run(model, signature, inputs)
+        where = "" if signature == SIGNATURE else f"{signature} "
+        if sorted(got) != sorted(expected):
+            problems.append(f"outputs are {sorted(got)}, expected {sorted(expected)}")
+            continue
+        for name, values in expected.items():
+            if got[name].shape != values.shape or got[name].dtype != values.dtype:
+                received = f"{got[name].dtype}{got[name].shape}, expected {values.dtype}{values.shape}"
+                problems.append(f"output '{where}{name}' is {received}")
+            elif not np.isfinite(got[name]).all():
+                problems.append(f"output '{where}{name}' is not finite")
+            elif signature == FEATURES:
+                differ = got[name].view(np.int32) != values.view(np.int32)
+                if differ.any():
+                    problems.append(f"'{name}' is not encoded as the schema does: {int(differ.sum())} of {differ.size} values differ")
+            else:
+                key = f"{where}{name}"
+                worst[key] = max(worst.get(key, 0.0), float(np.abs(got[name] - values).max(initial=0.0)))
+    return {"worst": worst, "problems": problems}
+
+
+def _load(path: Path) -> Batch:
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    return {name: values.astype(object) if values.dtype.kind == "S" else values for name, values in arrays.items()}
+
+
+def _run(model: Any, signature: str, inputs: Batch) -> Batch:
+    """A signature; of two joined by '+', the second on what the first gives."""
+    result: Batch = {}
+    for name in signature.split("+"):
+        wanted = model.signature(name).inputs
+        result = dict(model.run(name, {key: (result if key in result else inputs)[key] for key in wanted}))
+        if bad := [key for key, values in result.items() if values.dtype.kind == "f" and not np.isfinite(values).all()]:
+            raise ValueError(f"output '{bad[0]}' of '{name}' is not finite")
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; 0 when the graph could be run, whatever the differences."""
+    version, cases = map(Path, arguments)
+    try:
+        result = check(version, cases)
+    except Exception as error:
+        result = {"worst": {}, "problems": [f"the graph does not run: {' '.join(str(error).split())[:600]}"]}
+    (cases / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Callers of TensorFlow Serving and of the embedded server, by gRPC and REST."""

@@ -1,0 +1,165 @@
+"""AsyncClient: the client for programs built on asyncio, over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.schema import Schema
+from keras_ranking.serving.client.client import make_target
+from keras_ranking.serving.client.encoding import Encoder, LogRows, as_requests, checked_inputs, chosen, positive
+from keras_ranking.serving.client.grpc_transport import ClientTls, GrpcParts, Tensors
+from keras_ranking.serving.client.retry import Budget, Retry
+from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.protocol.model_folder import SIGNATURE
+from keras_ranking.serving.protocol.requests import Request
+from keras_ranking.serving.protocol.signature import Signature
+
+
+class AsyncClient:
+    """`Client` whose calls are awaited; to be made and used in one event loop. The arguments and errors are those of `Client`.
+
+    Example:
+        >>> async with AsyncClient("127.0.0.1:8500", schema, model="cadet") as client:
+        ...     scores = await client.score(history, candidates, request_time=1_790_000_000)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        schema: Schema | str | Path,
+        model: str,
+        timeout: float = 10.0,
+        tasks: Sequence[str] | None = None,
+        signature: str = SIGNATURE,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        token: str | None = None,
+        tls: bool | ClientTls = False,
+        retry: Retry | None = None,
+    ) -> None:
+        target = make_target(address, model, version, label, timeout, token, tls, retry)
+        self.schema = schema if isinstance(schema, Schema) else Schema.load(schema)
+        self._encoder = Encoder(self.schema, None if tasks is None else [self.schema.task(task).name for task in tasks])
+        self._signature, self._timeout = signature, timeout
+        self._parts = GrpcParts(target)
+        self._budget = Budget(target.retry)
+        self._channel = self._parts.channel(self._parts.grpc.aio)
+        self._predict, self._metadata = self._parts.calls(self._channel)
+        self._signatures: dict[str, Signature] | None = None
+
+    async def score(
+        self, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, timeout: float | None = None
+    ) -> pd.DataFrame:
+        """Scores of one request, as `Client.score`."""
+        return (await self.score_many([Request(history, candidates, request_time)], timeout=timeout))[0]
+
+    async def score_many(
+        self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
+    ) -> list[pd.DataFrame]:
+        """Scores of several requests, in their order, as `Client.score_many`; the calls run at once."""
+        positive(batch=batch)
+        asked = as_requests(requests)
+        if not asked:
+            return []
+        signature = chosen(await self.signatures(), self._signature)
+        try:
+            return await self._score(asked, signature, batch, timeout)
+        except ServingError as error:
+            # A version with other inputs may have taken over since the names were read.
+            if error.code != "INVALID_ARGUMENT" or (await self.signatures(refresh=True)).get(self._signature) == signature:
+                raise
+            return await self._score(asked, chosen(await self.signatures(), self._signature), batch, timeout)
+
+    async def _score(self, asked: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
+        batches = self._encoder.batches(asked, signature, batch)
+        replies = await asyncio.gather(*(self._ask(signature, tensors, timeout) for tensors, _ in batches))
+        return [
+            self._encoder.frame(outputs, row, request.candidates)
+            for outputs, (_, part) in zip(replies, batches, strict=True)
+            for row, request in enumerate(part)
+        ]
+
+    async def score_frame(
+        self,
+        events: pd.DataFrame,
+        *,
+        target: Any = None,
+        max_history: int | None = None,
+        delay: int | None = None,
+        batch: int = 32,
+        parallel: int = 4,
+    ) -> pd.DataFrame:
+        """Scores of the impressions of a log, as `Client.score_frame`."""
+        positive(batch=batch, parallel=parallel)
+        signature = chosen(await self.signatures(), self._signature)
+        log = LogRows(self._encoder, events, signature, target, max_history, delay)
+        places = asyncio.Semaphore(parallel)
+
+        async def one(tensors: Tensors, rows: np.ndarray) -> tuple[Tensors, np.ndarray]:
+            try:
+                return await self._ask(signature, tensors, None), rows
+            finally:
+                places.release()
+
+        tasks: list[asyncio.Task[tuple[Tensors, np.ndarray]]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for tensors, rows in log.batches(batch):
+                    await places.acquire()
+                    tasks.append(group.create_task(one(tensors, rows)))
+        except BaseExceptionGroup as errors:  # the first one says what was wrong; the group has cancelled the others
+            raise errors.exceptions[0] from None
+        return log.frame([task.result() for task in tasks])
+
+    async def predict(self, inputs: Mapping[str, Any], signature: str | None = None, timeout: float | None = None) -> Tensors:
+        """Outputs of any signature for tensors of your own, as `Client.predict`."""
+        asked = chosen(await self.signatures(), signature or self._signature)
+        return await self._ask(asked, checked_inputs(asked, inputs), timeout)
+
+    async def signatures(self, refresh: bool = False) -> dict[str, Signature]:
+        """The signatures of the served model by name, asked for once."""
+        if self._signatures is None or refresh:
+            response = await self._call(self._metadata, self._parts.metadata_request(), self._timeout)
+            self._signatures = self._parts.codec.signatures(response)
+        return self._signatures
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._parts.closed = True
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def _ask(self, signature: Signature, inputs: Tensors, timeout: float | None) -> Tensors:
+        request = self._parts.predict_request(signature, inputs)
+        response = await self._call(self._predict, request, self._timeout if timeout is None else timeout)
+        outputs: Tensors = self._parts.codec.read_tensors(response.outputs)
+        return outputs
+
+    async def _call(self, method: Any, request: Any, timeout: float) -> Any:
+        deadline = time.monotonic() + timeout
+        self._budget.earn()
+        attempt = 1
+        while True:
+            try:
+                return await method(request, timeout=deadline - time.monotonic(), metadata=self._parts.metadata)
+            except self._parts.grpc.RpcError as failure:
+                error = self._parts.error(failure)
+                wait = self._budget.wait(error, attempt, deadline)
+                if wait is None:
+                    raise error from failure
+            await asyncio.sleep(wait)
+            attempt += 1

@@ -1,0 +1,261 @@
+"""Client: frames in, scores out, from any server that speaks TensorFlow Serving's protocol."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.schema import Schema
+from keras_ranking.serving.client.encoding import Encoder, LogRows, as_requests, checked_inputs, chosen, positive
+from keras_ranking.serving.client.grpc_transport import ClientTls, GrpcTransport, Target, Tensors, Transport
+from keras_ranking.serving.client.rest_transport import RestTransport
+from keras_ranking.serving.client.retry import Retry
+from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.protocol.model_folder import SIGNATURE
+from keras_ranking.serving.protocol.requests import Request, pad_requests
+from keras_ranking.serving.protocol.signature import Signature
+
+ENCODE, SCORE = "encode_history", "score_candidates"
+
+
+class Client:
+    """Scores requests on a server. May be shared by threads; a context manager that closes its connections.
+
+    Args:
+        address: HOST:PORT of the gRPC or the REST port; for REST also http(s)://HOST:PORT.
+        schema: of the served model, or the path of its `schema.json`.
+        model: name of the model on the server.
+        protocol: 'grpc' (smaller and faster; needs grpcio and protobuf) or 'rest' (needs neither). TensorFlow is imported by neither.
+        timeout: seconds a call may take, all its attempts together; the server is told, and drops what comes too late.
+        tasks: names of the tasks to return; None: all that the model scores, in schema order.
+        signature: of the model: 'serving_default', or 'raw' to send the values of the log as they are.
+        version, label: which version is asked, at most one of them; None: what the server serves by default.
+        token: bearer token of the server.
+        tls: True: TLS with the authorities this machine knows; a `ClientTls`: others, or a certificate of one's own.
+        retry: when a call is sent again; see `Retry`.
+
+    Raises:
+        ValueError: an unknown task or protocol, an address that is none, a timeout that is not positive, a version and a label.
+
+    Example:
+        >>> with Client("127.0.0.1:8500", schema, model="cadet") as client:
+        ...     scores = client.score(history, candidates, request_time=1_790_000_000)
+        >>> scores.sort_values("click", ascending=False)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        schema: Schema | str | Path,
+        model: str,
+        protocol: str = "grpc",
+        timeout: float = 10.0,
+        tasks: Sequence[str] | None = None,
+        signature: str = SIGNATURE,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        token: str | None = None,
+        tls: bool | ClientTls = False,
+        retry: Retry | None = None,
+    ) -> None:
+        if protocol not in ("grpc", "rest"):
+            raise ValueError(f"`protocol` must be 'grpc' or 'rest'. Received: protocol={protocol!r}")
+        target = make_target(address, model, version, label, timeout, token, tls, retry)
+        self.schema = schema if isinstance(schema, Schema) else Schema.load(schema)
+        self._tasks = None if tasks is None else [self.schema.task(task).name for task in tasks]
+        self._signature, self._timeout = signature, timeout
+        self._transport: Transport = GrpcTransport(target) if protocol == "grpc" else RestTransport(target)
+        self._signatures: dict[str, Signature] | None = None
+
+    def score(
+        self, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, timeout: float | None = None
+    ) -> pd.DataFrame:
+        """Scores of one request.
+
+        Args:
+            history, candidates, request_time: see `Request`.
+            timeout: seconds of this call; None: the client's.
+
+        Returns:
+            One float32 column per task with probabilities, rows and index those of `candidates`.
+
+        Raises:
+            ValueError: what `request_tensors` refuses; nothing was sent.
+            ServingError: what the server refused or could not do; `.code` is the gRPC status.
+        """
+        return self.score_many([Request(history, candidates, request_time)], timeout=timeout)[0]
+
+    def score_many(
+        self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
+    ) -> list[pd.DataFrame]:
+        """Scores of several requests, in their order, `batch` of them in a call.
+
+        Args:
+            requests: `Request`s, or tuples (history, candidates, request_time).
+            batch: requests padded to one size and sent together; at most what the server takes.
+            timeout: seconds of each call; None: the client's.
+
+        Raises:
+            ValueError: as `score`, saying which request; nothing was sent.
+            ServingError: as `score`.
+        """
+        positive(batch=batch)
+        asked = as_requests(requests)
+        if not asked:
+            return []
+        signature = self._chosen()
+        try:
+            return self._score(asked, signature, batch, timeout)
+        except ServingError as error:
+            # A version with other inputs may have taken over since the names were read.
+            if error.code != "INVALID_ARGUMENT" or self.signatures(refresh=True).get(self._signature) == signature:
+                raise
+            return self._score(asked, self._chosen(), batch, timeout)
+
+    def score_frame(
+        self,
+        events: pd.DataFrame,
+        *,
+        target: Any = None,
+        max_history: int | None = None,
+        delay: int | None = None,
+        batch: int = 32,
+        parallel: int = 4,
+    ) -> pd.DataFrame:
+        """Scores of the impressions of a log, each request with its member's events strictly before it.
+
+        Args:
+            events: the log, one row an impression, in any order.
+            target: one bool a row: whether it is to be scored; the others are history only. None: all rows.
+            max_history: newest events a request carries; None: all.
+            delay: leave out events younger than so many seconds; None: keep them. See `keras_ranking.data.requests` for when it may be.
+            batch: requests in a call.
+            parallel: calls under way at once.
+
+        Returns:
+            One float32 column per task, rows and index those of `events`; NaN where `target` is False.
+
+        Raises:
+            ValueError: what `build_sequences` and `requests` of `keras_ranking.data` find wrong; nothing was sent.
+            ServingError: as `score`.
+        """
+        positive(batch=batch, parallel=parallel)
+        signature = self._chosen()
+        log = LogRows(self._encoder, events, signature, target, max_history, delay)
+        parts: list[tuple[Tensors, np.ndarray]] = []
+        waiting: deque[tuple[Future[Tensors], np.ndarray]] = deque()
+        with ThreadPoolExecutor(parallel) as pool:
+            try:
+                for tensors, rows in log.batches(batch):
+                    if len(waiting) > parallel:
+                        future, of = waiting.popleft()
+                        parts.append((future.result(), of))
+                    waiting.append((pool.submit(self._transport.predict, signature, tensors, self._timeout), rows))
+                parts += [(future.result(), rows) for future, rows in waiting]
+            finally:
+                for future, _ in waiting:
+                    future.cancel()
+        return log.frame(parts)
+
+    def predict(self, inputs: Mapping[str, Any], signature: str | None = None, timeout: float | None = None) -> Tensors:
+        """Outputs of any signature for tensors of your own, batch first; text as `str` or `bytes`.
+
+        Args:
+            inputs: name -> array.
+            signature: None: the client's.
+            timeout: seconds of this call; None: the client's.
+
+        Raises:
+            ValueError: names, types or ranks that the signature does not have; nothing was sent.
+            ServingError: as `score`.
+        """
+        asked = chosen(self.signatures(), signature or self._signature)
+        return self._transport.predict(asked, checked_inputs(asked, inputs), self._timeout if timeout is None else timeout)
+
+    def encode(self, history: pd.DataFrame | None, request_time: Any) -> Tensors:
+        """The cache of a history, by the signature `encode_history`: for `score_cached`, as often as the history stays the same.
+
+        Raises:
+            ValueError, ServingError: as `score`.
+        """
+        request = Request(history, pd.DataFrame(index=[0]), request_time)
+        signature = chosen(self.signatures(), ENCODE)
+        return self._transport.predict(signature, pad_requests([self._encoder.tensors(request, signature)]), self._timeout)
+
+    def score_cached(self, cache: Tensors, candidates: pd.DataFrame, request_time: Any) -> pd.DataFrame:
+        """Scores of candidates after a cached history, by the signature `score_candidates`; as `score` returns them.
+
+        Raises:
+            ValueError, ServingError: as `score`.
+        """
+        signature = chosen(self.signatures(), SCORE)
+        kept = {name: values for name, values in cache.items() if name in signature.inputs}
+        rest = pad_requests([self._encoder.tensors(Request(None, candidates, request_time), signature, without=list(kept))])
+        return self._encoder.frame(self._transport.predict(signature, {**kept, **rest}, self._timeout), 0, candidates)
+
+    def signatures(self, refresh: bool = False) -> dict[str, Signature]:
+        """The signatures of the served model by name, asked for once."""
+        if self._signatures is None or refresh:
+            self._signatures = self._transport.signatures()
+        return self._signatures
+
+    def input_names(self, refresh: bool = False) -> list[str]:
+        """Names of the inputs of the client's signature, asked for once."""
+        return sorted(chosen(self.signatures(refresh), self._signature).inputs)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.schema, self._tasks)
+
+    def _chosen(self) -> Signature:
+        return chosen(self.signatures(), self._signature)
+
+    def _score(self, asked: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
+        frames: list[pd.DataFrame] = []
+        for tensors, part in self._encoder.batches(asked, signature, batch):
+            outputs = self._transport.predict(signature, tensors, self._timeout if timeout is None else timeout)
+            frames += [self._encoder.frame(outputs, row, request.candidates) for row, request in enumerate(part)]
+        return frames
+
+
+def make_target(
+    address: str,
+    model: str,
+    version: int | None,
+    label: str | None,
+    timeout: float,
+    token: str | None,
+    tls: bool | ClientTls,
+    retry: Retry | None,
+) -> Target:
+    """The arguments that both clients share, checked.
+
+    Raises:
+        ValueError: see `Client`.
+    """
+    if not timeout > 0:
+        raise ValueError(f"`timeout` must be positive. Received: timeout={timeout}")
+    if not address:
+        raise ValueError(f"`address` must be HOST:PORT. Received: address={address!r}")
+    if version is not None and label is not None:
+        raise ValueError(f"`version` and `label` must not both be given. Received: version={version}, label={label!r}")
+    secure = tls if isinstance(tls, ClientTls) else ClientTls() if tls else None
+    return Target(address, model, version, label, timeout, token, secure, retry or Retry())

@@ -1,0 +1,147 @@
+"""Endpoints compiled by XLA for fixed lengths: a request is padded up to its bucket in the graph, outside the compiled part.
+
+XLA compiles a program once a shape, so that free lengths would compile without end. Each pair of a history length and a candidate
+count has a compiled function; requests longer than the largest go to the plain graph. Batch sizes compile too: keep them few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+from keras_ranking.serving.exporting.signatures import Endpoint, Tensors
+from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, SCORE, SIGNATURE
+
+Lengths = Sequence[int]
+
+
+def compiled(made: dict[str, Endpoint], history: Lengths, candidates: Lengths) -> dict[str, Endpoint]:
+    """The endpoints that hold attention and trunk, compiled by bucket; `raw` and the others stay as they are.
+
+    `explore` is not compiled.
+    """
+    out = dict(made)
+    for name in (SIGNATURE, ENCODE):
+        if name in made:
+            body = made[name].body
+            out[name] = by_bucket(made[name], history, candidates, partial(_jitted_for, body))
+    if SCORE in made:
+        out[SCORE] = _scored(made[SCORE], made[ENCODE], history, candidates)
+    return {name: endpoint for name, endpoint in out.items() if name != EXPLORE} | {k: v for k, v in made.items() if k == EXPLORE}
+
+
+def jitted(body: Callable[[Tensors], Tensors]) -> Any:
+    """A function that XLA compiles for the shapes it meets."""
+    return tf.function(body, jit_compile=True, autograph=False)
+
+
+def _jitted_for(body: Callable[[Tensors], Tensors], pair: dict[str, int]) -> Any:
+    """`jitted(body)`, one for each pair of lengths: each compiles its own."""
+    return jitted(body)
+
+
+def by_bucket(
+    endpoint: Endpoint, history: Lengths, candidates: Lengths, make: Callable[[dict[str, int]], Any], plain: bool = True
+) -> Endpoint:
+    """An endpoint that picks the function of its request's bucket.
+
+    Args:
+        endpoint: with the plain body.
+        history, candidates: lengths.
+        make: lengths by axis -> function of the padded tensors.
+        plain: whether longer requests go to the plain body; else they are refused.
+    """
+    axes = {axis: sizes for axis, sizes in (("history", history), ("candidate", candidates)) if _first(endpoint, axis)}
+    pairs: list[dict[str, int]] = [{}]
+    for axis, sizes in axes.items():
+        pairs = [{**pair, axis: size} for pair in pairs for size in sizes]
+    functions = [make(pair) for pair in pairs]
+
+    def body(tensors: Tensors) -> Tensors:
+        width = {axis: tf.shape(tensors[_first(endpoint, axis)])[1] for axis in axes}
+        index, inside = tf.constant(0), tf.constant(True)
+        for axis, sizes in axes.items():
+            place = tf.searchsorted(tf.constant(sizes), width[axis][None])[0]
+            inside &= place < len(sizes)
+            index = index * len(sizes) + place
+
+        def run(number: int) -> Tensors:
+            given = {name: padded(x, endpoint.inputs[name]["axis"], pairs[number]) for name, x in tensors.items()}
+            return _cut(dict(functions[number](given)), endpoint, width)
+
+        branches: list[Any] = [lambda number=number: run(number) for number in range(len(pairs))]
+        if plain:
+            return dict(tf.switch_case(tf.where(inside, index, len(pairs)), [*branches, lambda: endpoint.body(tensors)]))
+        longest = {axis: max(sizes) for axis, sizes in axes.items()}
+        tf.debugging.Assert(inside, [f"this model is compiled for at most {longest} entries a list"])
+        return dict(tf.switch_case(tf.where(inside, index, 0), branches))
+
+    return replace(endpoint, body=body)
+
+
+def _scored(score: Endpoint, encode: Endpoint, history: Lengths, candidates: Lengths) -> Endpoint:
+    """`score_candidates` for caches as `encode_history` returns them, at the length of a bucket; others go to the plain graph."""
+    shapes = [_cache_shapes(encode, size) for size in history]
+    made = [(shape, size, jitted(score.body)) for shape in shapes for size in candidates]
+
+    def body(tensors: Tensors) -> Tensors:
+        width = tf.shape(tensors[_first(score, "candidate")])[1]
+        index = tf.constant(len(made))
+        for number, (shape, size, _) in reversed(list(enumerate(made))):
+            fits = width <= size
+            for name, dims in shape.items():
+                for axis, dim in enumerate(dims):
+                    fits &= True if axis == 0 or dim is None else tf.equal(tf.shape(tensors[name])[axis], dim)
+            index = tf.where(fits, number, index)
+
+        def run(number: int) -> Tensors:
+            shape, size, function = made[number]
+            given = {name: padded(x, score.inputs[name]["axis"], {"candidate": size}) for name, x in tensors.items()}
+            for name, dims in shape.items():
+                given[name] = tf.ensure_shape(given[name], dims)
+            return _cut(dict(function(given)), score, {"candidate": width})
+
+        return dict(
+            tf.switch_case(index, [*[lambda number=number: run(number) for number in range(len(made))], lambda: score.body(tensors)])
+        )
+
+    return replace(score, body=body)
+
+
+def _cache_shapes(encode: Endpoint, size: int) -> dict[str, list[int | None]]:
+    """Shapes of what `encode` gives for histories of `size`."""
+    wanted = {}
+    for name, spec in encode.inputs.items():
+        shape = list(spec["shape"])
+        if spec["axis"] == "history":
+            shape[1] = size
+        wanted[name] = tf.TensorSpec(shape, spec["dtype"], name=name)
+    found = jitted(encode.body).get_concrete_function(wanted).structured_outputs
+    return {name: x.shape.as_list() for name, x in found.items() if name.startswith(CACHE)}
+
+
+def _first(endpoint: Endpoint, axis: str) -> str:
+    return next((name for name, spec in endpoint.inputs.items() if spec["axis"] == axis), "")
+
+
+def padded(x: Any, axis: str | None, lengths: dict[str, int]) -> Any:
+    """Zeros (empty texts) up to the bucket, with a shape that is known when traced."""
+    if axis not in lengths:
+        return x
+    rest = [[0, 0]] * (len(x.shape) - 2)
+    x = tf.pad(x, [[0, 0], [0, tf.maximum(lengths[axis] - tf.shape(x)[1], 0)], *rest])
+    x = x[:, : lengths[axis]]
+    x.set_shape([x.shape[0], lengths[axis], *x.shape[2:]])
+    return x
+
+
+def _cut(outputs: Tensors, endpoint: Endpoint, width: dict[str, Any]) -> Tensors:
+    cut = {}
+    for name, x in outputs.items():
+        axis = endpoint.outputs[name]["axis"]
+        cut[name] = x[:, : width[axis]] if axis in width else x
+    return cut

@@ -1,0 +1,193 @@
+"""`export`: a Keras model becomes the next version of a served model, all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_ranking.schema import Schema
+from keras_ranking.serving.checking.worker_process import ExportError, run_worker
+from keras_ranking.serving.exporting import server_configs
+from keras_ranking.serving.exporting.atomic_version import publish, staging_directory, sync
+from keras_ranking.serving.exporting.options import Options, checked
+from keras_ranking.serving.protocol.raw_values import id_types
+
+_MODEL = "model"
+
+
+def export(
+    model: Any,
+    folder: str | Path,
+    *,
+    schema: Schema | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    quantize: str | None = None,
+    precision: str = "float32",
+    xla: bool = False,
+    through: str = "tensorflow",
+    history_buckets: Sequence[int] | None = None,
+    candidate_buckets: Sequence[int] | None = None,
+    raw_ids: Mapping[str, str] | None = None,
+    events: Any = None,
+    skew_bound: float | None = None,
+    allowed_batch_sizes: Sequence[int] = (1, 8, 32),
+    run: str | Path | None = None,
+    imports: Sequence[str] = (),
+) -> Path:
+    """Write a model as the next version under `folder`, with all that TensorFlow Serving reads beside it.
+
+    The version is written into a hidden folder beside its place, checked, synced to disk and then renamed: whoever looks
+    sees a whole version or none, also when this process is killed. What killed exports left is removed by the next one.
+
+    Signatures, all with the batch first and float32 scores, zero beyond `candidate_count`:
+
+    * `serving_default`: inputs and outputs of `model.serving_model`;
+    * `raw`: the same with values as they stand in the log, encoded in the graph, bit for bit as the schema does. A value that the
+      schema refuses fails the call. `raw_features`: what `raw` makes of them;
+    * `encode_history`, `score_candidates`: history -> `cache_*`; those with candidates -> scores. For models that read a history;
+    * `explore`: with a `seed` int32 (B,), for a model with exploration.
+
+    Beside the graph, in `assets.extra/`: schema, card, model card and warm-up requests. Beside the versions, in `tf_serving/`: model
+    config with the labels stable and canary, batching and monitoring config, and `server_flags.txt`.
+
+    Args:
+        model: a `RankingModel`; or the path of a saved one: a `.keras` file, or the folder of a training run.
+        folder: the served model; made where there is none. Versions are its integer-named directories.
+        schema: the Schema the model reads; None: `model.schema`.
+        verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with garbage beyond
+            their lengths, and compare with the Keras model on each request alone without the garbage.
+        tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 3e-2 where matrix products or
+            the whole trunk are in a 16-bit type; with `precision`, 6e-2 on a CPU without bfloat16 instructions, where TensorFlow cuts
+            products off instead of rounding them (our choices).
+        quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
+        precision: 'bfloat16': matrix products in bfloat16, all else in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
+        xla: False: a plain graph, which any server runs. True: attention and trunk compiled by XLA for fixed lengths; the server
+            needs the flags in `server_flags.txt`.
+        through: 'jax': the graph as JAX compiles it, for CPU and CUDA alike: `serving_default`, `raw` and `raw_features` only, for
+            fixed lengths; longer lists are refused. Needs the package jax and the same server flags.
+        history_buckets, candidate_buckets: the fixed lengths of a compiled export. None: (128, 512, 1024), of a model on
+            requests ending at its `max_history`, and (64, 512).
+        raw_ids: column -> 'string' or 'int64': how `raw` takes an id or category. None: as the column stands in `events`, and
+            'string' without them.
+        events: a log with the schema's columns. Some of its requests are replayed through the written graph, the Keras model and the
+            data pipeline; a difference fails the export. See `check_skew`.
+        skew_bound: largest difference of a score there. None: as `check_skew`.
+        allowed_batch_sizes: to which the server pads batches; for the batching config.
+        run: folder of the training run, for the model card. None: the folder of `model`, where that is a path.
+        imports: modules that register custom layers, imported where the model is loaded by another process. Those of the
+            model's own layers are found without being named.
+
+    Returns:
+        The version's directory, `folder/N` with N one more than the highest there.
+
+    Raises:
+        ValueError: not a ranking model, no schema, or options that exclude each other.
+        ExportError: a graph that does not give the Keras scores, names lost, skew, a disk full, a folder that cannot be written.
+        FileNotFoundError: a path without a model.
+
+    Example:
+        >>> import keras_ranking as kr
+        >>> version = kr.serving.export(model, "saved_models/cadet")
+        >>> version.name
+        '1'
+    """
+    folder = Path(folder)
+    if isinstance(model, (str, Path)):
+        model = _saved_model_file(Path(model))
+        run = model.parent if run is None else run
+    if events is not None:
+        known = schema if schema is not None else getattr(model, "schema", None)
+        raw_ids = id_types(known or _saved_schema(model), events) if raw_ids is None else raw_ids
+    options = checked(
+        verify=verify,
+        tolerance=tolerance,
+        quantize=quantize,
+        precision=precision,
+        xla=xla,
+        through=through,
+        history_buckets=history_buckets,
+        candidate_buckets=candidate_buckets,
+        raw_ids=raw_ids,
+        allowed_batch_sizes=allowed_batch_sizes,
+        run=None if run is None else str(Path(run).resolve()),
+        skew_bound=skew_bound,
+        name=folder.resolve().name,
+    )
+    try:
+        with staging_directory(folder) as work:
+            target = work / _MODEL
+            if _backend() == options.through:
+                from keras_ranking.serving.exporting.worker import load_model, write_version
+
+                loaded = load_model(model, imports) if isinstance(model, Path) else model
+                write_version(loaded, target, schema=schema, work=work, options=options, events=events)
+            else:
+                _write_elsewhere(model, target, schema, work, imports, options, events)
+            sync(target)
+            version = publish(target, folder, work, options)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ExportError(f"cannot write a version under '{folder}': {reason}. Nothing was left there.") from error
+    if options.server_flags:
+        flags = folder / server_configs.CONFIG_FOLDER / server_configs.FLAGS
+        print(f"this version needs a server with {' '.join(options.server_flags)} (see {flags})")
+    return version
+
+
+def _saved_model_file(path: Path) -> Path:
+    file = path / "model.keras" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no saved model at '{path}': expected a .keras file, or a folder with a model.keras in it")
+    return file
+
+
+def _saved_schema(file: Path) -> Schema:
+    """Of a saved model, without building it."""
+    with zipfile.ZipFile(file) as archive:
+        return Schema.model_validate(json.loads(archive.read("config.json"))["config"]["schema"])
+
+
+def _backend() -> str:
+    import keras
+
+    return str(keras.backend.backend())
+
+
+def _write_elsewhere(
+    model: Any, target: Path, schema: Schema | None, work: Path, imports: Sequence[str], options: Options, events: Any
+) -> None:
+    """The same in a process whose Keras backend is the one the export goes through."""
+    if isinstance(model, Path):
+        source = model.resolve()
+    else:
+        source = work / "model.keras"
+        _flat(model.save, source)
+        imports = (*imports, *_custom_modules(model))
+        schema = schema if schema is not None else getattr(model, "schema", None)
+    if schema is not None:
+        schema.save(work / "schema.json")
+    if events is not None:
+        events.to_pickle(work / "events.pkl")
+    request = {"model": str(source), "target": str(target), "imports": list(imports), "options": options.to_json(), "origin": _backend()}
+    (work / "request.json").write_text(json.dumps(request))
+    run_worker("keras_ranking.serving.exporting.worker", [str(work / "request.json")], work, KERAS_BACKEND=options.through)
+
+
+def _flat(save: Any, path: Path) -> None:
+    try:
+        save(path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ExportError(f"the model cannot be saved: {' '.join(str(error).split())[:600]}") from error
+
+
+def _custom_modules(model: Any) -> list[str]:
+    """Modules of the model's own layers that a fresh process would not import by itself."""
+    kinds = {type(layer) for layer in (model, *model._flatten_layers(include_self=False))}
+    names = {kind.__module__ for kind in kinds}
+    return sorted(name for name in names if name.split(".")[0] != "keras" and name != "__main__")

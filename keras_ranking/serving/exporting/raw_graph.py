@@ -1,0 +1,137 @@
+"""The schema's encoding as a TensorFlow graph: raw values of the log -> serving tensors, bit for bit as numpy makes them.
+
+Strings cannot be compiled by XLA, and a compiler that fuses a product and a sum changes the last bit: everything here is pinned
+to the CPU and kept out of auto-clustering. What the schema refuses (a missing number without a stated replacement, a negative
+one under a logarithm, a time before the epoch) the graph refuses too, with the column's name, where the cell counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ranking.columns import Category, Id, Number
+from keras_ranking.ops import logarithm
+from keras_ranking.schema import Schema
+from keras_ranking.serving.protocol.model_folder import AXES
+from keras_ranking.serving.protocol.raw_values import Specs, column_of
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_INT32_MAX = 2**31 - 1
+
+
+class RawEncoder:
+    """Raw tensors -> serving tensors.
+
+    Args:
+        schema: of the model.
+        specs: inputs of the signature `raw`, see `raw_values.raw_specs`.
+
+    Attributes:
+        tables: lookup tables of vocabularies, to be tracked by whoever saves a graph of this.
+    """
+
+    def __init__(self, schema: Schema, specs: Specs) -> None:
+        self.schema, self.specs = schema, specs
+        self.columns = {column.name: column for column in (*schema.features, *schema.actions)}
+        self.tables: dict[str, Any] = {}
+        for name in specs:
+            column = column_of(self.columns, name)
+            if isinstance(column, Category) and column.vocabulary is not None and column.name not in self.tables:
+                keys = tf.constant([word.encode("utf-8") for word in column.vocabulary])
+                rows = tf.range(1, len(column.vocabulary) + 1, dtype=tf.int64)
+                self.tables[column.name] = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, rows), default_value=0)
+
+    def __call__(self, raw: dict[str, Any]) -> dict[str, Any]:
+        with tf.device("/CPU:0"), tf.xla.experimental.jit_scope(compile_ops=False):
+            return {name: self._encoded(name, raw) for name in self.specs}
+
+    def _encoded(self, name: str, raw: dict[str, Any]) -> Any:
+        value, axis = raw[name], self.specs[name]["axis"]
+        column = column_of(self.columns, name)
+        if column is None and value.dtype != tf.int64:
+            return tf.identity(value)
+        counted = None
+        if axis is not None:
+            counted = tf.range(tf.shape(value)[1])[None, :] < raw[AXES[axis]][:, None]
+        if column is None:
+            return self._time(value, counted)
+        if isinstance(column, Number):
+            return self._number(column, value, counted)
+        if isinstance(column, Category) and column.vocabulary is not None:
+            rows = tf.cast(self.tables[column.name].lookup(_text(value)), tf.int32)
+        elif isinstance(column, (Id, Category)):
+            rows = _hashed(_text(value), column.buckets)
+        else:
+            kept = _kept(value, counted)
+            _require(tf.math.is_finite(kept), f"column `{column.name}` must hold finite numbers")
+            return kept
+        return _kept(rows, counted)
+
+    def _time(self, value: Any, counted: Any) -> Any:
+        after = _kept(value - self.schema.epoch, counted)
+        _require(
+            (after >= 0) & (after <= _INT32_MAX), f"column `{self.schema.time}` must hold Unix seconds, at most 68 years after the epoch"
+        )
+        return tf.cast(after, tf.int32)
+
+    def _number(self, column: Number, value: Any, counted: Any) -> Any:
+        numbers = value
+        if column.missing is not None:
+            numbers = tf.where(tf.math.is_nan(numbers), tf.constant(column.missing, tf.float64), numbers)
+        numbers = _kept(numbers, counted)
+        _require(tf.math.is_finite(numbers), f"column `{column.name}` must hold finite numbers")
+        if column.transform.startswith("log1p"):
+            _require(numbers >= 0, f"column `{column.name}` has transform {column.transform} and must not be negative")
+            numbers = _log1p(numbers)
+        if column.transform.endswith("standardise"):
+            numbers = (numbers - column.mean) / column.std
+        numbers = _kept(numbers, counted)
+        _require(tf.abs(numbers) <= _FLOAT32_MAX, f"column `{column.name}` has a value too large for float32")
+        return _to_float32(numbers)
+
+
+def _text(value: Any) -> Any:
+    return tf.strings.as_string(value) if value.dtype != tf.string else value
+
+
+def _hashed(text: Any, buckets: int | None) -> Any:
+    """As `ops.hashing`: a row of a table, or both halves of the fingerprint; zero for the empty text."""
+    empty = tf.equal(text, "")
+    if buckets is not None:
+        row = 1 + tf.cast(tf.strings.to_hash_bucket_fast(text, buckets - 1), tf.int32)
+        return tf.where(empty, 0, row)
+    prints = tf.fingerprint(tf.reshape(text, [-1]))  # farmhash64, the low byte first
+    halves = tf.bitcast(tf.reshape(prints, [-1, 2, 4]), tf.int32)
+    return tf.where(empty[..., None], 0, tf.reshape(halves, tf.concat([tf.shape(text), [2]], 0)))
+
+
+def _log1p(x: Any) -> Any:
+    bits = tf.bitcast(x + 1.0, tf.int64)
+    whole = tf.bitwise.bitwise_and(bits, tf.constant(logarithm.MANTISSA, tf.int64))
+    mantissa = tf.bitcast(tf.bitwise.bitwise_or(whole, tf.constant(logarithm.ONE, tf.int64)), tf.float64)
+    exponent = tf.bitwise.right_shift(bits, tf.constant(52, tf.int64)) - 1023
+    return logarithm.series(x, exponent, mantissa, tf.where, lambda k: tf.cast(k, tf.float64))
+
+
+def _to_float32(x: Any) -> Any:
+    """Rounded as numpy does, also below 2^-126, where TensorFlow's threads would write zero: there the bits are counted out."""
+    small = (tf.abs(x) < 2.0**-126) & tf.not_equal(x, 0)
+    units = tf.cast(tf.round(tf.where(small, tf.abs(x), 0.0) * 2.0**149), tf.int32)
+    sign = tf.where(x < 0, tf.constant(-(2**31), tf.int32), 0)
+    return tf.where(small, tf.bitcast(tf.bitwise.bitwise_or(units, sign), tf.float32), tf.cast(x, tf.float32))
+
+
+def _kept(value: Any, counted: Any) -> Any:
+    """Zero where a cell does not count."""
+    if counted is None:
+        return value
+    for _ in range(len(value.shape) - 2):
+        counted = counted[..., None]
+    return tf.where(counted, value, tf.zeros([], value.dtype))
+
+
+def _require(good: Any, message: str) -> None:
+    tf.debugging.Assert(tf.reduce_all(good), [message], name="require")

@@ -1,0 +1,174 @@
+"""The signatures of an export, as functions of named tensors over one set of weights. TensorFlow backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from keras_ranking.columns import Category, Id
+from keras_ranking.schema import Schema
+from keras_ranking.serving.exporting.raw_graph import RawEncoder
+from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, FEATURES, RAW, SCORE, SIGNATURE, axis_of
+from keras_ranking.serving.protocol.raw_values import raw_specs
+
+Specs = dict[str, dict[str, Any]]
+Tensors = dict[str, Any]
+
+
+@dataclass
+class Endpoint:
+    """One signature.
+
+    Args:
+        body: tensors -> tensors.
+        inputs, outputs: name -> {"dtype", "shape", "axis", "rows"}, as in `Card`.
+        tracked: what a saved graph of it must hold: models (for their variables), variables, tables.
+    """
+
+    body: Callable[[Tensors], Tensors]
+    inputs: Specs
+    outputs: Specs
+    tracked: list[Any]
+
+    def function(self) -> Any:
+        """`body` as one traced graph function."""
+        wanted = {name: tf.TensorSpec(spec["shape"], spec["dtype"], name=name) for name, spec in self.inputs.items()}
+        made = tf.function(self.body, input_signature=[wanted], autograph=False)
+        made.get_concrete_function()
+        return made
+
+
+def trunk_endpoints(model: Any, schema: Schema) -> dict[str, Endpoint]:
+    """Signature name -> endpoint, of whatever the model offers on encoded tensors.
+
+    Args:
+        model: a `RankingModel`, or by its interface `serving_model` and, where there are, `encoder`, `scorer` and `explore_model`.
+        schema: the schema its inputs are named by.
+    """
+    made = {SIGNATURE: _graph(model.serving_model, schema)}
+    if getattr(model, "explore_model", None) is not None:
+        made[EXPLORE] = _graph(model.explore_model, schema)
+    if hasattr(type(model), "encoder") and any(name.startswith("history_") for name in model.serving_model.input):
+        made[ENCODE] = _encode(model.encoder, schema)
+        made[SCORE] = _score(model, schema, made[ENCODE], made[SIGNATURE])
+    return made
+
+
+def with_raw(made: Mapping[str, Endpoint], schema: Schema, raw_ids: Mapping[str, str] | None = None) -> dict[str, Endpoint]:
+    """The same, with `raw` and `raw_features` before `serving_default`.
+
+    Args:
+        raw_ids: see `raw_values.raw_specs`.
+    """
+    serving = made[SIGNATURE]
+    inputs = raw_specs(schema, serving.inputs, raw_ids)
+    encoder = RawEncoder(schema, inputs)
+    tables = list(encoder.tables.values())
+    scored = serving.function()  # traced once, called by both
+
+    def score(tensors: Tensors) -> Tensors:
+        return dict(scored(tensors))
+
+    return {
+        **made,
+        SIGNATURE: Endpoint(score, serving.inputs, serving.outputs, serving.tracked),
+        RAW: Endpoint(lambda tensors: score(encoder(tensors)), inputs, serving.outputs, serving.tracked + tables),
+        FEATURES: Endpoint(encoder, inputs, serving.inputs, tables),
+    }
+
+
+def float32_of(outputs: Mapping[str, Any]) -> Tensors:
+    """Floats in float32, whatever the trunk computes in: half-width floats have no JSON and few clients."""
+    return {name: tf.cast(x, tf.float32) if x.dtype.is_floating else x for name, x in outputs.items()}
+
+
+def _graph(graph: Any, schema: Schema) -> Endpoint:
+    inputs, outputs = specs(graph, schema)
+    return Endpoint(lambda tensors: float32_of(graph(tensors, training=False)), inputs, outputs, [graph])
+
+
+def _encode(encoder: Any, schema: Schema) -> Endpoint:
+    inputs = input_specs(encoder.input, schema)
+    outputs = {CACHE + name: _spec(x, None) for name, x in encoder.output.items()}
+
+    def body(tensors: Tensors) -> Tensors:
+        return float32_of({CACHE + name: x for name, x in encoder(tensors, training=False).items()})
+
+    return Endpoint(body, inputs, outputs, [encoder])
+
+
+def _score(model: Any, schema: Schema, encode: Endpoint, serving: Endpoint) -> Endpoint:
+    import keras
+
+    from keras_ranking.layers import KeepFirst
+
+    scorer, keep = model.scorer, KeepFirst(name="keep_candidates")
+    inputs = dict(encode.outputs)
+    asked = {name: x for name, x in scorer.input.items() if not name.startswith(CACHE)}
+    inputs |= input_specs({**asked, "candidate_count": keras.KerasTensor((None,), dtype="int32")}, schema)
+
+    def body(tensors: Tensors) -> Tensors:
+        count = tensors["candidate_count"]
+        named = {}
+        for name, tensor in scorer.input.items():
+            x = tf.cast(tensors[name], tensor.dtype)
+            named[name] = keep(x, length=count) if axis_of(name, tuple(tensor.shape)) == "candidate" else x
+        return float32_of(model.probabilities(scorer(named, training=False), count))
+
+    return Endpoint(body, inputs, serving.outputs, [scorer])
+
+
+def specs(graph: Any, schema: Schema) -> tuple[Specs, Specs]:
+    """Inputs and outputs of a functional model, as in `Card`.
+
+    Raises:
+        ValueError: tensors without names, or without a free batch dimension first.
+    """
+    for what, tensors in (("inputs", graph.input), ("outputs", graph.output)):
+        if not isinstance(tensors, dict):
+            raise ValueError(f"`model.serving_model` must have its {what} in a dict by name. Received: {type(tensors).__name__}")
+        for name, tensor in tensors.items():
+            if not tensor.shape or tensor.shape[0] is not None:
+                raise ValueError(
+                    f"'{name}' of `model.serving_model` must have a free batch dimension first. Received: shape={tensor.shape}"
+                )
+    outputs = {name: {**_spec(x, "candidate" if len(x.shape) > 1 else None), "dtype": "float32"} for name, x in graph.output.items()}
+    return input_specs(graph.input, schema), outputs
+
+
+def input_specs(tensors: Mapping[str, Any], schema: Schema) -> Specs:
+    """Inputs by name, as in `Card`."""
+    rows = {column.name: column.rows for column in (*schema.features, *schema.actions) if isinstance(column, (Id, Category))}
+    out = {}
+    for name, tensor in tensors.items():
+        axis = axis_of(name, tuple(tensor.shape))
+        out[name] = _spec(tensor, axis, rows.get(name.removeprefix(f"{axis}_") if axis else name))
+    return out
+
+
+def _spec(tensor: Any, axis: str | None, rows: int | None = None) -> dict[str, Any]:
+    shape = [None if size is None else int(size) for size in tensor.shape]
+    dtype = "float32" if "float" in str(tensor.dtype) else str(tensor.dtype)
+    return {"dtype": dtype, "shape": shape, "axis": axis, "rows": rows}
+
+
+def write(made: Mapping[str, Endpoint], target: Path) -> None:
+    """The endpoints as a SavedModel that holds their functions, variables and tables, and nothing else of Keras.
+
+    Variables that belong to nobody would load in Python and be missing in a server: every one a graph reads must be held.
+    """
+    held: dict[int, Any] = {}
+    for endpoint in made.values():
+        for item in endpoint.tracked:
+            values = [variable.value for variable in item.variables] if hasattr(item, "variables") else [item]
+            held.update({id(value): value for value in values})
+    module = tf.Module()
+    module.resources = list(held.values())
+    # The functions themselves are not held: for those that are, `save` traces each one again.
+    signatures = {name: endpoint.function().get_concrete_function() for name, endpoint in made.items()}
+    # Without gradients: nobody trains a served graph, and those of attention are half of it.
+    tf.saved_model.save(module, str(target), signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))

@@ -1,0 +1,122 @@
+"""Warm-up requests: what a server runs before a version takes traffic, so that no member waits for the first run or a compilation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_ranking.schema import Schema
+from keras_ranking.serving.checking.sample_requests import random_raw, random_requests
+from keras_ranking.serving.protocol.model_folder import (
+    CACHE,
+    ENCODE,
+    EXTRA,
+    FEATURES,
+    RAW,
+    SCHEMA_FILE,
+    SCORE,
+    SIGNATURE,
+    WARMUP_FILE,
+    Card,
+    read_card,
+)
+
+MOST = 1000  # TensorFlow Serving refuses a version with more
+Batch = dict[str, np.ndarray]
+Requests = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
+_LENGTHS = (20, 10)  # history and candidates of a record where the graph has no fixed lengths
+
+
+def write_warmup(version: str | Path, requests: Requests | None = None, name: str | None = None) -> Path:
+    """Write the warm-up file of an exported version, one record a signature and pair of bucket lengths.
+
+    `export` does this; call it again to warm up with requests of your own.
+
+    Args:
+        version: folder of the version.
+        requests: signature -> batches of its inputs, such as `pad_requests` makes. None: made-up ones for every signature; of a
+            compiled export one for each pair of lengths.
+        name: of the served model; None: the name of the folder that holds the version. Servers do not check it.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a version that this package did not write, an unknown signature, an input missing, no record or more than 1,000: a
+            server loads no version with one failing record.
+
+    Example:
+        >>> kr.serving.write_warmup(version, {"serving_default": [batch]})
+    """
+    import tensorflow as tf
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+    version = Path(version)
+    card = read_card(version)
+    if card is None or not card.signatures:
+        raise ValueError(f"'{version}' is no version that `export` wrote: it has no card.")
+    chosen = requests if requests is not None else made_up(version, card, lambda histories: _caches(version, histories))
+    records = [(signature, batch) for signature, batches in chosen.items() for batch in batches]
+    if not 0 < len(records) <= MOST:
+        raise ValueError(f"`requests` must hold 1 to {MOST} batches. Received: {len(records)}")
+    for signature, batch in records:
+        if signature not in card.signatures:
+            raise ValueError(f"unknown signature '{signature}'. The version has: {sorted(card.signatures)}")
+        wanted = card.signatures[signature]["inputs"]
+        if sorted(batch) != sorted(wanted):
+            raise ValueError(f"inputs of '{signature}' must be {sorted(wanted)}. Received: {sorted(batch)}")
+    path = version / EXTRA / WARMUP_FILE
+    model = model_pb2.ModelSpec(name=name or version.resolve().parent.name)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, batch in records:
+            request = predict_pb2.PredictRequest(model_spec=model)
+            request.model_spec.signature_name = signature
+            for key, values in batch.items():
+                request.inputs[key].CopyFrom(tf.make_tensor_proto(values, dtype=card.signatures[signature]["inputs"][key]["dtype"]))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+    return path
+
+
+def made_up(version: Path, card: Card, encode: Callable[[list[Batch]], list[Batch]]) -> dict[str, list[Batch]]:
+    """Signature -> batches of its inputs; `encode` gives the caches of histories, as `encode_history` of the version does."""
+    schema = Schema.load(version / EXTRA / SCHEMA_FILE)
+    pairs = list(itertools.product(card.history_buckets or _LENGTHS[:1], card.candidate_buckets or _LENGTHS[1:]))
+    out: dict[str, list[Batch]] = {}
+    for signature, tensors in card.signatures.items():
+        inputs = {name: spec for name, spec in tensors["inputs"].items() if not name.startswith(CACHE)}
+        batches = []
+        for history, candidates in pairs if signature not in (FEATURES, RAW) else pairs[:1]:
+            if signature in (FEATURES, RAW):
+                batch = random_raw(schema, inputs, [history], [candidates], wild=False)
+            else:
+                batch = random_requests(inputs, [history], [candidates], hostile=False)
+            batches.append(_exact(batch, inputs, {"history": history, "candidate": candidates}))
+        out[signature] = batches
+    if ENCODE in out and SCORE in out:
+        # A cache comes from its own history: what the first signature gives, the second is warmed with.
+        caches = encode(out[ENCODE])
+        out[SCORE] = [{**batch, **cache} for batch, cache in zip(out[SCORE], caches, strict=True)]
+        out[ENCODE] = out[ENCODE][:: len(card.candidate_buckets) or 1]
+    return {name: out[name] for name in sorted(out, key=lambda key: key != SIGNATURE)}
+
+
+def _exact(batch: Batch, inputs: Mapping[str, Mapping[str, Any]], lengths: Mapping[str, int]) -> Batch:
+    """Without the padding: a list as long as its bucket."""
+    return {
+        name: values if inputs[name]["axis"] is None else values[:, : lengths[str(inputs[name]["axis"])]] for name, values in batch.items()
+    }
+
+
+def _caches(version: Path, histories: list[Batch]) -> list[Batch]:
+    from keras_ranking.serving.checking.saved_model import SavedModel
+
+    model = SavedModel(version)
+    try:
+        return [model.run(ENCODE, batch) for batch in histories]
+    finally:
+        model.close()

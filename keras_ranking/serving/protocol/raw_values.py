@@ -1,0 +1,94 @@
+"""The types of the signature `raw`, and what the data pipeline makes of its values. numpy and pandas only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.columns import Number, Vector
+from keras_ranking.schema import Schema
+from keras_ranking.serving.protocol.model_folder import AXES, axis_of
+
+Specs = Mapping[str, Mapping[str, Any]]
+
+
+def id_types(schema: Schema, events: pd.DataFrame) -> dict[str, str]:
+    """How `raw` takes each id and category of this log: 'int64' where the column holds whole numbers without gaps, else 'string'."""
+    types = {}
+    for column in (*schema.features, *schema.actions):
+        if isinstance(column, (Number, Vector)) or column.name not in events.columns:
+            continue
+        series = events[column.name]
+        whole = pd.api.types.is_integer_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype)
+        fits = whole and not series.isna().any() and (series.dtype.kind != "u" or getattr(series.dtype, "itemsize", 8) < 8)
+        types[column.name] = "int64" if fits else "string"
+    return types
+
+
+def raw_specs(schema: Schema, serving: Specs, ids: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Inputs of `raw` for those of `serving_default`: the same names.
+
+    Args:
+        schema: of the model.
+        serving: input name -> {"dtype", "shape", "axis", "rows"}.
+        ids: column -> 'string' or 'int64', for ids and categories; those not named are 'string'.
+
+    Raises:
+        ValueError: another type, or a column that is no id or category.
+    """
+    columns = {column.name: column for column in (*schema.features, *schema.actions)}
+    for name, kind in (ids or {}).items():
+        if kind not in ("string", "int64") or isinstance(columns.get(name), (Number, Vector, type(None))):
+            raise ValueError(f"`raw_ids` must map ids and categories of the schema to 'string' or 'int64'. Received: {name!r}: {kind!r}")
+    out = {}
+    for name, spec in serving.items():
+        column = column_of(columns, name)
+        dtype, missing = spec["dtype"], False
+        shape = list(spec["shape"])
+        if name in ("request_time", "history_time"):
+            dtype = "int64"
+        elif isinstance(column, Number):
+            dtype, missing = "float64", column.missing is not None
+        elif column is not None and not isinstance(column, Vector):
+            dtype = (ids or {}).get(column.name, "string")
+            shape = shape[: len(shape) - len(column.shape)]
+        out[name] = {"dtype": dtype, "shape": shape, "axis": spec["axis"], "rows": None, **({"missing": True} if missing else {})}
+    return out
+
+
+def column_of(columns: Mapping[str, Any], name: str) -> Any:
+    """The schema's column behind an input's name, or None for times, lengths and seeds."""
+    if name in AXES.values() or name in ("request_time", "history_time"):
+        return None
+    axis = axis_of(name, (None, None))
+    return columns.get(name.removeprefix(f"{axis}_")) if axis else None
+
+
+def encode_raw(schema: Schema, raw: Specs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the data pipeline makes of a batch of raw tensors, zero beyond the lengths: the reference of the graph's encoding."""
+    columns = {column.name: column for column in (*schema.features, *schema.actions)}
+    out = {}
+    for name, values in batch.items():
+        axis = raw[name]["axis"]
+        counted = np.ones(values.shape[:1], dtype=bool)
+        if axis is not None:
+            counted = np.arange(values.shape[1]) < batch[AXES[axis]][:, None]
+        column = column_of(columns, name)
+        if column is None and raw[name]["dtype"] != "int64":
+            out[name] = values
+            continue
+        dtype, shape = ("int32", ()) if column is None else (column.dtype, column.shape)
+        encoded = np.zeros((*counted.shape, *shape), dtype=dtype)
+        if counted.any():
+            encoded[counted] = schema.encode_time(values[counted]) if column is None else column.encode(_series(values[counted]))
+        out[name] = encoded
+    return out
+
+
+def _series(values: np.ndarray) -> pd.Series:
+    if values.dtype == object:  # an empty text is a missing one, in the log and in the graph
+        return pd.Series([text.decode("utf-8") or None for text in values.tolist()], dtype=object)
+    return pd.Series(list(values) if values.ndim > 1 else values)

@@ -1,0 +1,195 @@
+"""A request as frames -> the tensors a model is served with. numpy and pandas only; client and offline evaluation share it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.schema import Schema
+from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH
+
+_SIDES = {"history": "the history", "candidate": "the candidates"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One member, one time, what they saw, and what could be shown.
+
+    Args:
+        history: the member's events, oldest first: the log's columns for items, context, actions and time. None or no rows: an
+            empty history.
+        candidates: one row per candidate: the log's columns for items and context.
+        request_time: when the scores are asked for: Unix seconds or a datetime, as the log's time column.
+    """
+
+    history: pd.DataFrame | None
+    candidates: pd.DataFrame
+    request_time: Any
+
+
+def request_tensors(
+    schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Encode one request, with the schema that encoded the training data.
+
+    Args:
+        schema: of the model.
+        history, candidates, request_time: see `Request`.
+        names: the tensors wanted, a model's input names: `history_<column>`, `history_time`, `history_length`, `request_time`,
+            `candidate_<column>`, `candidate_count`. Columns of the frames that none of them needs are not looked at.
+
+    Returns:
+        For each name: int32 or float32, `history_<name>` (L[, size]), `candidate_<name>` (N[, size]), the others scalars.
+        `pad_requests` makes a batch of several.
+
+    Raises:
+        ValueError: no candidate, a column missing, a value the schema refuses, a history of several members, not in order of
+            time, or later than the request.
+        TypeError: something else than a frame.
+
+    Example:
+        >>> tensors = request_tensors(schema, history, candidates, 1_790_000_000, model_input_names)
+        >>> tensors["candidate_count"]
+        array(3, dtype=int32)
+    """
+    frames, times, now = checked_frames(schema, history, candidates, request_time)
+    fixed = {
+        "request_time": np.asarray(now, dtype=np.int32),
+        "history_time": times,
+        HISTORY_LENGTH: np.asarray(len(frames["history"]), dtype=np.int32),
+        CANDIDATE_COUNT: np.asarray(len(candidates), dtype=np.int32),
+    }
+
+    def encode(name: str, column: Any, values: pd.Series | None) -> np.ndarray:
+        if values is None:
+            return np.zeros((0, *column.shape), dtype=column.dtype)
+        encoded: np.ndarray = column.encode(values)
+        return encoded
+
+    return tensors_of_frames(schema, frames, fixed, names, encode)
+
+
+def tensors_of_frames(
+    schema: Schema,
+    frames: Mapping[str, pd.DataFrame],
+    fixed: Mapping[str, np.ndarray],
+    names: Iterable[str],
+    encode: Callable[[str, Any, pd.Series | None], np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The tensors of those names: `fixed` ones, and columns of the frames.
+
+    Args:
+        schema: names the columns.
+        frames, fixed: 'history' and 'candidate', see `checked_frames`; tensors that are no column.
+        names: see `request_tensors`.
+        encode: (name of the tensor, column of the schema, its values or None where a frame has no rows) -> tensor.
+
+    Raises:
+        ValueError, TypeError: a name or column that is not there; what `encode` raises, saying in which frame.
+    """
+    inputs = {column.name: column for column in schema.inputs()}
+    columns = {"history": {**inputs, **{column.name: column for column in schema.actions}}, "candidate": inputs}
+    out: dict[str, np.ndarray] = {}
+    for name in names:
+        if name in fixed:
+            out[name] = fixed[name]
+            continue
+        side, _, column = name.partition("_")
+        if side not in columns or column not in columns[side]:
+            raise ValueError(f"the model's input '{name}' is no column of the schema. The schema has: {sorted(columns['history'])}")
+        frame, where = frames[side], _SIDES[side]
+        if len(frame) and column not in frame.columns:
+            raise ValueError(f"column '{column}' is missing in {where}. There are: {sorted(map(str, frame.columns))}")
+        values = frame[column].reset_index(drop=True) if len(frame) else None
+        with _said_of(where):
+            out[name] = encode(name, columns[side][column], values)
+    return out
+
+
+def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Requests of different lengths as one batch: zeros up to the longest history and the longest list of candidates.
+
+    Never narrower than one cell: servers differ in what an empty list is to them.
+
+    Args:
+        requests: results of `request_tensors` for the same names, at least one.
+
+    Returns:
+        The serving tensors: (B, L[, size]), (B, N[, size]) and (B,).
+
+    Raises:
+        ValueError: no request, or requests with different names.
+    """
+    if not requests:
+        raise ValueError("`requests` must hold at least one request. Received: none")
+    for number, request in enumerate(requests):
+        if request.keys() != requests[0].keys():
+            names = sorted(request.keys() ^ requests[0].keys())
+            raise ValueError(f"`requests` must have the same tensors. Request {number} and request 0 differ in {names}")
+    batch: dict[str, np.ndarray] = {}
+    for name, first in requests[0].items():
+        values = [request[name] for request in requests]
+        if first.ndim == 0:
+            batch[name] = np.stack(values)
+            continue
+        shape = (len(values), max(1, *map(len, values)), *first.shape[1:])
+        out: np.ndarray = np.full(shape, b"", dtype=object) if first.dtype.kind == "O" else np.zeros(shape, dtype=first.dtype)
+        for row, value in enumerate(values):
+            out[row, : len(value)] = value
+        batch[name] = out
+    return batch
+
+
+def checked_frames(
+    schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any
+) -> tuple[dict[str, pd.DataFrame], np.ndarray, np.int32]:
+    """The frames of a request by side, the times of its history and its own, after the checks that need no column but time.
+
+    Raises:
+        ValueError, TypeError: as `request_tensors`.
+    """
+    for what, frame in (("history", history), ("candidates", candidates)):
+        if not isinstance(frame, pd.DataFrame) and not (what == "history" and frame is None):
+            raise TypeError(f"`{what}` must be a DataFrame. Received: {type(frame).__name__}")
+    if not len(candidates):
+        raise ValueError("`candidates` must have at least one row: a request needs a candidate. Received: 0 rows")
+    with _said_of("the request time"):
+        now = schema.encode_time(pd.Series([request_time]))[0]
+    frames = {"history": history if history is not None else pd.DataFrame(), "candidate": candidates}
+    return frames, _history_times(schema, frames["history"], int(now)), now
+
+
+def _history_times(schema: Schema, history: pd.DataFrame, now: int) -> np.ndarray:
+    if not len(history):
+        return np.zeros(0, dtype=np.int32)
+    if schema.time not in history.columns:
+        raise ValueError(f"the history must have the time column '{schema.time}'. It has: {sorted(map(str, history.columns))}")
+    if schema.member in history.columns and history[schema.member].nunique(dropna=False) > 1:
+        members = history[schema.member].nunique(dropna=False)
+        raise ValueError(f"the history must be of one member. Received: {members} members in column '{schema.member}'")
+    with _said_of("the history"):
+        times: np.ndarray = schema.encode_time(history[schema.time])
+    back = np.flatnonzero(np.diff(times) < 0)
+    if len(back):
+        row = int(back[0]) + 1
+        raise ValueError(f"the history must be in order of time, oldest first. Column '{schema.time}' goes back at row {row}")
+    if times[-1] > now:
+        row = int((times > now).argmax())
+        raise ValueError(
+            f"the history must not be later than the request. Column '{schema.time}' is {int(times[row]) - now} s after it at row {row}"
+        )
+    return times
+
+
+@contextlib.contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """Errors of an encoder, saying in which frame it failed."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"in {where}: {error}") from error

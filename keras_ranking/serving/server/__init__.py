@@ -1,0 +1,1 @@
+"""The embedded server: listeners for gRPC and REST, versions, batching, limits."""

@@ -1,0 +1,224 @@
+"""`serve`: the embedded server, with the REST and gRPC protocol of TensorFlow Serving."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from keras_ranking.serving.server.grpc_api import GrpcListener
+from keras_ranking.serving.server.limits import Limits
+from keras_ranking.serving.server.rest_listener import RestListener
+from keras_ranking.serving.server.security import Access, Tls
+from keras_ranking.serving.server.service import Service
+from keras_ranking.serving.server.versions import Versions
+
+log = logging.getLogger("keras_ranking.serving")
+
+
+class Server:
+    """A running server; `serve` makes it. A context manager that stops it at the end of the block.
+
+    Attributes:
+        name: of the model, as in the paths.
+        host: address it listens on.
+        rest_port, grpc_port: the ports it has, also where 0 was asked for.
+    """
+
+    def __init__(
+        self, service: Service, host: str, rest_port: int, grpc_port: int, drain_seconds: float, notice_seconds: float = 0.0
+    ) -> None:
+        self.name = service.name
+        self.host = host
+        self.rest_port = rest_port
+        self.grpc_port = grpc_port
+        self._service = service
+        self._drain_seconds, self._notice_seconds = drain_seconds, notice_seconds
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._stopped = threading.Event()
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="keras_ranking-server", daemon=True)
+        self._thread.start()
+        try:
+            self._started.result()
+        except BaseException:
+            self._thread.join()
+            service.versions.close()
+            raise
+
+    @property
+    def version(self) -> int:
+        """The version that answers calls which name none."""
+        return self._service.versions.latest
+
+    def stop(self) -> None:
+        """Say that no more calls are wanted (for `notice_seconds`), take no new ones, answer those under way (for at most
+        `drain_seconds`), unload the model. Safe to call twice.
+        """
+        if not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # closed since we looked
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._service.versions.close()
+
+    def wait(self) -> None:
+        """Block until the server is stopped, or SIGINT or SIGTERM asks for it (only in the main thread), and stop it."""
+        asked = threading.Event()
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while not asked.wait(0.2) and self._thread.is_alive():
+                pass
+            self.stop()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Server {self.name} version {self.version} rest {self.host}:{self.rest_port} grpc {self.host}:{self.grpc_port}>"
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+            else:
+                log.exception("the server stopped")
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        tls = self._service.access.tls
+        rest, grpc = RestListener(self._service, self._drain_seconds), GrpcListener(self._service)
+        try:
+            context = tls.context() if tls is not None else None
+            self.rest_port = await _bound(lambda: rest.start(self.host, self.rest_port, context), "REST", self.host, self.rest_port)
+            self.grpc_port = await _bound(lambda: _grpc_port(grpc, tls, self.host, self.grpc_port), "gRPC", self.host, self.grpc_port)
+            await grpc.start()
+            log.info("serving %s: REST %s:%d, gRPC %s:%d", self.name, self.host, self.rest_port, self.host, self.grpc_port)
+            self._started.set_result(None)
+            await self._stopping.wait()
+            self._service.draining = True
+            log.info("stopping %s", self.name)
+            await grpc.notice()
+            await asyncio.sleep(self._notice_seconds)
+        finally:
+            await asyncio.gather(grpc.stop(self._drain_seconds), rest.stop())
+
+
+async def _bound(bind: Callable[[], Any], door: str, host: str, port: int) -> Any:
+    try:
+        return await bind()
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"the {door} server cannot listen on {host}:{port}; is the port taken? ({error})") from error
+
+
+async def _grpc_port(door: GrpcListener, tls: Tls | None, host: str, port: int) -> int:
+    address = f"[{host}]:{port}" if ":" in host.strip("[]") else f"{host}:{port}"
+    taken = int(door.server.add_insecure_port(address) if tls is None else door.server.add_secure_port(address, tls.credentials()))
+    if taken == 0:
+        raise OSError("the address was refused")
+    return taken
+
+
+def serve(
+    folder: str | Path,
+    name: str | None = None,
+    host: str = "127.0.0.1",
+    rest_port: int = 8501,
+    grpc_port: int = 8500,
+    *,
+    labels: Mapping[str, int] | None = None,
+    poll_seconds: float = 1.0,
+    threads: int = 0,
+    limits: Limits | None = None,
+    drain_seconds: float = 10.0,
+    notice_seconds: float = 0.0,
+    token: str | None = None,
+    tls: Tls | None = None,
+    insecure: bool = False,
+) -> Server:
+    """Serve the highest version under `folder`, and each new one as it appears.
+
+    The graph on disk is run, never a Python model. A new version is loaded and tried beside the old one, then takes over
+    between two calls; where it is broken the old one serves on and the error is logged and stands in the model's status.
+    Calls that come while the model runs are joined into one batch, also when their lengths differ.
+
+    Beside TensorFlow Serving's paths: `/healthz` (the process lives), `/readyz` (it wants calls), the gRPC service
+    `grpc.health.v1.Health`, and `/monitoring/prometheus/metrics` without being asked for. A call may say how long it waits: the
+    deadline of gRPC, the header `X-Request-Timeout` of REST; one whose time is up is dropped before the model runs it.
+
+    Log lines go to the loggers `keras_ranking.serving` and, one INFO line a call, `keras_ranking.serving.calls`; see `logs`.
+
+    Args:
+        folder: a served model as `export` writes it: integer-named versions.
+        name: of the model in paths and messages; None: the folder's name.
+        host: address to listen on; the default is this machine only.
+        rest_port, grpc_port: 0 = any free port; see `Server.rest_port`.
+        labels: label -> version, kept loaded beside the highest, for `/labels/NAME:predict`.
+        poll_seconds: how often to look for new versions.
+        threads: TensorFlow threads; 0 = one a core.
+        limits: what is refused, with its error; see `Limits`.
+        drain_seconds: how long `stop` waits for calls under way.
+        notice_seconds: how long before that it says by `/readyz` and gRPC health that it stops, while it still takes calls.
+        token: what every call must carry as `Authorization: Bearer TOKEN`, but for the probes of health; None: no token.
+            Without TLS it can be read on the way.
+        tls: certificate and key of both doors, and the authority of client certificates where those are asked for.
+        insecure: listen beyond this machine without a token and without client certificates.
+
+    Returns:
+        The running `Server`; stop it by `stop()`, or use it in a `with` block.
+
+    Raises:
+        FileNotFoundError: no folder, or no version in it.
+        RuntimeError: no version that can be served.
+        ValueError: a label for a version that is not there; a setting out of range; an address beyond this machine where nobody
+            has to show who they are, without `insecure`.
+        OSError: a port that is taken.
+
+    Example:
+        >>> with serve("saved_models/cadet", rest_port=0, grpc_port=0) as server:
+        ...     client = Client(f"127.0.0.1:{server.grpc_port}", schema, model="cadet")
+        ...     scores = client.score(history, candidates, request_time)
+    """
+    folder = Path(folder)
+    limits = limits or Limits()
+    for setting, value in (("poll_seconds", poll_seconds), ("drain_seconds", drain_seconds)):
+        if not value > 0:
+            raise ValueError(f"`{setting}` must be positive. Received: {setting}={value}")
+    if notice_seconds < 0:
+        raise ValueError(f"`notice_seconds` must not be negative. Received: notice_seconds={notice_seconds}")
+    if threads < 0:
+        raise ValueError(f"`threads` must be 0 or a number of threads. Received: threads={threads}")
+    model = name if name is not None else folder.resolve().name
+    if not model or set(model) & set("/:"):
+        raise ValueError(f"`name` must be usable in a path, without '/' and ':'. Received: name={model!r}")
+
+    access = Access(token, tls, insecure)
+    access.check_host(host)
+
+    def open_versions(on_batch: Callable[[int], None]) -> Versions:
+        return Versions(folder, limits, labels, poll_seconds, threads, on_batch)
+
+    service = Service(model, limits, access, open_versions)
+    return Server(service, host, rest_port, grpc_port, drain_seconds, notice_seconds)

@@ -1,0 +1,121 @@
+"""What both doors, REST and gRPC, lead to: find the version, check, queue, wait, count."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keras_ranking.serving.protocol.errors import ServingError, busy, not_found, too_large
+from keras_ranking.serving.protocol.signature import Signature
+from keras_ranking.serving.server.limits import Limits
+from keras_ranking.serving.server.logs import CALL
+from keras_ranking.serving.server.metrics import Metrics
+from keras_ranking.serving.server.security import Access
+from keras_ranking.serving.server.versions import Servable, Versions
+
+calls = logging.getLogger(CALL)
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass
+class Call:
+    """What is known of a call while it runs, for metrics and the log."""
+
+    protocol: str
+    begin: float = field(default_factory=time.monotonic)
+    code: str = "OK"
+    signature: str = ""
+    version: int = 0
+    rows: int = 0
+
+
+class Service:
+    """One served model.
+
+    Args:
+        name: of the model.
+        limits: what is refused.
+        access: who may call.
+        open_versions: makes the versions; is handed the function to call with the rows of every run.
+    """
+
+    def __init__(self, name: str, limits: Limits, access: Access, open_versions: Callable[[Callable[[int], None]], Versions]) -> None:
+        self.name, self.limits, self.access = name, limits, access
+        self.draining = self.closing = False
+        self._running = 0
+        self.metrics = Metrics()
+        self.versions = open_versions(self.metrics.ran)
+        self.metrics.watch(self.versions, lambda: self._running)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new calls are wanted."""
+        return not self.draining and self.versions.latest in self.versions.loaded
+
+    def must_be(self, name: str) -> None:
+        """Raise NOT_FOUND unless `name` is the served model."""
+        if name != self.name:
+            raise not_found(f'model "{name}" not found. This server has: "{self.name}"')
+
+    @contextlib.contextmanager
+    def counted(self, protocol: str) -> Iterator[Call]:
+        """Count a call and bound how many run at once.
+
+        Raises:
+            ServingError: RESOURCE_EXHAUSTED.
+        """
+        call = Call(protocol)
+        self._running += 1
+        try:
+            if self._running > self.limits.concurrent:
+                raise busy(f"{self.limits.concurrent} calls are under way already, which is the limit; try again later")
+            yield call
+        except ServingError as error:
+            call.code = error.code
+            raise
+        except asyncio.CancelledError:
+            call.code = "CANCELLED"
+            raise
+        except Exception:
+            call.code = "INTERNAL"
+            raise
+        finally:
+            self._running -= 1
+            seconds = time.monotonic() - call.begin
+            self.metrics.answered(call.protocol, call.code, call.signature, seconds)
+            if calls.isEnabledFor(logging.INFO):
+                known = {name: getattr(call, name) for name in ("protocol", "code", "signature", "version", "rows")}
+                calls.info("call", extra={**known, "seconds": round(seconds, 6), "model": self.name})
+
+    async def predict(self, call: Call, servable: Servable, signature: Signature, inputs: Tensors, seconds: float | None = None) -> Tensors:
+        """Scores of a call; the caller holds the lease of `servable`.
+
+        Args:
+            call: to be filled in.
+            seconds: time the caller waits, from the beginning of the call; None: `limits.deadline_seconds`.
+
+        Raises:
+            ServingError: what is wrong with the inputs, a full queue, a deadline, a failing model.
+        """
+        call.signature, call.version = signature.name, servable.version
+        call.rows = signature.check(inputs)
+        for axis, (name, size) in signature.widest(inputs).items():
+            most = self.limits.history if axis == "history" else self.limits.candidates
+            if size > most:
+                raise too_large(f"input '{name}' may hold at most {most} cells a request. Received: {size}")
+        allowed = self.limits.deadline_seconds if seconds is None else min(seconds, self.limits.deadline_seconds)
+        deadline = call.begin + allowed
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ServingError("DEADLINE_EXCEEDED", "the deadline passed before the call was read")
+        waiting = servable.batcher.submit(signature, inputs, call.rows, deadline)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(waiting), left)
+        except TimeoutError:
+            raise ServingError("DEADLINE_EXCEEDED", f"no scores within {allowed:.3g} s") from None

@@ -1,0 +1,1 @@
+"""Incremental training: a quadratic penalty around earlier weights, from measured Fisher information."""

@@ -1,0 +1,1 @@
+"""How much an event counts in training: place, age, inverse propensities."""

@@ -1,0 +1,162 @@
+"""ResidualQuantizer: codes and losses against numpy, gradients past the bottleneck, dead codewords, running means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from keras_ranking.layers import ResidualQuantizer
+from tests.layers.common import numpy, run_example, run_layer_checks, silu
+
+F, K, LEVELS = 5, 8, 3
+
+
+def vectors(rows: int = 64, seed: int = 0) -> np.ndarray:
+    """Clusters of clusters, as codes of several levels suit."""
+    rng = np.random.default_rng(seed)
+    coarse, fine = 3 * rng.normal(size=(6, F)), rng.normal(size=(6, F))
+    return (coarse[rng.integers(0, 6, rows)] + fine[rng.integers(0, 6, rows)] + 0.1 * rng.normal(size=(rows, F))).astype("float32")
+
+
+def make(**settings: Any) -> ResidualQuantizer:
+    return ResidualQuantizer(**{"levels": LEVELS, "codebook_size": K, **settings})
+
+
+def codewords(layer: ResidualQuantizer) -> np.ndarray:
+    base = numpy(layer.codebook.value).astype("float64")
+    return base if layer.shift is None else base + numpy(layer.shift.value)
+
+
+def reference(layer: ResidualQuantizer, x: np.ndarray) -> dict[str, np.ndarray]:
+    def dense(h: np.ndarray, stack: list[Any]) -> np.ndarray:
+        for i, each in enumerate(stack):
+            h = h @ numpy(each.kernel.value).astype("float64") + numpy(each.bias.value)
+            h = silu(h) if i < len(stack) - 1 else h
+        return h
+
+    residual = dense(x.astype("float64"), layer.encoder)
+    total, commitment, codes = np.zeros_like(residual), 0.0, []
+    for words in codewords(layer):
+        code = np.array([np.argmin([np.sum((r - w) ** 2) for w in words]) for r in residual])
+        commitment += np.mean((residual - words[code]) ** 2)
+        residual, total = residual - words[code], total + words[code]
+        codes.append(code)
+    y = dense(total, layer.decoder)
+    learned = 2 if layer.shift is not None else 1  # the codebook loss has the same value as the commitment loss
+    weight = layer.commitment + (learned - 1)
+    return {"codes": np.stack(codes, 1), "y": y, "losses": np.array([np.mean((y - x) ** 2), weight * commitment / LEVELS])}
+
+
+@pytest.mark.parametrize("settings", [{}, {"dim": 3, "hidden": (7,)}, {"update": "straight_through"}])
+def test_reference(settings: dict[str, Any]) -> None:
+    layer, x = make(**settings), vectors()
+    layer(x, training=True)
+    y = numpy(layer(x))
+    expected = reference(layer, x)
+    np.testing.assert_array_equal(numpy(layer.encode(x)), expected["codes"])
+    np.testing.assert_allclose(y, expected["y"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(numpy(layer.decode(expected["codes"].astype("int32"))), expected["y"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose([float(numpy(loss)) for loss in layer.losses], expected["losses"], rtol=1e-4)
+
+
+def train(layer: ResidualQuantizer, x: np.ndarray, epochs: int = 30) -> ResidualQuantizer:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((x.shape[1],))
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    model.fit(x, x, batch_size=64, epochs=epochs, verbose=0)
+    return layer
+
+
+def error(layer: ResidualQuantizer, x: np.ndarray) -> float:
+    return float(np.mean((numpy(layer.decode(layer.encode(x))) - x) ** 2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"update": "straight_through"}, {"hidden": (16,), "dim": 4}])
+def test_fit_learns_and_later_levels_refine(settings: dict[str, Any]) -> None:
+    x = vectors(512)
+    one, three = train(make(**{**settings, "levels": 1}), x), train(make(**settings), x)
+    assert error(one, x) < 0.6 * x.var(), "better than the mean"
+    assert error(three, x) < 0.6 * error(one, x)
+
+
+def test_dead_codewords_come_back() -> None:
+    """Two far clusters seen first, then others: without revival the codebook keeps to where it was."""
+    x = vectors(512)
+    revived, stuck = make(levels=1, revive_after=3), make(levels=1, revive_after=None)
+    for layer in (revived, stuck):
+        layer.build((None, F))
+        layer.codebook.assign(np.full((1, K, F), 100.0) + np.arange(K)[None, :, None])
+        layer.sums.assign(numpy(layer.codebook.value))
+        layer.unused.assign(np.zeros((1, K), "int32"))
+        for _ in range(12):
+            layer(x, training=True)
+    used = [len(np.unique(numpy(layer.encode(x)))) for layer in (revived, stuck)]
+    assert used[0] >= K - 1
+    assert used[1] == 1, "control"
+    assert error(revived, x) < 0.5 * error(stuck, x)
+
+
+def test_running_means_and_gradients() -> None:
+    x = vectors()
+    layer = make(levels=1, decay=0.0)
+    layer(x, training=True)
+    before = numpy(layer.encode(x))[:, 0]
+    codes = numpy(layer.encode(x))[:, 0]
+    words = codewords(layer)[0]
+    # decay 0: a codeword is the mean of what chose it in the last batch
+    layer(x, training=True)
+    for code in np.unique(before):
+        np.testing.assert_allclose(codewords(layer)[0][code], x[codes == code].mean(axis=0), atol=1e-4)
+    assert words.shape == (K, F)
+    # past the bottleneck: d sum(y) / d x of the identity form is 1
+    plain = make(levels=2)
+    plain(x, training=True)
+    np.testing.assert_allclose(gradient(plain, x), np.ones_like(x), atol=1e-6)
+
+
+def gradient(layer: Any, x: np.ndarray) -> np.ndarray:
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        tensor = torch.tensor(x, requires_grad=True)
+        layer(tensor).sum().backward()
+        return tensor.grad.numpy()
+    if backend == "jax":
+        import jax
+
+        return np.asarray(jax.grad(lambda t: layer(t).sum())(x))
+    import tensorflow as tf
+
+    tensor = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        out = tf.reduce_sum(layer(tensor))
+    return tape.gradient(out, tensor).numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"update": "straight_through", "hidden": (4,)}])
+def test_common(settings: dict[str, Any], tmp_path: Path) -> None:
+    run_layer_checks(lambda **more: make(**settings, **more), {"inputs": vectors().reshape(16, 4, F)}, tmp_path)
+
+
+def test_errors() -> None:
+    for settings, message in (
+        ({"levels": 0}, "`levels` must be a positive integer. Received: levels=0"),
+        ({"hidden": (0,)}, "`hidden` must be a positive integer"),
+        ({"update": "mean"}, "`update` must be one of"),
+        ({"decay": 1.0}, r"`decay` must lie in \[0, 1\)"),
+        ({"revive_after": 0}, "`revive_after` must be a positive integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**settings)
+
+
+def test_example() -> None:
+    run_example(ResidualQuantizer)
