@@ -248,7 +248,7 @@ def run_layer_checks(
         check_training(make, inputs, settings)
 
 
-class _Shapes(doctest.OutputChecker):
+class ExampleChecker(doctest.OutputChecker):
     """Backends print a shape each in their own way; the docstrings print a tuple."""
 
     def check_output(self, want: str, got: str, flags: int) -> bool:
@@ -259,7 +259,7 @@ def run_example(documented: Any, **names: Any) -> None:
     """The Example in the docstring of a class or function runs, and prints what it says."""
     scope = {"kr": kr, "keras": keras, "np": np, documented.__name__: documented, **names}
     tests = doctest.DocTestFinder(recurse=False).find(documented, documented.__name__, globs=scope)
-    runner = doctest.DocTestRunner(checker=_Shapes(), optionflags=doctest.NORMALIZE_WHITESPACE)
+    runner = doctest.DocTestRunner(checker=ExampleChecker(), optionflags=doctest.NORMALIZE_WHITESPACE)
     lines: list[str] = []
     for test in tests:
         runner.run(test, out=lines.append)
