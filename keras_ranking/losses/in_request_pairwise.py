@@ -98,8 +98,8 @@ class InRequestPairwise(keras.losses.Loss):
 
     Example:
         >>> from keras_ranking.losses import InRequestPairwise, targets
-        >>> loss = InRequestPairwise()
-        >>> y_true = targets([[1.0, 0.0, 0.0]], request=[[1, 1, 2]])
+        >>> loss = kr.losses.InRequestPairwise()
+        >>> y_true = kr.losses.targets([[1.0, 0.0, 0.0]], request=[[1, 1, 2]])
         >>> round(float(loss(y_true, [[[0.0], [0.0], [9.0]]])), 4)  # one pair, log 2
         0.6931
 

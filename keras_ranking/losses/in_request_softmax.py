@@ -66,7 +66,7 @@ class InRequestSoftmax(keras.losses.Loss):
 
     Example:
         >>> from keras_ranking.losses import InRequestSoftmax
-        >>> loss = InRequestSoftmax()
+        >>> loss = kr.losses.InRequestSoftmax()
         >>> round(float(loss([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 1.0]])), 4)  # one list of two, log 2
         0.6931
 

@@ -63,8 +63,8 @@ class ObservedTowerLoss(keras.losses.Loss):
 
     Example:
         >>> from keras_ranking.losses import ObservedTowerLoss, targets
-        >>> loss = ObservedTowerLoss(boundaries=(4,), pairwise_weight=0.1)
-        >>> y_true = targets([[1.0, 0.0]], position=[[1, 2]])
+        >>> loss = kr.losses.ObservedTowerLoss(boundaries=(4,), pairwise_weight=0.1)
+        >>> y_true = kr.losses.targets([[1.0, 0.0]], position=[[1, 2]])
         >>> round(float(loss(y_true, [[[0.0, 9.0], [0.0, 9.0]]])), 4)  # 1.1 * log 2; the second tower is not seen
         0.7625
         >>> # model.compile("adam", loss={"click": loss}); model.fit(x, {"click": y_true}, sample_weight={"click": weight})

@@ -60,7 +60,7 @@ def targets(label: Any, position: Any = None, request: Any = None) -> np.ndarray
 
     Example:
         >>> from keras_ranking.losses import targets
-        >>> targets([[1, 0, 0]], position=[[1, 2, 3]]).shape
+        >>> kr.losses.targets([[1, 0, 0]], position=[[1, 2, 3]]).shape
         (1, 3, 3)
     """
     labels = np.asarray(label, dtype=np.float32)
@@ -89,7 +89,7 @@ def largest_request(y_true: Any, sample_weight: Any = None) -> int:
 
     Example:
         >>> from keras_ranking.losses import largest_request, targets
-        >>> largest_request(targets([[1, 0, 0]], request=[[1, 1, 2]]))
+        >>> kr.losses.largest_request(kr.losses.targets([[1, 0, 0]], request=[[1, 1, 2]]))
         2
     """
     packed = np.asarray(y_true)
@@ -141,8 +141,8 @@ def observed_tower(y_true: Any, y_pred: Any, boundaries: Sequence[int] = ()) -> 
 
     Example:
         >>> from keras_ranking.losses import observed_tower, targets
-        >>> y_true = targets([[1.0, 0.0]], position=[[1, 7]])
-        >>> label, logit, bucket, request = observed_tower(y_true, [[[0.1, 0.2], [0.3, 0.4]]], boundaries=(4,))
+        >>> y_true = kr.losses.targets([[1.0, 0.0]], position=[[1, 7]])
+        >>> label, logit, bucket, request = kr.losses.observed_tower(y_true, [[[0.1, 0.2], [0.3, 0.4]]], boundaries=(4,))
         >>> [round(float(value), 1) for value in logit[0]]
         [0.1, 0.4]
     """

@@ -48,7 +48,7 @@ def paired_bootstrap(
 
     Example:
         >>> from keras_ranking.metrics import paired_bootstrap
-        >>> result = paired_bootstrap([0.5, 0.6, 0.7, 0.6], [0.6, 0.7, 0.8, 0.7], clusters=["u", "u", "v", "w"])
+        >>> result = kr.metrics.paired_bootstrap([0.5, 0.6, 0.7, 0.6], [0.6, 0.7, 0.8, 0.7], clusters=["u", "u", "v", "w"])
         >>> round(result.difference, 3), round(result.low, 3), result.clusters
         (0.1, 0.1, 3)
 

@@ -47,7 +47,7 @@ class CalibrationError(ObservedBase):
 
     Example:
         >>> from keras_ranking.metrics import CalibrationError
-        >>> metric = CalibrationError(bins=2)
+        >>> metric = kr.metrics.CalibrationError(bins=2)
         >>> metric.update_state([0.0, 0.0, 1.0, 1.0], [0.1, 0.1, 0.6, 0.6])
         >>> round(float(metric.result()), 4)
         0.25

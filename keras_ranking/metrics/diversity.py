@@ -85,7 +85,7 @@ def intra_list_similarity(vectors: Any, scores: Any, groups: Any, k: int | None 
         ValueError: lengths differ, a value that is not finite, `k` below 1.
 
     Example:
-        >>> intra_list_similarity([[1, 0], [1, 0], [0, 1]], [0.9, 0.8, 0.1], ["a"] * 3, k=2)
+        >>> kr.metrics.intra_list_similarity([[1, 0], [1, 0], [0, 1]], [0.9, 0.8, 0.1], ["a"] * 3, k=2)
         GroupedValue(value=1.0, groups=1)
     """
     values, lists = _lists(scores, groups, k)
@@ -115,7 +115,7 @@ def coverage(values: Any, scores: Any, groups: Any, k: int | None = 10) -> Group
         scores, groups, k: as `intra_list_similarity`.
 
     Example:
-        >>> coverage(["x", "x", "y"], [0.9, 0.8, 0.1], ["a"] * 3, k=2)
+        >>> kr.metrics.coverage(["x", "x", "y"], [0.9, 0.8, 0.1], ["a"] * 3, k=2)
         GroupedValue(value=0.5, groups=1)
     """
     scored, lists = _lists(scores, groups, k)
@@ -139,7 +139,7 @@ def gap_violations(values: Any, scores: Any, groups: Any, gap: int, k: int | Non
         gap: at least 1.
 
     Example:
-        >>> gap_violations(["x", "x", "y", "x"], [4, 3, 2, 1], ["a"] * 4, gap=1)
+        >>> kr.metrics.gap_violations(["x", "x", "y", "x"], [4, 3, 2, 1], ["a"] * 4, gap=1)
         GapViolations(mean=1.0, share=1.0, groups=1)
     """
     if isinstance(gap, bool) or int(gap) != gap or gap < 1:
@@ -172,7 +172,7 @@ def greedy_rerank(scores: Any, groups: Any, values: Mapping[str, Any], gaps: Map
         ValueError: lengths differ, an unknown name, a gap below 1.
 
     Example:
-        >>> greedy_rerank([4, 3, 2, 1], ["a"] * 4, {"author": ["x", "x", "y", "z"]}, {"author": 1}).tolist()
+        >>> kr.metrics.greedy_rerank([4, 3, 2, 1], ["a"] * 4, {"author": ["x", "x", "y", "z"]}, {"author": 1}).tolist()
         [1, 3, 2, 4]
     """
     scored, lists = _lists(scores, groups, None)

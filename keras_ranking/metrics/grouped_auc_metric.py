@@ -75,7 +75,7 @@ class GroupedAUC(ObservedBase):
 
     Example:
         >>> from keras_ranking.metrics import GroupedAUC
-        >>> metric = GroupedAUC()
+        >>> metric = kr.metrics.GroupedAUC()
         >>> metric.update_state([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.9, 0.1, 0.2], [0.5, 0.5, 0.7]])
         >>> round(float(metric.result()), 4)  # (1 + 0.25) / 2
         0.625

@@ -34,7 +34,7 @@ class NormalizedEntropy(ObservedBase):
 
     Example:
         >>> from keras_ranking.metrics import NormalizedEntropy
-        >>> metric = NormalizedEntropy()
+        >>> metric = kr.metrics.NormalizedEntropy()
         >>> metric.update_state([1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25])
         >>> round(float(metric.result()), 4)
         1.0

@@ -38,7 +38,7 @@ class Observed(ObservedBase):
     Example:
         >>> import keras
         >>> from keras_ranking.metrics import Observed
-        >>> metric = Observed(keras.metrics.BinaryAccuracy())
+        >>> metric = kr.metrics.Observed(keras.metrics.BinaryAccuracy())
         >>> metric.update_state([[[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]]], [[[3.0], [2.0]]])
         >>> float(metric.result())
         0.5

@@ -33,7 +33,7 @@ class ObservedOverExpected(ObservedBase):
 
     Example:
         >>> from keras_ranking.metrics import ObservedOverExpected
-        >>> metric = ObservedOverExpected()
+        >>> metric = kr.metrics.ObservedOverExpected()
         >>> metric.update_state([1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.25, 0.25])
         >>> round(float(metric.result()), 4)
         1.3333

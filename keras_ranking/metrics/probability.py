@@ -35,7 +35,7 @@ def log_loss(labels: Any, probabilities: Any, weights: Any = None) -> float:
 
     Example:
         >>> from keras_ranking.metrics import log_loss
-        >>> round(log_loss([1, 0], [0.5, 0.5]), 4)
+        >>> round(kr.metrics.log_loss([1, 0], [0.5, 0.5]), 4)
         0.6931
     """
     positive, chance, weight = _inputs(labels, probabilities, weights)
@@ -55,7 +55,7 @@ def normalized_entropy(labels: Any, probabilities: Any, weights: Any = None) -> 
 
     Example:
         >>> from keras_ranking.metrics import normalized_entropy
-        >>> round(normalized_entropy([1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]), 6)
+        >>> round(kr.metrics.normalized_entropy([1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]), 6)
         1.0
     """
     loss = log_loss(labels, probabilities, weights)
@@ -73,7 +73,7 @@ def observed_over_expected(labels: Any, probabilities: Any, weights: Any = None)
 
     Example:
         >>> from keras_ranking.metrics import observed_over_expected
-        >>> observed_over_expected([1, 0, 0, 1], [0.5, 0.5, 0.25, 0.75])
+        >>> kr.metrics.observed_over_expected([1, 0, 0, 1], [0.5, 0.5, 0.25, 0.75])
         1.0
     """
     positive, chance, weight = _inputs(labels, probabilities, weights)
@@ -101,7 +101,7 @@ def calibration_error(labels: Any, probabilities: Any, weights: Any = None, bins
 
     Example:
         >>> from keras_ranking.metrics import calibration_error
-        >>> round(calibration_error([0, 0, 1, 1], [0.1, 0.1, 0.6, 0.6], bins=2), 6)
+        >>> round(kr.metrics.calibration_error([0, 0, 1, 1], [0.1, 0.1, 0.6, 0.6], bins=2), 6)
         0.25
     """
     if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 1:

@@ -47,7 +47,7 @@ def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) 
 
     Example:
         >>> from keras_ranking.metrics import per_request_auc
-        >>> per_request_auc([1, 0, 1, 0, 0], [0.9, 0.1, 0.2, 0.2, 0.7], ["a", "a", "b", "b", "b"]).auc.tolist()
+        >>> kr.metrics.per_request_auc([1, 0, 1, 0, 0], [0.9, 0.1, 0.2, 0.2, 0.7], ["a", "a", "b", "b", "b"]).auc.tolist()
         [1.0, 0.25]
     """
     positive = binary(labels)
@@ -85,7 +85,7 @@ def grouped_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) -> G
 
     Example:
         >>> from keras_ranking.metrics import grouped_auc
-        >>> grouped_auc([1, 0, 1, 0, 1], [0.9, 0.1, 0.2, 0.2, 0.7], [1, 1, 2, 2, 3])
+        >>> kr.metrics.grouped_auc([1, 0, 1, 0, 1], [0.9, 0.1, 0.2, 0.2, 0.7], [1, 1, 2, 2, 3])
         GroupedValue(value=0.75, groups=2)
     """
     each = per_request_auc(labels, scores, groups, weights).auc
@@ -97,7 +97,7 @@ def auc(labels: Any, scores: Any, weights: Any = None) -> float:
 
     Example:
         >>> from keras_ranking.metrics import auc
-        >>> auc([1, 0, 0], [0.5, 0.5, 0.1])
+        >>> kr.metrics.auc([1, 0, 0], [0.5, 0.5, 0.1])
         0.75
     """
     each = per_request_auc(labels, scores, np.zeros(np.shape(labels), dtype=np.int64), weights).auc
@@ -125,7 +125,7 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
 
     Example:
         >>> from keras_ranking.metrics import ndcg
-        >>> round(ndcg([0, 1, 0], [0.9, 0.8, 0.1], [7, 7, 7], k=10).value, 4)
+        >>> round(kr.metrics.ndcg([0, 1, 0], [0.9, 0.8, 0.1], [7, 7, 7], k=10).value, 4)
         0.6309
     """
     if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
@@ -176,7 +176,7 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
 
     Example:
         >>> from keras_ranking.metrics import mrr
-        >>> mrr([0, 1, 0, 1], [0.9, 0.8, 0.5, 0.5], ["a", "a", "b", "b"])
+        >>> kr.metrics.mrr([0, 1, 0, 1], [0.9, 0.8, 0.5, 0.5], ["a", "a", "b", "b"])
         GroupedValue(value=0.625, groups=2)
     """
     positive = binary(labels)

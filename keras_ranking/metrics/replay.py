@@ -52,7 +52,7 @@ def replay_contribution_rate(label: Any, score: Any, request: Any, position: Any
     Example:
         >>> from keras_ranking.metrics import replay_contribution_rate
         >>> requests, shown = ["a", "a", "b", "b", "c", "c"], [1, 2, 1, 2, 1, 2]
-        >>> replay_contribution_rate([1, 0, 0, 0, 1, 0], [0.9, 0.1, 0.8, 0.3, 0.2, 0.7], requests, shown, [1] * 6)
+        >>> kr.metrics.replay_contribution_rate([1, 0, 0, 0, 1, 0], [0.9, 0.1, 0.8, 0.3, 0.2, 0.7], requests, shown, [1] * 6)
         ReplayRate(rate=0.5, matched=2.0, requests=3)
     """
     positive = binary(label)

@@ -48,8 +48,8 @@ class ReplayContributionRate(ObservedBase):
     Example:
         >>> from keras_ranking.losses import targets
         >>> from keras_ranking.metrics import ReplayContributionRate
-        >>> y_true = targets([[1, 0, 0, 0, 1, 0]], position=[[1, 2, 1, 2, 1, 2]], request=[[1, 1, 2, 2, 3, 3]])
-        >>> metric = ReplayContributionRate()
+        >>> y_true = kr.losses.targets([[1, 0, 0, 0, 1, 0]], position=[[1, 2, 1, 2, 1, 2]], request=[[1, 1, 2, 2, 3, 3]])
+        >>> metric = kr.metrics.ReplayContributionRate()
         >>> metric.update_state(y_true, [[0.9, 0.1, 0.8, 0.3, 0.2, 0.7]])
         >>> float(metric.result()), float(metric.matched())
         (0.5, 2.0)

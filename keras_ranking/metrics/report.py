@@ -27,7 +27,7 @@ def summary(labels: Any, probabilities: Any, groups: Any) -> dict[str, float]:
 
     Example:
         >>> from keras_ranking.metrics import summary
-        >>> result = summary([1, 0, 0, 1], [0.8, 0.2, 0.4, 0.6], [1, 1, 2, 2])
+        >>> result = kr.metrics.summary([1, 0, 0, 1], [0.8, 0.2, 0.4, 0.6], [1, 1, 2, 2])
         >>> result["impression_auc"], round(result["log_loss"], 4)
         (1.0, 0.367)
     """

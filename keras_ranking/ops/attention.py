@@ -155,7 +155,7 @@ def span_attention(
 
     Example:
         >>> q = k = v = keras.random.normal((1, 6, 2, 8))
-        >>> out = span_attention(q, k, v, Spans.causal(np.array([[1, 1, 1, 2, 2, 0]], "int32")))
+        >>> out = kr.ops.span_attention(q, k, v, kr.ops.Spans.causal(np.array([[1, 1, 1, 2, 2, 0]], "int32")))
         >>> out.shape
         (1, 6, 2, 8)
     """
@@ -235,7 +235,7 @@ def candidate_attention(
     Example:
         >>> q = keras.random.normal((2, 3, 4, 8))
         >>> k = v = keras.random.normal((2, 10, 4, 8))
-        >>> candidate_attention(q, k, v, np.array([10, 0], "int32")).shape
+        >>> kr.ops.candidate_attention(q, k, v, np.array([10, 0], "int32")).shape
         (2, 3, 4, 8)
     """
     if (self_key is None) != (self_value is None):

@@ -62,7 +62,7 @@ def fingerprint64(values: Any) -> np.ndarray:
         values: integers, strings, or integral floats (see `canonical_text`).
 
     Example:
-        >>> fingerprint64(["member:1234"])
+        >>> kr.ops.fingerprint64(["member:1234"])
         array([...], dtype=uint64)
     """
     import farmhash

@@ -47,7 +47,7 @@ def rotary_periods(head_dim: int, shortest: float, longest: float) -> np.ndarray
         ValueError: an odd head size, `shortest` not positive or not below `longest`, `longest` too large.
 
     Example:
-        >>> rotary_periods(8, shortest=1, longest=86400)
+        >>> kr.ops.rotary_periods(8, shortest=1, longest=86400)
         array([172800,   6190,    222,      8], dtype=int32)
     """
     _check_head_dim(head_dim)

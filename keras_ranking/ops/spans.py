@@ -48,7 +48,7 @@ class Spans(NamedTuple):
 
     Example:
         >>> segments = np.array([[1, 1, 1, 2, 2, 0]], "int32")
-        >>> spans = Spans.causal(segments)
+        >>> spans = kr.ops.Spans.causal(segments)
         >>> keras.ops.convert_to_numpy(spans.dense(6))[0].astype(int)
         array([[1, 0, 0, 0, 0, 0],
                [1, 1, 0, 0, 0, 0],

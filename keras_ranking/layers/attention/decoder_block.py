@@ -35,7 +35,7 @@ class DecoderBlock(keras.layers.Layer):
         (B, T, D), with a stride (B, T / stride, D); with `return_cache`, a tuple of that, key and value.
 
     Example:
-        >>> layer = DecoderBlock(num_heads=2, head_dim=4)
+        >>> layer = kr.layers.DecoderBlock(num_heads=2, head_dim=4)
         >>> x = np.ones((1, 3, 8), "float32")
         >>> layer(x, times=np.array([[1, 2, 3]], "int32"), spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
         (1, 3, 8)

@@ -36,7 +36,7 @@ class GatedResidual(keras.layers.Layer):
         ValueError: the last axis is unknown, or `sublayer` is no layer.
 
     Example:
-        >>> layer = GatedResidual(keras.layers.Dense(8, activation="silu"))
+        >>> layer = kr.layers.GatedResidual(keras.layers.Dense(8, activation="silu"))
         >>> layer(np.ones((2, 3, 8), "float32")).shape
         (2, 3, 8)
     """

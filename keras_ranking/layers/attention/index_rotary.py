@@ -30,7 +30,7 @@ class IndexRotaryEmbedding(keras.layers.Layer):
         ValueError: `base` not above 1, or an odd D.
 
     Example:
-        >>> IndexRotaryEmbedding()(np.ones((1, 3, 2, 8), "float32"), index=np.array([[0, 1, 2]], "int32")).shape
+        >>> kr.layers.IndexRotaryEmbedding()(np.ones((1, 3, 2, 8), "float32"), index=np.array([[0, 1, 2]], "int32")).shape
         (1, 3, 2, 8)
     """
 

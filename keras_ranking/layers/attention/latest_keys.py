@@ -29,7 +29,7 @@ class LatestKeys(keras.layers.Layer):
 
     Example:
         >>> keys = np.arange(4.0).reshape(1, 1, 4)
-        >>> keras.ops.convert_to_numpy(LatestKeys(2)(keys, length=np.array([3], "int32"))).tolist()
+        >>> keras.ops.convert_to_numpy(kr.layers.LatestKeys(2)(keys, length=np.array([3], "int32"))).tolist()
         [[[1.0, 2.0]]]
     """
 

@@ -24,7 +24,7 @@ class SwiGLU(keras.layers.Layer):
         dropout: rate on the hidden units, in training.
 
     Example:
-        >>> SwiGLU(hidden=16)(np.ones((2, 3, 8), "float32")).shape
+        >>> kr.layers.SwiGLU(hidden=16)(np.ones((2, 3, 8), "float32")).shape
         (2, 3, 8)
     """
 
@@ -84,7 +84,7 @@ class LiGRBlock(keras.layers.Layer):
         (B, T, D); with `return_cache`, a tuple of that, key and value.
 
     Example:
-        >>> layer = LiGRBlock(num_heads=2, head_dim=4, rotary=None)
+        >>> layer = kr.layers.LiGRBlock(num_heads=2, head_dim=4, rotary=None)
         >>> x = np.ones((1, 3, 8), "float32")
         >>> layer(x, spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
         (1, 3, 8)

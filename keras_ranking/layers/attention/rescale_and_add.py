@@ -42,7 +42,7 @@ class RescaleAndAdd(keras.layers.Layer):
         ValueError: an unknown `kind`, an `initial` for 'plain', one other than 0 for 'rezero', or an unknown last axis.
 
     Example:
-        >>> layer = RescaleAndAdd("scalar")
+        >>> layer = kr.layers.RescaleAndAdd("scalar")
         >>> keras.ops.convert_to_numpy(layer(np.ones((1, 2), "float32"), np.full((1, 2), 10.0, "float32")))
         array([[2., 2.]], dtype=float32)
     """

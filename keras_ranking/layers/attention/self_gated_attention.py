@@ -75,7 +75,7 @@ class SelfGatedAttention(keras.layers.Layer):
         (B, T, D), with a stride (B, T / stride, D); with `return_cache`, a tuple of that, key and value.
 
     Example:
-        >>> layer = SelfGatedAttention(num_heads=2, head_dim=4)
+        >>> layer = kr.layers.SelfGatedAttention(num_heads=2, head_dim=4)
         >>> x = np.ones((1, 3, 8), "float32")
         >>> layer(x, times=np.array([[1, 2, 3]], "int32"), spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
         (1, 3, 8)

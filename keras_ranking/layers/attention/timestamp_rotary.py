@@ -30,7 +30,7 @@ class TimestampRotaryEmbedding(keras.layers.Layer):
         (B, T, H, D).
 
     Example:
-        >>> layer = TimestampRotaryEmbedding(shortest=8, longest=15_552_000)
+        >>> layer = kr.layers.TimestampRotaryEmbedding(shortest=8, longest=15_552_000)
         >>> layer(np.ones((1, 3, 2, 8), "float32"), times=np.array([[0, 5, 9]], "int32")).shape
         (1, 3, 2, 8)
     """

@@ -45,7 +45,7 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ValueError: a table that is not (rows, D) with D at least 1, or holds values that are not finite.
 
     Example:
-        >>> codes, middle, scale = quantize_rows(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
+        >>> codes, middle, scale = kr.layers.quantize_rows(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
         >>> codes.tolist()
         [[-128, 0, 127], [0, 0, 0]]
     """
@@ -98,7 +98,7 @@ class QuantizedEmbedding(keras.layers.Layer):
         ValueError: `rows` or `dim` below 1.
 
     Example:
-        >>> layer = QuantizedEmbedding.from_table(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
+        >>> layer = kr.layers.QuantizedEmbedding.from_table(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
         >>> keras.ops.convert_to_numpy(layer(np.array([1]))).tolist()
         [[0.5, 0.5, 0.5]]
     """

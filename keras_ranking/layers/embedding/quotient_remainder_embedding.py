@@ -45,8 +45,8 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
 
     Example:
         >>> from keras_ranking.ops.hashing import fingerprint64, split_fingerprint
-        >>> layer = QuotientRemainderEmbedding(4, divisor=65_536)
-        >>> layer(split_fingerprint(fingerprint64(["member:1", "member:2", "member:3"]))).shape
+        >>> layer = kr.layers.QuotientRemainderEmbedding(4, divisor=65_536)
+        >>> layer(split_fingerprint(kr.ops.fingerprint64(["member:1", "member:2", "member:3"]))).shape
         (3, 4)
     """
 

@@ -46,7 +46,7 @@ class ResidualQuantizer(keras.layers.Layer):
         ValueError: a size below 1, an unknown update, `decay` outside [0, 1).
 
     Example:
-        >>> layer = ResidualQuantizer(levels=2, codebook_size=4)
+        >>> layer = kr.layers.ResidualQuantizer(levels=2, codebook_size=4)
         >>> vectors = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
         >>> _ = layer(vectors, training=True)
         >>> layer.encode(vectors).shape

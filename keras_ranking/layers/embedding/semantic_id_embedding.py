@@ -40,7 +40,7 @@ class SemanticIdEmbedding(keras.layers.Layer):
         ValueError: a size below 1, buckets too large, or inputs of another number of levels.
 
     Example:
-        >>> SemanticIdEmbedding(levels=3, codebook_size=16, dim=8)(np.array([[1, 2, 3], [-1, -1, -1]], "int32")).shape
+        >>> kr.layers.SemanticIdEmbedding(levels=3, codebook_size=16, dim=8)(np.array([[1, 2, 3], [-1, -1, -1]], "int32")).shape
         (2, 8)
     """
 

@@ -58,7 +58,7 @@ class BayesianLinear(keras.layers.Layer):
         ValueError: arguments outside these bounds, or a seed that is not int32 (B,).
 
     Example:
-        >>> layer = BayesianLinear(name="click")
+        >>> layer = kr.layers.BayesianLinear(name="click")
         >>> z = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
         >>> layer(z).shape
         (2, 5)

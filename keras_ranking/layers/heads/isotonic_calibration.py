@@ -50,7 +50,7 @@ class IsotonicCalibration(keras.layers.Layer):
             there are none or none where there are.
 
     Example:
-        >>> layer = IsotonicCalibration()
+        >>> layer = kr.layers.IsotonicCalibration()
         >>> keras.ops.convert_to_numpy(layer(np.array([-40.0, -1.5, 0.25], "float32"))).tolist()
         [-40.0, -1.5, 0.25]
     """

@@ -37,7 +37,7 @@ class PositionOffset(keras.layers.Layer):
         ValueError: `positions` below 1, an unknown `beyond`, or a `scale` that is not positive.
 
     Example:
-        >>> keras.ops.convert_to_numpy(PositionOffset(2)(np.array([[0.5]], "float32"))).tolist()
+        >>> keras.ops.convert_to_numpy(kr.layers.PositionOffset(2)(np.array([[0.5]], "float32"))).tolist()
         [[[0.5, 0.5, 0.5]]]
     """
 

@@ -34,7 +34,7 @@ class PositionTowers(keras.layers.Layer):
         float32 (B, T, K).
 
     Example:
-        >>> PositionTowers(3)(np.ones((2, 5, 8), "float32")).shape
+        >>> kr.layers.PositionTowers(3)(np.ones((2, 5, 8), "float32")).shape
         (2, 5, 3)
     """
 

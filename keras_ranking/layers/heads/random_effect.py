@@ -76,7 +76,7 @@ def fit_random_effect(
         RuntimeError: not converged.
 
     Example:
-        >>> fit = fit_random_effect([7, 7, 9], labels=[1, 1, 0], offsets=[0.0, 0.0, 0.0], l2=1.0)
+        >>> fit = kr.layers.fit_random_effect([7, 7, 9], labels=[1, 1, 0], offsets=[0.0, 0.0, 0.0], l2=1.0)
         >>> fit.effects.round(3).tolist(), fit.rows([9, 8]).tolist()
         ([0.675, -0.401], [2, 0])
     """
@@ -139,7 +139,7 @@ class RandomEffect(keras.layers.Layer):
 
     Example:
         >>> fit = kr.layers.fit_random_effect([7, 7, 9], labels=[1, 1, 0], offsets=[0.0, 0.0, 0.0], l2=1.0)
-        >>> layer = RandomEffect.from_fit(fit)
+        >>> layer = kr.layers.RandomEffect.from_fit(fit)
         >>> keras.ops.convert_to_numpy(layer(np.zeros(2, "float32"), fit.rows([9, 8]))).astype("float64").round(3).tolist()
         [-0.401, 0.0]
     """

@@ -50,7 +50,7 @@ class RankingHead(keras.layers.Layer):
         ValueError: an unknown kind, no tasks or one twice, groups that do not hold each task once, a rate outside [0, 1), sizes below 1.
 
     Example:
-        >>> RankingHead("mmoe", ["click", "like"], hidden=[8], num_experts=2)(np.ones((2, 5, 6), "float32"))["like"].shape
+        >>> kr.layers.RankingHead("mmoe", ["click", "like"], hidden=[8], num_experts=2)(np.ones((2, 5, 6), "float32"))["like"].shape
         (2, 5)
     """
 

@@ -33,7 +33,7 @@ class TowerCalibration(keras.layers.Layer):
         ValueError: as `IsotonicCalibration`, or an unknown last axis.
 
     Example:
-        >>> TowerCalibration()(np.zeros((2, 5, 3), "float32")).shape
+        >>> kr.layers.TowerCalibration()(np.zeros((2, 5, 3), "float32")).shape
         (2, 5, 3)
     """
 

@@ -76,7 +76,7 @@ class HistoryEncoder(keras.layers.Layer):
         ValueError: an unknown option, a size below 1, widths unknown, or an input missing.
 
     Example:
-        >>> layer = HistoryEncoder(max_history=4, num_heads=1)
+        >>> layer = kr.layers.HistoryEncoder(max_history=4, num_heads=1)
         >>> history, candidates = np.ones((2, 6, 4), "float32"), np.ones((2, 5, 3), "float32")
         >>> layer({"history": history, "candidates": candidates, "visible": np.array([6, 0], "int32")}).shape
         (2, 5, 4)

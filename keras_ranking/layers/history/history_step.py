@@ -24,10 +24,10 @@ class HistoryStep(keras.layers.Layer):
         inputs, cache: as the method of that name takes them.
 
     Example:
-        >>> encoder = HistoryEncoder(max_history=4, num_heads=1)
+        >>> encoder = kr.layers.HistoryEncoder(max_history=4, num_heads=1)
         >>> inputs = {"history": np.ones((2, 6, 4)), "candidates": np.ones((2, 5, 3)), "visible": np.array([6, 0], "int32")}
         >>> _ = encoder(inputs)
-        >>> sorted(HistoryStep(encoder, "prefill")({"history": inputs["history"], "visible": inputs["visible"]}))
+        >>> sorted(kr.layers.HistoryStep(encoder, "prefill")({"history": inputs["history"], "visible": inputs["visible"]}))
         ['key', 'length', 'value']
     """
 

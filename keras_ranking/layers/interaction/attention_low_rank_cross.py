@@ -50,7 +50,7 @@ class AttentionLowRankCross(LowRankCross):
             positive; an unknown `score`; a learned temperature where there is none.
 
     Example:
-        >>> AttentionLowRankCross(rank=8, head_dim=2)(np.ones((3, 16), "float32")).shape
+        >>> kr.layers.AttentionLowRankCross(rank=8, head_dim=2)(np.ones((3, 16), "float32")).shape
         (3, 16)
     """
 

@@ -38,7 +38,7 @@ class ResidualDCN(keras.layers.Layer):
         ValueError: as `AttentionLowRankCross`, and an unknown `merge`.
 
     Example:
-        >>> ResidualDCN(rank=4)(np.ones((3, 16), "float32")).shape
+        >>> kr.layers.ResidualDCN(rank=4)(np.ones((3, 16), "float32")).shape
         (3, 32)
     """
 
@@ -181,7 +181,7 @@ class ParallelDCN(CrossAndMLP):
         ValueError: an unknown `cross`, no `hidden`, or as the layers above.
 
     Example:
-        >>> ParallelDCN(rank=4, hidden=[8, 6], cross="residual", gate="dense")(np.ones((3, 16), "float32")).shape
+        >>> kr.layers.ParallelDCN(rank=4, hidden=[8, 6], cross="residual", gate="dense")(np.ones((3, 16), "float32")).shape
         (3, 38)
     """
 
@@ -219,7 +219,7 @@ class StackedDCN(CrossAndMLP):
         ValueError: as `ParallelDCN`.
 
     Example:
-        >>> StackedDCN(rank=4, hidden=[8, 6])(np.ones((3, 16), "float32")).shape
+        >>> kr.layers.StackedDCN(rank=4, hidden=[8, 6])(np.ones((3, 16), "float32")).shape
         (3, 6)
     """
 

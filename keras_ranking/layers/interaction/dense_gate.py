@@ -43,7 +43,7 @@ class DenseGate(keras.layers.Layer):
         ValueError: `rank` or `activation` not as above, inputs of rank below 2, or an unknown last axis.
 
     Example:
-        >>> DenseGate(rank=2)(np.ones((3, 8), "float32")).shape
+        >>> kr.layers.DenseGate(rank=2)(np.ones((3, 8), "float32")).shape
         (3, 8)
     """
 

@@ -45,7 +45,7 @@ class GatedMLP(keras.layers.Layer):
             unknown last axis.
 
     Example:
-        >>> GatedMLP([8, 4])(np.ones((3, 6), "float32")).shape
+        >>> kr.layers.GatedMLP([8, 4])(np.ones((3, 6), "float32")).shape
         (3, 4)
     """
 

@@ -35,7 +35,7 @@ class LowRankCross(keras.layers.Layer):
         ValueError: `rank` or `num_layers` below 1, inputs of rank below 2, or an unknown last axis.
 
     Example:
-        >>> LowRankCross(rank=2)(np.ones((3, 8), "float32")).shape
+        >>> kr.layers.LowRankCross(rank=2)(np.ones((3, 8), "float32")).shape
         (3, 8)
     """
 

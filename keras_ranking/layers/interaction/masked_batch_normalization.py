@@ -27,7 +27,7 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
         Shape of the inputs.
 
     Example:
-        >>> layer = MaskedBatchNormalization()
+        >>> layer = kr.layers.MaskedBatchNormalization()
         >>> layer(np.ones((2, 3, 4), "float32"), real=np.array([[1, 1, 0], [1, 0, 0]], "int32")).shape
         (2, 3, 4)
     """

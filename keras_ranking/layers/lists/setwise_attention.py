@@ -38,7 +38,7 @@ class SetwiseAttention(keras.layers.Layer):
         ValueError: sizes below 1, or no `score` for `top_k`.
 
     Example:
-        >>> layer = SetwiseAttention(num_heads=2, top_k=2)
+        >>> layer = kr.layers.SetwiseAttention(num_heads=2, top_k=2)
         >>> x = np.ones((1, 4, 8), "float32")
         >>> out, chosen = layer(x, slot=np.array([[1, 1, 1, 0]], "int32"), score=np.array([[0.1, 0.3, 0.2, 0.9]], "float32"))
         >>> keras.ops.convert_to_numpy(chosen)

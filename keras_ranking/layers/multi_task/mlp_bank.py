@@ -36,7 +36,7 @@ class MLPBank(keras.layers.Layer):
         ValueError: `count` or a width below 1, no widths, an unknown last axis, or an input of the wrong rank.
 
     Example:
-        >>> MLPBank(3, widths=[8, 4])(np.ones((2, 5), "float32")).shape
+        >>> kr.layers.MLPBank(3, widths=[8, 4])(np.ones((2, 5), "float32")).shape
         (2, 3, 4)
     """
 

@@ -41,7 +41,7 @@ class MMoE(MultiTask):
         ValueError: as `SharedBottom`, and `num_experts` below 1 or `gate_dropout` outside [0, 1).
 
     Example:
-        >>> MMoE(["click", "like"], num_experts=3)(np.ones((2, 5, 8), "float32"))["like"].shape
+        >>> kr.layers.MMoE(["click", "like"], num_experts=3)(np.ones((2, 5, 8), "float32"))["like"].shape
         (2, 5)
     """
 
@@ -128,7 +128,7 @@ class SparseMMoE(MMoE):
         ValueError: as `MMoE`, and `top_k` outside 2..E or a negative `balance`.
 
     Example:
-        >>> SparseMMoE(["click", "like"], num_experts=4, top_k=2)(np.ones((2, 5, 8), "float32"))["like"].shape
+        >>> kr.layers.SparseMMoE(["click", "like"], num_experts=4, top_k=2)(np.ones((2, 5, 8), "float32"))["like"].shape
         (2, 5)
     """
 

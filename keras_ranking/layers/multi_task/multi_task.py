@@ -114,7 +114,7 @@ class SharedBottom(MultiTask):
         ValueError: no task or one twice, a width below 1, or D unknown.
 
     Example:
-        >>> SharedBottom(["click", "like"])(np.ones((2, 5, 8), "float32"))["like"].shape
+        >>> kr.layers.SharedBottom(["click", "like"])(np.ones((2, 5, 8), "float32"))["like"].shape
         (2, 5)
     """
 
@@ -155,7 +155,7 @@ class GroupedTasks(MultiTask):
         ValueError: as `SharedBottom`, and groups that do not hold each task once.
 
     Example:
-        >>> layer = GroupedTasks(["click", "like", "share"], groups={"passive": ["click"], "active": ["like", "share"]})
+        >>> layer = kr.layers.GroupedTasks(["click", "like", "share"], groups={"passive": ["click"], "active": ["like", "share"]})
         >>> layer(np.ones((2, 5, 8), "float32"))["like"].shape
         (2, 5)
     """

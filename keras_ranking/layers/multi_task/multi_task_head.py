@@ -44,7 +44,7 @@ class MultiTaskHead(keras.layers.Layer):
         ValueError: an unknown kind, or what the chosen layer raises.
 
     Example:
-        >>> MultiTaskHead("mmoe", ["click", "like"], num_experts=3)(np.ones((2, 5, 8), "float32"))["like"].shape
+        >>> kr.layers.MultiTaskHead("mmoe", ["click", "like"], num_experts=3)(np.ones((2, 5, 8), "float32"))["like"].shape
         (2, 5)
     """
 

@@ -39,7 +39,7 @@ class PLE(MultiTask):
         ValueError: as `SharedBottom`, and `levels`, `task_experts` or `shared_experts` below 1.
 
     Example:
-        >>> PLE(["click", "like"], levels=2)(np.ones((2, 5, 8), "float32"))["like"].shape
+        >>> kr.layers.PLE(["click", "like"], levels=2)(np.ones((2, 5, 8), "float32"))["like"].shape
         (2, 5)
     """
 

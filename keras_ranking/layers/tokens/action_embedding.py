@@ -32,7 +32,7 @@ class ActionEmbedding(EventEmbedding):
         (B, T, D).
 
     Example:
-        >>> layer = ActionEmbedding([kr.Number("click", known="after")], dim=8)
+        >>> layer = kr.layers.ActionEmbedding([kr.Number("click", known="after")], dim=8)
         >>> layer({"click": np.zeros((2, 3), "float32")}).shape
         (2, 3, 8)
     """

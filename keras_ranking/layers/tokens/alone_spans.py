@@ -21,7 +21,7 @@ class AloneSpans(keras.layers.Layer):
         `Spans` of (B, T).
 
     Example:
-        >>> spans = AloneSpans()(np.zeros((1, 3, 4), "float32"))
+        >>> spans = kr.layers.AloneSpans()(np.zeros((1, 3, 4), "float32"))
         >>> keras.ops.convert_to_numpy(spans.dense(3))[0].astype(int)
         array([[1, 0, 0],
                [0, 1, 0],

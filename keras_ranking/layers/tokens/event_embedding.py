@@ -33,7 +33,7 @@ class EventEmbedding(keras.layers.Layer):
         ValueError: no features, one that is known only after scoring, or a width below 1.
 
     Example:
-        >>> layer = EventEmbedding([kr.Number("age")], dim=8)
+        >>> layer = kr.layers.EventEmbedding([kr.Number("age")], dim=8)
         >>> layer({"age": np.zeros((2, 3), "float32")}).shape
         (2, 3, 8)
     """

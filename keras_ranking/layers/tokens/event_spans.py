@@ -66,7 +66,7 @@ class EventSpans(keras.layers.Layer):
 
     Example:
         >>> times = np.array([[0, 5, 60]], "int32")
-        >>> spans = EventSpans("delay", delay=60)(times, segments=np.ones((1, 3), "int32"))
+        >>> spans = kr.layers.EventSpans("delay", delay=60)(times, segments=np.ones((1, 3), "int32"))
         >>> keras.ops.convert_to_numpy(spans.end - spans.start)
         array([[0, 0, 1]], dtype=int32)
     """
@@ -117,8 +117,8 @@ class TokenSpans(keras.layers.Layer):
         ValueError: an unknown layout.
 
     Example:
-        >>> spans = EventSpans("causal")(np.array([[0, 5]], "int32"), segments=np.ones((1, 2), "int32"))
-        >>> keras.ops.convert_to_numpy(TokenSpans("fused")(tuple(spans)).dense(4))[0].astype(int)
+        >>> spans = kr.layers.EventSpans("causal")(np.array([[0, 5]], "int32"), segments=np.ones((1, 2), "int32"))
+        >>> keras.ops.convert_to_numpy(kr.layers.TokenSpans("fused")(tuple(spans)).dense(4))[0].astype(int)
         array([[1, 0, 0, 0],
                [1, 1, 0, 0],
                [0, 0, 1, 0],
@@ -186,7 +186,7 @@ class VisibleLength(keras.layers.Layer):
 
     Example:
         >>> times, length = np.array([[0, 5, 60, 0]], "int32"), np.array([3], "int32")
-        >>> keras.ops.convert_to_numpy(VisibleLength(60)(times, history_length=length, request_time=np.array([66], "int32")))
+        >>> keras.ops.convert_to_numpy(kr.layers.VisibleLength(60)(times, history_length=length, request_time=np.array([66], "int32")))
         array([2], dtype=int32)
     """
 

@@ -43,7 +43,7 @@ class FeatureConcat(keras.layers.Layer):
             one of the columns.
 
     Example:
-        >>> layer = FeatureConcat([kr.Id("item_id", buckets=100), kr.Number("age")], id_dim=4)
+        >>> layer = kr.layers.FeatureConcat([kr.Id("item_id", buckets=100), kr.Number("age")], id_dim=4)
         >>> layer({"item_id": np.zeros((2, 3), "int32"), "age": np.zeros((2, 3), "float32")}).shape
         (2, 3, 5)
     """

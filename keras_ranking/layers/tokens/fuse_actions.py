@@ -34,7 +34,7 @@ class FuseActions(keras.layers.Layer):
         ValueError: `masking` outside [0, 1), or an unknown D.
 
     Example:
-        >>> layer = FuseActions()
+        >>> layer = kr.layers.FuseActions()
         >>> items, actions = np.ones((1, 2, 4), "float32"), np.full((1, 2, 4), 2.0, "float32")
         >>> keras.ops.convert_to_numpy(layer(items, actions=actions))[0, :, 0]
         array([3., 3.], dtype=float32)

@@ -23,7 +23,7 @@ class Interleave(keras.layers.Layer):
 
     Example:
         >>> items, actions = np.zeros((1, 2, 4), "float32"), np.ones((1, 2, 4), "float32")
-        >>> keras.ops.convert_to_numpy(Interleave()(items, actions=actions))[0, :, 0]
+        >>> keras.ops.convert_to_numpy(kr.layers.Interleave()(items, actions=actions))[0, :, 0]
         array([0., 1., 0., 1.], dtype=float32)
     """
 
@@ -60,7 +60,7 @@ class ItemTokens(keras.layers.Layer):
         ValueError: another layout.
 
     Example:
-        >>> ItemTokens()(np.zeros((1, 6, 4), "float32")).shape
+        >>> kr.layers.ItemTokens()(np.zeros((1, 6, 4), "float32")).shape
         (1, 3, 4)
     """
 

@@ -20,7 +20,7 @@ class KeepFirst(keras.layers.Layer):
         Shape and type of `inputs`.
 
     Example:
-        >>> keras.ops.convert_to_numpy(KeepFirst()(np.array([[7, 8, 9]], "int32"), length=np.array([2], "int32")))
+        >>> keras.ops.convert_to_numpy(kr.layers.KeepFirst()(np.array([[7, 8, 9]], "int32"), length=np.array([2], "int32")))
         array([[7, 8, 0]], dtype=int32)
     """
 
@@ -55,7 +55,7 @@ class Segments(keras.layers.Layer):
         int32 (B, L).
 
     Example:
-        >>> keras.ops.convert_to_numpy(Segments()(np.zeros((1, 3), "int32"), length=np.array([2], "int32")))
+        >>> keras.ops.convert_to_numpy(kr.layers.Segments()(np.zeros((1, 3), "int32"), length=np.array([2], "int32")))
         array([[1, 1, 0]], dtype=int32)
     """
 
@@ -78,7 +78,7 @@ class OneSet(keras.layers.Layer):
         int32 (B, N).
 
     Example:
-        >>> keras.ops.convert_to_numpy(OneSet()(np.zeros((1, 3, 4)), count=np.array([2], "int32")))
+        >>> keras.ops.convert_to_numpy(kr.layers.OneSet()(np.zeros((1, 3, 4)), count=np.array([2], "int32")))
         array([[1, 1, 0]], dtype=int32)
     """
 

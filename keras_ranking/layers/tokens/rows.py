@@ -19,7 +19,7 @@ class FlattenRows(keras.layers.Layer):
         (B T, ...).
 
     Example:
-        >>> FlattenRows()(np.zeros((2, 3, 4), "float32")).shape
+        >>> kr.layers.FlattenRows()(np.zeros((2, 3, 4), "float32")).shape
         (6, 4)
     """
 
@@ -53,7 +53,7 @@ class SlotOwners(keras.layers.Layer):
         int32 (B S,), in 0 .. B Q - 1; an empty slot belongs to the first request of its row.
 
     Example:
-        >>> owners = SlotOwners()(np.array([[1, 1, 2], [1, 0, 0]], "int32"), requests=np.zeros((2, 4), "int32"))
+        >>> owners = kr.layers.SlotOwners()(np.array([[1, 1, 2], [1, 0, 0]], "int32"), requests=np.zeros((2, 4), "int32"))
         >>> keras.ops.convert_to_numpy(owners).tolist()
         [0, 0, 1, 4, 4, 4]
     """
@@ -83,7 +83,7 @@ class UnflattenRows(keras.layers.Layer):
         (B, T, ...).
 
     Example:
-        >>> UnflattenRows()(np.zeros((6, 4), "float32"), like=np.zeros((2, 3), "int32")).shape
+        >>> kr.layers.UnflattenRows()(np.zeros((6, 4), "float32"), like=np.zeros((2, 3), "int32")).shape
         (2, 3, 4)
     """
 

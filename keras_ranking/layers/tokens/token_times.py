@@ -26,7 +26,7 @@ class TokenTimes(keras.layers.Layer):
         ValueError: another layout, or `distinct` with 'fused'.
 
     Example:
-        >>> keras.ops.convert_to_numpy(TokenTimes()(np.array([[3, 9]], "int32")))
+        >>> keras.ops.convert_to_numpy(kr.layers.TokenTimes()(np.array([[3, 9]], "int32")))
         array([[3, 3, 9, 9]], dtype=int32)
     """
 
@@ -68,7 +68,7 @@ class RequestTimes(keras.layers.Layer):
         int32 (B, N).
 
     Example:
-        >>> RequestTimes()(np.zeros((2, 5, 4), "float32"), request_time=np.array([7, 8], "int32")).shape
+        >>> kr.layers.RequestTimes()(np.zeros((2, 5, 4), "float32"), request_time=np.array([7, 8], "int32")).shape
         (2, 5)
     """
 
