@@ -16,15 +16,15 @@ class DecoderBlock(keras.layers.Layer):
     """Pre-norm block of attention and feed-forward:
 
         X <- add(X, drop(SelfGatedAttention(LN(X))))
-        X <- add(X, drop(W_2 silu(W_1 LN(X))))                  add: a `RescaleAndAdd` of its own each, by default the plain sum
+        X <- add(X, drop(W_2 silu(W_1 LN(X))))                  add: two separate `RescaleAndAdd`, by default the plain sum
 
     Pre-norm is needed (stated by Feed-SR, 2602.12354: without it the AUC collapses to 0.5); CADET's own norm placement,
-    feed-forward type and sizes are unknown, so these are our choice, each an argument.
+    feed-forward type and sizes are unknown. They are our choice, and each is an argument.
 
     Args:
         num_heads, head_dim, num_kv_heads, gates, gate_bias, rotary, rotate_by, rotary_base: see `SelfGatedAttention`.
-        ffn_multiple: width of the feed-forward layer over D. Sibling code: 4.
-        activation: of the feed-forward layer. Sibling code: 'silu'.
+        ffn_multiple: width of the feed-forward layer over D. Related public code: 4.
+        activation: of the feed-forward layer. Related public code: 'silu'.
         dropout: rate on both branches, in training.
         residual, residual_initial: `kind` and `initial` of `RescaleAndAdd`, which Feed-SR puts around both branches (stated).
 
@@ -32,7 +32,7 @@ class DecoderBlock(keras.layers.Layer):
         inputs, times, spans, value_bias, cache, see_self, return_cache, index, stride: see `SelfGatedAttention`.
 
     Output:
-        (B, T, D), with a stride (B, T / stride, D); with `return_cache`, a tuple of that, key and value.
+        (B, T, D), or (B, T / stride, D) with a stride; with `return_cache`, a tuple of this, key and value.
 
     Example:
         >>> layer = kr.layers.DecoderBlock(num_heads=2, head_dim=4)
@@ -104,8 +104,8 @@ class DecoderBlock(keras.layers.Layer):
     ) -> Any:
         given = {"times": times, "index": index, "spans": spans, "value_bias": value_bias, "cache": cache, "stride": stride}
         attended, key, value = self.attention(self.attention_norm(inputs), **given, see_self=see_self, return_cache=True)
-        asking = inputs if stride == 1 else inputs[:, ::stride]
-        x = self.attention_add(asking, self.dropout(attended, training=training))
+        queries = inputs if stride == 1 else inputs[:, ::stride]
+        x = self.attention_add(queries, self.dropout(attended, training=training))
         x = self.ffn_add(x, self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training))
         return (x, key, value) if return_cache else x
 

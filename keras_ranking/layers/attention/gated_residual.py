@@ -1,4 +1,4 @@
-"""GatedResidual: LiGR's "learned normalization", a residual branch scaled by a gate read from the stream itself."""
+"""GatedResidual: LiGR's "learned normalization", a residual branch scaled by a gate computed from the residual stream."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class GatedResidual(keras.layers.Layer):
-    """A sublayer F in a residual stream, with an element-wise gate read from the stream before its normalisation.
+    """A sublayer F in a residual stream, with an element-wise gate computed from the stream before its normalisation.
 
-        y = x + drop(F(LN(x))) * sigmoid(x W + b)                 W: (D, D), of this sublayer alone
+        y = x + drop(F(LN(x))) * sigmoid(x W + b)                 W: (D, D), for this sublayer only
 
     Source: LiGR (2502.03417; formula stated second-hand, by equation 1 of 2508.06450 and two public re-implementations that agree).
-    That LN stays in front of F is theirs and our choice (Feed-SR, 2602.12354: without pre-norm the AUC collapses to 0.5). Whether
-    the original has a bias, and its initial value, are unknown: with 0 gates begin near one half.
+    LN before F: as in these re-implementations, and our choice (Feed-SR, 2602.12354: without pre-norm the AUC collapses to 0.5).
+    Whether the original has a bias, and its initial value, are unknown. With bias 0, gates start near one half.
 
     Args:
-        sublayer: F, a layer that keeps the shape; or a dict, as a saved one has.
-        use_bias: whether the gate has b. gate_bias: its initial value; positive opens the gate, negative starts near the identity.
+        sublayer: F, a layer that keeps the shape; or its serialised dict.
+        use_bias: whether the gate has b.
+        gate_bias: initial value of b; a positive one opens the gate, a negative one starts near the identity.
         gate: False for the plain pre-norm block, y = x + drop(F(LN(x))), for comparison.
         dropout: rate on the branch, in training.
         epsilon: of the normalisation.
 
     Call arguments:
         inputs: x (B, T, D), or any (..., D).
-        times, spans: handed on to the sublayer where given, as attention takes them.
+        times, spans: passed to the sublayer if given; see `SelfGatedAttention`.
 
     Output:
         Shape of `inputs`.
 
     Raises:
-        ValueError: the last axis is unknown, or `sublayer` is no layer.
+        ValueError: the last axis is unknown, or `sublayer` is not a layer.
 
     Example:
         >>> layer = kr.layers.GatedResidual(keras.layers.Dense(8, activation="silu"))

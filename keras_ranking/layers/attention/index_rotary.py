@@ -1,4 +1,4 @@
-"""Rotary embedding of places in a sequence."""
+"""Rotary embedding of the index in a sequence."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from keras_ranking.ops.rotary import rotary_frequencies, rotate_index
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class IndexRotaryEmbedding(keras.layers.Layer):
-    """Rotates the pairs (k, k + D/2) of each head by `angle = p base^(-2k / D)`, p the place of a token.
+    """Rotates the pairs (k, k + D/2) of each head by `angle = p base^(-2k / D)`, p the index of a token.
 
-    RoPE as it is known; that Feed-SR (2602.12354) rotates queries and keys in every layer is stated, its base is not: sibling code has
-    100,000. Attention scores depend on differences of places only.
+    Standard RoPE. Feed-SR (2602.12354) rotates queries and keys in every layer (stated); its base is not stated, related public code
+    uses 100,000. Attention scores depend on differences of indices only.
 
     Args:
         base: above 1.

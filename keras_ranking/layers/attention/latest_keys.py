@@ -1,4 +1,4 @@
-"""The latest of cached keys: a window that ends with the last one that counts."""
+"""The latest cached keys: a window that ends at the last valid key."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class LatestKeys(keras.layers.Layer):
         out[b, :, w] = in[b, :, max(length_b - size, 0) + w],    w < W = min(size, S), at least 1
 
     Args:
-        size: how many, from 0 on; of 0 no key counts.
+        size: number of keys, at least 0; with 0 no key is valid.
 
     Call arguments:
         inputs: (B, M, S, ...): keys or values of M blocks.
-        length: int32 (B,), how many of the S count.
+        length: int32 (B,), how many of the S keys are valid.
 
     Output:
-        (B, M, W, ...). The first min(length, size) of them count; beyond stand others.
+        (B, M, W, ...). The first min(length, size) of them are valid; the rest must be ignored.
 
     Raises:
         ValueError: `size` below 0.

@@ -23,6 +23,12 @@ class SwiGLU(keras.layers.Layer):
         activation: in place of silu.
         dropout: rate on the hidden units, in training.
 
+    Call arguments:
+        inputs: x (..., D).
+
+    Output:
+        Shape of `inputs`.
+
     Example:
         >>> kr.layers.SwiGLU(hidden=16)(np.ones((2, 3, 8), "float32")).shape
         (2, 3, 8)
@@ -67,11 +73,12 @@ class LiGRBlock(keras.layers.Layer):
         x <- x + drop(Attention(LN(x))) * sigmoid(x W_a + b_a)
         x <- x + drop(SwiGLU(LN(x)))    * sigmoid(x W_f + b_f)
 
-    Source: LiGR (2502.03417; second-hand, see `GatedResidual`). Public code of its authors' readers has softmax attention, a SwiGLU
-    4 wide and biased gates that begin near one half; sizes, and an encoding of order or time, are unknown and arguments here.
+    Source: LiGR (2502.03417; second-hand, see `GatedResidual`). Public re-implementations have softmax attention, a
+    SwiGLU of width 4 D, and gates with a bias that start near one half. Sizes, and the encoding of order or time, are unknown: they
+    are arguments here.
 
     Args:
-        num_heads, head_dim, num_kv_heads, rotary: see `SelfGatedAttention`, which has no gates of its own here.
+        num_heads, head_dim, num_kv_heads, rotary: see `SelfGatedAttention`, used here without its own gates.
         ffn_multiple: hidden width of the SwiGLU over D.
         use_bias, gate_bias, gate: see `GatedResidual`; `gate=False` gives the plain pre-norm block.
         activation: of the SwiGLU.
@@ -81,7 +88,7 @@ class LiGRBlock(keras.layers.Layer):
         inputs, times, spans, cache, see_self, return_cache: see `SelfGatedAttention`.
 
     Output:
-        (B, T, D); with `return_cache`, a tuple of that, key and value.
+        (B, T, D); with `return_cache`, a tuple of this, key and value.
 
     Example:
         >>> layer = kr.layers.LiGRBlock(num_heads=2, head_dim=4, rotary=None)

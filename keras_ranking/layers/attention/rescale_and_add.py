@@ -1,4 +1,4 @@
-"""RescaleAndAdd: the residual of Feed-SR, a branch scaled by something that is learned."""
+"""RescaleAndAdd: the residual of Feed-SR, a branch with a learned scale."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 RESIDUALS: dict[str, float | None] = {"plain": None, "scalar": 0.1, "layer_scale": 0.1, "rezero": 0.0, "dense_gate": 0.0}
-"""Kinds, and what each starts at where nothing is said: alpha, or the gate's bias."""
+"""Kinds, and the default initial value of each: of alpha, or of the gate's bias."""
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -24,12 +24,12 @@ class RescaleAndAdd(keras.layers.Layer):
     | `'dense_gate'`  | x + f * sigmoid(x W + b)       | W (D, D), b (D,)         | b = 0: about half of f  |
 
     Feed-SR (2602.12354) states a "learnable scalar residual rescaling" next to pre-norm, and that LayerScale, ReZero and dense gating
-    stabilise training as well, the last and ReZero at a lower learning rate. Its formula is not known: x + alpha f is the reading
-    here, and 0.1 the constant of sibling code. With alpha = 0 the block is the identity.
+    also stabilise training, dense gating and ReZero at a lower learning rate. Its formula is not known: x + alpha f is our choice, and
+    0.1 is the constant of related public code. With alpha = 0 the block is the identity.
 
     Args:
         kind: see the table.
-        initial: where alpha, or the gate's b, starts; None: as in the table.
+        initial: initial value of alpha, or of the gate's b; None: as in the table.
 
     Call arguments:
         inputs: x (B, ..., D), the stream.
@@ -39,7 +39,7 @@ class RescaleAndAdd(keras.layers.Layer):
         Shape of `inputs`.
 
     Raises:
-        ValueError: an unknown `kind`, an `initial` for 'plain', one other than 0 for 'rezero', or an unknown last axis.
+        ValueError: an unknown `kind`, an `initial` for 'plain', an `initial` other than 0 for 'rezero', or an unknown last axis.
 
     Example:
         >>> layer = kr.layers.RescaleAndAdd("scalar")

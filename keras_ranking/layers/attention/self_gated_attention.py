@@ -1,4 +1,4 @@
-"""CADET's self-gated attention: gates on the input side, before rotation."""
+"""CADET's self-gated attention: gates on the inputs of attention, before rotation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _check_stride(inputs: Any, stride: int) -> None:
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SelfGatedAttention(keras.layers.Layer):
-    """Span attention with gates computed from the very tensors they gate.
+    """Span attention whose gates are computed from the tensors they multiply.
 
         X~ = X * sigmoid(W_x X + b_x)                                       "representation"
         Q = X~ W_Q, K = X~ W_K, V = (X~ + A) W_V                            A: optional value injection
@@ -39,40 +39,40 @@ class SelfGatedAttention(keras.layers.Layer):
         O = O * sigmoid(W_o' X + b_o')                                      "output" (Qwen's G1, for comparison)
         Y = O W_O
 
-    The first three gates, on the input side of attention, are CADET's (2602.11410; stated second-hand). Gates come before the
-    rotation: unequal gates on a rotated pair would make scores depend on absolute time (checked). Full matrices for each gate,
-    biases and their initial value, and bias-free projections are our choice. sigmoid(2) = 0.88 starts near the ungated block.
+    The first three gates, on the inputs of attention, are CADET's (2602.11410; stated second-hand). Gates are applied before the
+    rotation: unequal gates on a rotated pair would make scores depend on absolute time (tested). A full matrix for each gate, the
+    biases and their initial value, and projections without bias are our choice. sigmoid(2) = 0.88: close to the block without gates.
 
-    One set of weights serves four calls: a row (`spans`), the history with `return_cache=True`, candidates against cached keys
-    (`cache=`), and later events appended to cached ones (both). Cached keys are already gated and rotated, and stay valid for later
-    request times.
+    The same weights are used in four calls: a row (`spans`), the history with `return_cache=True`, candidates against cached keys
+    (`cache`), and later events appended to cached ones (`cache` and `spans`). Cached keys are already gated and rotated, and stay
+    valid for later request times.
 
     Args:
         num_heads: H.
-        head_dim: width of a head, even where there is a rotation.
+        head_dim: width of a head; even if there is a rotation.
         num_kv_heads: key and value heads, a divisor of H; None: H.
         gates: any of 'representation', 'query', 'key', 'output'.
         gate_bias: initial bias b of every gate.
-        rotary: (shortest, longest) periods of the rotation by time in ticks, or None for no such rotation.
-        rotate_by: 'time'; 'index': the place in the sequence, by frequencies of `rotary_base`; 'split': the first half of the heads by
-            place, the others by time (as in TO-RoPE, 2510.20455, for comparison); None: no rotation.
-        rotary_base: of the rotation by place, see `IndexRotaryEmbedding`.
+        rotary: (shortest, longest) periods of the rotation by time in ticks, or None for no rotation by time.
+        rotate_by: 'time'; 'index': the index in the sequence, with the frequencies of `rotary_base`; 'split': the first half of the
+            heads by index, the others by time (as in TO-RoPE, 2510.20455, for comparison); None: no rotation.
+        rotary_base: of the rotation by index, see `IndexRotaryEmbedding`.
 
     Call arguments:
         inputs: X (B, T, D), normalised by the caller.
-        times: int32 (B, T), or None where nothing is rotated by time.
-        spans: `Spans`, each (B, T): who sees whom. Not used with `cache`.
+        times: int32 (B, T), or None if nothing is rotated by time.
+        spans: `Spans`, each (B, T): which tokens each token attends to. With `cache`: see there.
         value_bias: A (B, T, D) or None.
-        cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the first keys that count. The inputs are then
-            candidates, which see those keys and, unless `see_self=False`, themselves. With `spans` as well, of (B, L + T), the
-            inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
+        cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the number of valid keys, which come first. The inputs
+            are then candidates, which see those keys and, unless `see_self=False`, themselves. If `spans` (B, L + T) are given too,
+            the inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
         return_cache: also return (key, value).
-        index: int32 (B, T), or None where nothing is rotated by place.
-        stride: of a row, every `stride`-th token from the first asks, and the others are there to be seen; T is a multiple of it. For
-            the last block of a stack whose other tokens nobody reads: half the work, the same output.
+        index: int32 (B, T), or None if nothing is rotated by index.
+        stride: in a row, only every `stride`-th token, from the first on, is a query; all tokens are keys; T is a multiple of it. For
+            the last block of a stack whose other outputs are not used: with 2, half the work and the same output.
 
     Output:
-        (B, T, D), with a stride (B, T / stride, D); with `return_cache`, a tuple of that, key and value.
+        (B, T, D), or (B, T / stride, D) with a stride; with `return_cache`, a tuple of this, key and value.
 
     Example:
         >>> layer = kr.layers.SelfGatedAttention(num_heads=2, head_dim=4)
@@ -102,7 +102,7 @@ class SelfGatedAttention(keras.layers.Layer):
             raise ValueError(f"`rotate_by` must be one of {ROTATIONS}. Received: rotate_by={rotate_by!r}")
         if rotate_by == "split" and (num_kv_heads % 2 or rotary is None):
             received = f"num_kv_heads={num_kv_heads}, rotary={rotary}"
-            raise ValueError(f"`num_kv_heads` must be even with rotate_by='split', and `rotary` given. Received: {received}")
+            raise ValueError(f"`num_kv_heads` must be even and `rotary` must be given with rotate_by='split'. Received: {received}")
         by_time = rotate_by in ("time", "split") and rotary is not None
         by_index = rotate_by in ("index", "split")
         if head_dim < 1 or ((by_time or by_index) and head_dim % 2):
@@ -161,7 +161,7 @@ class SelfGatedAttention(keras.layers.Layer):
         return x if self.rotate_place is None else self.rotate_place(x, index=index)
 
     def _project(self, inputs: Any, times: Any, value_bias: Any = None, index: Any = None, stride: int = 1) -> tuple[Any, Any, Any]:
-        """Gated and rotated queries, of every `stride`-th token, and keys, and values, (B, T, heads, d_h)."""
+        """Gated and rotated queries of every `stride`-th token, gated and rotated keys, and values; each (B, T, heads, d_h)."""
         x = self._gate("representation", inputs)
         asking, *places = (_every(part, stride) for part in (x, times, index))
         query = self._rotated(self._heads(self._gate("query", self.query(asking)), self.num_heads), *places)
@@ -172,13 +172,13 @@ class SelfGatedAttention(keras.layers.Layer):
     def candidate_weights(self, inputs: Any, times: Any, cache: Any, see_self: bool = True, index: Any = None) -> Any:
         """The softmax weights that candidates give to cached keys and, in the last column, to themselves.
 
-        For pictures and for tests: the weights are stored whole, which `call` never does.
+        For plots and tests: all weights are stored, which `call` never does.
 
         Args:
             inputs, times, cache, see_self, index: as in a call with `cache`.
 
         Returns:
-            float32 (B, H, N, L + 1); zero for keys that do not count.
+            float32 (B, H, N, L + 1); zero for keys beyond the length.
         """
         query, own, _ = self._project(inputs, times, index=index)
         key, _, lengths = cache
@@ -209,13 +209,15 @@ class SelfGatedAttention(keras.layers.Layer):
     ) -> Any:
         _check_stride(inputs, stride)
         if stride > 1 and (spans is None or cache is not None):
-            raise ValueError(f"`stride` is for a row of tokens: `spans` without `cache`. Received: stride={stride}")
+            raise ValueError(f"`stride` can be used only for a row of tokens: `spans` without `cache`. Received: stride={stride}")
         if spans is None and cache is None:
-            raise ValueError("call with `spans` (a row of tokens), with `cache` (candidates), or with both (later tokens of a cached row).")
+            raise ValueError(
+                "`spans` (a row of tokens), `cache` (candidates) or both (later tokens of a cached row) must be given. Received: neither"
+            )
         if self.rotate is not None and times is None:
             raise ValueError("`times` must be given: this attention rotates by time.")
         if self.rotate_place is not None and index is None:
-            raise ValueError("`index` must be given: this attention rotates by place.")
+            raise ValueError("`index` must be given: this attention rotates by index.")
         query, key, value = self._project(inputs, times, value_bias, index, stride)
         if cache is None:
             out = span_attention(query, key, value, Spans(*(_every(part, stride) for part in spans)), stride=stride)
@@ -231,7 +233,7 @@ class SelfGatedAttention(keras.layers.Layer):
 
     @staticmethod
     def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any) -> tuple[Any, Any, Any]:
-        """Queries right behind the first `lengths` keys of a cache, and the keys and values of both."""
+        """Queries placed after the first `lengths` keys of a cache, and the keys and values of both."""
         held_key, held_value, lengths = cache
         slots, added = ops.shape(held_key)[1], ops.shape(query)[1]
         key = gather_rows(ops.concatenate([held_key, ops.cast(key, held_key.dtype)], axis=1), lengths, slots)
@@ -239,7 +241,7 @@ class SelfGatedAttention(keras.layers.Layer):
         shape = ops.shape(query)
         before = ops.zeros((shape[0], slots, *shape[2:]), dtype=query.dtype)
         queries = gather_rows(ops.concatenate([before, query], axis=1), lengths, slots)
-        # The cached tokens ask nothing again.
+        # Only the new tokens are queries.
         index = ops.arange(slots + added, dtype="int32")[None, :] + ops.zeros_like(lengths)[:, None]
         asks = index >= lengths[:, None]
         nothing = (ops.zeros_like(index), ops.zeros_like(index), index + 1)

@@ -13,9 +13,9 @@ from keras_ranking.ops import rotary_periods, rotate
 class TimestampRotaryEmbedding(keras.layers.Layer):
     """Rotates the pairs of each head by `angle = 2 pi (t mod P_k) / P_k`, with integer periods P_k from `shortest` to `longest`.
 
-    Attention scores then depend on time differences only, to float rounding, for any date: the modulo is exact in int32, so no
-    float64 is needed and cached keys stay valid for later requests. RoPE on timestamps "from seconds to months" is stated by
-    CADET (2602.11410); the integer periods, and the values of the two ends, are our choice (the paper does not give them).
+    Attention scores then depend on time differences only, to float rounding, for any date. The modulo is exact in int32, so no
+    float64 is needed, and cached keys stay valid for later requests. RoPE on timestamps "from seconds to months" is stated by
+    CADET (2602.11410); the integer periods and the values of `shortest` and `longest` are our choice (the paper does not give them).
 
     Args:
         shortest: time difference over which the fastest pair turns an eighth of a circle, in ticks (seconds where times are

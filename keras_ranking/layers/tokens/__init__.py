@@ -1,4 +1,4 @@
-"""Events, items, actions and times become tokens."""
+"""From events, items, actions and times to tokens."""
 
 from keras_ranking.layers.tokens.action_embedding import ActionEmbedding
 from keras_ranking.layers.tokens.alone_spans import AloneSpans

@@ -1,4 +1,4 @@
-"""The action token: what the member did."""
+"""The action token: what the member did with an item."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ActionEmbedding(EventEmbedding):
 
         out = Dense(dim)(silu(Dense(hidden)([a_1 ; a_2 ; ...])))
 
-    It may only feed tokens that later events see; the spans of a model see to that. The MLP is inferred for Feed-SR; sibling code has
-    two hidden layers of 64 with SiLU and a last ReLU. One hidden layer is our choice, `hidden` an argument.
+    Only tokens that later events see may depend on it; the spans of a model guarantee this. The MLP is inferred for Feed-SR; related
+    public code has two hidden layers of 64 with SiLU and a last ReLU. One hidden layer is our choice; its width is an argument.
 
     Args:
         features: `schema.actions`.

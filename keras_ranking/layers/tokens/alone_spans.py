@@ -1,4 +1,4 @@
-"""Spans in which every token sees itself alone."""
+"""Spans in which every token sees only itself."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from keras_ranking.ops import Spans
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class AloneSpans(keras.layers.Layer):
-    """Spans in which every token sees itself alone.
+    """Spans in which every token sees only itself.
 
     Call arguments:
-        inputs: (B, T, ...), for its shape alone.
+        inputs: (B, T, ...), used for its shape only.
 
     Output:
         `Spans` of (B, T).
@@ -43,4 +43,4 @@ class AloneSpans(keras.layers.Layer):
         return Spans(*(keras.KerasTensor(inputs.shape[:2], dtype="int32") for _ in Spans._fields))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype
+        return {**super().get_config()}  # Keras loses name and dtype of a class with `__init__` but without this

@@ -1,4 +1,4 @@
-"""The item token: what was shown."""
+"""The item token: which item was shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_ranking.layers.tokens.feature_concat import FeatureConcat
 class EventEmbedding(keras.layers.Layer):
     """Token of an event (or a candidate) from its features: `Dense(dim)(silu(Dense(hidden)(concat(features))))`.
 
-    The papers do not give the projection: concatenation and a projection to the model's width are inferred from digests of
+    The papers do not give the projection. Concatenation and a projection to the model's width are inferred from summaries of
     Feed-SR; the hidden layer is our choice (`hidden=None`: one linear map).
 
     Args:
@@ -53,7 +53,7 @@ class EventEmbedding(keras.layers.Layer):
     def _check(self, features: Sequence[Any]) -> None:
         for feature in features:
             if feature.known == "after":
-                raise ValueError(f"column '{feature.name}' is known only after scoring and cannot be in an event's token.")
+                raise ValueError(f"column '{feature.name}' is known only after scoring and cannot be in the token of an event.")
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
         self.concat.build(input_shape)

@@ -1,4 +1,4 @@
-"""Who sees whom among the events of a row, by one of three rules; and the same for their tokens in one of three layouts."""
+"""Which events of a row see which, by one of three rules; and the same for their tokens in one of three layouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYOUTS = ("interleaved", "fused", "value")
 
 
 def check_mask(mask: str, delay: int, session_gap: int) -> None:
-    """Raises a ValueError for what `EventSpans` and `VisibleLength` do not take."""
+    """Raises a ValueError for arguments that `EventSpans` and `VisibleLength` do not accept."""
     if mask not in MASKS:
         raise ValueError(f"`mask` must be one of {MASKS}. Received: mask={mask!r}")
     if delay < 1:
@@ -29,40 +29,40 @@ def check_mask(mask: str, delay: int, session_gap: int) -> None:
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class EventSpans(keras.layers.Layer):
-    """Spans of a row of events: which earlier events of its member an event sees.
+    """Spans of a row of events: which earlier events of the same member each event sees.
 
     | `mask`      | event i sees event j, apart from itself, iff                                                         |
     |-------------|------------------------------------------------------------------------------------------------------|
-    | `'delay'`   | t_j <= t_i - delay: its actions were known by then                                                   |
-    | `'session'` | j is of an earlier session; a session ends where its member does nothing for `session_gap` seconds   |
-    | `'causal'`  | j stands before i and before all neighbours of i with the same time                                  |
+    | `'delay'`   | t_j <= t_i - delay: the actions of j were known at t_i                                               |
+    | `'session'` | j belongs to an earlier session; a session ends after `session_gap` seconds without an event         |
+    | `'causal'`  | j comes before i and before all neighbours of i that have the same time                              |
 
-    Tracking events arrive late, so what a member did in the last moments is not known when a request is scored; training must not use
-    it either (CADET, 2602.11410, stated second-hand; the size of the delay is unknown). Feedback inside a session is strongly
-    correlated, and a request is scored before any of it is known: the mask that removes it is one of the two remedies of
-    Feed-SR (2602.12354, stated; a session's definition is unknown), random order inside sessions the other. 'causal' is neither: with
-    it a model learns from actions that serving may not have yet, and it is here to measure how much that flatters a model.
+    Tracking events arrive late, so the latest actions of a member are not known when a request is scored; training must not use them
+    either (CADET, 2602.11410, stated second-hand; the size of the delay is unknown). Feedback inside a session is strongly
+    correlated, and a request is scored before any of it is known. A mask that removes it is one of the two remedies of Feed-SR
+    (2602.12354, stated; the definition of a session is unknown); the other is random order inside sessions. 'causal' does neither:
+    with it a model learns from actions that serving may not have yet. It is here to measure how much this inflates metrics.
 
-    Under every rule impressions of one request do not see each other. 'causal' and 'session' go by the order of events and the
-    pauses between neighbours, so events may stand in any order inside a session shorter than `session_gap`; 'delay' needs
-    times that do not fall.
+    Under every rule, impressions of one request do not see each other. 'causal' and 'session' depend on the order of events and the
+    pauses between neighbours, so events may be in any order inside a session shorter than `session_gap`. 'delay' needs times that
+    do not decrease.
 
     Args:
         mask: see the table.
-        delay: seconds (ticks of `times`), at least 1. Of 'delay'; 'session' checks its gap against it.
-        session_gap: seconds, at least `delay`. Of 'session'.
+        delay: seconds (ticks of `times`), at least 1. Used by 'delay'; with 'session', `session_gap` is checked against it.
+        session_gap: seconds, at least `delay`. Used by 'session'.
         own: whether an event sees itself.
 
     Call arguments:
         times: int32 (B, T), not decreasing inside a segment.
         segments: int32 (B, T), 0 = padding.
-        delays: int32 (B, T), in the place of `delay`, each event its own; of 'delay' alone. Less than 1 counts as 1.
+        delays: int32 (B, T), a delay for each event, instead of `delay`; only with mask='delay'. A value below 1 counts as 1.
 
     Output:
         `Spans` of (B, T).
 
     Raises:
-        ValueError: an unknown mask, `delay` below 1, with 'session' a gap below the delay, or `delays` with another mask than 'delay'.
+        ValueError: an unknown mask, `delay` below 1, `session_gap` below `delay` with 'session', `delays` with another mask than 'delay'.
 
     Example:
         >>> times = np.array([[0, 5, 60]], "int32")
@@ -98,17 +98,17 @@ class EventSpans(keras.layers.Layer):
 class TokenSpans(keras.layers.Layer):
     """From spans of T events to spans of their tokens.
 
-    | `layout`        | tokens of a row                              | who sees them                                                 |
-    |-----------------|----------------------------------------------|---------------------------------------------------------------|
-    | `'interleaved'` | item 1, action 1, item 2, action 2, ... (2T) | later events both; an item itself; an action its item too     |
-    | `'fused'`       | event 1 .. event T, query 1 .. query T (2T)  | later events and queries the events; a query itself alone     |
-    | `'value'`       | event 1 .. event T                           | as the spans of events say                                    |
+    | `layout`        | tokens of a row                              | what sees what                                                   |
+    |-----------------|----------------------------------------------|------------------------------------------------------------------|
+    | `'interleaved'` | item 1, action 1, item 2, action 2, ... (2T) | later events see both; an action sees its item; each sees itself |
+    | `'fused'`       | event 1 .. event T, query 1 .. query T (2T)  | later events and queries see an event; each sees itself          |
+    | `'value'`       | event 1 .. event T                           | as in the spans of events                                        |
 
     Args:
         layout: see the table.
 
     Call arguments:
-        inputs: tuple of start, end and own, each int32 (B, T), with an own interval of the event itself for the first two layouts.
+        inputs: tuple of start, end and own, each int32 (B, T); for the first two layouts the own interval must be the event itself.
 
     Output:
         `Spans` of (B, 2T) or (B, T).
@@ -141,7 +141,7 @@ class TokenSpans(keras.layers.Layer):
         if self.layout == "value":
             return spans
         count = ops.shape(spans.start)[1]
-        # An event that sees nothing, not itself either, is padding, and so is its query.
+        # An event that sees nothing, not even itself, is padding, and so is its query.
         nothing = ops.logical_and(spans.end <= spans.start, spans.own > ops.arange(count, dtype="int32")[None, :])
         own = count + ops.arange(count, dtype="int32")[None, :] + ops.zeros_like(spans.own)
         start, end = (ops.where(nothing, own, part) for part in (spans.start, spans.end))
@@ -159,7 +159,7 @@ class TokenSpans(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class VisibleLength(keras.layers.Layer):
-    """How many events of a history a request sees: what its impressions see in a row of training, see `EventSpans`.
+    """How many events of a history a request sees: the same events that its impressions see in a training row, see `EventSpans`.
 
     | `mask`      | the first n events, n = the number of                                                       |
     |-------------|---------------------------------------------------------------------------------------------|
@@ -167,7 +167,7 @@ class VisibleLength(keras.layers.Layer):
     | `'session'` | events before the last pause of `session_gap` seconds; the request ends the last pause      |
     | `'causal'`  | events with t_j < request_time                                                              |
 
-    With 'session' the history must hold the events of the present session too, hidden as they are: they tell when it began.
+    With 'session' the history must also hold the events of the current session, although they are hidden: they show when it began.
 
     Args:
         delay: seconds, at least 1.
@@ -175,14 +175,14 @@ class VisibleLength(keras.layers.Layer):
 
     Call arguments:
         history_time: int32 (B, L), oldest first.
-        history_length: int32 (B,); what stands beyond it is ignored.
+        history_length: int32 (B,), number of events; entries beyond it are ignored.
         request_time: int32 (B,).
 
     Output:
         int32 (B,).
 
     Raises:
-        ValueError: as `EventSpans`.
+        ValueError: see `EventSpans`.
 
     Example:
         >>> times, length = np.array([[0, 5, 60, 0]], "int32"), np.array([3], "int32")

@@ -1,4 +1,4 @@
-"""Columns of a schema as one vector a token."""
+"""Columns of a schema as one vector per token."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class FeatureConcat(keras.layers.Layer):
 
         out = [E_1[id_1] ; ... ; number_1 ; ... ; vector_1 ; ...]
 
-    Columns with the same `table` share one embedding table. An `Id` without buckets is embedded by its fingerprint's halves, see
-    `QuotientRemainderEmbedding`.
+    Columns with the same `table` share one embedding table. An `Id` without buckets is embedded by the two halves of its fingerprint,
+    see `QuotientRemainderEmbedding`.
 
     Args:
         features: `Id`, `Category`, `Number`, `Vector` columns (or their dictionaries).
         id_dim: width of each id's or category's embedding. Our choice: 16 (papers: 30 in LiRank, 64 in LiGR).
-        quantized: tables in int8, for serving; None: as `quantized_tables` says, which is how a whole model is made so.
+        quantized: tables in int8, for serving; None: True inside `quantized_tables`, which is how a whole model gets int8 tables.
 
     Call arguments:
         inputs: dict of tensors by column name: int32 (B, T), float32 (B, T) or float32 (B, T, size).
-        only: names of the columns wanted, in schema order; None: all. The candidate and the events of a history so share tables
-            where they do not share all columns.
+        only: names of the columns to use, in schema order; None: all. With it, candidates and events of the history share tables
+            even if they have different columns.
 
     Output:
-        (B, T, width), `width` = id_dim a column of ids, 1 a number, size a vector.
+        (B, T, width), `width` = sum over the columns: id_dim for an id or category, 1 for a number, its size for a vector.
 
     Raises:
-        ValueError: no features, one of them twice, `id_dim` below 1, columns of different size in one table, or inputs without
-            one of the columns.
+        ValueError: no features, a feature given twice, `id_dim` below 1, columns of different size in one table, or a column
+            missing in the inputs.
 
     Example:
         >>> layer = kr.layers.FeatureConcat([kr.Id("item_id", buckets=100), kr.Number("age")], id_dim=4)
@@ -66,7 +66,7 @@ class FeatureConcat(keras.layers.Layer):
                 continue
             name, size = _table(feature), (feature.rows, None if feature.rows else feature.divisor)
             if sizes.setdefault(name, size) != size:
-                raise ValueError(f"columns of one table must have equal rows. Received: '{feature.name}' in table '{name}'")
+                raise ValueError(f"columns of one table must have the same number of rows. Received: '{feature.name}' in table '{name}'")
             if name not in self.tables:
                 self.tables[name] = self._embedding(feature, f"table_{name}")
 

@@ -1,4 +1,4 @@
-"""One token an event: what was shown and what was done with it, together; or what was shown alone."""
+"""One token per event: item and action together, or the item only."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class FuseActions(keras.layers.Layer):
-    """Item and action in one token, and the token of an item whose action is not known.
+    """Item and action in one token, and the token of an item whose action is unknown.
 
-        event = x + a          query = x + m          m (D,): learned, "no action known"
+        event = x + a          query = x + m          m (D,): learned, "action unknown"
 
-    The layout 'fused': a query never holds its own action, events that later ones see hold theirs. In training an event's action may be
-    hidden as well, at random, so that m is seen among keys too. A fused token with the action masked at random, p = 0.2
-    best, and always for candidates, is stated second-hand for a model that cites CADET; two streams in place of one, so that every
-    event of a row is learned from at once, and the sum are our choice.
+    The layout 'fused': a query never contains its own action; events that later events see contain theirs. In training the action of
+    an event may also be masked at random, so that m also occurs among keys. A fused token with the action masked at random (p = 0.2
+    was best), and always masked for candidates, is stated second-hand for a model that cites CADET. Our choice: two streams instead
+    of one, so that every event of a row is a training example, and the sum.
 
     Args:
-        masking: p, chance that an event's action is replaced by m, in training.
-        seed: of that draw.
+        masking: p, probability that the action of an event is replaced by m, in training.
+        seed: of the random masking.
 
     Call arguments:
         inputs: item tokens x (B, T, D).

@@ -1,4 +1,4 @@
-"""Item and action tokens side by side, and back."""
+"""Item and action tokens in one alternating sequence, and the item tokens of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class Interleave(keras.layers.Layer):
-    """`[x_1, a_1, x_2, a_2, ...]` from item tokens x and action tokens a: an action stands behind the item it followed.
+    """`[x_1, a_1, x_2, a_2, ...]` from item tokens x and action tokens a: each action follows its item.
 
     The layout of Feed-SR (2602.12354, stated); CADET's is unknown, and this is our default for it.
 
@@ -44,14 +44,14 @@ class Interleave(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class ItemTokens(keras.layers.Layer):
-    """The tokens of a row that are read out, one an event; see `TokenSpans` for the layouts.
+    """The tokens of a row from which scores are computed, one per event; see `TokenSpans` for the layouts.
 
     Args:
-        layout: 'interleaved': the item tokens, every second from the first (the read-out of Feed-SR, stated); 'fused': the queries, the
-            second half.
+        layout: 'interleaved': the item tokens, every second token from the first (as in Feed-SR, stated); 'fused': the queries, the second
+            half.
 
     Call arguments:
-        inputs: (B, 2T, D). Where they come from a block, `DecoderBlock` with `stride=2` computes the item tokens alone.
+        inputs: (B, 2T, D). `DecoderBlock` with `stride=2` computes the item tokens only, so that this layer is not needed.
 
     Output:
         (B, T, D).

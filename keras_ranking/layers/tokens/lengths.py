@@ -1,4 +1,4 @@
-"""What a length cuts off: entries beyond it as zeros, as segment 0, as outside the set."""
+"""Layers that apply a length: entries beyond it become zero, segment 0, or outside the set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class KeepFirst(keras.layers.Layer):
-    """The first `length` entries of each row, zeros beyond: whatever stood there (padding, NaN, wild ids) is gone.
+    """The first `length` entries of each row, and zeros beyond; padding, NaN and invalid ids there are removed.
 
     Call arguments:
         inputs: (B, T, ...).
@@ -40,7 +40,7 @@ class KeepFirst(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype
+        return {**super().get_config()}  # Keras loses name and dtype of a class with `__init__` but without this
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -48,7 +48,7 @@ class Segments(keras.layers.Layer):
     """Segment ids of a left-aligned history: 1 for the first `length` slots, 0 beyond.
 
     Call arguments:
-        times: int32 (B, L), for its shape alone.
+        times: int32 (B, L), used for its shape only.
         length: int32 (B,).
 
     Output:
@@ -68,10 +68,10 @@ class Segments(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class OneSet(keras.layers.Layer):
-    """The first `count` items of each row as one set: 1 for these, 0 beyond, as `SetwiseAttention` takes it.
+    """The first `count` items of each row as one set: 1 for these, 0 beyond; the `slot` argument of `SetwiseAttention`.
 
     Call arguments:
-        inputs: (B, N, ...), for its shape alone.
+        inputs: (B, N, ...), used for its shape only.
         count: int32 (B,).
 
     Output:

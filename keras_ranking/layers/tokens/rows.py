@@ -10,7 +10,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class FlattenRows(keras.layers.Layer):
-    """The first two axes as one: rows of slots as a batch of slots.
+    """Merges the first two axes: rows of slots become a batch of slots.
 
     Call arguments:
         inputs: (B, T, ...).
@@ -38,16 +38,16 @@ class FlattenRows(keras.layers.Layer):
         return keras.KerasTensor((None if None in (rows, slots) else rows * slots, *rest), dtype=inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype
+        return {**super().get_config()}  # Keras loses name and dtype of a class with `__init__` but without this
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SlotOwners(keras.layers.Layer):
-    """For each slot of packed rows, the request it belongs to, counted over the whole batch.
+    """The request to which each slot of packed rows belongs, numbered over the whole batch.
 
     Call arguments:
-        slots: int32 (B, S), the request of the row from 1 on, 0 = empty.
-        requests: (B, Q), for its shape alone.
+        slots: int32 (B, S), the request within the row, from 1 on; 0 = empty.
+        requests: (B, Q), used for its shape only.
 
     Output:
         int32 (B S,), in 0 .. B Q - 1; an empty slot belongs to the first request of its row.
@@ -73,11 +73,11 @@ class SlotOwners(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class UnflattenRows(keras.layers.Layer):
-    """What `FlattenRows` made one axis, as two again.
+    """The inverse of `FlattenRows`: splits the first axis into two.
 
     Call arguments:
         inputs: (B T, ...).
-        like: (B, T), for its shape alone.
+        like: (B, T), used for its shape only.
 
     Output:
         (B, T, ...).
@@ -100,4 +100,4 @@ class UnflattenRows(keras.layers.Layer):
         return keras.KerasTensor((*like.shape, *inputs.shape[1:]), dtype=inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype
+        return {**super().get_config()}  # Keras loses name and dtype of a class with `__init__` but without this

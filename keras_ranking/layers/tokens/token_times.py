@@ -10,10 +10,10 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class TokenTimes(keras.layers.Layer):
-    """One time (or place) a token, from one an event; see `TokenSpans` for the layouts.
+    """Times (or indices) of tokens from those of events; see `TokenSpans` for the layouts.
 
     Args:
-        layout: 'interleaved': item and action of an event share its number; 'fused': event and query do.
+        layout: 'interleaved': item and action have the time of their event; 'fused': event and query have it.
         distinct: with 'interleaved', 2 t for the item and 2 t + 1 for the action, so that they differ.
 
     Call arguments:
@@ -34,7 +34,7 @@ class TokenTimes(keras.layers.Layer):
         super().__init__(**settings)
         if layout not in ("interleaved", "fused") or (distinct and layout == "fused"):
             received = f"layout={layout!r}, distinct={distinct}"
-            raise ValueError(f"`layout` must be 'interleaved' or 'fused', and `distinct` goes with the first. Received: {received}")
+            raise ValueError(f"`layout` must be 'interleaved' or 'fused', and `distinct` needs 'interleaved'. Received: {received}")
         self.layout, self.distinct = layout, bool(distinct)
 
     def build(self, input_shape: Any) -> None:
@@ -58,10 +58,10 @@ class TokenTimes(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class RequestTimes(keras.layers.Layer):
-    """The request's time for every candidate: all candidates share one, so nothing depends on a candidate's slot.
+    """The request time for every candidate: all candidates share it, so no score depends on a candidate's slot.
 
     Call arguments:
-        candidates: (B, N, D), for its shape alone.
+        candidates: (B, N, D), used for its shape only.
         request_time: int32 (B,).
 
     Output:
@@ -86,4 +86,4 @@ class RequestTimes(keras.layers.Layer):
         return keras.KerasTensor(tuple(candidates.shape[:2]), dtype="int32")
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config()}  # an own `__init__` without an own `get_config` would lose name and dtype
+        return {**super().get_config()}  # Keras loses name and dtype of a class with `__init__` but without this

@@ -184,5 +184,5 @@ def test_a_stride_computes_a_part_of_the_same_output() -> None:
         layer(x, **given, stride=4)
     with pytest.raises(ValueError, match="divide the number of tokens"):
         layer(keras.KerasTensor((None, 5, D)), **given, stride=2)
-    with pytest.raises(ValueError, match="`stride` is for a row of tokens"):
+    with pytest.raises(ValueError, match="`stride` can be used only for a row of tokens"):
         layer(x, times=times, cache=(whole[1], whole[2], np.array([6, 4], "int32")), stride=2)

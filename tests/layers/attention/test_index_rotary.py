@@ -103,7 +103,7 @@ def test_errors() -> None:
             SelfGatedAttention(2, 4, rotate_by="split", **wrong)
     with pytest.raises(ValueError, match="`head_dim` must be positive, and even with a rotation"):
         SelfGatedAttention(2, 3, rotary=None, rotate_by="index")
-    with pytest.raises(ValueError, match="`index` must be given: this attention rotates by place"):
+    with pytest.raises(ValueError, match="`index` must be given: this attention rotates by index"):
         SelfGatedAttention(2, 4, rotate_by="index")(row()["x"], spans=Spans.causal(np.ones((2, 6), "int32")))
 
 

@@ -256,7 +256,7 @@ def test_call_errors() -> None:
     layer = ready(attention())
     x, times, segments = row()
     spans = Spans.causal(segments)
-    with pytest.raises(ValueError, match="call with `spans` .*, with `cache` .*, or with both"):
+    with pytest.raises(ValueError, match="`spans` .*, `cache` .* or both .* must be given"):
         layer(x, times=times)
     with pytest.raises(ValueError, match="`times` must be given"):
         layer(x, spans=spans)

@@ -91,7 +91,7 @@ def test_shared_and_vocabulary_free_tables() -> None:
     assert list(layer.tables) == ["jobs", "member"] and out.shape == (12,)
     np.testing.assert_array_equal(out[:4], out[4:8])
     assert shared[2].shape == (2,) and shared[2].rows is None and shared[2].encode([None, "m:1"])[0].tolist() == [0, 0]
-    with pytest.raises(ValueError, match="columns of one table must have equal rows. Received: 'b' in table 't'"):
+    with pytest.raises(ValueError, match="columns of one table must have the same number of rows. Received: 'b' in table 't'"):
         FeatureConcat([kr.Category("a", buckets=9, table="t"), kr.Category("b", buckets=8, table="t")])
 
 

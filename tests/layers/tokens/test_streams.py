@@ -105,7 +105,7 @@ def test_token_times_by_layout(layout: str, distinct: bool, tmp_path: Path) -> N
 
 def test_errors() -> None:
     for wrong in ({"layout": "value"}, {"layout": "fused", "distinct": True}):
-        with pytest.raises(ValueError, match="`layout` must be 'interleaved' or 'fused', and `distinct` goes with the first"):
+        with pytest.raises(ValueError, match="`layout` must be 'interleaved' or 'fused', and `distinct` needs 'interleaved'"):
             TokenTimes(**wrong)
 
 
