@@ -1,0 +1,84 @@
+"""What pages of the site include and no one writes by hand: the notebooks with their output, and the `--help` of every command.
+
+    python tools/docs_site/fragments.py        # writes build/docs/
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "build" / "docs"
+# Pages that notebooks name by their file, and their titles.
+PAGES = {
+    "docs/amortized.md": ("../results/amortized.md", "AmortizedDLRM: results"),
+    "docs/ligr.md": ("../results/ligr.md", "LiGR: results"),
+    "docs/lirank.md": ("../results/lirank.md", "LiRank, part by part"),
+    "docs/server.md": ("../guides/serve.md", "Serve and call"),
+}
+
+
+def notebook_page(path: Path) -> str:
+    """A stored notebook as Markdown: text, code, and output with its pictures inside the page."""
+    parts = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            parts.append(_links(cell.source))
+        elif cell.cell_type == "code":
+            parts.append(f"```python\n{cell.source.rstrip()}\n```")
+            parts += [text for output in cell.outputs if (text := _output(output))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _links(text: str) -> str:
+    for name, (page, title) in PAGES.items():
+        text = re.sub(rf"`?{re.escape(name)}`?", f"[{title}]({page})", text)
+    return text
+
+
+def _output(output: Any) -> str:
+    if output.output_type == "stream":
+        return f'```text {{ .output }}\n{output.text.rstrip()}\n```' if output.text.strip() else ""
+    if output.output_type == "error":
+        raise ValueError(f"a notebook holds an error: {output.ename}: {output.evalue}")
+    data = output.data
+    if "image/png" in data:
+        encoded = "".join(data["image/png"].split())
+        return f'<img class="plot" alt="plot of the cell above" src="data:image/png;base64,{encoded}">'
+    if "text/html" in data:
+        table = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
+        table = re.sub(r' (?:border|style)="[^"]*"', "", table)
+        return '<div class="output">' + re.sub(r"\n\s*", "", table) + "</div>"
+    return f'```text {{ .output }}\n{data["text/plain"].rstrip()}\n```'
+
+
+def command_line_page() -> str:
+    """The help of `keras-ranking` and of each of its commands, as the program prints it on 100 columns."""
+    os.environ["COLUMNS"] = "100"
+    from keras_ranking.cli import build_parser
+
+    parser = build_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    parts = [f"```text\n{parser.format_help().rstrip()}\n```"]
+    for name, command in commands.choices.items():
+        parts += [f"## {name}", f"```text\n{command.format_help().rstrip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    shutil.rmtree(OUT, ignore_errors=True)
+    (OUT / "notebooks").mkdir(parents=True)
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        (OUT / "notebooks" / f"{notebook.stem}.md").write_text(notebook_page(notebook), encoding="utf-8")
+    (OUT / "command-line.md").write_text(command_line_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
