@@ -1,4 +1,4 @@
-"""Reusable Keras layers, one class a file, in rooms by what they do."""
+"""Reusable Keras layers, in sub-packages by what they do."""
 
 from keras_ranking.layers.attention import (
     DecoderBlock,

@@ -1,4 +1,4 @@
-"""Tables of ids: int8, without a vocabulary, of semantic ids."""
+"""Embedding tables of ids: in int8, without a vocabulary, and of semantic ids."""
 
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, dequantize_rows, quantize_rows, quantized_tables
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding

@@ -17,7 +17,17 @@ _QUANTIZED: ContextVar[bool] = ContextVar("quantized", default=False)
 
 @contextlib.contextmanager
 def quantized_tables() -> Iterator[None]:
-    """Inside it, layers that are made hold their embedding tables in int8: how a trained model is rebuilt for serving."""
+    """Context in which new layers hold their embedding tables in int8. With it a trained model is rebuilt for serving.
+
+    Yields:
+        None.
+
+    Example:
+        >>> with kr.layers.quantized_tables():
+        ...     layer = kr.layers.FeatureConcat([kr.Id("item_id", buckets=100)], id_dim=4)
+        >>> layer.quantized
+        True
+    """
     token = _QUANTIZED.set(True)
     try:
         yield
@@ -26,7 +36,7 @@ def quantized_tables() -> Iterator[None]:
 
 
 def tables_are_quantized() -> bool:
-    """Whether this is inside `quantized_tables`."""
+    """Whether the caller is inside `quantized_tables`."""
     return _QUANTIZED.get()
 
 
@@ -36,13 +46,16 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scale = (max - min) / 255,   middle = (128 max + 127 min) / 255,   code = round((x - middle) / scale) in [-128, 127]
 
     LiRank (2402.06859), stated. The error of `dequantize_rows` is at most scale / 2 + 2^-22 max|row| for a row: half a step of
-    the grid, and float32 rounding. A constant row has scale 0 and comes back exactly.
+    the grid, and float32 rounding. A constant row has scale 0 and is restored exactly.
+
+    Args:
+        table: (rows, D), floats.
 
     Returns:
         int8 (rows, D), float32 middle (rows,), float32 scale (rows,).
 
     Raises:
-        ValueError: a table that is not (rows, D) with D at least 1, or holds values that are not finite.
+        ValueError: a table that is not (rows, D) with D at least 1, or has values that are not finite.
 
     Example:
         >>> codes, middle, scale = kr.layers.quantize_rows(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
@@ -54,7 +67,7 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise ValueError(f"`table` must be (rows, dim). Received: shape={table.shape}")
     codes = np.empty(table.shape, np.int8)
     middle, scale = (np.empty(len(table), np.float32) for _ in range(2))
-    for start in range(0, len(table), _CHUNK):  # float64 copies of a whole production table would not fit
+    for start in range(0, len(table), _CHUNK):  # in chunks: a float64 copy of a whole production table would not fit
         part = slice(start, start + _CHUNK)
         rows = table[part].astype(np.float64)
         if not np.isfinite(rows).all():
@@ -63,7 +76,7 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low, high = rows.min(axis=1), rows.max(axis=1)
         middle[part] = (128 * high + 127 * low) / 255
         scale[part] = (high - low) / 255
-        # From the stored float32 numbers, with which the codes will be read back.
+        # From the stored float32 numbers, with which the codes are decoded.
         step = scale[part].astype(np.float64)[:, None]
         offset = rows - middle[part].astype(np.float64)[:, None]
         steps = np.divide(offset, step, out=np.zeros_like(offset), where=step > 0)
@@ -72,7 +85,21 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def dequantize_rows(codes: Any, middle: Any, scale: Any) -> np.ndarray:
-    """The float32 table that codes stand for: `middle + code * scale`."""
+    """The float32 table of int8 codes: `middle + code * scale`.
+
+    Args:
+        codes: int8 (rows, D), from `quantize_rows`, as are the others.
+        middle: (rows,).
+        scale: (rows,).
+
+    Returns:
+        float32 (rows, D).
+
+    Example:
+        >>> codes, middle, scale = kr.layers.quantize_rows(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
+        >>> kr.layers.dequantize_rows(codes, middle, scale)[1].tolist()
+        [0.5, 0.5, 0.5]
+    """
     step = np.asarray(scale, np.float32)[:, None]
     return np.asarray(middle, np.float32)[:, None] + np.asarray(codes).astype(np.float32) * step
 
@@ -81,8 +108,8 @@ def dequantize_rows(codes: Any, middle: Any, scale: Any) -> np.ndarray:
 class QuantizedEmbedding(keras.layers.Layer):
     """Embedding look-up in an int8 table: `E(id) = middle[id] + codes[id] * scale[id]`.
 
-    Made after training by `from_table`, for serving; nothing in it is trained (LiRank 2402.06859, stated). Rows are gathered as
-    int8 and scaled afterwards, so the float32 table never exists. With D = 128 a row is 136 bytes in place of 512, 73.4 % less.
+    Made by `from_table` after training, for serving; it has no trainable weights (LiRank 2402.06859, stated). Rows are gathered as
+    int8 and scaled afterwards, so the float32 table never exists. With D = 128 a row has 136 bytes instead of 512, 73.4 % less.
 
     Args:
         rows: number of rows.
@@ -123,7 +150,7 @@ class QuantizedEmbedding(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if hasattr(self, "codes"):  # by `from_table`
             return
-        # float32 under every dtype policy: bfloat16 would cost more than the codes do.
+        # float32 under every dtype policy: the error of bfloat16 would be larger than that of the codes.
         numbers = {"initializer": "zeros", "trainable": False, "dtype": "float32", "autocast": False}
         self.codes = self.add_weight(name="codes", shape=(self.rows, self.dim), initializer="zeros", trainable=False, dtype="int8")
         self.middle = self.add_weight(name="middle", shape=(self.rows,), **numbers)

@@ -18,19 +18,19 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
 
         E(id) = Q_b[B // m] + R_b[B % m]   (+)   Q_c[C // m] + R_c[C % m]         B, C in 0 .. 2^32 - 1, (+) sum or concatenation
 
-    LiRank (2402.06859): no vocabulary and no id out of it; separate tables for the halves, for (B, C) is almost free of
-    collisions while one half is not; the sum inside a half (products do not converge). Stated, but for the reason, which is
-    derived. How halves are joined is not: `join` offers both. The paper's compression by 1000 is m = 1000: 4,294,968 + 1000
-    rows a half; the fewest rows are at m = 65,536: 131,072 a half. The start, uniform in +-0.05 as in keras, is our choice.
+    LiRank (2402.06859), stated: no vocabulary and so no unknown ids; separate tables for the halves; the sum inside a half (products
+    do not converge). The reason for two halves is derived: (B, C) has almost no collisions, one half alone has. How the halves are
+    combined is not stated: `join` offers both. The paper's compression by 1000 is m = 1000: 4,294,968 + 1000 rows per half; the
+    fewest rows are at m = 65,536: 131,072 per half. The initial values, uniform in +-0.05 as in Keras, are our choice.
 
-    Halves come as int32 **bit patterns**, for JAX has no 64-bit integers by default and torch little unsigned arithmetic. They
-    are divided as unsigned numbers in int32 alone: with u = 2 h + b, h = h' m + r', it is q = 2 h' + (2 r' + b) // m. Floats would
-    lose bits above 2^24.
+    Halves are given as int32 **bit patterns**, because JAX has no 64-bit integers by default and torch little unsigned arithmetic.
+    They are divided as unsigned numbers, in int32 only: with u = 2 h + b, h = h' m + r', the quotient is 2 h' + (2 r' + b) // m.
+    Floats would lose bits above 2^24.
 
     Args:
         dim: D, width of each table.
         divisor: m, from 2 to 2^30.
-        join: 'sum' or 'concat' of the halves.
+        join: 'sum' or 'concat': how the halves are combined.
         initializer: of all tables.
         quantized: tables in int8, see `QuantizedEmbedding`.
 
@@ -44,7 +44,7 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
         ValueError: `dim`, `divisor` or `join` out of range, a last axis that is not 2, or inputs that are not int32.
 
     Example:
-        >>> from keras_ranking.ops.hashing import fingerprint64, split_fingerprint
+        >>> from keras_ranking.ops.hashing import split_fingerprint
         >>> layer = kr.layers.QuotientRemainderEmbedding(4, divisor=65_536)
         >>> layer(split_fingerprint(kr.ops.fingerprint64(["member:1", "member:2", "member:3"]))).shape
         (3, 4)
@@ -68,13 +68,13 @@ class QuotientRemainderEmbedding(keras.layers.Layer):
     def _table(self, size: int, name: str) -> Any:
         if self.quantized:
             return QuantizedEmbedding(size, self.dim, dtype=self.dtype_policy, name=name)
-        # cloned: one initializer called again draws the same numbers
+        # cloned: an initializer that is called twice returns the same numbers twice
         drawn = self.initializer.clone() if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
         return keras.layers.Embedding(size, self.dim, embeddings_initializer=drawn, dtype=self.dtype_policy, name=name)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if input_shape[-1] != 2:
-            raise ValueError(f"`inputs` must be (B, ..., 2), two halves an id. Received: shape={tuple(input_shape)}")
+            raise ValueError(f"`inputs` must be (B, ..., 2), the two halves of each id. Received: shape={tuple(input_shape)}")
         for table in self.tables:
             table.build(tuple(input_shape)[:-1])
         self.built = True

@@ -1,4 +1,4 @@
-"""ResidualQuantizer: item vectors -> a few codes each, the semantic ids of an item."""
+"""ResidualQuantizer: from item vectors to semantic ids, a few codes per item."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ _UPDATES = ("ema", "straight_through")
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class ResidualQuantizer(keras.layers.Layer):
-    """RQ-VAE: an autoencoder whose bottleneck is a sum of one codeword a level, each of what the levels before it left.
+    """RQ-VAE: an autoencoder whose bottleneck is a sum of codewords, one per level; each level encodes the residual of the levels before.
 
         z = encoder(x),  r_1 = z
         code_l = argmin_c |r_l - C_lc|^2,   r_(l+1) = r_l - C_l,code_l,   q = sum_l C_l,code_l
-        y = decoder(z + sg(q - z))                                        gradients pass the bottleneck as if it were not there
+        y = decoder(z + sg(q - z))                                        straight-through: gradients skip the bottleneck
         loss = mean (y - x)^2 + commitment * mean_l |r_l - sg(C_l,code_l)|^2  [+ mean_l |sg(r_l) - C_l,code_l|^2]
 
-    Source: RQ-VAE (Lee et al., CVPR 2022), the semantic ids of TIGER (2305.05065); that LiGR (2502.03417, v2) uses them is stated
-    second-hand, its levels, codebooks and input vectors are unknown. Train it with `model.fit(vectors, vectors)` and any loss (or none,
-    `compile(optimizer)`): its own losses are added. sg: no gradient.
+    Source: RQ-VAE (Lee et al., CVPR 2022), the semantic ids of TIGER (2305.05065). LiGR (2502.03417, v2) uses semantic ids (stated
+    second-hand); its levels, codebooks and input vectors are unknown. Train it with `model.fit(vectors, vectors)` and any loss (or none,
+    `compile(optimizer)`): its own losses are added. sg: stop gradient.
 
-    A codeword that no vector chose for `revive_after` steps is set to a residual of the present batch, picked at random; all
-    are so before the first step, which starts the codebooks within the data.
+    A codeword that was nearest to no vector for `revive_after` steps is replaced by a random residual of the current batch. Before the
+    first step this applies to all codewords, so the codebooks are initialised from the data.
 
     Args:
-        levels: codes an item. codebook_size: codewords a level.
-        dim: width of codewords; None: that of the vectors. hidden: widths of the encoder's hidden layers, mirrored in the decoder. With
-            neither, both are the identity and this is plain residual quantisation.
-        update: 'ema': codewords are running means of what chose them (`decay`); 'straight_through': they learn by gradient.
+        levels: number of codes per item.
+        codebook_size: number of codewords per level.
+        dim: width of codewords; None: that of the vectors.
+        hidden: widths of the encoder's hidden layers; the decoder has the same in reverse order. Without `dim` and `hidden`, encoder and
+            decoder are the identity, and this is plain residual quantisation.
+        update: 'ema': codewords are running means of the residuals assigned to them (`decay`); 'straight_through': gradient descent.
         commitment: weight of the commitment loss.
-        revive_after: steps; None: never, and codebooks start as small random numbers.
-        activation: of hidden layers. seed: of what is picked.
+        revive_after: steps; None: codewords are never replaced, and codebooks start as small random numbers.
+        activation: of hidden layers.
+        seed: of the random choice of residuals.
 
     Call arguments:
         inputs: x (..., F).
@@ -76,7 +79,7 @@ class ResidualQuantizer(keras.layers.Layer):
         if update not in _UPDATES:
             raise ValueError(f"`update` must be one of {_UPDATES}. Received: update={update!r}")
         if not 0 <= decay < 1 or commitment < 0:
-            raise ValueError(f"`decay` must lie in [0, 1), `commitment` be at least 0. Received: decay={decay}, commitment={commitment}")
+            raise ValueError(f"`decay` must be in [0, 1) and `commitment` at least 0. Received: decay={decay}, commitment={commitment}")
         self.levels, self.codebook_size, self.dim, self.hidden = int(levels), int(codebook_size), dim, tuple(hidden)
         self.update, self.decay, self.commitment = update, float(decay), float(commitment)
         self.revive_after, self.activation, self.seed = revive_after, activation, int(seed)
@@ -103,7 +106,7 @@ class ResidualQuantizer(keras.layers.Layer):
         def state(name: str, shape: tuple[int, ...], initializer: Any = "zeros", dtype: str = "float32") -> Any:
             return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=False, dtype=dtype, autocast=False)
 
-        # What a revival sets; a learned codebook is this plus `shift`, since the optimizer alone may write what it learns.
+        # What a replacement sets. A codebook learned by gradient is this plus `shift`: only the optimizer may write a trainable weight.
         self.codebook = state("codebook", shape, start)
         self.shift = None
         if learned:
@@ -123,7 +126,7 @@ class ResidualQuantizer(keras.layers.Layer):
 
     @staticmethod
     def _nearest(residual: Any, codewords: Any) -> Any:
-        # |r|^2 is the same for all codewords; of equals the first is taken.
+        # |r|^2 is the same for all codewords, so it is left out. Ties: the first codeword.
         distance = ops.sum(codewords**2, axis=-1)[None, :] - 2.0 * ops.matmul(residual, ops.transpose(codewords))
         return ops.cast(ops.argmin(distance, axis=-1), "int32")
 
@@ -167,7 +170,7 @@ class ResidualQuantizer(keras.layers.Layer):
         return ops.reshape(y, ops.shape(inputs))
 
     def _revived(self, level: int, words: Any, residual: Any) -> tuple[Any, tuple[Any, ...]]:
-        """Codewords with dead ones replaced, and the state that goes with them."""
+        """Codewords with unused ones replaced, and their state."""
         book, unused = self.codebook[level], self.unused[level]
         mass = None if self.shift is not None else self.mass[level]
         sums = None if self.shift is not None else self.sums[level]
@@ -190,7 +193,7 @@ class ResidualQuantizer(keras.layers.Layer):
         return words, (book, mass, sums, unused)
 
     def _counted(self, kept: tuple[Any, ...], code: Any, residual: Any) -> tuple[Any, ...]:
-        """State after a batch: running means of what chose each codeword, and steps since anything did."""
+        """State after a batch: running means of the residuals of each codeword, and steps since its last use."""
         book, mass, sums, unused = kept
         hits = ops.one_hot(code, self.codebook_size, dtype="float32")
         count = ops.sum(hits, axis=0)

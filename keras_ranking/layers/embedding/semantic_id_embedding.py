@@ -14,30 +14,31 @@ _INT32 = 2**31
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SemanticIdEmbedding(keras.layers.Layer):
-    """Embeds semantic ids, the codes of a `ResidualQuantizer`, in place of a table by item.
+    """Embeds semantic ids, the codes of a `ResidualQuantizer`, instead of a table with a row per item.
 
         e = sum_l E_l[ code_l ]                                               plain: levels x codebook_size rows
-        e = sum_l E_l[ prefix_l ],  prefix_l = prefix_(l-1) K + code_l  (mod B_l)      `prefixes`: codes up to and with level l
+        e = sum_l E_l[ prefix_l ],  prefix_l = prefix_(l-1) K + code_l  (mod B_l)      `prefixes`: codes up to and including level l
 
-    A code means something only behind those before it, so prefixes tell more, at more rows: K^(l+1), or `buckets` where that is
-    less (then prefixes share rows). Source: semantic ids with prefix n-grams (Zheng et al., 2504.02137, and Singh et al., 2306.08121); LiGR
-    (2502.03417, v2) replaced id tables by semantic ids, stated second-hand, sizes unknown.
+    A code has a meaning only together with the codes before it, so prefixes carry more information, with more rows: K^(l+1), or
+    `buckets` if that is less (then prefixes share rows). Source: semantic ids with prefix n-grams (Zheng et al., 2504.02137, and Singh et
+    al., 2306.08121); LiGR (2502.03417, v2) replaced id tables by semantic ids (stated second-hand; sizes unknown).
 
     Args:
-        levels, codebook_size: of the codes; K.
-        dim: width.
+        levels: number of codes per item.
+        codebook_size: K, number of values of a code.
+        dim: width of the output.
         prefixes: embed prefixes instead of single codes.
-        buckets: most rows of a level's table, with `prefixes`; K buckets must stay below 2^31.
+        buckets: maximum number of rows of a level's table, with `prefixes`; K * buckets must be below 2^31.
 
     Call arguments:
-        inputs: int32 (..., levels), codes from 0 on; a negative code is none, and adds nothing at its level and, with
-            `prefixes`, at later ones.
+        inputs: int32 (..., levels), codes from 0 on; a negative code means no code: it adds nothing at its level and, with
+            `prefixes`, at later levels.
 
     Output:
         (..., dim).
 
     Raises:
-        ValueError: a size below 1, buckets too large, or inputs of another number of levels.
+        ValueError: a size below 1, buckets too large, or inputs with another number of levels.
 
     Example:
         >>> kr.layers.SemanticIdEmbedding(levels=3, codebook_size=16, dim=8)(np.array([[1, 2, 3], [-1, -1, -1]], "int32")).shape
@@ -63,7 +64,7 @@ class SemanticIdEmbedding(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if input_shape[-1] != self.levels:
-            raise ValueError(f"`inputs` must have {self.levels} codes an item. Received: shape {tuple(input_shape)}")
+            raise ValueError(f"`inputs` must have {self.levels} codes per item. Received: shape {tuple(input_shape)}")
         self.tables = []
         for level, rows in enumerate(self.rows):
             table = self.kind(rows, self.dim, dtype=self.dtype_policy, name=f"level_{level}")

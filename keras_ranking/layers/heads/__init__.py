@@ -1,4 +1,4 @@
-"""From a state to the score of a task: towers and offsets by position, calibration, effects, posteriors."""
+"""From a state to the score of a task: towers and offsets by position, calibration, random effects, posteriors of weights."""
 
 from keras_ranking.layers.heads.bayesian_linear import BayesianLinear
 from keras_ranking.layers.heads.isotonic_calibration import IsotonicCalibration

@@ -28,28 +28,28 @@ class BayesianLinear(keras.layers.Layer):
         logistic:  Lambda += sum w p (1 - p) z z^T,   p = sigmoid(mu . z),   mu the trained kernel        (Laplace)
         gaussian:  Lambda += sum w z z^T / sigma^2,   eta += sum w z y / sigma^2,   mu = Lambda^-1 eta    (exact)
 
-    LiRank (2402.06859, section 3.8): Bayesian linear regression on the input of the last layer, no representation trained for it
-    apart, the posterior updated at the end of each training, Thompson sampling; all stated. No formulas are given: these are the
-    standard ones. The logistic form, sampling once a request, prior, sigma, nu and the discount are our choice.
+    LiRank (2402.06859, section 3.8), stated: Bayesian linear regression on the input of the last layer, no separate training of the
+    representation, an update of the posterior at the end of each training, Thompson sampling. No formulas are given: these are the
+    standard ones. The logistic form, one sample per request, prior, sigma, nu and the discount are our choice.
 
-    One draw holds for all candidates of a request. It is a function of the seed alone (`seeded_normal`), so a reply can be
-    repeated and the graph holds no state; L^-1 is kept from the last `update`, so it holds no Cholesky either.
+    All candidates of a request share one draw. It is a function of the seed only (`seeded_normal`), so a reply can be reproduced and
+    the graph has no state. L^-1 is stored at the last `update`, so the graph has no Cholesky decomposition.
 
     Args:
         kind: 'logistic' or 'gaussian'.
-        use_bias: a bias, as an input that is always 1; it has its place in the posterior.
-        prior_precision: of every weight, around 0 ('gaussian') or around the trained kernel; Lambda before any update.
+        use_bias: add a bias, an input that is always 1; it is part of the posterior.
+        prior_precision: of every weight, around 0 ('gaussian') or around the trained kernel ('logistic'); Lambda before any update.
         noise: sigma, standard deviation of the targets; 'gaussian' only.
-        discount: what `update` multiplies earlier evidence by, in (0, 1]; below 1 where the representation drifts between
-            trainings, for the old z are not those of today. The prior is not discounted.
+        discount: factor of `update` on earlier evidence, in (0, 1]; below 1 if the representation z changes between trainings. The
+            prior is not discounted.
         exploration: nu; 0 is greedy.
-        stream: tells the draws of layers with one seed apart, 0 to 2^32 - 1. None: CRC-32 of the layer's name.
+        stream: makes the draws of layers with the same seed independent, 0 to 2^32 - 1. None: CRC-32 of the layer's name.
         kernel_initializer: of the kernel (D, 1); the bias starts at 0.
 
     Call arguments:
         inputs: z (B, ..., D).
         seed: int32 (B,), or None for the mean.
-        exploration: nu in place of the layer's; a number, or a tensor of shape () or (B,).
+        exploration: nu instead of the layer's; a number, or a tensor of shape () or (B,).
 
     Output:
         float32 logits (B, ...), under every dtype policy.
@@ -79,7 +79,7 @@ class BayesianLinear(keras.layers.Layer):
         kernel_initializer: Any = "glorot_uniform",
         **settings: Any,
     ) -> None:
-        # autocast=False: a dtype policy of bfloat16 would round what it is given
+        # autocast=False: a dtype policy of bfloat16 would round the inputs
         super().__init__(autocast=False, **settings)
         if kind not in ("logistic", "gaussian"):
             raise ValueError(f"`kind` must be 'logistic' or 'gaussian'. Received: kind={kind!r}")
@@ -137,7 +137,7 @@ class BayesianLinear(keras.layers.Layer):
         return mean + moved
 
     def sample(self, inputs: Any, seed: Any, exploration: Any = None) -> Any:
-        """Logits under weights drawn once for each entry of the first axis: a call with `seed`."""
+        """Logits with weights drawn once for each entry of the first axis: a call with `seed`."""
         return self(inputs, seed=seed, exploration=exploration)
 
     def _stream(self) -> int:
@@ -160,20 +160,20 @@ class BayesianLinear(keras.layers.Layer):
     def evidence(self) -> np.ndarray:
         """eta, float64 (D',); 'gaussian' only."""
         if self.evidence_parts is None:
-            raise ValueError("`evidence` is kept by kind='gaussian'. Received: kind='logistic'")
+            raise ValueError("`evidence` exists only with kind='gaussian'. Received: kind='logistic'")
         return np.asarray(ops.convert_to_numpy(self.evidence_parts.value).astype(np.float64).sum(axis=0))
 
     def update(self, inputs: Any, targets: Any = None, sample_weight: Any = None, discount: float | None = None) -> None:
-        """Adds rows to the posterior, in float64; in any number of calls, the posterior is that of all rows.
+        """Adds rows to the posterior, in float64. The result does not depend on how the rows are split into calls.
 
-        'logistic' leaves the mean, and so all scores without a seed, as they are. 'gaussian' sets kernel and bias to the posterior
-        mean, whatever was trained.
+        'logistic' leaves the mean, and so all scores without a seed, unchanged. 'gaussian' replaces trained kernel and bias by the
+        posterior mean.
 
         Args:
             inputs: z (..., D).
             targets: y (...); 'gaussian' only ('logistic': not read).
-            sample_weight: (...), not negative; 0 for padding. None: 1.
-            discount: in place of the layer's. Of several calls for one training, the first takes the discount and the others 1.
+            sample_weight: (...), not negative; 0 for padding. None: 1 everywhere.
+            discount: instead of the layer's. If one training needs several calls, give the discount to the first and 1 to the others.
 
         Raises:
             ValueError: rows that are not finite, shapes that do not fit, negative weights, a missing target.
@@ -260,5 +260,5 @@ def _check_seed(seed: Any) -> None:
 
 
 def _products(z: Any, weights: Any) -> Any:
-    """z (B, ..., N, D) times weights (B, ..., 1, D), as one matrix product a row."""
+    """z (B, ..., N, D) times weights (B, ..., 1, D), as one matrix product per row."""
     return ops.squeeze(ops.matmul(z, ops.swapaxes(weights, -1, -2)), -1)

@@ -12,42 +12,42 @@ MAX_BUCKETS = 100_000
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class IsotonicCalibration(keras.layers.Layer):
-    """A non-decreasing piecewise linear map of a logit, whose slopes calibration features may move.
+    """A non-decreasing piecewise linear map of a logit, whose slopes may depend on calibration features.
 
         y_cali = sum_i ReLU(e_i + w_i) v_i + b,      v_i = clip(y - lower - step i, 0, step),  i = 0 .. n - 1          Eq. 1
         e      = features @ kernel
 
-    LiRank (2402.06859), Eq. 1: y is a logit, one trainable weight a bucket of fixed width, ReLU for a map that never falls, e
-    derived from the calibration features (device, channel, ids), trained with the model; all stated. The rest is our choice:
+    LiRank (2402.06859), Eq. 1, stated: y is a logit; one trainable weight per bucket of fixed width; ReLU so that the map never
+    decreases; e derived from the calibration features (device, channel, ids); trained with the model. The rest is our choice:
 
-    * The range: Eq. 1 takes y >= 0, hence the shift by `lower`. -17, 8 and 0.05 (n = 500) are of later code by one of its authors.
-    * Outside [lower, upper] the map goes on with slope 1. Holding it there would stop the gradient of just the logits that are
-      furthest off; the slope of the last bucket would be a guess from few rows.
-    * w starts at 1, b at `lower` and the kernel at 0: the identity, to the bit. (A start at w = 0.5 would give -8.5 at y = 0.)
-      A slope that falls to 0 has no gradient any more, so the start must be well above it.
-    * e is linear in the features; embed ids before.
+    * The range: Eq. 1 needs y >= 0, hence the shift by `lower`. -17, 8 and 0.05 (n = 500) are from later code by one of its authors.
+    * Outside [lower, upper] the map continues with slope 1. A constant there would stop the gradient of the logits with the largest
+      errors; the slope of the last bucket would be an estimate from few rows.
+    * w starts at 1, b at `lower` and the kernel at 0: the identity, equal to the bit. (A start at w = 0.5 would give -8.5 at y = 0.)
+      A slope of 0 has no gradient, so the start must be well above 0.
+    * e is linear in the features: ids must be embedded first.
 
-    Computed as y + o + sum_i (ReLU(e_i + w_i) - 1) v_i with b = lower + o, the same numbers with less rounding, where `bias` is o.
-    Without features, slopes are summed once and each logit looks up its bucket: no (..., n) tensor. With features, every logit has
-    slopes of its own and that tensor is there: take a wider `step` if it is too large.
+    Computed as y + o + sum_i (ReLU(e_i + w_i) - 1) v_i with b = lower + o, the same numbers with less rounding; the weight `bias` is o.
+    Without features, slopes are summed once and each logit looks up its bucket: no (..., n) tensor is made. With features, every logit
+    has its own slopes and that tensor is made: use a larger `step` if it is too large.
 
-    In float32 it is within 7e-6 of Eq. 1 in float64 (500 random slopes), and never falls by more than rounding, 2e-6.
+    In float32 it is within 7e-6 of Eq. 1 in float64 (500 random slopes), and never decreases by more than rounding, 2e-6.
 
     Args:
-        lower, upper, step: the buckets; upper - lower must be a multiple of step.
-        features_dim: C, width of the features; 0: none. None: as in the first call.
-        units: K calibrators side by side over the last axis of the logits; None: one, and no such axis.
+        lower, upper, step: range and width of the buckets; upper - lower must be a multiple of step.
+        features_dim: C, width of the features; 0: no features; None: as in the first call.
+        units: K, one calibrator for each entry of the last axis of the logits; None: one calibrator, and no such axis.
 
     Call arguments:
         inputs: logits (B, ...), or (B, ..., K) with `units`.
-        features: (B, ..., C), of the shape of the logits without K; as they are, one-hot or already embedded.
+        features: (B, ..., C), in the shape of the logits without K; numbers, one-hot or embedded.
 
     Output:
         float32 in the shape of the logits, under every dtype policy.
 
     Raises:
-        ValueError: a range that is not of 1 to 100,000 whole buckets, `units` below 1, another last axis than `units`, features where
-            there are none or none where there are.
+        ValueError: a range that is not 1 to 100,000 whole buckets, `units` below 1, a last axis that is not `units`, features given to a
+            layer without them, or missing for a layer with them.
 
     Example:
         >>> layer = kr.layers.IsotonicCalibration()
@@ -80,7 +80,7 @@ class IsotonicCalibration(keras.layers.Layer):
 
     def build(self, inputs_shape: tuple[int | None, ...], features_shape: tuple[int | None, ...] | None = None) -> None:
         if self.units is not None and (not inputs_shape or inputs_shape[-1] != self.units):
-            raise ValueError(f"`inputs` must be (B, ..., {self.units}), a logit a unit. Received: shape={tuple(inputs_shape)}")
+            raise ValueError(f"`inputs` must be (B, ..., {self.units}), a logit for each unit. Received: shape={tuple(inputs_shape)}")
         if self.features_dim is None:
             self.features_dim = 0 if features_shape is None else int(features_shape[-1] or 0)
         units = self.units or 1
@@ -113,7 +113,7 @@ class IsotonicCalibration(keras.layers.Layer):
         return out if self.units is not None else ops.squeeze(out, -1)
 
     def _by_activations(self, y: Any, features: Any) -> Any:
-        """sum_i (slope_i - 1) v_i for y (..., K), with slopes of every row's own."""
+        """sum_i (slope_i - 1) v_i for y (..., K), with separate slopes for every row."""
         e = ops.matmul(ops.cast(features, "float32"), self.kernel)
         e = ops.reshape(e, (*ops.shape(e)[:-1], self.units or 1, self.buckets))
         left = self.step * ops.arange(self.buckets, dtype="float32")
@@ -121,7 +121,7 @@ class IsotonicCalibration(keras.layers.Layer):
         return ops.sum((ops.relu(e + self.slopes) - 1.0) * v, axis=-1)
 
     def _by_sums(self, y: Any) -> Any:
-        """The same without features: whole buckets from a running sum, and the part of the bucket that y is in."""
+        """The same without features: a running sum over the buckets below y, and the part of the bucket that y is in."""
         excess = ops.relu(self.slopes) - 1.0
         whole = self.step * (ops.cumsum(excess, axis=-1) - excess)  # of the buckets before
         x = ops.clip(y - self.lower, 0.0, self.upper - self.lower)

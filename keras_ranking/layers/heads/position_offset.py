@@ -1,4 +1,4 @@
-"""PositionOffset: what a place in the list adds to a logit, learned for each place of the top."""
+"""PositionOffset: a learned logit offset for each of the top positions."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ BEYOND = ("clip", "zero")
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class PositionOffset(keras.layers.Layer):
-    """A logit at every position: `z'_p = z + o_p`, `o = scale w`, p = 1 .. P, and one for all positions beyond.
+    """A logit at every position: `z'_p = z + o_p`, `o = scale w`, p = 1 .. P, and one logit for all positions beyond P.
 
         out = [z + o_1, z + o_2, ..., z + o_P, z + o_beyond],      o_beyond = o_P ('clip') or 0 ('zero')
 
-    Feed-SR (2602.12354, stated): offsets of each label for the top 60 positions are learned next to the model and added to its
-    final logits; every item is scored as if it were shown at position 5. What holds beyond 60 is unknown. Here the offsets of
-    all positions are outputs and the loss picks the one of the position shown (`ObservedTowerLoss` with boundaries 1, 2, .., P):
-    position is no input of anything, so it cannot move a state of the trunk, and a score at any position is at hand.
+    Feed-SR (2602.12354, stated): offsets of each label for the top 60 positions are learned with the model and added to its final
+    logits; every item is scored as if it were shown at position 5. What is done beyond 60 is unknown. Here the logits of all
+    positions are outputs, and the loss selects that of the position shown (`ObservedTowerLoss` with boundaries 1, 2, .., P).
+    Position is not an input, so it cannot change a state of the trunk, and scores at all positions are available.
 
     Args:
         positions: P.
         beyond: 'clip' or 'zero', see above. Our choice: 'clip'.
-        scale: factor on the weights w (P,), which start at zero. An adaptive optimiser moves a weight by at most its learning rate a
-            step, and an offset by `scale` times that: in a short training offsets need more than the weights of the trunk do.
+        scale: factor on the weights w (P,), which start at zero. An adaptive optimiser changes a weight by at most its learning rate per
+            step, and an offset by `scale` times that; in a short training, offsets need larger steps than the weights of the trunk.
 
     Call arguments:
         inputs: logits z (B, T).

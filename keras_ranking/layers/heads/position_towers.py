@@ -13,19 +13,20 @@ from keras import ops
 class PositionTowers(keras.layers.Layer):
     """K separate MLPs over one trunk state: `s_k = f_k([h ; late context])`, k = 1..K, logits.
 
-    Ranking needs the click probability before it fixes the position, so the position cannot be an input: each tower answers
-    "if shown in this range". Only the tower of the position seen is trained (see `ObservedTowerLoss`). K heads by position
+    Ranking needs the click probability before the position is decided, so the position cannot be an input: each tower predicts
+    for "shown in this range". Only the tower of the observed position is trained (see `ObservedTowerLoss`). K heads by position
     bucket, with 1, 2-4 and 5+ as an example, are stated second-hand for CADET (2602.11410); depth and width are our choice.
 
-    With `shared`, one MLP that is also given the range, s_k = f([h ; late context ; e_k]): position as a feature, for comparison. As
-    before, all K answers are outputs and the loss picks the one of the position shown, which is what feeding it would train.
+    With `shared`, there is one MLP with the range as an input, s_k = f([h ; late context ; e_k]): position as a feature, for comparison.
+    All K logits are outputs here too, and the loss selects that of the position shown: the same training as with position as an input.
 
     Args:
         num_towers: K.
         hidden: widths of each tower's hidden layers.
         activation: of the hidden layers.
         dropout: rate after each hidden layer, in training.
-        shared: one tower for all ranges, given an embedding e_k. embedding_dim: its width.
+        shared: one tower for all ranges, with an embedding e_k as an additional input.
+        embedding_dim: width of e_k.
 
     Call arguments:
         inputs: (B, T, C).
@@ -59,7 +60,7 @@ class PositionTowers(keras.layers.Layer):
         self.num_towers, self.hidden = num_towers, tuple(int(width) for width in hidden)
         self.activation, self.dropout_rate = activation, float(dropout)
         policy = self.dtype_policy
-        # Probabilities feed an auction or a sum over tasks: logits are computed in float32 under every dtype policy.
+        # An auction or a sum over tasks uses the probabilities: logits are computed in float32 under every dtype policy.
         self.towers = [
             [keras.layers.Dense(width, activation=activation, dtype=policy, name=f"tower_{k}_{i}") for i, width in enumerate(self.hidden)]
             + [keras.layers.Dense(1, dtype="float32", name=f"tower_{k}_logit")]

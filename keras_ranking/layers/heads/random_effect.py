@@ -1,4 +1,4 @@
-"""Popularity of an id as a logit beside the global one: the layer, and the fit of its table."""
+"""Popularity of an id as a logit added to the global one: the layer, and the fit of its table."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from keras import ops
 
 @dataclass(frozen=True)
 class RandomEffectFit:
-    """Fitted effects.
+    """Fitted effects, as `fit_random_effect` returns them.
 
     Attributes:
         ids: (U,) sorted, each once.
         effects: float64 (U,), logits.
-        precision: float64 (U,), second derivative of the penalised loss there; 1 / precision is Laplace's variance.
-        iterations: Newton steps used.
+        precision: float64 (U,), second derivative of the penalised loss at the effect; 1 / precision is the Laplace variance.
+        iterations: number of Newton steps.
+
+    Example:
+        >>> fit = kr.layers.fit_random_effect([7, 7, 9], labels=[1, 1, 0], offsets=[0.0, 0.0, 0.0], l2=1.0)
+        >>> fit.ids.tolist(), fit.effects.round(3).tolist()
+        ([7, 9], [0.675, -0.401])
     """
 
     ids: np.ndarray
@@ -36,7 +41,7 @@ class RandomEffectFit:
 def _columns(ids: Any, **columns: Any) -> tuple[np.ndarray, list[np.ndarray]]:
     ids = np.asarray(ids)
     if ids.ndim != 1 or not len(ids):
-        raise ValueError(f"`ids` must be one or more ids in one axis. Received: shape={ids.shape}")
+        raise ValueError(f"`ids` must be one-dimensional with at least one id. Received: shape={ids.shape}")
     arrays = []
     for name, column in columns.items():
         array = np.asarray(column, np.float64)
@@ -55,21 +60,25 @@ def fit_random_effect(
     max_iterations: int = 100,
     tolerance: float = 1e-12,
 ) -> RandomEffectFit:
-    """One logistic intercept an id on top of a fixed global logit, for all ids at once in float64.
+    """Fits one logistic intercept per id, added to a fixed global logit, for all ids at once in float64.
 
         b_id = argmin_b  sum_{rows n of id} w_n ( log(1 + exp(o_n + b)) - y_n (o_n + b) ) + l2 / 2 b^2
 
     LiRank (2402.06859) fits the residual of the main model every 8 hours (stated); logistic intercepts with the global logit
-    as offset and an L2 prior are our reading. The derivative is monotone in b and its root lies in
-    [-sum w (1 - y), sum w y] / l2: Newton's method with bisection where a step leaves the bracket or does not shrink.
+    as offset and an L2 prior are our interpretation. The derivative is monotone in b and its root lies in
+    [-sum w (1 - y), sum w y] / l2: Newton's method, with bisection if a step leaves the bracket or does not shrink.
 
     Args:
         ids: (N,) integers or strings.
         labels: (N,) in [0, 1].
         offsets: (N,) global logits.
-        l2: positive; the prior's precision. An id with few rows stays near 0.
-        weights: (N,) not negative; None: 1.
-        max_iterations, tolerance: stop where all steps are below tolerance * (1 + |b|).
+        l2: positive, precision of the prior; the effect of an id with few rows stays near 0.
+        weights: (N,) not negative; None: 1 everywhere.
+        max_iterations: maximum number of Newton steps.
+        tolerance: the fit stops when all steps are below tolerance * (1 + |b|).
+
+    Returns:
+        `RandomEffectFit`: the ids, each once, and the effect and the precision of each.
 
     Raises:
         ValueError: arguments outside these bounds.
@@ -102,7 +111,7 @@ def fit_random_effect(
         low, high = np.where(slope <= 0, b, low), np.where(slope >= 0, b, high)
         newton = b - slope / precision
         bisect = (newton < low) | (newton > high) | (2 * np.abs(newton - b) > np.abs(step_before))
-        # A step at the level of rounding need not shrink any more; bisection would throw it back.
+        # A step at the level of rounding does not shrink further; bisection would undo it.
         small = np.abs(newton - b) <= tolerance * (1 + np.abs(b))
         after = np.where(bisect & ~small, (low + high) / 2, newton)
         step_before, b = after - b, after
@@ -119,13 +128,13 @@ def _sigmoids(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class RandomEffect(keras.layers.Layer):
-    """Adds a logit an id: `out = logit + effect[row]`, and exactly `logit` for row 0 or a row outside the table.
+    """Adds a logit per id: `out = logit + effect[row]`, and exactly `logit` for row 0 or a row outside the table.
 
     LiRank's wide popularity (2402.06859): y = sigmoid(logit_global + logit_random_effect), for short-lived ids, fitted every
-    8 hours and attached to the click and like towers (stated): one layer a task. An id that was not fitted changes nothing.
+    8 hours and attached to the click and like towers (stated): one layer per task. An id that was not fitted changes nothing.
 
     Args:
-        rows: number of rows, with row 0, which is for ids that were not fitted and for padding.
+        rows: number of rows, including row 0, which is for ids that were not fitted and for padding.
 
     Call arguments:
         inputs: global logits (B, ...).
@@ -135,7 +144,7 @@ class RandomEffect(keras.layers.Layer):
         float32 (B, ...), under every dtype policy.
 
     Raises:
-        ValueError: `rows` below 2, or `ids` of another rank than the logits.
+        ValueError: `rows` below 2, or `ids` that do not have the shape of the logits.
 
     Example:
         >>> fit = kr.layers.fit_random_effect([7, 7, 9], labels=[1, 1, 0], offsets=[0.0, 0.0, 0.0], l2=1.0)
@@ -153,7 +162,7 @@ class RandomEffect(keras.layers.Layer):
 
     @classmethod
     def from_fit(cls, fit: RandomEffectFit, **settings: Any) -> RandomEffect:
-        """The layer with fitted effects, not trainable unless asked for."""
+        """The layer with fitted effects; not trainable by default."""
         layer = cls(len(fit.ids) + 1, **{"trainable": False, **settings})
         layer.build((None,))
         layer.effects.assign(np.concatenate([[0.0], fit.effects]).astype("float32"))

@@ -1,4 +1,4 @@
-"""The prediction heads of Feed-SR: deep and cross networks, a mixture of them, or less."""
+"""The prediction heads of Feed-SR: deep and cross networks, a mixture of them, or simpler ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADS = ("parallel_dcn", "stacked_dcn", "mmoe", "mlp", "linear")
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class RankingHead(keras.layers.Layer):
-    """A logit for every task from one state h, by one of five heads.
+    """A logit for every task from a state h, by one of five heads.
 
     | `kind`           | r_g                                                         | z_k = w_k . r_g(k) + b_k |
     |------------------|-------------------------------------------------------------|--------------------------|
@@ -26,18 +26,19 @@ class RankingHead(keras.layers.Layer):
     | `'mlp'`          | mlp_g(h)                                                    | -0.13 %                  |
     | `'linear'`       | h                                                           | -1.20 %                  |
 
-    Feed-SR (2602.12354), all five and the figures against the first stated for its second version; the first version found the mixture
-    best. Experts are shared, gates are of passive (click, skip, long dwell) and active (like, comment, share) tasks,
-    dropout on the gates after the softmax keeps one expert from taking all: stated. Widths, numbers, the rate, whether bodies are shared
-    by groups, and that an expert is parallel too are our choice.
+    Feed-SR (2602.12354): all five heads, and the differences to the first, are stated for its second version; in the first version the
+    mixture was best. Also stated: experts are shared; there is one gate for passive (click, skip, long dwell) and one for active (like,
+    comment, share) tasks; dropout on the gates after the softmax prevents the collapse onto one expert. Widths, numbers, the rate, bodies
+    shared within groups, and parallel experts are our choice.
 
     Args:
         kind: see the table.
         tasks: K names, each once.
         groups: dict, group name -> its tasks, each task in one group. None: all tasks share one body, and with 'mmoe' each task
-            has a gate of its own.
-        hidden: widths of the MLPs. num_layers, rank: of the cross nets, see `LowRankCross`; `rank=None`: full matrices.
-        num_experts, gate_dropout, seed: of 'mmoe'; dropped gates are not made up for but in the mean, as in `MMoE`.
+            has its own gate.
+        hidden: widths of the MLPs.
+        num_layers, rank: of the cross nets, see `LowRankCross`; `rank=None`: full matrices.
+        num_experts, gate_dropout, seed: of 'mmoe'; gates sum to 1 only in the mean after dropout, as in `MMoE`.
         activation, dropout: of the MLPs.
 
     Call arguments:
@@ -96,7 +97,7 @@ class RankingHead(keras.layers.Layer):
             self.gates = {name: keras.layers.Dense(num_experts, use_bias=False, dtype="float32", name=f"gate_{name}") for name in parts}
         elif kind != "linear":
             self.bodies = {name: self._body(kind, f"body_{name}") for name in parts}
-        # Probabilities feed a sum over tasks: logits stay in float32 under every dtype policy.
+        # A sum over tasks uses the probabilities: logits stay in float32 under every dtype policy.
         self.last = {task: keras.layers.Dense(1, dtype="float32", name=f"logit_{task}") for task in self.tasks}
         self.seed_generator = keras.random.SeedGenerator(seed)
 

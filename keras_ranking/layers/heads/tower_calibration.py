@@ -12,25 +12,25 @@ from keras_ranking.layers.heads.isotonic_calibration import IsotonicCalibration
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class TowerCalibration(keras.layers.Layer):
-    """One non-decreasing map of logits for all towers, whose slopes the tower may move.
+    """One non-decreasing map of logits for all towers, whose slopes may depend on the tower.
 
         z'_k = IsotonicCalibration(z_k, features = one-hot(k)),     k = 1 .. K;  no features for K = 1
 
-    Which calibration CADET (2602.11410) has is unknown; the isotonic layer is LiRank's (2402.06859, stated), and that position is
-    a calibration feature is stated of a later layer by one of its authors.
+    The calibration of CADET (2602.11410) is unknown. The isotonic layer is LiRank's (2402.06859, stated); position as a calibration
+    feature is stated for a later layer by one of its authors.
 
     Args:
-        step: width of the buckets of logits. Our choice: 0.5, for there are slopes for each of B T K logits.
+        step: width of the buckets of logits. Our choice: 0.5, because each of the B T K logits has its own slopes.
         lower, upper: see `IsotonicCalibration`.
 
     Call arguments:
         inputs: logits (B, T, K).
 
     Output:
-        float32 (B, T, K), under every dtype policy; the inputs themselves before training.
+        float32 (B, T, K), under every dtype policy; equal to the inputs before training.
 
     Raises:
-        ValueError: as `IsotonicCalibration`, or an unknown last axis.
+        ValueError: see `IsotonicCalibration`; or an unknown last axis.
 
     Example:
         >>> kr.layers.TowerCalibration()(np.zeros((2, 5, 3), "float32")).shape

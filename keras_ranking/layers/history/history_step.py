@@ -14,14 +14,17 @@ _STEPS = ("prefill", "score", "extend")
 class HistoryStep(keras.layers.Layer):
     """One step of a `HistoryEncoder` as a layer of its own, over the same weights.
 
-    For functional models: a layer must have as many outputs in one call as in any other there, and a cache is several tensors.
+    For functional models: in these, a layer must have the same number of outputs in every call, and a cache is several tensors.
 
     Args:
-        encoder: the `HistoryEncoder`, built.
+        encoder: a `HistoryEncoder` that is built.
         step: 'prefill', 'score' or 'extend'.
 
     Call arguments:
-        inputs, cache: as the method of that name takes them.
+        inputs, cache: see the method of `HistoryEncoder` with the name of the step.
+
+    Output:
+        'score': candidates as in `HistoryEncoder.score`; else a cache, a dict of tensors.
 
     Example:
         >>> encoder = kr.layers.HistoryEncoder(max_history=4, num_heads=1)

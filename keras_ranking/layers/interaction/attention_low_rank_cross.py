@@ -18,36 +18,36 @@ class AttentionLowRankCross(LowRankCross):
     """`LowRankCross` with an attention score matrix between its two low-rank maps.
 
         v, q, k = x_l V_l, x_l Q_l, x_l K_l              each (D, r); cut into T = r / h tokens of width h: (T, h)
-        A = softmax_keys(q k^T / (tau sqrt(h)))          (T, T), of this sample alone; each row sums to 1 over the keys
+        A = softmax_keys(q k^T / (tau sqrt(h)))          (T, T), within one sample; each row sums to 1 over the keys
         o = A v + v                                      "+ v": the inner skip; back to (r,)
         x_{l+1} = x_0 * a(o U_l + b_l) + x_l
 
-    LiRank (2402.06859) states: the low-rank map is made three times, for value, query and key; scaled dot-product scores stand
-    between the low-rank maps; with the identity as scores it is the plain cross layer; a temperature and a skip connection keep
-    training stable. Tokens cut from the r numbers, the softmax over keys, the inner place of the skip, and all sizes are our
-    reading, the one that fits all of these and lets no sample see its batch.
+    LiRank (2402.06859) states: there are three low-rank maps, for value, query and key; scaled dot-product scores are applied between
+    the two low-rank maps; with the identity as scores it is the plain cross layer; a temperature and a skip connection keep training
+    stable. Our choice: tokens cut from the r numbers, the softmax over keys, the place of the skip, and all sizes. It agrees with all
+    that is stated, and no sample depends on the others of its batch.
 
-    Without the skip, near-uniform scores at the start would map the low-rank vector to its mean, which has rank 1.
+    Without the skip, near-uniform scores at the start of training would map the low-rank vector to its mean, which has rank 1.
 
     Args:
         rank, num_layers, activation, kernel_initializer, bias_initializer: see `LowRankCross`; `rank` is r, an integer.
         head_dim: h, a divisor of r. 1: each of the r numbers is a token.
-        temperature: tau, and where it starts if it is learned.
-        learn_temperature: train log(tau), one a layer.
+        temperature: tau, or its initial value if it is learned.
+        learn_temperature: train log(tau), one per layer.
         inner_skip: add v to A v.
-        score: 'softmax'; 'linear', A = q k^T / (tau sqrt(h)) as it is, in time and memory linear in T, but a sum over keys and
-            of degree three in x: give it normalised inputs and tau of T or more; 'identity', A = I, without queries and keys:
-            the plain cross layer, for ablations.
+        score: 'softmax'; 'linear', A = q k^T / (tau sqrt(h)) without softmax: time and memory are linear in T, but it is a sum over
+            keys and of degree three in x, so it needs normalised inputs and tau of T or more; 'identity', A = I, without queries and
+            keys: the plain cross layer, for ablations.
 
     Call arguments:
-        inputs: (B, ..., D). Leading axes are all samples: nothing is mixed across them.
+        inputs: (B, ..., D). All leading axes are samples: nothing is mixed across them.
 
     Output:
         (B, ..., D).
 
     Raises:
-        ValueError: as `LowRankCross`; `rank` None or no multiple of `head_dim`; fewer than two tokens; `temperature` not
-            positive; an unknown `score`; a learned temperature where there is none.
+        ValueError: see `LowRankCross`; `rank` None or not a multiple of `head_dim`; fewer than two tokens; `temperature` not
+            positive; an unknown `score`; `learn_temperature` with score='identity'.
 
     Example:
         >>> kr.layers.AttentionLowRankCross(rank=8, head_dim=2)(np.ones((3, 16), "float32")).shape
@@ -67,13 +67,13 @@ class AttentionLowRankCross(LowRankCross):
     ) -> None:
         super().__init__(rank, num_layers, **settings)
         if rank is None:
-            raise ValueError("`rank` must be a positive integer: attention stands between two low-rank maps. Received: rank=None")
+            raise ValueError("`rank` must be a positive integer: attention is applied between two low-rank maps. Received: rank=None")
         if head_dim < 1 or rank % head_dim:
             raise ValueError(f"`head_dim` must be a positive divisor of `rank`. Received: head_dim={head_dim}, rank={rank}")
         if score not in SCORES:
             raise ValueError(f"`score` must be of {SCORES}. Received: score={score!r}")
         if score != "identity" and rank // head_dim < 2:
-            reason = "the softmax of one score is 1, so that attention over one token does nothing"
+            reason = "the softmax of one score is 1, so attention over one token has no effect"
             raise ValueError(f"`rank` must be at least 2 * `head_dim`: {reason}. Received: rank={rank}, head_dim={head_dim}")
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive. Received: temperature={temperature}")
@@ -103,11 +103,11 @@ class AttentionLowRankCross(LowRankCross):
         query = self._tokens(ops.matmul(x, self.queries[layer]) / (tau * math.sqrt(self.head_dim)))
         key, tokens = self._tokens(ops.matmul(x, self.keys[layer])), self._tokens(value)
         if self.score == "linear":
-            # k^T v first: (h, h) numbers a sample, where q k^T would be (T, T)
+            # k^T v first: (h, h) numbers per sample; q k^T would be (T, T)
             mixed = ops.matmul(query, ops.matmul(ops.swapaxes(key, -1, -2), tokens))
         else:
             logits = ops.matmul(query, ops.swapaxes(key, -1, -2))
-            # In float32 under every dtype policy: exp() turns the rounding of a large score into a factor.
+            # In float32 under every dtype policy: exp() turns the rounding error of a large score into a large relative error.
             weights = ops.softmax(ops.cast(logits, "float32"), axis=-1)
             mixed = ops.matmul(ops.cast(weights, tokens.dtype), tokens)
         mixed = ops.reshape(mixed, ops.shape(value))

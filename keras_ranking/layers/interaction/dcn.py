@@ -1,4 +1,4 @@
-"""Deep and cross networks: LiRank's Residual DCN, and cross layers beside or below an MLP."""
+"""Deep and cross networks: LiRank's Residual DCN, and cross layers in parallel with an MLP or before it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from keras_ranking.layers.interaction.low_rank_cross import LowRankCross
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class ResidualDCN(keras.layers.Layer):
-    """A low-rank cross net and an attention low-rank cross net side by side on one input.
+    """A low-rank cross net and an attention low-rank cross net in parallel on one input.
 
         out = [ LowRankCross(x) ; AttentionLowRankCross(x) ]              or their sum
 
-    LiRank (2402.06859), +2.15 % in feed where the low-rank cross net alone gains 1.26 %: the two in parallel, and two layers,
-    are stated. How they merge, parallel stacks rather than layers, and weights of their own for each are our choice. The sum
-    holds the input twice, once by each net's skip.
+    LiRank (2402.06859): +2.15 % in feed, compared with +1.26 % for the low-rank cross net alone. The two nets in parallel, and two
+    layers, are stated. How they merge, parallel stacks instead of parallel layers, and separate weights for each are our choice. The
+    sum contains the input twice, once from the skip of each net.
 
     Args:
         rank, num_layers, activation, kernel_initializer, bias_initializer: of both nets, see `LowRankCross`; no full matrices.
@@ -35,7 +35,7 @@ class ResidualDCN(keras.layers.Layer):
         (B, ..., 2 D), or (B, ..., D) with 'sum'.
 
     Raises:
-        ValueError: as `AttentionLowRankCross`, and an unknown `merge`.
+        ValueError: see `AttentionLowRankCross`; or an unknown `merge`.
 
     Example:
         >>> kr.layers.ResidualDCN(rank=4)(np.ones((3, 16), "float32")).shape
@@ -103,7 +103,7 @@ CROSSES: dict[str, Any] = {"low_rank": LowRankCross, "attention": AttentionLowRa
 
 
 class CrossAndMLP(keras.layers.Layer):
-    """What `ParallelDCN` and `StackedDCN` share: a cross net, an MLP and their arguments."""
+    """Base of `ParallelDCN` and `StackedDCN`: a cross net, an MLP and their arguments."""
 
     def __init__(
         self,
@@ -158,14 +158,14 @@ class CrossAndMLP(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class ParallelDCN(CrossAndMLP):
-    """A cross net and an MLP side by side on one input: `out = [ cross(x) ; mlp(x) ]`.
+    """A cross net and an MLP in parallel on one input: `out = [ cross(x) ; mlp(x) ]`.
 
     The parallel structure of DCNv2 (2008.13535, stated). With cross='residual' and gate='dense' it is the core of LiRank
-    (2402.06859): Residual DCN and a gated MLP; that they stand side by side is our choice, for its text does not say.
+    (2402.06859): Residual DCN and a gated MLP. That they are parallel is our choice: the paper does not say it.
 
     Args:
         rank, num_layers: of the cross net, see `LowRankCross`.
-        hidden: widths of the MLP. 4 x 100 was LiRank's feed MLP before its large one (stated).
+        hidden: widths of the MLP. 4 x 100 was LiRank's feed MLP before the large one (stated).
         cross: 'low_rank' (`LowRankCross`), 'attention' (`AttentionLowRankCross`) or 'residual' (`ResidualDCN`).
         cross_options: further arguments of that layer, such as {"head_dim": 4}.
         gate, gate_rank, gate_activation, gate_identity_at_start, activation, dropout, normalization: of the MLP, see `GatedMLP`;
@@ -178,7 +178,7 @@ class ParallelDCN(CrossAndMLP):
         (B, ..., D + hidden[-1]); 2 D + hidden[-1] with cross='residual' unless it merges by sum.
 
     Raises:
-        ValueError: an unknown `cross`, no `hidden`, or as the layers above.
+        ValueError: an unknown `cross`, no `hidden`, or errors of the layers above.
 
     Example:
         >>> kr.layers.ParallelDCN(rank=4, hidden=[8, 6], cross="residual", gate="dense")(np.ones((3, 16), "float32")).shape
@@ -201,7 +201,7 @@ class ParallelDCN(CrossAndMLP):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class StackedDCN(CrossAndMLP):
-    """A cross net, and an MLP on what it gives: `out = mlp(cross(x))`.
+    """A cross net, followed by an MLP: `out = mlp(cross(x))`.
 
     The stacked structure of DCNv2 (2008.13535, stated).
 
@@ -216,7 +216,7 @@ class StackedDCN(CrossAndMLP):
         (B, ..., hidden[-1]).
 
     Raises:
-        ValueError: as `ParallelDCN`.
+        ValueError: see `ParallelDCN`.
 
     Example:
         >>> kr.layers.StackedDCN(rank=4, hidden=[8, 6])(np.ones((3, 16), "float32")).shape

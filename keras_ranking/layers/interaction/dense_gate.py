@@ -1,4 +1,4 @@
-"""A gate on a hidden layer, computed from that layer itself."""
+"""A gate on a hidden layer, computed from the same layer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ ACTIVATIONS = ("tanh", "sigmoid")
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class DenseGate(keras.layers.Layer):
-    """Multiplies each number of a hidden layer by a gate that sees all of them.
+    """Multiplies each number of a hidden layer by a gate that depends on all of them.
 
         h' = h * a(h W_g + b)            W_g (n, n), or two factors (n, r), (r, n); a = tanh or sigmoid
         h' = h * (1 + tanh(.))  or  h * 2 sigmoid(.)              with `identity_at_start`, W_g = 0 at first
 
     LiRank (2402.06859) states a gate in the style of GateNet on hidden layers, +1.00 % in feed and no gain in jobs, with
     "negligible extra matrix computation", but gives no formula. The first line with tanh, a full matrix and no bias is the
-    hidden gate of GateNet's public code; the rest is our choice. A full matrix on a layer of 3500 doubles it, so that only the
-    low-rank form can be meant there: r = 70 adds 4 %.
+    hidden gate of GateNet's public code; the rest is our choice. A full matrix on a layer of 3500 doubles its cost, so the paper must
+    mean the low-rank form there: r = 70 adds 4 %.
 
-    The product alone must not start at W_g = 0: with tanh it would give 0 and no gradient to any weight below. The form of
-    `identity_at_start` may, and then starts as the ungated layer; of two factors the second alone is zero, for two would never
-    move.
+    The plain product must not start at W_g = 0: with tanh the output and the gradients of all weights below would be 0. The form with
+    `identity_at_start` can, and then starts as the layer without a gate. Of two factors only the second is zero: if both were, neither
+    would have a gradient.
 
     Args:
-        rank: r; None: a full matrix; 'auto': max(64, n / 50) where two such factors are smaller than a full matrix (n > 128).
+        rank: r; None: a full matrix; 'auto': max(64, n / 50) if two such factors are smaller than a full matrix (n > 128), else None.
         activation: a, 'tanh' or 'sigmoid'.
         identity_at_start: as above.
         use_bias: add b, which starts at 0.
@@ -82,7 +82,7 @@ class DenseGate(keras.layers.Layer):
             if self.identity_at_start and i == len(shapes) - 1:
                 initializer = keras.initializers.Zeros()
             elif isinstance(initializer, keras.initializers.Initializer):
-                initializer = initializer.clone()  # called again, it would draw the same numbers
+                initializer = initializer.clone()  # an initializer that is called twice returns the same numbers twice
             self.kernels.append(self.add_weight(name=f"kernel_{i}", shape=shape, initializer=initializer))
         self.bias = self.add_weight(name="bias", shape=(width,), initializer="zeros") if self.use_bias else None
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})

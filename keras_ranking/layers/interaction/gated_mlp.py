@@ -19,20 +19,21 @@ class GatedMLP(keras.layers.Layer):
 
         h_i = a(norm(h_{i-1} W_i + b_i));   h_i <- dropout(gate_i(h_i))           i = 1..M, h_0 the input
 
-    LiRank (2402.06859) states: gates on the hidden layers; the largest MLP offline 4 layers of 3500, +1.23 %, of use online
-    only with personalised embeddings; the feed's MLP before it 4 layers of 100. Production widths, activation, dropout and
-    normalisation are not given: each is an argument. There is no output layer: the last hidden layer goes to the heads.
+    LiRank (2402.06859) states: gates on the hidden layers; the largest MLP offline has 4 layers of 3500, +1.23 %, with a gain online
+    only together with personalised embeddings; the earlier feed MLP had 4 layers of 100. Production widths, activation, dropout and
+    normalisation are not given: each is an argument. There is no output layer: the last hidden layer is the input of the heads.
 
     Args:
         widths: of the hidden layers, at least one.
         gate: 'dense', a `DenseGate` after each hidden layer, or None.
-        gate_rank, gate_activation, gate_identity_at_start: of the gates, see `DenseGate`. Our choice: 'auto' keeps a full matrix
-            up to a width of 128, two factors beyond; and gates start as the identity, for each plain product with a tanh shrinks
-            the signal: unit inputs leave four new layers of 100 at 1e-4, and of 1000 at 1e-12, where ungated ones leave 0.2.
+        gate_rank, gate_activation, gate_identity_at_start: of the gates, see `DenseGate`. Our choice: 'auto', a full matrix up to a
+            width of 128 and two factors beyond; and gates that start as the identity, because each plain product with a tanh shrinks
+            the signal: at the start of training, four layers turn unit inputs into outputs of size 1e-4 (width 100) or 1e-12 (width
+            1000), without gates of size 0.2.
         activation: a.
         dropout: rate after each hidden layer, in training.
-        normalization: of what goes into the activation: 'batch' (W then has no bias; every token counts, padding too), 'layer'
-            or None.
+        normalization: before the activation: 'batch' (W then has no bias; all tokens enter the moments, padding too), 'layer' or
+            None.
 
     Call arguments:
         inputs: (B, ..., D).
@@ -41,7 +42,7 @@ class GatedMLP(keras.layers.Layer):
         (B, ..., widths[-1]).
 
     Raises:
-        ValueError: no widths or one below 1; an unknown `gate` or `normalization`; as `DenseGate`; inputs of rank below 2, or an
+        ValueError: no widths or one below 1; an unknown `gate` or `normalization`; errors of `DenseGate`; inputs of rank below 2, or an
             unknown last axis.
 
     Example:
@@ -97,7 +98,7 @@ class GatedMLP(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        # Leading axes as one: a BatchNormalization takes the number of axes it was built with and no other.
+        # Leading axes merged: a BatchNormalization accepts only the number of axes with which it was built.
         x = inputs if len(inputs.shape) == 2 else ops.reshape(inputs, (-1, inputs.shape[-1]))
         for step in self.steps:
             for layer in step:

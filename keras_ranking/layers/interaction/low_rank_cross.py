@@ -10,19 +10,19 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class LowRankCross(keras.layers.Layer):
-    """A stack of cross layers, each of which multiplies its input by the stack's input once more.
+    """A stack of cross layers; each multiplies by the input of the stack once more.
 
         x_{l+1} = x_0 * a(x_l V_l U_l + b_l) + x_l        V_l (D, r), U_l (r, D), b_l (D,); x_0 the input, l = 0..L-1
 
-    DCNv2 (2008.13535); LiRank (2402.06859) replaces the D x D matrix by two skinny ones and finds that two layers suffice, both
-    stated. Its rank is not: D / 4 is the usual rule, and from D / 2 on the full matrix is as cheap. No activation a, as in the
-    papers; one such as 'tanh' bounds the products.
+    DCNv2 (2008.13535). LiRank (2402.06859) replaces the D x D matrix by two low-rank ones and finds two layers sufficient (both
+    stated). Its rank is not stated: D / 4 is usual, and from D / 2 on the full matrix is as cheap. By default there is no activation
+    a, as in the papers; one such as 'tanh' bounds the products.
 
     Args:
-        rank: r; None: one full matrix (D, D) a layer, DCNv2 as it was.
+        rank: r; None: one full matrix (D, D) per layer, the original DCNv2.
         num_layers: L.
         activation: a, before the multiplication by x_0; None: none.
-        kernel_initializer: of U and V, each drawn on its own.
+        kernel_initializer: of U and V, each drawn separately.
         bias_initializer: of b.
 
     Call arguments:
@@ -59,11 +59,11 @@ class LowRankCross(keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def _weights(self, name: str, shape: tuple[int, ...], initializer: Any = None) -> list[Any]:
-        """One weight a layer of the stack."""
+        """One weight per layer of the stack."""
         made = []
         for layer in range(self.num_layers):
             chosen = self.kernel_initializer if initializer is None else initializer
-            # cloned: one initializer called again draws the same numbers
+            # cloned: an initializer that is called twice returns the same numbers twice
             chosen = chosen.clone() if isinstance(chosen, keras.initializers.Initializer) else chosen
             made.append(self.add_weight(name=f"{name}_{layer}", shape=shape, initializer=chosen))
         return made
@@ -79,7 +79,7 @@ class LowRankCross(keras.layers.Layer):
         self.built = True
 
     def _low(self, layer: int, x: Any) -> Any:
-        """What U_l maps back to D: x_l V_l, or x_l itself before a full matrix."""
+        """The input of U_l: x_l V_l, or x_l for a full matrix."""
         return x if self.rank is None else ops.matmul(x, self.downs[layer])
 
     def call(self, inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Batch normalisation that padding does not enter."""
+"""Batch normalisation without padding."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class MaskedBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation over the cells that count: `y = gamma (x - mean) / sqrt(var + epsilon) + beta`, by feature.
+    """Batch normalisation over the cells that are not padding: `y = gamma (x - mean) / sqrt(var + epsilon) + beta`, by feature.
 
-    In training, moments are those of the batch's cells with `real` not 0, and move the running moments; at scoring the
-    running moments are used, so a score never depends on what it is scored with. LiRank (2402.06859) normalises its numeric
-    inputs (stated; the rest is ours). Keras's own layer takes a mask too, but hands it on to all later layers.
+    In training, the moments of the cells of the batch with `real` not 0 are used, and update the running moments. At inference the
+    running moments are used, so a score never depends on the rest of its batch. LiRank (2402.06859) normalises its numeric inputs
+    (stated; the rest is our choice). The layer of Keras also accepts a mask, but passes it on to all later layers.
 
     Args:
-        momentum, epsilon and all else: see `keras.layers.BatchNormalization`.
+        momentum, epsilon and all other arguments: see `keras.layers.BatchNormalization`.
 
     Call arguments:
         inputs: (B, ..., D).
-        real: (B, ...), not 0 where a cell counts; None: all do.
+        real: (B, ...), 0 for padding, else not 0; None: no padding.
 
     Output:
         Shape of the inputs.

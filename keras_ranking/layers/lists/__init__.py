@@ -1,4 +1,4 @@
-"""What a candidate may know of the list it stands in."""
+"""Layers in which the candidates of one list depend on each other."""
 
 from keras_ranking.layers.lists.setwise_attention import SetwiseAttention
 

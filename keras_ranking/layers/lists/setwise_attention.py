@@ -13,29 +13,29 @@ from keras_ranking.ops import Spans
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SetwiseAttention(keras.layers.Layer):
-    """Gated blocks in which every item of a set sees all of them, and none of another set.
+    """Gated blocks in which every item of a set sees all items of its set, and none of another set.
 
         X_set <- LiGRBlock^num_layers(X_set),      softmax over the set, no positions: a permutation of the set permutes the output
 
-    Source: LiGR (2502.03417; "in-session attention", second-hand). It stands after point-wise blocks, whose state its residuals carry on.
-    With `top_k`, only the k items of each set with the highest scores see each other and are changed (the paper's notes speak of
-    about ten). How many blocks, whether gated, and how the outcome is merged with point-wise scores are unknown.
+    Source: LiGR (2502.03417; "in-session attention", second-hand). It follows point-wise blocks and adds to their state.
+    With `top_k`, only the k items of each set with the highest scores see each other and are changed (notes on the paper mention about
+    ten). The number of blocks, whether they are gated, and how the result is merged with point-wise scores are unknown.
 
     Args:
-        num_layers, num_heads, head_dim, ffn_multiple, gate, gate_bias, dropout: of the `LiGRBlock`s; `head_dim=None`: width over heads.
-        top_k: k, or None for whole sets. Equal scores: the earlier item is the better.
+        num_layers, num_heads, head_dim, ffn_multiple, gate, gate_bias, dropout: of the `LiGRBlock`s; `head_dim=None`: D / num_heads.
+        top_k: k, or None for whole sets. Of equal scores the earlier item ranks first.
 
     Call arguments:
         inputs: X (B, S, D).
-        slot: int32 (B, S), the set of each item, equal in neighbouring items; 0 = no item.
-        score: (B, S), what the k best are chosen by; only read with `top_k`.
-        whole: the row is one left-aligned set. With `top_k` only k items then go through the blocks; results are the same.
+        slot: int32 (B, S), the set of each item; the items of a set are neighbours; 0 = no item.
+        score: (B, S), by which the best k are chosen; used only with `top_k`.
+        whole: whether each row is one left-aligned set. With `top_k`, only k items then pass through the blocks; same results.
 
     Output:
-        X, changed where items were chosen, (B, S, D); and which were, int32 (B, S).
+        X (B, S, D), in which the chosen items are changed; and int32 (B, S), 1 for the chosen items.
 
     Raises:
-        ValueError: sizes below 1, or no `score` for `top_k`.
+        ValueError: sizes below 1, or `top_k` without a `score`.
 
     Example:
         >>> layer = kr.layers.SetwiseAttention(num_heads=2, top_k=2)
@@ -90,7 +90,7 @@ class SetwiseAttention(keras.layers.Layer):
         if score is None:
             raise ValueError(f"`score` must be given to choose the best {self.top_k} of each set.")
         target, chosen = self._ranked(slot, ops.cast(score, "float32"))
-        order = ops.cast(ops.argsort(target, axis=1), "int32")  # target is a permutation: the order has no ties
+        order = ops.cast(ops.argsort(target, axis=1), "int32")  # target is a permutation, so there are no ties
         size = ops.shape(inputs)[1]
         if whole:
             size = min(size, self.top_k) if isinstance(size, int) else ops.minimum(size, self.top_k)
@@ -107,7 +107,7 @@ class SetwiseAttention(keras.layers.Layer):
         return x
 
     def _ranked(self, slot: Any, score: Any) -> tuple[Any, Any]:
-        """Place of each item with its set in order of score, (B, S), and whether it is among the best k."""
+        """Index of each item when its set is ordered by score, (B, S), and whether it is among the best k."""
         index = ops.arange(ops.shape(slot)[1], dtype="int32")
         same = slot[:, :, None] == slot[:, None, :]
         ahead = score[:, None, :] > score[:, :, None]

@@ -1,4 +1,4 @@
-"""Several MLPs of one shape side by side: experts, bottoms, gates and towers."""
+"""Several MLPs of the same shape in one layer: experts, bottoms, gates and towers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class MLPBank(keras.layers.Layer):
-    """M separate MLPs in one batched product a layer: `h_m^{i+1} = a(h_m^i W_m^i + b_m^i)`, m = 1..M.
+    """M separate MLPs, computed as one batched product per layer: `h_m^{i+1} = a(h_m^i W_m^i + b_m^i)`, m = 1..M.
 
-    Written for the multi-task layers, whose experts, gates and towers are all of this form. Kernels are (M, in, out), so
-    that an accelerator runs one product where M `Dense` layers would run M. Each of the M kernels is drawn on its own.
+    Used by the multi-task layers for experts, gates and towers. Kernels are (M, in, out), so an accelerator runs one product instead of
+    the M products of M `Dense` layers. Each of the M kernels is drawn separately.
 
     Args:
         count: M.
         widths: output widths of the layers, at least one.
         activation: after each layer.
-        last_activation: after the last layer; None: `activation`.
+        last_activation: after the last layer; None: the same as `activation`.
         use_bias: add b.
         dropout: rate after each layer but the last, in training. Our choice.
         zeros: start all kernels at zero.
 
     Call arguments:
         inputs: (N, D), one input for all M, or (N, M, D), one for each.
-        return_hidden: also return what the last layer reads.
+        return_hidden: also return the input of the last layer.
 
     Output:
-        (N, M, widths[-1]); with `return_hidden`, a tuple of that and (N, M, widths[-2]), or the inputs where there is one layer.
+        (N, M, widths[-1]); with `return_hidden`, a tuple of this and (N, M, widths[-2]), or of this and the inputs if there is one layer.
 
     Raises:
         ValueError: `count` or a width below 1, no widths, an unknown last axis, or an input of the wrong rank.
@@ -64,8 +64,8 @@ class MLPBank(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def _draw(self, shape: Sequence[int], dtype: Any = None) -> Any:
-        # One initializer each: Glorot on the whole (M, in, out) would count M as a receptive field and draw too small,
-        # and one initializer called M times returns M equal kernels.
+        # One initializer for each: Glorot on the whole (M, in, out) would take M for a receptive field, with too small values, and
+        # one initializer called M times returns M equal kernels.
         return ops.stack([keras.initializers.GlorotUniform()(tuple(shape[1:]), dtype=dtype) for _ in range(shape[0])])
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -83,8 +83,8 @@ class MLPBank(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
-        # (M, N, D) until the end: the products are over M. By `ops.matmul`, not `ops.einsum`, whose kernel on TensorFlow, on a CPU without
-        # instructions for bfloat16, adds up in bfloat16 too.
+        # (M, N, D) until the end: a product for each m. `ops.matmul`, because on a CPU without bfloat16 instructions TensorFlow's kernel
+        # of `ops.einsum` also sums in bfloat16.
         x = hidden = ops.expand_dims(inputs, 0) if len(inputs.shape) == 2 else ops.swapaxes(inputs, 0, 1)
         for i, (kernel, function) in enumerate(zip(self.kernels, self.functions)):
             if i:

@@ -1,4 +1,4 @@
-"""Mixtures of experts with a gate a task: dense and sparse."""
+"""Mixtures of experts with one gate per task: dense and sparse."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class MMoE(MultiTask):
         logit_k = tower_k( sum_e g_k[e] expert_e(x) )
 
     LiRank (2402.06859): +1.19 % contributions over hard sharing, 3 to 10 times the parameters (stated). Dropout on the
-    gates after the softmax, against the collapse onto one expert, is stated for Feed-SR: weights that stay are divided by
-    1 - rate, as in any dropout, and not normalised again, so that they sum to 1 in the mean only. `renormalise=True` makes
-    them sum to 1 in each draw (all gates dropped: the softmax as it was). Numbers, widths and rate are our choice.
+    gates after the softmax, against the collapse onto one expert, is stated for Feed-SR. The remaining gates are divided by
+    1 - rate, as in any dropout, and not normalised again, so they sum to 1 only in the mean. With `renormalise=True`
+    they sum to 1 in each draw (if all gates are dropped: the softmax without dropout). Numbers, widths and rate are our choice.
 
     Args:
-        tasks, tower, activation, dropout: K task names; each tower's hidden widths; of all MLPs.
+        tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
         num_experts: E.
         expert: widths of each expert.
         gate_dropout: rate at which a gate is dropped, in training.
-        renormalise: divide the gates that stay by their sum.
+        renormalise: divide the remaining gates by their sum.
         seed: of the gates' dropout.
 
     Call arguments:
@@ -38,7 +38,7 @@ class MMoE(MultiTask):
         dict, task -> float32 logit (B, ...).
 
     Raises:
-        ValueError: as `SharedBottom`, and `num_experts` below 1 or `gate_dropout` outside [0, 1).
+        ValueError: see `SharedBottom`; `num_experts` below 1, or `gate_dropout` outside [0, 1).
 
     Example:
         >>> kr.layers.MMoE(["click", "like"], num_experts=3)(np.ones((2, 5, 8), "float32"))["like"].shape
@@ -99,22 +99,22 @@ class MMoE(MultiTask):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SparseMMoE(MMoE):
-    """MMoE in which each token and task uses the k best experts.
+    """MMoE in which each token and task uses only the k best experts.
 
         s_k = x G_k + eps * softplus(x W_k),   eps ~ N(0, 1)                in training; s_k = x G_k otherwise
         g_k = softmax(top(s_k)),   top keeps the `top_k` largest; the others' gates are exactly 0
         loss = balance * mean_k( E / top_k * sum_e f_ke P_ke ),   f, P: share of tokens that use e, mean of softmax(s_k)[e]
 
     LiRank (2402.06859) states a sparsely gated MMoE, +4.14 % in its table 6, and cites noisy top-k gating; its configuration is
-    not given. Our choice: one router a task, W = 0 at first, ties go to the lower index, and the balance loss, whose value
-    is `balance` where all experts are used alike. It is added in training alone, and counts every token, padding too.
+    not given. Our choice: one router per task, W = 0 at the start, ties go to the lower index, and the balance loss, whose value
+    is `balance` if all experts are used equally. It is added only in training, and includes every token, padding too.
 
-    All experts are computed and the gates weigh them: shapes stay static on all three backends, and the sparsity saves no
-    time; it makes experts specialise. A `top_k` of 1 is refused: its gate would be the constant 1, and have no gradient.
+    All experts are computed and weighted by the gates: shapes stay static on all three backends. The sparsity saves no time; its
+    purpose is that experts specialise. A `top_k` of 1 is an error: the gate would be the constant 1, without a gradient.
 
     Args:
-        tasks, tower, activation, dropout, num_experts, expert, seed: as in `MMoE`.
-        top_k: number of experts a token uses for a task, 2 to `num_experts`.
+        tasks, tower, activation, dropout, num_experts, expert, seed: see `MMoE`.
+        top_k: number of experts that a token uses for a task, 2 to `num_experts`.
         noise: add the noise in training.
         balance: weight of the balance loss.
 
@@ -125,7 +125,7 @@ class SparseMMoE(MMoE):
         dict, task -> float32 logit (B, ...).
 
     Raises:
-        ValueError: as `MMoE`, and `top_k` outside 2..E or a negative `balance`.
+        ValueError: see `MMoE`; `top_k` outside 2..E, or a negative `balance`.
 
     Example:
         >>> kr.layers.SparseMMoE(["click", "like"], num_experts=4, top_k=2)(np.ones((2, 5, 8), "float32"))["like"].shape
@@ -147,7 +147,7 @@ class SparseMMoE(MMoE):
         if balance < 0:
             raise ValueError(f"`balance` must not be negative. Received: balance={balance}")
         if self.gate_dropout or self.renormalise:
-            raise ValueError("`gate_dropout` and `renormalise` are for MMoE: a sparse gate drops experts already.")
+            raise ValueError("`gate_dropout` and `renormalise` are arguments of MMoE only: a sparse gate already drops experts.")
         self.top_k, self.noise, self.balance = top_k, noise, float(balance)
         options = {"last_activation": "softplus", "use_bias": False, "zeros": True, "dtype": "float32"}
         self.deviation = self._bank(len(self.tasks), (num_experts,), "deviation", **options) if noise else None
@@ -158,8 +158,8 @@ class SparseMMoE(MMoE):
         return super()._build_states(width)
 
     def selected(self, scores: Any) -> Any:
-        """Which experts are among the `top_k` of scores (N, K, E); bool of that shape, `top_k` true in each row."""
-        # Counting those ahead, not ops.top_k: backends break ties in different ways there.
+        """Whether each expert is among the `top_k` of scores (N, K, E); bool of that shape, `top_k` true in each row."""
+        # Counts the better experts instead of ops.top_k, in which the backends break ties differently.
         index = ops.arange(self.num_experts, dtype="int32")
         mine, other = ops.expand_dims(scores, -1), ops.expand_dims(scores, -2)
         tied_before = ops.logical_and(other == mine, (index[None, :] < index[:, None])[None, None])

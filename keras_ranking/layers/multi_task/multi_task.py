@@ -1,4 +1,4 @@
-"""Multi-task layers: what they share, hard sharing, task groups, and the head that chooses among all of them."""
+"""The base of the multi-task layers, hard sharing, and task groups."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from keras_ranking.layers.multi_task.mlp_bank import MLPBank
 
 
 class MultiTask(keras.layers.Layer):
-    """Base of the multi-task layers. One contract: `call(inputs, training=None)` gives a dict, task name -> logit.
+    """Base of the multi-task layers. `call(inputs, training=None)` returns a dict, task name -> logit.
 
     Inputs are (B, ..., D); a logit has the shape of its labels, (B, ...), and is float32 under every dtype policy. With
-    `return_hidden`, a second dict has what the last linear map of each task reads, (B, ..., H). A
-    subclass maps tokens to one state a task; a tower (an MLP with a scalar output) a task maps that state to the logit.
+    `return_hidden`, a second dict has the input of the last linear map of each task, (B, ..., H). A
+    subclass maps tokens to one state per task; the tower of the task (an MLP with a scalar output) maps that state to the logit.
 
     Args:
         tasks: K names, each once.
         tower: widths of the hidden layers of each task's tower; empty: one linear map.
         activation: of all hidden layers.
-        dropout: rate after each hidden layer of bottoms, experts and towers but a stack's last, in training.
+        dropout: rate after each hidden layer of bottoms, experts and towers, except the last of a stack; in training.
     """
 
     def __init__(
         self, tasks: Sequence[str], tower: Sequence[int] = (64,), activation: str = "silu", dropout: float = 0.0, **settings: Any
     ) -> None:
-        # autocast=False: gates read the inputs as they are, and banks cast them for themselves
+        # autocast=False: gates use the inputs in their own dtype, and the `MLPBank`s cast them
         super().__init__(autocast=False, **settings)
         if isinstance(tasks, str) or not tasks or len(set(tasks)) != len(tasks):
             raise ValueError(f"`tasks` must be one or more names, each once. Received: tasks={tasks!r}")
@@ -43,7 +43,7 @@ class MultiTask(keras.layers.Layer):
         return MLPBank(count, widths, name=name, **options)
 
     def _build_states(self, width: int) -> tuple[int | None, ...]:
-        """Build all but the towers for tokens of this width; the shape of the states."""
+        """Build all but the towers for tokens of this width; returns the shape of the states."""
         raise NotImplementedError
 
     def _states(self, x: Any, training: bool | None) -> Any:
@@ -61,7 +61,7 @@ class MultiTask(keras.layers.Layer):
         x = ops.reshape(inputs, (-1, inputs.shape[-1]))
         states = self._states(x, training)
         last, hidden = self.towers(states, training=training, return_hidden=True)
-        # Probabilities feed an auction or a sum over tasks: logits stay in float32 under every dtype policy.
+        # An auction or a sum over tasks uses the probabilities: logits stay in float32 under every dtype policy.
         last = ops.cast(last, "float32")
         logits = {task: ops.reshape(last[:, k, 0], lead) for k, task in enumerate(self.tasks)}
         if not return_hidden:
@@ -75,7 +75,7 @@ class MultiTask(keras.layers.Layer):
 
     @property
     def hidden_width(self) -> int:
-        """H: size of what the last linear map of a task reads."""
+        """H: width of the input of the last linear map of a task."""
         return int(self.towers.kernels[-1].shape[1])
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None, return_hidden: bool = False) -> Any:
@@ -101,7 +101,7 @@ class SharedBottom(MultiTask):
     The baseline of LiRank's table 1 (2402.06859). Widths and activation are our choice.
 
     Args:
-        tasks, tower, activation, dropout: K task names; each tower's hidden widths; of all MLPs.
+        tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
         bottom: widths of the MLP that all tasks share.
 
     Call arguments:
@@ -111,7 +111,7 @@ class SharedBottom(MultiTask):
         dict, task -> float32 logit (B, ...).
 
     Raises:
-        ValueError: no task or one twice, a width below 1, or D unknown.
+        ValueError: no task, a task given twice, a width below 1, or D unknown.
 
     Example:
         >>> kr.layers.SharedBottom(["click", "like"])(np.ones((2, 5, 8), "float32"))["like"].shape
@@ -135,13 +135,13 @@ class SharedBottom(MultiTask):
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class GroupedTasks(MultiTask):
-    """Task grouping: `logit_k = tower_k(bottom_{g(k)}(x))`, one bottom for each group g of like tasks.
+    """Task grouping: `logit_k = tower_k(bottom_{g(k)}(x))`, one bottom for each group g of similar tasks.
 
     LiRank (2402.06859): tasks of similar positive rate or meaning share a bottom, {like, contribution} and {comment, share};
-    +0.75 % contributions over hard sharing for few parameters (stated). Widths and activation are our choice.
+    +0.75 % contributions over hard sharing with few additional parameters (stated). Widths and activation are our choice.
 
     Args:
-        tasks, tower, activation, dropout: K task names; each tower's hidden widths; of all MLPs.
+        tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
         groups: dict, group name -> its tasks; each task in one group.
         bottom: widths of each group's MLP.
 
@@ -152,7 +152,7 @@ class GroupedTasks(MultiTask):
         dict, task -> float32 logit (B, ...).
 
     Raises:
-        ValueError: as `SharedBottom`, and groups that do not hold each task once.
+        ValueError: see `SharedBottom`; or groups that do not contain each task once.
 
     Example:
         >>> layer = kr.layers.GroupedTasks(["click", "like", "share"], groups={"passive": ["click"], "active": ["like", "share"]})

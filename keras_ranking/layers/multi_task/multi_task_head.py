@@ -1,4 +1,4 @@
-"""One name for the multi-task layers, chosen by a word in a configuration."""
+"""One layer for all kinds of multi-task layers, selected by name in a configuration."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ KINDS: dict[str, type[MultiTask]] = {
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class MultiTaskHead(keras.layers.Layer):
-    """The multi-task layer of a kind: `SharedBottom`, `GroupedTasks`, `MMoE`, `PLE` or `SparseMMoE`.
+    """The multi-task layer of a given kind: `SharedBottom`, `GroupedTasks`, `MMoE`, `PLE` or `SparseMMoE`.
 
         logits = body(x),   body = KINDS[kind](tasks, **options)
 
     LiRank (2402.06859) compares the first four, on contributions: grouping +0.75 %, MMoE +1.19 %, PLE +1.34 % over hard
-    sharing (stated). A model takes the kind from its configuration, and its code stays the same.
+    sharing (stated). With it a model can take the kind from its configuration.
 
     Args:
         kind: 'shared_bottom', 'grouped', 'mmoe', 'ple' or 'sparse_mmoe'.
         tasks: K names, each once.
-        options: arguments of that layer, such as `num_experts=4`; `name`, `dtype` and `trainable` are the head's own.
+        options: arguments of that layer, such as `num_experts=4`; `name`, `dtype` and `trainable` apply to the head.
 
     Call arguments:
         inputs: (B, ..., D).
 
     Output:
-        dict, task -> float32 logit (B, ...); with `return_hidden=True`, a tuple of that and a dict of what each last map reads.
+        dict, task -> float32 logit (B, ...); with `return_hidden=True`, a tuple of this and a dict of the inputs of the last maps.
 
     Raises:
-        ValueError: an unknown kind, or what the chosen layer raises.
+        ValueError: an unknown kind, or errors of the chosen layer.
 
     Example:
         >>> kr.layers.MultiTaskHead("mmoe", ["click", "like"], num_experts=3)(np.ones((2, 5, 8), "float32"))["like"].shape

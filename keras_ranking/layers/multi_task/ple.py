@@ -1,4 +1,4 @@
-"""Progressive layered extraction: experts of each task beside shared ones, in levels."""
+"""Progressive layered extraction: levels of task-specific and shared experts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from keras_ranking.layers.multi_task.multi_task import MultiTask
 class PLE(MultiTask):
     """Progressive layered extraction: levels of customised gate control (CGC). Level l, task k, with h^0 = x everywhere:
 
-        h_k^l = sum_e softmax(h_k^{l-1} G_k^l)[e] E_e,   e over the experts of task k (fed h_k^{l-1}) and the shared (fed h_s^{l-1})
+        h_k^l = sum_e softmax(h_k^{l-1} G_k^l)[e] E_e,   e over the experts of task k (input h_k^{l-1}) and the shared (input h_s^{l-1})
         h_s^l = sum_e softmax(h_s^{l-1} G_s^l)[e] E_e,   e over all experts of the level; not in the last level
         logit_k = tower_k(h_k^L)
 
     LiRank (2402.06859): +1.34 % contributions over hard sharing, 3 to 10 times the parameters (stated). Numbers and widths
-    are our choice. An expert of one task never meets another task's gate, but for the shared gate between levels.
+    are our choice. The gate of a task never uses experts of another task; only the shared gate between levels uses all.
 
     Args:
-        tasks, tower, activation, dropout: K task names; each tower's hidden widths; of all MLPs.
+        tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
         levels: L.
         task_experts: experts of each task in each level.
         shared_experts: shared experts in each level.
@@ -36,7 +36,7 @@ class PLE(MultiTask):
         dict, task -> float32 logit (B, ...).
 
     Raises:
-        ValueError: as `SharedBottom`, and `levels`, `task_experts` or `shared_experts` below 1.
+        ValueError: see `SharedBottom`; or `levels`, `task_experts` or `shared_experts` below 1.
 
     Example:
         >>> kr.layers.PLE(["click", "like"], levels=2)(np.ones((2, 5, 8), "float32"))["like"].shape
@@ -82,7 +82,7 @@ class PLE(MultiTask):
         tasks, own_count, width = len(self.tasks), self.task_experts, self.expert[-1]
         state, shared_state = x, x
         for i in range(self.levels):
-            # Experts of one task lie side by side, and are fed that task's state.
+            # Experts of one task are adjacent, and their input is the state of that task.
             fed = state if i == 0 else ops.repeat(state, own_count, axis=1)
             own = self.own[i](fed, training=training)
             shared = self.shared[i](shared_state, training=training)

@@ -100,7 +100,7 @@ def test_errors() -> None:
         QuotientRemainderEmbedding(4, 1)
     with pytest.raises(ValueError, match="`join` must be 'sum' or 'concat'. Received: join='mult'"):
         QuotientRemainderEmbedding(4, 1000, join="mult")
-    with pytest.raises(ValueError, match="two halves an id. Received: shape="):
+    with pytest.raises(ValueError, match="the two halves of each id. Received: shape="):
         QuotientRemainderEmbedding(4, 65_536).build((None, 3))
     with pytest.raises(ValueError, match="`inputs` must be int32 halves, .* Received: dtype=float32"):
         make("sum")(np.zeros((2, 2), "float32"))

@@ -303,7 +303,7 @@ def test_errors() -> None:
         gaussian.update(z)
     with pytest.raises(ValueError, match="`targets` must be finite and of shape"):
         gaussian.update(z, y[:5])
-    with pytest.raises(ValueError, match="`evidence` is kept by kind='gaussian'"):
+    with pytest.raises(ValueError, match="`evidence` exists only with kind='gaussian'"):
         _ = layer.evidence
 
 

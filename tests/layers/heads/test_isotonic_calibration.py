@@ -227,7 +227,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="`features_dim` must not be negative. Received: features_dim=-1"):
         IsotonicCalibration(features_dim=-1)
     logits, features = rows()
-    with pytest.raises(ValueError, match=r"`inputs` must be \(B, ..., 3\), a logit a unit. Received: shape="):
+    with pytest.raises(ValueError, match=r"`inputs` must be \(B, ..., 3\), a logit for each unit. Received: shape="):
         IsotonicCalibration(units=3)(logits)
     with pytest.raises(ValueError, match="this layer was built without features"):
         ready()(logits, features=features)

@@ -148,7 +148,7 @@ def test_errors() -> None:
         fit_random_effect([1], [2], [0.0], l2=1)
     with pytest.raises(ValueError, match="`offsets` must be finite and of the shape of `ids`"):
         fit_random_effect([1], [1], [np.nan], l2=1)
-    with pytest.raises(ValueError, match="`ids` must be one or more ids in one axis"):
+    with pytest.raises(ValueError, match="`ids` must be one-dimensional with at least one id"):
         fit_random_effect([], [], [], l2=1)
     with pytest.raises(ValueError, match="`weights` must not be negative"):
         fit_random_effect([1], [1], [0.0], l2=1, weights=[-1])

@@ -256,7 +256,7 @@ def test_errors() -> None:
         (r"`gate_dropout` must be in \[0, 1\). Received: gate_dropout=1", lambda: MMoE(["a"], gate_dropout=1)),
         ("`top_k` must be from 2 to num_experts=4. Received: top_k=1", lambda: SparseMMoE(["a"], num_experts=4, top_k=1)),
         ("`balance` must not be negative. Received: balance=-1", lambda: SparseMMoE(["a"], balance=-1)),
-        ("are for MMoE", lambda: SparseMMoE(["a"], gate_dropout=0.1)),
+        ("are arguments of MMoE only", lambda: SparseMMoE(["a"], gate_dropout=0.1)),
         ("`levels` must be a positive integer. Received: levels=0", lambda: PLE(["a"], levels=0)),
         ("`kind` must be one of .* Received: kind='none'", lambda: MultiTaskHead("none", ["a"])),
         ("`count` must be a positive integer. Received: count=0", lambda: MLPBank(0, (3,))),
