@@ -1,10 +1,50 @@
-"""Rankers composed with the functional API."""
+"""Rankers composed with the functional API, and the configuration classes that they are made from."""
 
 from keras_ranking.models.amortized import AmortizedDLRM
 from keras_ranking.models.cadet import CADET
+from keras_ranking.models.configuration import (
+    Attention,
+    Calibration,
+    Features,
+    GatedBlocks,
+    History,
+    HistoryBlocks,
+    Interaction,
+    PositionHead,
+    Setwise,
+    TaskHeads,
+    Tokens,
+    Towers,
+    Trunk,
+    Visibility,
+)
 from keras_ranking.models.feedsr import FeedSR
 from keras_ranking.models.ligr import LiGR
 from keras_ranking.models.lirank import LiRank
 from keras_ranking.models.ranking_model import RankingModel, load
+from keras_ranking.models.wiring import model_options
 
-__all__ = ["CADET", "AmortizedDLRM", "FeedSR", "LiGR", "LiRank", "RankingModel", "load"]
+__all__ = [
+    "CADET",
+    "AmortizedDLRM",
+    "Attention",
+    "Calibration",
+    "Features",
+    "FeedSR",
+    "GatedBlocks",
+    "History",
+    "HistoryBlocks",
+    "Interaction",
+    "LiGR",
+    "LiRank",
+    "PositionHead",
+    "RankingModel",
+    "Setwise",
+    "TaskHeads",
+    "Tokens",
+    "Towers",
+    "Trunk",
+    "Visibility",
+    "load",
+    "model_options",
+]

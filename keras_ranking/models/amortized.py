@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from keras_ranking import layers
-from keras_ranking.models._requests import LiRankParts
-from keras_ranking.models.lirank import resolve
-from keras_ranking.models.ranking_model import RankingModel, Tensors, builder
+from keras_ranking.configuration import as_arguments, gather
+from keras_ranking.models.amortized_history import AmortizedHistory
+from keras_ranking.models.configuration import Calibration, Features, HistoryBlocks, Interaction, TaskHeads
+from keras_ranking.models.configuration.presets import choose
+from keras_ranking.models.lirank import LiRankWiring, ranker_arguments
+from keras_ranking.models.ranking_model import RankingModel
+from keras_ranking.models.wiring import builder, task_names
 from keras_ranking.schema import Schema
 
-_OWN = ("fusion", "dim", "num_layers", "num_heads", "ffn_multiple", "history_mask", "session_gap", "pool", "latest", "rotary", "rotate_by")
+_CONFIGURATION = (HistoryBlocks, Features, Interaction, TaskHeads, Calibration)
 
 
-@builder
+@builder(*_CONFIGURATION)
 def AmortizedDLRM(
     schema: Schema,
-    fusion: str = "append_cross",
-    dim: int = 64,
-    num_layers: int = 2,
-    num_heads: int = 2,
-    ffn_multiple: float = 2.0,
-    max_history: int = 100,
-    history_mask: str = "bidirectional",
-    session_gap: int = 1800,
-    pool: bool = False,
-    latest: int = 0,
-    rotary: Sequence[float] | None = (8.0, 15_552_000.0),
-    rotate_by: str = "time",
-    cross: str = "low_rank",
+    *configuration: HistoryBlocks | Features | Interaction | TaskHeads | Calibration,
+    preset: str = "feed",
+    tasks: Sequence[str] | None = None,
+    random_effects: Mapping[str, str] | None = None,
+    explore: Sequence[str] = (),
+    dropout: float = 0.0,
+    dtype: str | None = None,
     name: str = "amortized_dlrm",
-    **ranker: Any,
+    **options: Any,
 ) -> RankingModel:
     """A DLRM (embeddings, normalised numbers, cross net beside an MLP, task heads) around an amortised history encoder.
 
@@ -49,123 +47,46 @@ def AmortizedDLRM(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        fusion: 'append_cross' (stated), 'append_falcon': a candidate sees itself too, or, for comparison, 'concat': LiRank's encoder,
-            which does not amortise, and 'append_self', which is wrong for more than one candidate; see `HistoryEncoder`.
-        dim, num_layers, num_heads, ffn_multiple: size of the encoder.
-        max_history: latest visible events that are read.
-        history_mask: 'bidirectional': past events see each other both ways, and a cache holds for one request time.
-            'causal' or 'sessions', without `pool` and `latest`: a cache serves later requests too, and `extend` adds events to
-            it. `encode` does not know of a request then and keeps the latest `max_history` events of all that it is given: give it
-            those that are visible. A request in one piece reads the latest visible ones. session_gap: seconds that end a session.
-        pool, latest: parts of the encoded history that join next to the candidate's own.
-        rotary, rotate_by: rotation by 'time' (periods in seconds) or 'index', or None.
-        cross: cross net of the ranker.
+        configuration: objects of `HistoryBlocks`, `Features`, `Interaction`, `TaskHeads` and `Calibration`, each at most once.
+        preset: preset of `LiRank` for gates, heads and trunk. The cross net is 'low_rank', and there is no calibration, where nothing
+            else is chosen.
+        tasks, random_effects, explore, dropout, dtype: as `LiRank`.
         name: of the model.
-        ranker: further arguments of `LiRank`: features, tasks, hidden, rank, gate, head, id_dim, delay, ...
+        options: fields of these classes one by one: `dim=32` is `HistoryBlocks(dim=32)`.
 
     Returns:
         A `RankingModel` of form 'requests'; `encode`, `score` and, where the cache can grow, `extend`.
 
     Raises:
         ValueError: as `LiRank` and `HistoryEncoder`; a schema without actions or item columns.
+        TypeError: an unknown option, or one that is given twice.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
-        >>> model = kr.models.AmortizedDLRM(log.schema.fit(log.events), dim=16, hidden=(16,), rank=4, max_history=8)
+        >>> blocks = kr.models.HistoryBlocks(dim=16, max_history=8)
+        >>> model = kr.models.AmortizedDLRM(log.schema.fit(log.events), blocks, hidden=(16,), rank=4)
         >>> model.form
         'requests'
     """
-    own: dict[str, Any] = {
-        "fusion": fusion,
-        "dim": int(dim),
-        "num_layers": int(num_layers),
-        "num_heads": int(num_heads),
-        "ffn_multiple": float(ffn_multiple),
-        "history_mask": history_mask,
-        "session_gap": int(session_gap),
-        "pool": bool(pool),
-        "latest": int(latest),
-        "rotary": None if rotary is None else [float(end) for end in rotary],
-        "rotate_by": rotate_by,
-    }
-    if fusion == "concat" and (pool or history_mask != "bidirectional"):
-        received = f"pool={pool}, history_mask={history_mask!r}"
-        raise ValueError(f"`pool` and `history_mask` are of an appended history; fusion='concat' always pools. Received: {received}")
-    if "history_options" in ranker:
+    if "history_options" in options:
         raise ValueError("`history_options` are those of LiRank's own encoder; here they are arguments: dim, num_layers, rotary, ...")
-    options = encoder_options(own)
-    layers.HistoryEncoder(max_history=max_history, **options)  # its own errors, early
-    ranker = {"calibration": False, **ranker, "cross": cross, "max_history": max_history, "history_options": options}
-    arguments = resolve(schema, **ranker)
-    if not arguments["history_features"]:
+    blocks, features, interaction, heads, calibration = gather("AmortizedDLRM", _CONFIGURATION, configuration, options)
+    blocks = blocks.of(schema)
+    encoder = {"max_history": blocks.max_history, "dropout": float(dropout), **blocks.encoder_options()}
+    layers.HistoryEncoder(**encoder)  # its own errors, early
+    names, dtype = task_names(schema, tasks), dtype or keras.config.dtype_policy().name
+    defaults: dict[str, Any] = {"cross": "low_rank", "calibrated": False}
+    chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore, **defaults)
+    if not chosen.features.history_features:
         raise ValueError("AmortizedDLRM reads a history: the schema needs actions, and `history_features` a column known='item'.")
-    arguments.pop("history_options")
-    return RankingModel(_AmortizedParts(schema, {**arguments, **own}), "AmortizedDLRM", schema, {**arguments, **own}, name=name)
+    arguments = ranker_arguments(chosen, preset=preset, tasks=names, dropout=float(dropout), dtype=dtype) | as_arguments(blocks)
+    wiring = AmortizedWiring(schema, chosen, encoder, blocks.delay or 0, names, float(dropout), dtype)
+    return RankingModel(wiring, "AmortizedDLRM", schema, arguments, name=name)
 
 
-def encoder_options(own: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `HistoryEncoder` for those of the model."""
-    if own["fusion"] == "concat":
-        kept = ("num_layers", "num_heads", "ffn_multiple", "rotary", "rotate_by")
-        return {"fusion": "concat", **{name: own[name] for name in kept}, "projection": own["dim"], "latest": own["latest"]}
-    return {name: own[name] for name in (*_OWN, "block", "block_options") if name in own}
+class AmortizedWiring(AmortizedHistory, LiRankWiring):
+    """`LiRankWiring` with a history that is read once for all candidates."""
 
-
-class _AmortizedParts(LiRankParts):
-    """`LiRankParts` with an appended history: read once by `encode`, or within a row of many requests."""
-
-    def __init__(self, schema: Schema, arguments: dict[str, Any]) -> None:
-        super().__init__(schema, {**arguments, "history_options": encoder_options(arguments)})
-        steps = () if self.history is None else ("prefill", "score", "extend")
-        self.steps = {step: layers.HistoryStep(self.history, step, name=f"history_{step}") for step in steps}
-
-    @property
-    def _of_one_moment(self) -> bool:
-        """Whether what `encode` keeps depends on the time of the request."""
-        return self.history is not None and self.history.amortises and self.history.looks_ahead
-
-    @property
-    def encodes_at_moment(self) -> bool:  # type: ignore[override]
-        return self.history is not None and self.history.amortises
-
-    def history_inputs(self) -> Tensors:
-        inputs = super().history_inputs()
-        if self._of_one_moment:
-            inputs["request_time"] = keras.Input((), dtype="int32", name="request_time")
-        return inputs
-
-    def encode(self, history: Tensors) -> Tensors:
-        if self.history is None or not self.history.amortises:
-            return super().encode(history)
-        events = {name: x for name, x in history.items() if name != "request_time"}
-        length = history["history_length"]
-        times = self.keep(history["history_time"], length=length)
-        if "request_time" in history:
-            length = self.visible(times, history_length=length, request_time=history["request_time"])
-        return dict(self.steps["prefill"]({"history": self._events(events), "visible": length, "times": times}))
-
-    def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
-        if not self.history.amortises:
-            return self._read_joint(cache, candidates, columns)
-        if not self._of_one_moment:
-            visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
-            cache = {**cache, "length": visible}
-        read = {"candidates": self._candidate_token(columns), "request_time": candidates["request_time"]}
-        return self.steps["score"](read, cache=cache)
-
-    def _read_joint(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
-        """Events and candidates in one call: what does not amortise reads the history with every candidate."""
-        moment = candidates["request_time"]
-        visible = self.visible(cache["time"], history_length=cache["length"], request_time=moment)
-        read = {"history": cache["events"], "candidates": self._candidate_token(columns), "visible": visible, "times": cache["time"]}
-        return self.history({**read, "request_time": moment})
-
-    def _extend(self, cache: Tensors, history: Tensors) -> Tensors:
-        count = history["history_length"]
-        times = self.keep(history["history_time"], length=count)
-        return dict(self.steps["extend"]({"history": self._events(history), "count": count, "times": times}, cache=cache))
-
-    @property
-    def extend(self) -> Any:
-        grows = self.history is not None and self.history.amortises and not self.history.looks_ahead
-        return self._extend if grows else None
+    def __init__(self, schema: Schema, chosen: Any, encoder: Mapping[str, Any], *rest: Any) -> None:
+        super().__init__(schema, chosen, encoder, *rest)
+        self.make_steps()

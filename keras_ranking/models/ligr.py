@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.amortized import _AmortizedParts
-from keras_ranking.models.lirank import resolve
-from keras_ranking.models.ranking_model import RankingModel, Tensors, builder
+from keras_ranking.configuration import as_arguments, gather
+from keras_ranking.models.amortized_history import AmortizedHistory
+from keras_ranking.models.configuration import Calibration, Features, GatedBlocks, Interaction, Setwise, TaskHeads
+from keras_ranking.models.ranking_model import RankingModel
+from keras_ranking.models.task_logits import TaskLogits
+from keras_ranking.models.wiring import Tensors, builder, task_names, without_prefix
 from keras_ranking.schema import Schema
 
-_MERGES = ("replace", "add")
-# What `LiRank` calls the same.
-_SHARED = (
-    *("features", "history_features", "tasks", "head", "head_options", "groups", "id_dim", "action_dim"),
-    *("delay", "batch_norm", "max_history", "dropout", "dtype"),
-)
+_CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads)
 
 
-@builder
+@builder(*_CONFIGURATION)
 def LiGR(
     schema: Schema,
-    dim: int = 64,
-    num_layers: int = 2,
-    num_heads: int = 4,
-    ffn_multiple: float = 4.0,
-    gate: bool = True,
-    gate_bias: float = 0.0,
-    max_history: int = 100,
-    history_mask: str = "sessions",
-    session_gap: int = 1800,
-    rotary: Sequence[float] | None = (8.0, 15_552_000.0),
-    rotate_by: str = "time",
-    setwise_layers: int = 1,
-    top_k: int | None = 10,
-    choose_by: str | None = None,
-    merge: str = "replace",
-    pointwise_weight: float = 1.0,
-    features: Sequence[str] | None = None,
-    history_features: Sequence[str] | None = None,
+    *configuration: GatedBlocks | Setwise | Features | TaskHeads,
     tasks: Sequence[str] | None = None,
-    head: str = "grouped",
-    head_options: Mapping[str, Any] | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    id_dim: int = 16,
-    action_dim: int = 16,
-    delay: int | None = None,
-    batch_norm: bool = True,
     dropout: float = 0.0,
     dtype: str | None = None,
     name: str = "ligr",
+    **options: Any,
 ) -> RankingModel:
     """Gated blocks over history and candidates, then gated blocks over the best of the list.
 
@@ -74,159 +49,92 @@ def LiGR(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        dim, num_layers, num_heads, ffn_multiple: size of the blocks. gate, gate_bias: see `GatedResidual`; `gate=False`: plain blocks.
-        max_history: latest visible events that are read.
-        history_mask, session_gap, rotary, rotate_by: see `HistoryEncoder`; 'sessions': a past event sees earlier sessions and itself.
-        setwise_layers: blocks of the set-wise part; 0: none, every candidate is scored alone.
-        top_k: how many of each request see each other; None: all.
-        choose_by: task whose point-wise logit chooses them; None: the first.
-        merge, pointwise_weight: see above.
-        features: columns of the candidate's token; None: all with known='item' or 'context'. history_features: columns of past events
-            next to all actions; None: those known='item'; (): no history.
+        configuration: objects of `GatedBlocks`, `Setwise`, `Features` and `TaskHeads` (of each of the two logits), each at most once.
         tasks: names of the tasks to predict; None: all.
-        head, head_options, groups: `MultiTaskHead` of each of the two logits, as in `LiRank`.
-        id_dim, action_dim: widths of embeddings of ids, and of what was done with an event.
-        delay: seconds after which an event is visible; None: the schema's `feedback_delay`, and no less.
-        batch_norm: batch normalisation of the candidate's numbers, frozen at scoring.
-        dropout: rate in blocks and heads. dtype: dtype policy. name: of the model.
+        dropout: rate in blocks and heads.
+        dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
+        name: of the model.
+        options: fields of these classes one by one: `dim=32` is `GatedBlocks(dim=32)`.
 
     Returns:
         A `RankingModel` of form 'requests'.
 
     Raises:
-        ValueError: an unknown task, column or option, an after-scoring column as an input, impossible sizes.
+        ValueError: an unknown task, column or option value, an after-scoring column as an input, impossible sizes.
+        TypeError: an unknown option, or one that is given twice.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
-        >>> model = kr.models.LiGR(log.schema.fit(log.events), dim=16, num_layers=1, num_heads=2, max_history=8)
+        >>> blocks = kr.models.GatedBlocks(dim=16, num_layers=1, num_heads=2, max_history=8)
+        >>> model = kr.models.LiGR(log.schema.fit(log.events), blocks, top_k=None)
         >>> model.form
         'requests'
     """
-    if merge not in _MERGES:
-        raise ValueError(f"`merge` must be one of {_MERGES}. Received: merge={merge!r}")
-    if dim < 1 or num_heads < 1 or dim % num_heads or num_layers < 1 or setwise_layers < 0:
-        raise ValueError(
-            "`dim` must be a positive multiple of `num_heads`, `num_layers` positive and `setwise_layers` not negative. "
-            f"Received: dim={dim}, num_heads={num_heads}, num_layers={num_layers}, setwise_layers={setwise_layers}"
-        )
-    if pointwise_weight < 0:
-        raise ValueError(f"`pointwise_weight` must not be negative. Received: pointwise_weight={pointwise_weight}")
-    given = {
-        "features": features,
-        "history_features": history_features,
-        "tasks": tasks,
-        "head": head,
-        "head_options": head_options,
-        "groups": groups,
-        "id_dim": id_dim,
-        "action_dim": action_dim,
-        "delay": delay,
-        "batch_norm": batch_norm,
-        "max_history": max_history,
-        "dropout": dropout,
-        "dtype": dtype,
-    }
-    found = resolve(schema, cross="none", gate=None, calibration=False, **given)
-    if not found["history_features"] and not setwise_layers and num_layers and not found["features"]:
-        raise ValueError("`features` must name at least one column of the candidate. Received: none")
-    chosen = found["tasks"][0] if choose_by is None else choose_by
-    if chosen not in found["tasks"]:
-        raise ValueError(f"`choose_by` must be of {found['tasks']}. Received: choose_by={choose_by!r}")
-    arguments: dict[str, Any] = {
-        **{key: found[key] for key in given},
-        "dim": int(dim),
-        "num_layers": int(num_layers),
-        "num_heads": int(num_heads),
-        "ffn_multiple": float(ffn_multiple),
-        "gate": bool(gate),
-        "gate_bias": float(gate_bias),
-        "history_mask": history_mask,
-        "session_gap": int(session_gap),
-        "rotary": None if rotary is None else [float(end) for end in rotary],
-        "rotate_by": rotate_by,
-        "setwise_layers": int(setwise_layers),
-        "top_k": top_k,
-        "choose_by": chosen,
-        "merge": merge,
-        "pointwise_weight": float(pointwise_weight),
-    }
-    return RankingModel(_LiGRParts(schema, arguments), "LiGR", schema, arguments, name=name)
+    blocks, setwise, features, heads = gather("LiGR", _CONFIGURATION, configuration, options)
+    names, dtype, dropout = task_names(schema, tasks), dtype or keras.config.dtype_policy().name, float(dropout)
+    blocks, setwise = blocks.of(schema), setwise.of(names)
+    features = features.of(schema, reads_history=True, id_dim=16)
+    heads = heads.of(names, head=heads.head or "grouped")
+    arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
+    return RankingModel(LigrWiring(schema, blocks, setwise, features, heads, names, dropout, dtype), "LiGR", schema, arguments, name=name)
 
 
-class _LiGRParts(_AmortizedParts):
-    """The encoder of an amortised DLRM over whole candidates, in gated blocks, and the set-wise part behind it."""
+class LigrWiring(AmortizedHistory):
+    """An amortised history over whole candidates, in gated blocks, and the set-wise part on their states."""
 
-    def __init__(self, schema: Schema, arguments: dict[str, Any]) -> None:
-        a = arguments
-        encoder = {
-            "fusion": "append_falcon",
-            **{name: a[name] for name in ("dim", "num_layers", "num_heads", "ffn_multiple", "history_mask", "session_gap")},
-            **{name: a[name] for name in ("rotary", "rotate_by")},
-            "pool": False,
-            "latest": 0,
-            "block": "ligr",
-            "block_options": {"gate": a["gate"], "gate_bias": a["gate_bias"]},
-        }
-        ranker = resolve(schema, cross="none", gate=None, calibration=False, **{name: a[name] for name in _SHARED})
-        super().__init__(schema, {**ranker, **encoder})
-        self.ligr = a
-        policy: dict[str, Any] = {"dtype": a["dtype"]}
+    def __init__(
+        self,
+        schema: Schema,
+        blocks: GatedBlocks,
+        setwise: Setwise,
+        features: Features,
+        heads: TaskHeads,
+        tasks: Sequence[str],
+        dropout: float,
+        dtype: str,
+    ) -> None:
+        encoder = {"max_history": blocks.max_history, "dropout": dropout, **blocks.encoder_options()}
+        super().__init__(schema, features, encoder, blocks.delay or 0, (), dtype)
+        self.tasks, self.setwise = tasks, setwise
+        # Made for its head. Its MLP takes part in no graph.
+        mlp = Interaction().of(cross="none", gate=None, shared_trunk=True)
+        self.logits = TaskLogits(schema, mlp, heads, Calibration(calibration=False), tasks, {}, (), dropout, dtype)
+        self.make_steps()
+        policy: dict[str, Any] = {"dtype": dtype}
+        options = {"ffn_multiple": blocks.ffn_multiple, **blocks.gates, "dropout": dropout, **policy}
         if self.history is None:
             # Without a history a candidate's blocks see the candidate alone.
-            self.token = keras.layers.Dense(a["dim"], name="token", **policy)
+            self.token = keras.layers.Dense(blocks.dim, name="token", **policy)
+            head_dim = blocks.dim // blocks.num_heads
             self.alone = [
-                layers.LiGRBlock(
-                    a["num_heads"],
-                    a["dim"] // a["num_heads"],
-                    rotary=None,
-                    ffn_multiple=a["ffn_multiple"],
-                    gate=a["gate"],
-                    gate_bias=a["gate_bias"],
-                    dropout=a["dropout"],
-                    name=f"block_{i}",
-                    **policy,
-                )
-                for i in range(a["num_layers"])
+                layers.LiGRBlock(blocks.num_heads, head_dim, rotary=None, name=f"block_{i}", **options) for i in range(blocks.num_layers)
             ]
             self.norm_alone = keras.layers.LayerNormalization(epsilon=1e-6, name="norm", **policy)
             self.alone_spans = layers.AloneSpans(name="alone_spans")
         self.sets: Any = None
-        if a["setwise_layers"]:
-            self.sets = layers.SetwiseAttention(
-                a["setwise_layers"],
-                a["num_heads"],
-                ffn_multiple=a["ffn_multiple"],
-                gate=a["gate"],
-                gate_bias=a["gate_bias"],
-                top_k=a["top_k"],
-                dropout=a["dropout"],
-                name="setwise",
-                **policy,
-            )
+        if setwise.setwise_layers:
+            self.sets = layers.SetwiseAttention(setwise.setwise_layers, blocks.num_heads, top_k=setwise.top_k, name="setwise", **options)
             self.set_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="set_norm", **policy)
-            options = {"dropout": a["dropout"], **({"groups": a["groups"]} if a["head"] == "grouped" else {}), **a["head_options"]}
-            self.set_head = layers.MultiTaskHead(a["head"], a["tasks"], name="set_head", **policy, **options)
+            kind: Any = heads.head
+            of_head = {"dropout": dropout, **({"groups": heads.groups} if heads.head == "grouped" else {}), **(heads.head_options or {})}
+            self.set_head = layers.MultiTaskHead(kind, tasks, name="set_head", **policy, **of_head)
             self.slots = layers.OneSet(name="one_set")
 
     @property
     def auxiliary(self) -> dict[str, tuple[str, float]]:
         """Outputs of the training graph that are trained next to the tasks: name -> (task, weight of its loss)."""
-        weight = self.ligr["pointwise_weight"]
-        return {f"{task}_pointwise": (task, weight) for task in self.ligr["tasks"]} if self.sets is not None and weight else {}
+        weight = self.setwise.pointwise_weight
+        return {f"{task}_pointwise": (task, weight) for task in self.tasks} if self.sets is not None and weight else {}
 
     def candidate_inputs(self) -> Tensors:
         count = {} if self.sets is None else {"candidate_count": keras.Input((), dtype="int32", name="candidate_count")}
         return {**super().candidate_inputs(), **count}
 
-    # -- candidates --------------------------------------------------------------------------------------------------------
-
-    def _candidate_token(self, columns: Tensors, real: Any = None) -> Any:
-        return self._joined(self._features(columns, real))
+    # -- the three graphs --------------------------------------------------------------------------------------------------
 
     def row(self, inputs: Tensors) -> Tensors:
         slot = inputs["request_slot"]
-        columns = {name.removeprefix("candidate_"): x for name, x in inputs.items() if name.startswith("candidate_")}
-        states = self._alone(columns, slot) if self.history is None else self._read_packed(inputs)
+        states = self._alone(without_prefix(inputs, "candidate_"), slot) if self.history is None else self._read_packed(inputs)
         logits, first = self._merged(states, slot, whole=False)
         named = {**logits, **({f"{task}_pointwise": value for task, value in first.items()} if self.auxiliary else {})}
         return {name: ops.expand_dims(value, -1) for name, value in named.items()}
@@ -240,7 +148,12 @@ class _LiGRParts(_AmortizedParts):
     def last_inputs(self, inputs: Tensors) -> Tensors:
         raise ValueError("LiGR has no posterior of its last layer.")
 
+    def _candidate_token(self, columns: Tensors, real: Any = None) -> Any:
+        """All features of a candidate: blocks read these against the history."""
+        return self._joined(self._features(columns, real))
+
     def _alone(self, columns: Tensors, real: Any = None) -> Any:
+        """States of candidates without a history, (B, N, D)."""
         x = self.token(self._candidate_token(columns, real))
         spans = self.alone_spans(x)
         for block in self.alone:
@@ -249,13 +162,13 @@ class _LiGRParts(_AmortizedParts):
 
     def _merged(self, states: Any, slot: Any, whole: bool) -> tuple[Tensors, Tensors]:
         """Logits (B, N) by task, and point-wise ones."""
-        first = self.head(states)
+        first = self.logits.head(states)
         if self.sets is None:
             return first, first
-        moved, chosen = self.sets(states, slot=slot, score=ops.stop_gradient(first[self.ligr["choose_by"]]), whole=whole)
+        moved, chosen = self.sets(states, slot=slot, score=ops.stop_gradient(first[self.setwise.choose_by]), whole=whole)
         second = self.set_head(self.set_norm(moved))
         merged = {}
         for task, logit in first.items():
-            best = second[task] + logit if self.ligr["merge"] == "add" else second[task]
+            best = second[task] + logit if self.setwise.merge == "add" else second[task]
             merged[task] = ops.where(chosen > 0, best, logit)
         return merged, first

@@ -3,61 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_ranking.layers.embedding.quantized_embedding import quantized_tables, tables_are_quantized
+from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import ObservedTowerLoss
+from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
 from keras_ranking.schema import Schema
-
-Tensors = dict[str, Any]
-_BUILDERS: dict[str, Callable[..., RankingModel]] = {}
-
-
-class Parts(Protocol):
-    """The layers of a model, wired three ways. Every method takes and returns symbolic or real tensors alike."""
-
-    form: str
-    """What the training graph reads: 'rows' (packed rows of events) or 'requests' (histories and their shown lists, packed)."""
-
-    def row_inputs(self) -> Tensors:
-        """Symbolic inputs of the training graph."""
-
-    def history_inputs(self) -> Tensors:
-        """Symbolic inputs of `encode`: `history_*`, and `request_time` where what is kept depends on it; none without a history."""
-
-    def candidate_inputs(self) -> Tensors:
-        """Symbolic inputs of `score` next to the cache: `candidate_*` and `request_time`."""
-
-    def row(self, inputs: Tensors) -> Tensors:
-        """Inputs of training -> logits (B, T, K) by task."""
-
-    def encode(self, history: Tensors) -> Tensors:
-        """History -> cache."""
-
-    def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
-        """Cache and candidates -> logits (B, N, K) by task."""
-
-    def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
-        """Softmax weights of candidates over cached keys and themselves, (B, H, N, keys + 1) a block."""
-
-
-class _Holder:
-    """Keeps graphs over a model's own layers out of Keras's attribute tracking, which would save their weights twice."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.graphs: dict[str, keras.Model] = {}
-
-
-def builder(function: Callable[..., RankingModel]) -> Callable[..., RankingModel]:
-    """Register a model builder under its name, so that saved models find it."""
-    _BUILDERS[function.__name__] = function
-    return function
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -79,66 +35,66 @@ class RankingModel(keras.Model):
         quantized: whether its embedding tables are in int8, see `keras_ranking.serving.quantize_embeddings`.
     """
 
-    def __init__(self, parts: Parts, builder: str, schema: Schema, arguments: Mapping[str, Any], name: str) -> None:
-        inputs = parts.row_inputs()
-        super().__init__(inputs=inputs, outputs=parts.row(inputs), name=name)
-        self._holder = _Holder(parts)
-        self._recipe = _Recipe(builder, schema, dict(arguments))
+    def __init__(self, wiring: Wiring, builder: str, schema: Schema, arguments: Mapping[str, Any], name: str) -> None:
+        inputs = wiring.row_inputs()
+        super().__init__(inputs=inputs, outputs=wiring.row(inputs), name=name)
+        self._graphs = UntrackedGraphs(wiring)
+        self._builder_call = BuilderCall.of(builder, schema, arguments)
 
     @property
     def schema(self) -> Schema:
-        return self._recipe.schema
+        return self._builder_call.schema
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return dict(self._recipe.arguments)
+        return dict(self._builder_call.arguments)
 
     @property
     def form(self) -> str:
-        return self._holder.parts.form
+        return self._graphs.wiring.form
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        return tuple(getattr(self._holder.parts, "boundaries", self._recipe.arguments.get("tower_boundaries", ())))
+        return tuple(getattr(self._graphs.wiring, "boundaries", self._builder_call.arguments.get("tower_boundaries", ())))
 
     @property
     def serving_tower(self) -> int:
-        return int(getattr(self._holder.parts, "serving_tower", self._recipe.arguments.get("serving_tower", 0)))
+        return int(getattr(self._graphs.wiring, "serving_tower", self._builder_call.arguments.get("serving_tower", 0)))
 
     def served(self, towers: Any) -> Any:
         """The score that serving returns of probabilities by tower: (..., K) -> (...), arrays and tensors alike."""
-        prior = self._recipe.arguments.get("tower_prior")
+        prior = self._builder_call.arguments.get("tower_prior")
         if prior is None:
             return towers[..., self.serving_tower]
         return sum(share * towers[..., k] for k, share in enumerate(prior))
 
     @property
     def quantized(self) -> bool:
-        return self._recipe.quantized
+        return self._builder_call.quantized
 
     @property
     def input_columns(self) -> list[str]:
         """Names of the inputs of the training graph, for `PackedDataset(inputs=...)` or `PackedRequests(names=...)`."""
-        return list(self._holder.parts.row_inputs())
+        return list(self._graphs.wiring.row_inputs())
 
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks the model is trained on, for `PackedDataset(tasks=...)`: those it scores, and auxiliary ones."""
-        return [*self._recipe.arguments["tasks"], *self.auxiliary_tasks]
+        return [*self._builder_call.arguments["tasks"], *self.auxiliary_tasks]
 
     @property
     def auxiliary_tasks(self) -> dict[str, float]:
         """Tasks that are trained but not scored, with the weight of their loss."""
-        return dict(self._recipe.arguments.get("auxiliary_tasks") or {})
+        return dict(self._builder_call.arguments.get("auxiliary_tasks") or {})
 
     @property
     def auxiliary(self) -> dict[str, tuple[str, float]]:
         """Outputs of the training graph that learn the labels of a task next to its own: name -> (task, weight of the loss)."""
-        return dict(getattr(self._holder.parts, "auxiliary", {}))
+        return dict(getattr(self._graphs.wiring, "auxiliary", {}))
 
     def losses_by_task(self, **settings: Any) -> dict[str, ObservedTowerLoss]:
         """`ObservedTowerLoss` for each task with this model's towers, for `compile(loss=...)`; `settings` as that class takes."""
-        settings = {**getattr(self._holder.parts, "loss_settings", {}), **settings}
+        settings = {**getattr(self._graphs.wiring, "loss_settings", {}), **settings}
         return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, **settings: Any) -> None:
@@ -185,26 +141,26 @@ class RankingModel(keras.Model):
         """
 
         def build() -> keras.Model:
-            inputs = self._holder.parts.history_inputs()
+            inputs = self._graphs.wiring.history_inputs()
             if not inputs:
                 raise ValueError(f"the model '{self.name}' reads no history: there is nothing to encode.")
-            return keras.Model(inputs, self._holder.parts.encode(inputs), name=f"{self.name}_encoder")
+            return keras.Model(inputs, self._graphs.wiring.encode(inputs), name=f"{self.name}_encoder")
 
-        return self._graph("encoder", build)
+        return self._graphs.get("encoder", build)
 
     @property
     def scorer(self) -> keras.Model:
         """Functional model: cache and `candidate_*`, `request_time` -> logits (B, N, K) by task."""
 
         def build() -> keras.Model:
-            parts = self._holder.parts
-            kept = self.encoder.output if parts.history_inputs() else {}
+            wiring = self._graphs.wiring
+            kept = self.encoder.output if wiring.history_inputs() else {}
             cache = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in kept.items()}
-            candidates = parts.candidate_inputs()
+            candidates = wiring.candidate_inputs()
             named = {f"cache_{name}": x for name, x in cache.items()} | candidates
-            return keras.Model(named, parts.score(cache, candidates), name=f"{self.name}_scorer")
+            return keras.Model(named, wiring.score(cache, candidates), name=f"{self.name}_scorer")
 
-        return self._graph("scorer", build)
+        return self._graphs.get("scorer", build)
 
     @property
     def serving_model(self) -> keras.Model:
@@ -217,21 +173,21 @@ class RankingModel(keras.Model):
         def build() -> keras.Model:
             from keras_ranking.layers import KeepFirst
 
-            parts = self._holder.parts
-            history = parts.history_inputs()
+            wiring = self._graphs.wiring
+            history = wiring.history_inputs()
             # What both phases read, such as the time of the request, is one input.
-            candidates = {**parts.candidate_inputs(), **{name: x for name, x in history.items() if not name.startswith("history_")}}
+            candidates = {**wiring.candidate_inputs(), **{name: x for name, x in history.items() if not name.startswith("history_")}}
             count = candidates.pop("candidate_count", None)
             count = keras.Input((), dtype="int32", name="candidate_count") if count is None else count
             keep = KeepFirst(name="keep_candidates")
             clean = {name: x if name == "request_time" else keep(x, length=count) for name, x in candidates.items()}
-            if "candidate_count" in parts.candidate_inputs():
+            if "candidate_count" in wiring.candidate_inputs():
                 clean["candidate_count"] = count
-            moment = {"request_time": clean["request_time"]} if getattr(parts, "encodes_at_moment", False) else {}
-            outputs = self.probabilities(parts.score(parts.encode({**history, **moment}), clean), count)
+            moment = {"request_time": clean["request_time"]} if getattr(wiring, "encodes_at_moment", False) else {}
+            outputs = self.probabilities(wiring.score(wiring.encode({**history, **moment}), clean), count)
             return keras.Model({**history, **candidates, "candidate_count": count}, outputs, name=f"{self.name}_serving")
 
-        return self._graph("serving", build)
+        return self._graphs.get("serving", build)
 
     def probabilities(self, logits: Mapping[str, Any], count: Any) -> Tensors:
         """What serving returns of the logits of `score`, see `serving_model`; `count` int32 (B,): candidates that are real."""
@@ -241,15 +197,9 @@ class RankingModel(keras.Model):
         for task, value in logits.items():
             towers = keep(keras.ops.sigmoid(value), length=count)
             outputs[task] = self.served(towers)
-            if self.boundaries and getattr(self._holder.parts, "returns_towers", True):
+            if self.boundaries and getattr(self._graphs.wiring, "returns_towers", True):
                 outputs[f"{task}_by_position"] = towers
         return outputs
-
-    def _graph(self, kind: str, build: Callable[[], keras.Model]) -> keras.Model:
-        graphs = self._holder.graphs
-        if kind not in graphs:
-            graphs[kind] = build()
-        return graphs[kind]
 
     def encode(self, history: Mapping[str, Any]) -> Tensors:
         """Read histories once.
@@ -262,7 +212,7 @@ class RankingModel(keras.Model):
             The cache, which `score` takes: for attention, per layer keys and values, already gated and rotated, with the times
             they belong to; empty for a model that reads no history.
         """
-        if not self._holder.parts.history_inputs():
+        if not self._graphs.wiring.history_inputs():
             return {}
         return dict(self.encoder(_pick(history, self.encoder)))
 
@@ -296,17 +246,17 @@ class RankingModel(keras.Model):
         Raises:
             ValueError: the model's cache cannot grow: in its history events see later ones, or a summary of all is kept.
         """
-        extend = getattr(self._holder.parts, "extend", None)
+        extend = getattr(self._graphs.wiring, "extend", None)
         if extend is None:
             raise ValueError(f"the cache of the model '{self.name}' cannot be extended.")
 
         def build() -> keras.Model:
             kept = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
-            new = self._holder.parts.history_inputs()
+            new = self._graphs.wiring.history_inputs()
             named = {f"cache_{name}": x for name, x in kept.items()} | new
             return keras.Model(named, extend(kept, new), name=f"{self.name}_extender")
 
-        graph = self._graph("extender", build)
+        graph = self._graphs.get("extender", build)
         return dict(graph(_pick({f"cache_{name}": x for name, x in cache.items()} | dict(history), graph)))
 
     @property
@@ -315,10 +265,10 @@ class RankingModel(keras.Model):
 
         None for a model made without exploration.
         """
-        explore = getattr(self._holder.parts, "explore", None)
-        if explore is None or not self._recipe.arguments.get("explore"):
+        explore = getattr(self._graphs.wiring, "explore", None)
+        if explore is None or not self._builder_call.arguments.get("explore"):
             return None
-        return self._graph("explore", lambda: explore(f"{self.name}_explore"))
+        return self._graphs.get("explore", lambda: explore(f"{self.name}_explore"))
 
     @property
     def last_inputs(self) -> keras.Model:
@@ -327,22 +277,22 @@ class RankingModel(keras.Model):
         Raises:
             ValueError: the model does not say.
         """
-        read = getattr(self._holder.parts, "last_inputs", None)
+        read = getattr(self._graphs.wiring, "last_inputs", None)
         if read is None:
             raise ValueError(f"the model '{self.name}' does not give the inputs of its last layers.")
 
         def build() -> keras.Model:
-            inputs = self._holder.parts.row_inputs()
+            inputs = self._graphs.wiring.row_inputs()
             return keras.Model(inputs, read(inputs), name=f"{self.name}_last_inputs")
 
-        return self._graph("last_inputs", build)
+        return self._graphs.get("last_inputs", build)
 
     def last_layers(self, kind: str) -> dict[str, Any]:
         """Layers by task that are fitted after training: `kind` is 'posteriors' (`BayesianLinear`) or 'effects' (`RandomEffect`).
 
         Empty for a model that was made without.
         """
-        return dict(getattr(self._holder.parts, kind, {}))
+        return dict(getattr(self._graphs.wiring, kind, {}))
 
     def attention(self, cache: Mapping[str, Any], candidates: Mapping[str, Any]) -> np.ndarray:
         """Which past events each candidate attends to: softmax weights, mean over heads, by block.
@@ -357,10 +307,10 @@ class RankingModel(keras.Model):
             float32 (blocks, B, N, L): the weight on each event of the history, its tokens together. What is missing to 1 is
             the weight on the candidate itself.
         """
-        names = list(self._holder.parts.candidate_inputs())
+        names = list(self._graphs.wiring.candidate_inputs())
         tensors = {name: keras.ops.convert_to_tensor(candidates[name]) for name in names}
         blocks = []
-        for weights in self._holder.parts.attention(dict(cache), tensors):
+        for weights in self._graphs.wiring.attention(dict(cache), tensors):
             mean = np.asarray(keras.ops.convert_to_numpy(weights)).mean(axis=1)[..., :-1]
             blocks.append(mean.reshape(*mean.shape[:2], cache["time"].shape[1], -1).sum(axis=-1))
         return np.stack(blocks)
@@ -368,27 +318,23 @@ class RankingModel(keras.Model):
     # -- saving ----------------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        recipe = self._recipe
+        call = self._builder_call
         return {
-            "builder": recipe.builder,
-            "schema": recipe.schema.model_dump(mode="json"),
-            "arguments": recipe.arguments,
-            "quantized": recipe.quantized,
+            "builder": call.builder,
+            "schema": call.schema.model_dump(mode="json"),
+            "arguments": call.arguments,
+            "quantized": call.quantized,
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> RankingModel:
-        if config["builder"] not in _BUILDERS:
-            raise ValueError(f"unknown model '{config['builder']}'. This version has: {sorted(_BUILDERS)}")
+        if config["builder"] not in BUILDERS:
+            raise ValueError(f"unknown model '{config['builder']}'. This version has: {sorted(BUILDERS)}")
         with quantized_tables() if config.get("quantized") else contextlib.nullcontext():
-            return _BUILDERS[config["builder"]](Schema.model_validate(config["schema"]), **config["arguments"], name=config["name"])
-
-
-class _Recipe:
-    def __init__(self, builder: str, schema: Schema, arguments: dict[str, Any]) -> None:
-        self.builder, self.schema, self.arguments = builder, schema, arguments
-        self.quantized = tables_are_quantized()
+            build, schema = BUILDERS[config["builder"]], Schema.model_validate(config["schema"])
+            model: RankingModel = build(schema, **config["arguments"], name=config["name"])
+        return model
 
 
 def _pick(tensors: Mapping[str, Any], graph: keras.Model) -> Tensors:

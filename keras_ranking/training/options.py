@@ -1,8 +1,7 @@
-"""How a model is trained: the options, what suits each public log, and telling them from the model's own."""
+"""Options of training, presets for the public logs, and the split of a mapping into options of the model and of training."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -28,38 +27,46 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a model is trained. None of these is stated for CADET; what LiRank states is marked.
+    """Options of training. None of these is stated for CADET; what LiRank and Feed-SR state is marked.
 
     Attributes:
         epochs: passes over the packed rows.
-        batch_size: rows a step.
-        row_length: events a row; candidates a row, of a model trained on requests.
+        batch_size: rows per step.
+        row_length: events per row; for a model trained on requests, candidates per row.
         context: events of context before a later piece of a long member; None: half a row.
-        learning_rate: highest rate, reached after the warm-up, then decayed by half a cosine.
-        warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: it keeps DCNv2 from diverging).
+        learning_rate: highest rate, reached after the warm-up, then decayed by half a cosine period.
+        warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: without it DCNv2 diverges).
         weight_decay: of AdamW.
-        clip_norm: of the global gradient norm; of tables and of all else by themselves with a `table_optimizer` (clipping: stated).
-        table_optimizer: 'same' as all else, which is AdamW, or 'adagrad' for embedding tables (LiRank states a large effect with many
-            sparse features).
+        clip_norm: bound of the global gradient norm; with a `table_optimizer`, of tables and other weights separately (clipping: stated).
+        table_optimizer: 'same' as for the other weights, which is AdamW, or 'adagrad' for embedding tables (LiRank states a large effect
+            with many sparse features).
         table_learning_rate: of 'adagrad', with the same warm-up and decay.
-        pairwise_weight: weight of the in-request pairwise loss next to BCE (stated for CADET; Feed-SR's loss is BCE alone, 0).
-        listwise_weight: weight of the in-request softmax loss next to BCE.
-        task_weights: weight of each task's loss in the sum; of a task that is not named 1, or what `auxiliary_tasks` of the model say.
+        pairwise_weight: weight of the in-request pairwise loss; BCE has weight 1 (stated for CADET; Feed-SR's loss is BCE alone, 0).
+        listwise_weight: weight of the in-request softmax loss; BCE has weight 1.
+        task_weights: weight of each task's loss in the sum; a task without an entry has 1, or its value in the model's `auxiliary_tasks`.
             Feed-SR has such weights, of unknown size.
-        position_half_life: an event's weight halves with so many later events of its member; 'length': of as many as the member has,
-            about 0.5 for the first and 1 for the last (Feed-SR, stated). None: all weigh the same.
-        age_half_life_days: an event's weight halves with so many days before the newest event learned from (Feed-SR: 60, stated).
+        position_half_life: number of later events of the member after which an event's weight is halved; 'length': the member's number of
+            events, which gives about 0.5 for the first and 1 for the last (Feed-SR, stated). None: equal weights.
+        age_half_life_days: age in days, relative to the newest target event, at which an event's weight is halved (Feed-SR: 60, stated).
         ipw: inverse-propensity weights by the position shown: 'all' events (Feed-SR, stated) or the 'positives' alone, see
             `inverse_propensity_weights` for what each removes; None: none.
         ipw_options: arguments of `position_propensities`, which estimates them from the training rows.
-        ipw_clip: largest weight before scaling; how many events are clipped stands in the history.
+        ipw_clip: largest weight before scaling; the training history has the number of clipped events.
         shuffle_sessions: None, 'fixed' or 'epoch': events inside a session in random order (Feed-SR, stated), see
             `keras_ranking.data.shuffle_sessions`. For models trained on rows.
-        delay_column: column of the log with the seconds after which each event's actions were known: a model with `sampled_delay=True`
-            gets draws from the training rows' values, one a request, anew each epoch. None: always the model's `delay`.
-        batching: of models trained on rows. 'packed': several members a row. 'padded': a piece of a member a row, batches padded to
-            their longest. 'bucketed': the same with pieces of like length in a batch.
+        delay_column: column of the log with the seconds after which each event's actions were known. A model with `sampled_delay=True`
+            gets draws from its values in the training rows, one per request and epoch. None: always the model's `delay`.
+        batching: for models trained on rows. 'packed': several members per row. 'padded': one piece of a member per row, batches padded to
+            their longest row. 'bucketed': the same with pieces of similar length in a batch.
         jit_compile: 'auto' lets Keras decide.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Example:
+        >>> options = kr.training.TrainingOptions(epochs=1, learning_rate=1e-3)
+        >>> options.batch_size, options.warmup
+        (8, 0.1)
     """
 
     epochs: int = 3
@@ -117,10 +124,10 @@ _EBNERD_REQUESTS: dict[str, Any] = {
     "batch_size": 16,
 }
 
-# What suits each log, chosen on its training days alone: the last of them held out.
+# Presets for each log, chosen on its training days, of which the last was held out.
 _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    # Tastes are about topics: with item and author ids in the tokens a log of this size is learned by heart. Actions in the
-    # values let one block compare a candidate with the events it looks at and read what was done with them.
+    # Tastes depend on topics: with item and author ids in the tokens, a model overfits a log of this size. With actions in the
+    # attention values, one block compares a candidate with earlier events and reads their actions.
     ("cadet", "simulated"): {
         "layout": "value",
         "token_features": ("topic", "age_hours", "editor_score"),
@@ -130,7 +137,8 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate": 5e-3,
         "pairwise_weight": 0.02,
     },
-    # News articles live for a day: 82 to 90 % of the scored pairs carry an article never trained on, so tokens have no article id.
+    # News articles are shown for about a day: 82 to 90 % of the scored pairs have an article without training rows, so tokens have
+    # no article id.
     ("cadet", "ebnerd"): {
         "token_features": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
         "num_heads": 2,
@@ -138,7 +146,7 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "row_length": 256,
         "batch_size": 16,
     },
-    # The same trunk features for Feed-SR. On the simulated log one token an event, for the reason given above.
+    # The same trunk features for Feed-SR. On the simulated log one token per event, for the reason given above.
     ("feedsr", "simulated"): {
         "layout": "value",
         "rotate_by": "time",
@@ -156,9 +164,9 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "row_length": 256,
         "batch_size": 16,
     },
-    # The same for LiRank: no article id, and no history, which added nothing here beside the counts of the member's past.
+    # The same for LiRank: no article id, and no history, which added nothing to the counts of the member's earlier events.
     ("lirank", "ebnerd"): {**_EBNERD_REQUESTS, "history_features": (), "calibration_options": {"step": 0.5}, "epochs": 8},
-    # LiGR: whole lists see each other. Lists are 5 to 100 long and hold one click, which one item cannot know alone.
+    # LiGR: all items of a list attend to each other. Lists have 5 to 100 items and one click, which depends on the whole list.
     ("ligr", "ebnerd"): {**_EBNERD_REQUESTS, "top_k": None, "history_features": (), "epochs": 5},
     ("amortized", "ebnerd"): {
         **_EBNERD_REQUESTS,
@@ -174,7 +182,7 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def split_options(model: str, options: Mapping[str, Any], log_name: str = "") -> tuple[dict[str, Any], TrainingOptions]:
-    """Options of the model's builder and options of training, told apart by name; the log's preset fills what is not given.
+    """Options of the model's builder and options of training, separated by name; the log's preset fills in the rest.
 
     Raises:
         ValueError: an unknown model, or a name that neither takes.
@@ -183,9 +191,7 @@ def split_options(model: str, options: Mapping[str, Any], log_name: str = "") ->
         raise ValueError(f"unknown model '{model}'. There is: {sorted(BUILDERS)}")
     given = {**_PRESETS.get((model, log_name), {}), **options}
     training_names = {field.name for field in fields(TrainingOptions)}
-    model_names = set(inspect.signature(BUILDERS[model]).parameters) - {"schema"}
-    if "ranker" in model_names:  # further arguments, those of LiRank
-        model_names = (model_names | set(inspect.signature(models.LiRank).parameters)) - {"schema", "ranker", "history_options"}
+    model_names = set(models.model_options(BUILDERS[model].__name__))
     for name in given:
         if name not in training_names | model_names:
             raise ValueError(f"unknown option '{name}'. Of training: {sorted(training_names)}; of the model: {sorted(model_names)}")

@@ -253,7 +253,7 @@ def test_attention_weights_are_those_of_the_scores(schema: kr.Schema, log: Any, 
         np.testing.assert_allclose(weights[0, 0].sum(axis=-1), 1.0, rtol=1e-5)
     # The block's output from these very weights, by hand.
     block = next(layer for layer in model.layers if layer.name == "block_0")
-    parts = model._holder.parts
+    parts = model._graphs.wiring
     x, places, seen = parts._candidates(cache, {name: keras.ops.convert_to_tensor(v) for name, v in tensors.items()})
     normed = block.attention_norm(x)
     keys = (cache["key"][:, 0], cache["value"][:, 0], seen)

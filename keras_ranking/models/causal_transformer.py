@@ -1,0 +1,233 @@
+"""The trunk of `CADET` and `FeedSR`: a causal transformer over a member's events that scores candidates against cached keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking import layers
+from keras_ranking.models.configuration import Attention, Tokens, Trunk, Visibility
+from keras_ranking.models.wiring import Tensors, input_columns, without_prefix
+from keras_ranking.ops import Spans
+from keras_ranking.schema import Schema
+
+
+class CausalTransformer:
+    """The layers of a trunk, and how rows, histories and candidates flow through them; a subclass has the heads.
+
+    Tokens of a row by layout, and what is cached of a history of L events:
+
+    | layout        | tokens of a row                  | read out at | cached | a candidate sees                  |
+    |---------------|----------------------------------|-------------|--------|-----------------------------------|
+    | `interleaved` | item, action, item, action, ...  | items       | 2 L    | visible items and actions, itself |
+    | `fused`       | T events, then T queries         | queries     | L      | visible events, itself            |
+    | `value`       | T items, actions in their values | items       | L      | visible events                    |
+
+    In every layout the token that is read out holds no action of its own event, and is computed as the token of a candidate is.
+
+    Index: the index of an event is the number of events that it sees, and all its tokens share it; the index of a candidate is the
+    number of events that it sees. So all candidates of a request share one index, and it depends neither on where an event stands in
+    its request (which is the position shown), nor on hidden events, nor on padding: a row of training and a request agree by
+    construction. Without a delay, and with one item a request, the index is the place in the sequence.
+
+    `max_history`: of the events that it may see, an event or candidate sees the latest ones, so many in every block. The cache holds
+    all; the part that a candidate reads is taken when it is scored.
+    """
+
+    form = "rows"
+
+    def __init__(self, schema: Schema, tokens: Tokens, trunk: Trunk, attention: Attention, visibility: Visibility, dtype: str) -> None:
+        self.schema, self.visibility = schema, visibility
+        self.policy: dict[str, Any] = {"dtype": dtype}
+        self.layout, self.by_index, self.shared_index = tokens.layout, attention.by_index, attention.shared_index
+        self._make_tokens(tokens, trunk.dim, attention.shared_index)
+        self._make_blocks(trunk, attention)
+        self.final_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="final_norm", **self.policy)
+        self.join = keras.layers.Concatenate(name="join", **self.policy)
+        self.keep = layers.KeepFirst(name="keep_history")
+        self.segments = layers.Segments(name="history_segments")
+        self.request_times = layers.RequestTimes(name="request_times")
+        self.latest = None
+        if visibility.max_history is not None:
+            size = visibility.max_history * (2 if self.layout == "interleaved" else 1)
+            self.latest = layers.LatestKeys(size, name="latest_keys", **self.policy)
+
+    def _make_tokens(self, tokens: Tokens, dim: int, shared_index: bool) -> None:
+        """Layers from columns to tokens: item, action, late context; which tokens see which; times and places of tokens."""
+        schema, seen, policy = self.schema, self.visibility, self.policy
+        delay: Any = seen.delay
+        self.token_features = schema.inputs(tokens.token_features)
+        self.late_features = schema.inputs(tokens.late_features)
+        self.spans = layers.EventSpans(seen.mask, delay, seen.session_gap, own=self.layout != "value", name="event_spans")
+        self.token_spans = layers.TokenSpans(self.layout, name="token_spans")
+        self.item = layers.EventEmbedding(
+            self.token_features, dim, hidden=tokens.token_hidden, id_dim=tokens.id_dim, name="item_token", **policy
+        )
+        self.action = None
+        if schema.actions:
+            self.action = layers.ActionEmbedding(
+                schema.actions, dim, hidden=tokens.action_hidden, id_dim=tokens.id_dim, name="action_token", **policy
+            )
+        elif self.layout != "value":
+            raise ValueError(f"layout={self.layout!r} needs at least one action in the schema. Received: actions=()")
+        self.late = None
+        if self.late_features:
+            self.late = layers.FeatureConcat(self.late_features, id_dim=tokens.id_dim, name="late_context", **policy)
+        self.visible = layers.VisibleLength(delay, seen.mask, seen.session_gap, name="visible_length")
+        if self.layout == "interleaved":
+            self.interleave = layers.Interleave(name="interleave", **policy)
+        if self.layout == "fused":
+            self.fuse = layers.FuseActions(tokens.action_masking, name="fuse_actions", **policy)
+            self.read_out = layers.ItemTokens(self.layout, name="item_tokens", **policy)
+            self.behind = keras.layers.Concatenate(axis=1, name="events_then_queries", **policy)
+        if self.layout != "value":
+            self.token_times = layers.TokenTimes(self.layout, name="token_times")
+            self.token_index = layers.TokenTimes(self.layout, distinct=not shared_index, name="token_index")
+
+    def _make_blocks(self, trunk: Trunk, attention: Attention) -> None:
+        """The transformer's blocks."""
+        options: dict[str, Any] = {
+            "gates": attention.gates,
+            "gate_bias": attention.gate_bias,
+            "rotary": attention.rotary,
+            "rotate_by": attention.rotate_by,
+            "rotary_base": attention.rotary_base,
+            "ffn_multiple": trunk.ffn_multiple,
+            "dropout": trunk.dropout,
+            "residual": trunk.residual,
+            "residual_initial": trunk.residual_initial,
+        }
+        self.blocks = [
+            layers.DecoderBlock(trunk.num_heads, trunk.head_dim, trunk.num_kv_heads, **options, name=f"block_{i}", **self.policy)
+            for i in range(trunk.num_layers)
+        ]
+
+    def heads(self, hidden: Any, serving: bool) -> Tensors:
+        """[final state ; late features] (B, T, C) -> logits (B, T, K) by task; in serving, of the tasks that are scored."""
+        raise NotImplementedError
+
+    # -- inputs ----------------------------------------------------------------------------------------------------------
+
+    def row_inputs(self) -> Tensors:
+        names = ("time", "segment", "delay") if self.visibility.sampled_delay else ("time", "segment")
+        times = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
+        return {**times, **input_columns((*self.token_features, *self.schema.actions, *self.late_features), "", None)}
+
+    def history_inputs(self) -> Tensors:
+        return {
+            "history_time": keras.Input((None,), dtype="int32", name="history_time"),
+            "history_length": keras.Input((), dtype="int32", name="history_length"),
+            **input_columns((*self.token_features, *self.schema.actions), "history_", None),
+        }
+
+    def candidate_inputs(self) -> Tensors:
+        return {
+            "request_time": keras.Input((), dtype="int32", name="request_time"),
+            **input_columns((*self.token_features, *self.late_features), "candidate_", None),
+        }
+
+    # -- the three graphs --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _of(features: Sequence[Any], columns: Mapping[str, Any]) -> Tensors:
+        return {feature.name: columns[feature.name] for feature in features}
+
+    def _trunk(self, inputs: Tensors, times: Any, segments: Any, caches: list[tuple[Any, Any]] | None) -> Any:
+        """The blocks over a row of events. With `caches` the row is a history, and each block's keys and values are appended to it."""
+        x = self.item(self._of(self.token_features, inputs))
+        actions = None if self.action is None else self.action(self._of(self.schema.actions, inputs))
+        sampled = caches is None and self.visibility.sampled_delay
+        spans = self.spans(times, segments, delays=inputs["delay"]) if sampled else self.spans(times, segments)
+        index = spans.end - spans.start if self.by_index else None
+        if self.latest is not None:
+            spans = Spans(ops.maximum(spans.start, spans.end - self.visibility.max_history), spans.end, spans.own)
+        queries = self.layout == "fused" and caches is None  # nothing is scored inside a history
+        value_bias = actions if self.layout == "value" else None
+        if self.layout == "interleaved":
+            x = self.interleave(x, actions=actions)
+        elif self.layout == "fused":
+            events = self.fuse(x, actions=actions)
+            x = self.behind([events, self.fuse(x)]) if queries else events
+        if self.layout == "interleaved" or queries:
+            spans, times = self.token_spans(tuple(spans)), self.token_times(times)
+            index = self.token_index(index) if self.by_index else None
+        for block in self.blocks:
+            # Every second interleaved token is read out: the last block computes these only.
+            last = self.layout == "interleaved" and caches is None and block is self.blocks[-1]
+            given = {"times": times, "index": index, "spans": tuple(spans), "value_bias": value_bias, "stride": 2 if last else 1}
+            x, key, value = block(x, **given, return_cache=True)
+            if caches is not None:
+                caches.append((key, value))
+        return self.read_out(x) if queries else x
+
+    def _states(self, hidden: Any, columns: Tensors) -> Any:
+        hidden = self.final_norm(hidden)
+        return hidden if self.late is None else self.join([hidden, self.late(self._of(self.late_features, columns))])
+
+    def row(self, inputs: Tensors) -> Tensors:
+        return self.heads(self._states(self._trunk(inputs, inputs["time"], inputs["segment"], None), inputs), serving=False)
+
+    def encode(self, history: Tensors) -> Tensors:
+        length = history["history_length"]
+        clean = {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
+        caches: list[tuple[Any, Any]] = []
+        self._trunk(clean, clean["time"], self.segments(clean["time"], length=length), caches)
+        return {
+            "key": ops.stack([key for key, _ in caches], axis=1),
+            "value": ops.stack([value for _, value in caches], axis=1),
+            "time": clean["time"],
+            "length": length,
+        }
+
+    def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
+        x, places, visible = self._candidates(cache, candidates)
+        keys, values, visible = self._read(cache, visible)
+        for i, block in enumerate(self.blocks):
+            x = block(x, **places, cache=(keys[:, i], values[:, i], visible), see_self=self.layout != "value")
+        return self.heads(self._states(x, without_prefix(candidates, "candidate_")), serving=True)
+
+    def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
+        """Weights of each block, (B, H, N, keys + 1): see `SelfGatedAttention.candidate_weights`."""
+        x, places, visible = self._candidates(cache, candidates)
+        see_self = self.layout != "value"
+        weights = []
+        keys, values, counted = self._read(cache, visible)
+        for i, block in enumerate(self.blocks):
+            held = (keys[:, i], values[:, i], counted)
+            found = block.attention.candidate_weights(block.attention_norm(x), **places, cache=held, see_self=see_self)
+            weights.append(found if self.latest is None else _placed(found, visible, ops.shape(cache["key"])[2], self.latest.size))
+            x = block(x, **places, cache=held, see_self=see_self)
+        return weights
+
+    def _read(self, cache: Tensors, visible: Any) -> tuple[Any, Any, Any]:
+        """The cached keys and values that candidates read, (B, blocks, S, H, D), and how many of them count, (B,)."""
+        if self.latest is None:
+            return cache["key"], cache["value"], visible
+        keys, values = (self.latest(cache[name], length=visible) for name in ("key", "value"))
+        return keys, values, ops.minimum(visible, self.latest.size)
+
+    def _candidates(self, cache: Tensors, candidates: Tensors) -> tuple[Any, dict[str, Any], Any]:
+        """Candidate tokens, their times and places, and how many cached keys they see."""
+        x = self.item(self._of(self.token_features, without_prefix(candidates, "candidate_")))
+        if self.layout == "fused":
+            x = self.fuse(x)
+        visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
+        keys = visible + visible if self.layout == "interleaved" else visible
+        places = {"times": self.request_times(x, request_time=candidates["request_time"])}
+        if self.by_index:
+            # All candidates share one place, whatever their slot.
+            places["index"] = self.request_times(x, request_time=visible if self.shared_index else keys)
+        return x, places, keys
+
+
+def _placed(weights: Any, visible: Any, slots: Any, size: int) -> Any:
+    """Weights on the latest `size` visible keys, (B, H, N, W + 1), at the places of all that are cached, (B, H, N, slots + 1)."""
+    window = weights.shape[-1] - 1
+    place = ops.arange(slots, dtype="int32")[None, :] - ops.maximum(visible - size, 0)[:, None]
+    read = ops.logical_and(place >= 0, place < window)[:, None, None, :]
+    index = ops.clip(place, 0, window - 1)[:, None, None, :] + ops.zeros_like(weights[..., :1], dtype="int32")
+    found = ops.where(read, ops.take_along_axis(weights[..., :-1], index, axis=-1), 0.0)
+    return ops.concatenate([found, weights[..., -1:]], axis=-1)

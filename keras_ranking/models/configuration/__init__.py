@@ -1,0 +1,22 @@
+"""What a model is built from, in small frozen classes that check themselves."""
+
+from keras_ranking.models.configuration.heads import Calibration, PositionHead, TaskHeads, Towers
+from keras_ranking.models.configuration.requests import Features, GatedBlocks, History, HistoryBlocks, Interaction, Setwise
+from keras_ranking.models.configuration.sequence import Attention, Tokens, Trunk, Visibility
+
+__all__ = [
+    "Attention",
+    "Calibration",
+    "Features",
+    "GatedBlocks",
+    "History",
+    "HistoryBlocks",
+    "Interaction",
+    "PositionHead",
+    "Setwise",
+    "TaskHeads",
+    "Tokens",
+    "Towers",
+    "Trunk",
+    "Visibility",
+]

@@ -1,0 +1,244 @@
+"""The wiring of the models trained on requests, `LiRank`, `AmortizedDLRM` and `LiGR`: features, histories, the three graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking import layers
+from keras_ranking.models.configuration import Features
+from keras_ranking.models.task_logits import TaskLogits
+from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
+from keras_ranking.schema import Schema
+
+
+class RequestRanker:
+    """Features of a candidate, its reading of the history, and `TaskLogits` on both.
+
+        x      = [BN(numbers) ; embeddings of ids ; HistoryEncoder(history, candidate)]
+        logits = TaskLogits(x)
+
+    Args:
+        schema: the log's columns.
+        features: with columns written out.
+        encoder: arguments of `HistoryEncoder`.
+        delay: seconds after which an event is visible.
+        effect_columns: id columns of random effects.
+        dtype: dtype policy.
+    """
+
+    form = "requests"
+    encodes_at_moment = False  # whether `encode` takes a `request_time`, to read what is visible then
+    logits: TaskLogits  # made by the subclass
+
+    def __init__(
+        self, schema: Schema, features: Features, encoder: Mapping[str, Any], delay: int, effect_columns: Sequence[str], dtype: str
+    ) -> None:
+        self.schema, self.dtype = schema, dtype
+        self.id_dim: Any = features.id_dim
+        policy: dict[str, Any] = {"dtype": dtype}
+        tables = {column: table for table, columns in (features.shared_tables or {}).items() for column in columns}
+
+        def shared(feature: Any) -> Any:
+            return feature.model_copy(update={"table": tables[feature.name]}) if feature.name in tables else feature
+
+        for column in tables:
+            if schema.inputs([column])[0].dtype != "int32":
+                raise ValueError(f"`shared_tables` must name id or category columns. Received: '{column}'")
+        past = schema.inputs(features.history_features)
+        candidate = list(schema.inputs(features.features))
+        ids = [feature for feature in distinct([*candidate, *past]) if feature.dtype == "int32"]
+        numbers = [feature for feature in candidate if feature.dtype != "int32"]
+        if not candidate:
+            raise ValueError("`features` must name at least one column of the candidate. Received: none")
+        # One layer embeds an id, in the candidate and in past events.
+        self.ids: Any = self._concat([shared(feature) for feature in ids], "ids") if ids else None
+        self.candidate_ids = [feature.name for feature in candidate if feature.dtype == "int32"]
+        self.numbers: Any = self._concat(numbers, "numbers") if numbers else None
+        self.norm: Any = None
+        if numbers and features.batch_norm:
+            self.norm = layers.MaskedBatchNormalization(momentum=features.batch_norm_momentum, name="number_norm", **policy)
+        self.past = past
+        self.history: Any = None
+        if past:
+            self.past_ids = [feature.name for feature in past if feature.dtype == "int32"]
+            # Not batch-normalised, since its moments are of the candidates: the schema has standardised these numbers.
+            past_numbers = [feature for feature in past if feature.dtype != "int32"]
+            self.past_numbers = self._concat(past_numbers, "history_numbers") if past_numbers else None
+            self.action = layers.ActionEmbedding(schema.actions, features.action_dim, id_dim=features.action_dim, name="actions", **policy)
+            self.history = layers.HistoryEncoder(**encoder, name="history", **policy)
+            self.visible = layers.VisibleLength(delay, name="visible_length")
+        self.candidate_columns = distinct([*candidate, *past, *schema.inputs(list(effect_columns))])
+        self.join = keras.layers.Concatenate(name="join", **policy)
+        self.keep = layers.KeepFirst(name="keep")
+        self.flat, self.unflat = layers.FlattenRows(name="flat"), layers.UnflattenRows(name="unflat")
+        self.owners = layers.SlotOwners(name="owners")
+
+    def _concat(self, features: Sequence[Any], name: str) -> Any:
+        return layers.FeatureConcat(features, id_dim=self.id_dim, name=name, dtype=self.dtype)
+
+    @property
+    def posteriors(self) -> dict[str, Any]:
+        """Layers with a posterior of their weights, by task."""
+        return self.logits.posteriors
+
+    @property
+    def effects(self) -> dict[str, Any]:
+        """Random effects by task."""
+        return self.logits.effects
+
+    # -- inputs ----------------------------------------------------------------------------------------------------------
+
+    def row_inputs(self) -> Tensors:
+        slots = {"request_slot": keras.Input((None,), dtype="int32", name="request_slot")}
+        columns = {**slots, **input_columns(self.candidate_columns, "candidate_", None)}
+        if self.history is None:
+            return columns
+        times = {"history_time": (None, None), "history_length": (None,), "request_time": (None,)}
+        return {
+            **columns,
+            **{name: keras.Input(shape, dtype="int32", name=name) for name, shape in times.items()},
+            **input_columns((*self.past, *self.schema.actions), "history_", None, None),
+        }
+
+    def history_inputs(self) -> Tensors:
+        if self.history is None:
+            return {}
+        return {
+            "history_time": keras.Input((None,), dtype="int32", name="history_time"),
+            "history_length": keras.Input((), dtype="int32", name="history_length"),
+            **input_columns((*self.past, *self.schema.actions), "history_", None),
+        }
+
+    def candidate_inputs(self) -> Tensors:
+        moment = {} if self.history is None else {"request_time": keras.Input((), dtype="int32", name="request_time")}
+        return {**moment, **input_columns(self.candidate_columns, "candidate_", None)}
+
+    # -- parts of a candidate ----------------------------------------------------------------------------------------------
+
+    def _joined(self, parts: list[Any]) -> Any:
+        return self.join(parts) if len(parts) > 1 else parts[0]
+
+    def _item(self, columns: Tensors) -> list[Any]:
+        """What the history encoder reads of an item, in a past event and in a candidate alike."""
+        parts = []
+        if self.past_ids:
+            parts.append(self.ids({name: columns[name] for name in self.past_ids}, only=self.past_ids))
+        if self.past_numbers is not None:
+            parts.append(self.past_numbers({feature.name: columns[feature.name] for feature in self.past_numbers.features}))
+        return parts
+
+    def _features(self, columns: Tensors, real: Any = None) -> list[Any]:
+        """Numbers and embeddings of ids of the candidates; `real` (B, N) marks those whose numbers count in batch normalisation."""
+        parts = []
+        if self.numbers is not None:
+            numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
+            parts.append(numbers if self.norm is None else self.norm(numbers, real=real))
+        if self.candidate_ids:
+            parts.append(self.ids({name: columns[name] for name in self.candidate_ids}, only=self.candidate_ids))
+        return parts
+
+    def _candidate_token(self, columns: Tensors, real: Any = None) -> Any:
+        """What the history encoder reads of a candidate."""
+        return self._joined(self._item(columns))
+
+    def _events(self, history: Tensors) -> Any:
+        """Item and action of each event, (B, L, ...)."""
+        length = history["history_length"]
+        clean = {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
+        action = self.action({action.name: clean[action.name] for action in self.schema.actions})
+        return self._joined([*self._item(clean), action])
+
+    # -- training ----------------------------------------------------------------------------------------------------------
+
+    def row(self, inputs: Tensors) -> Tensors:
+        return {task: ops.expand_dims(value, -1) for task, value in self._row(inputs)[0].items()}
+
+    def last_inputs(self, inputs: Tensors) -> Tensors:
+        """What the last linear map of each task reads in the training graph, (B, S, H)."""
+        return self._row(inputs)[1]
+
+    def _row(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
+        """Candidates of many requests in a row."""
+        slot = inputs["request_slot"]
+        columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
+        if self.history is None:
+            return self._scored({}, columns, slot)
+        if self.history.amortises:
+            return self._scored({}, columns, slot, read=self._read_packed(inputs))
+        return self._one_by_one(inputs, columns, slot)
+
+    def _one_by_one(self, inputs: Tensors, columns: Tensors, slot: Any) -> tuple[Tensors, Tensors]:
+        """Every slot as a request of one candidate, with the history of the request it belongs to."""
+        history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
+        owner = self.owners(slot, requests=inputs["history_length"])
+        cache = {name: ops.take(x, owner, axis=0) for name, x in self.encode(history).items()}
+        single = {name: ops.expand_dims(self.flat(x), 1) for name, x in columns.items()}
+        single["request_time"] = ops.take(self.flat(inputs["request_time"]), owner, axis=0)
+        logits, hidden = self._scored(cache, single, ops.expand_dims(self.flat(slot), 1))
+        pick = {task: ops.squeeze(value, 1) for task, value in logits.items()}
+        states = {task: ops.squeeze(value, 1) for task, value in hidden.items()}
+        rows = [{task: self.unflat(value, like=slot) for task, value in named.items()} for named in (pick, states)]
+        return rows[0], rows[1]
+
+    def _read_packed(self, inputs: Tensors) -> Any:
+        """What the history encoder makes of each candidate of rows of slots, (B, S, ...)."""
+        history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
+        moment = self.flat(inputs["request_time"])
+        visible = self.visible(history["history_time"], history_length=history["history_length"], request_time=moment)
+        read = {
+            "history": self._events(history),
+            "candidates": self._candidate_token(without_prefix(inputs, "candidate_"), inputs["request_slot"]),
+            "visible": visible,
+            "times": history["history_time"],
+            "request_time": moment,
+            "slot": inputs["request_slot"],
+        }
+        return self.history(read, step="packed")
+
+    # -- serving -----------------------------------------------------------------------------------------------------------
+
+    def encode(self, history: Tensors) -> Tensors:
+        if self.history is None:
+            return {}
+        length = history["history_length"]
+        return {"events": self._events(history), "time": self.keep(history["history_time"], length=length), "length": length}
+
+    def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
+        return {task: ops.expand_dims(value, -1) for task, value in self._scored(cache, candidates)[0].items()}
+
+    def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
+        raise ValueError("LiRank has no attention of candidates over cached events: its encoder reads each candidate with the events.")
+
+    def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
+        """What the history encoder makes of each candidate, (B, N, ...)."""
+        visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
+        read = {"history": cache["events"], "candidates": self._candidate_token(columns), "visible": visible, "times": cache["time"]}
+        return self.history({**read, "request_time": candidates["request_time"]})
+
+    def _scored(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None, read: Any = None) -> tuple[Tensors, Tensors]:
+        """Logits (B, N) by task, and what the last linear map of each reads, (B, N, H).
+
+        `read` (B, N, ...) is what the history encoder made of each candidate, where that is known already. `real` (B, N) marks
+        the slots whose numbers count in batch normalisation; None: all, as at scoring, where none does.
+        """
+        columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
+        parts = self._features(columns, real)
+        if self.history is not None:
+            parts.append(self._read(cache, candidates, columns) if read is None else read)
+        return self.logits(self._joined(parts), columns, seed)
+
+    def explore(self, name: str) -> keras.Model:
+        """Serving tensors and `seed` -> probabilities of the `explore` tasks under weights drawn from their posterior."""
+        history = self.history_inputs()
+        candidates = {**self.candidate_inputs(), **{key: x for key, x in history.items() if not key.startswith("history_")}}
+        count = keras.Input((), dtype="int32", name="candidate_count")
+        seed = keras.Input((), dtype="int32", name="seed")
+        clean = {key: x if key == "request_time" else self.keep(x, length=count) for key, x in candidates.items()}
+        read = {**history, "request_time": clean["request_time"]} if self.encodes_at_moment else history
+        logits = self._scored(self.encode(read), clean, seed=seed)[0]
+        outputs = {task: self.keep(ops.sigmoid(logit), length=count) for task, logit in logits.items()}
+        return keras.Model({**history, **candidates, "candidate_count": count, "seed": seed}, outputs, name=name)
