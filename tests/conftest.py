@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Whole rooms that are numpy and pandas, or that bring their own backend in a process of their own: run once, not per backend.
-ONE_BACKEND = ("data", "serving", "tools", "test_cli.py", "test_columns.py", "test_docstrings.py", "test_package.py", "test_schema.py")
+ONE_BACKEND = ("data", "serving", "tools", "test_cli.py", "test_architecture.py", "test_columns.py", "test_docstrings.py", "test_package.py", "test_schema.py")
 
 # A traced graph is a million small objects that stay: to look through them all again and again takes a twentieth of a run.
 gc.set_threshold(200_000, 50, 100)

@@ -1,4 +1,4 @@
-"""The promises of the package as a whole: who may import whom, one backend is enough, everything public is documented."""
+"""The package as a whole: one backend is enough, everything public is documented, versions are pinned."""
 
 from __future__ import annotations
 
@@ -11,119 +11,19 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import pytest
 
 import keras_ranking as kr
+from tests.public_names import ROOMS, public_objects
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "keras_ranking"
 FILES = sorted(PACKAGE.rglob("*.py"))
 BACKENDS = ("tensorflow", "jax", "torch")
-ROOMS = ("data", "layers", "losses", "metrics", "models", "ops", "serving", "training")
-
-STANDARD = sys.stdlib_module_names | {"__future__"}
-IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 SERVER = {"grpc", "grpc_health", "tensorflow_serving", "aiohttp", "prometheus_client", "orjson", "google"}
-# room -> (rooms it may lean on, packages from outside it may import)
-ARROWS: dict[str, tuple[set[str], set[str]]] = {
-    "__init__": ({"schema"}, set()),
-    "schema": ({"ops"}, {"numpy", "pandas", "pydantic"}),
-    "ops": (set(), {"keras", "numpy", "pandas", "farmhash"}),
-    "layers": ({"schema", "ops"}, {"keras", "keras_rs", "numpy", "pydantic"}),
-    "losses": ({"metrics"}, {"keras", "keras_rs", "numpy"}),
-    "metrics": ({"losses"}, {"keras", "keras_rs", "numpy"}),
-    "models": ({"schema", "ops", "layers", "losses", "metrics"}, {"keras", "keras_rs", "numpy", "pydantic"}),
-    "data": ({"schema", "ops"}, {"numpy", "pandas", "pyarrow"}),
-    "training": ({"schema", "ops", "layers", "losses", "metrics", "models", "data"}, {"keras", "keras_rs", "numpy", "pandas"}),
-    "serving": (
-        {"schema", "ops", "layers", "losses", "metrics", "models", "data"},
-        {"keras", "numpy", "pandas", "ml_dtypes", *BACKENDS, *SERVER},
-    ),
-    "cli": ({"commands"}, set()),
-    "commands": (set(ROOMS) | {"schema"}, {"keras", "numpy", "pandas"}),
-}
-
-
-def room_of(path: Path) -> str:
-    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "schema" if name == "columns" else name  # one room, two files
-
-
-def imports(source: str, *, package: str = "keras_ranking") -> Iterator[str]:
-    """Dotted names that a file imports anywhere, those for the type checker alone left out."""
-    tree = ast.parse(source)
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = package.split(".")
-                base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
-            # `from keras_ranking import data` and `from keras_ranking.data import pack` both lean on data
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in IMPORTERS:
-            name = node.args[0]
-            if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                yield name.value
-
-
-def broken_arrows(path: Path, source: str) -> list[str]:
-    """Imports that the house plan does not allow in this file."""
-    relative = path.relative_to(PACKAGE)
-    room = room_of(path)
-    rooms, outside = ARROWS[room]
-    if room == "ops" and "backends" in relative.parts:
-        outside = outside | set(BACKENDS)
-    if room == "data" and re.search(r"PyDataset", source):
-        outside = outside | {"keras"}
-    package = ".".join(("keras_ranking", *relative.parts[:-1]))
-    bad = []
-    for name in imports(source, package=package):
-        top, _, rest = name.partition(".")
-        if top == "keras_ranking":
-            target = rest.split(".")[0]
-            target = "schema" if target == "columns" else target
-            if target in (*ROOMS, "schema", "commands", "cli") and target != room and target not in rooms:
-                bad.append(name)
-        elif top not in STANDARD and top not in outside:
-            bad.append(name)
-    return bad
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_arrows_of_the_house(path: Path) -> None:
-    assert broken_arrows(path, path.read_text()) == []
-
-
-@pytest.mark.parametrize(
-    ("where", "line"),
-    [
-        ("layers/x.py", "import tensorflow as tf"),
-        ("models/x.py", "def f():\n    import torch.nn"),
-        ("metrics/x.py", "import importlib\njax = importlib.import_module('jax.numpy')"),
-        ("data/x.py", "from keras_ranking import models"),
-        ("data/x.py", "import keras"),
-        ("losses/x.py", "from ..layers import PositionTowers"),
-        ("ops/x.py", "import jax"),
-        ("training/x.py", "from keras_ranking.serving import export"),
-    ],
-)
-def test_control_a_broken_arrow_is_seen(where: str, line: str) -> None:
-    assert len(broken_arrows(PACKAGE / where, line)) == 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -194,29 +94,15 @@ def test_control_blocking_blocks() -> None:
     assert "No module named 'jax'" in done.stderr
 
 
-def public() -> list[tuple[str, object]]:
-    """Every name that the package and its rooms export, and the object behind it."""
-    found: list[tuple[str, object]] = [(f"kr.{name}", getattr(kr, name)) for name in kr.__all__ if name not in ("__version__", *ROOMS)]
-    for room in ROOMS:
-        module = importlib.import_module(f"keras_ranking.{room}")
-        found.append((f"kr.{room}", module))
-        names = getattr(module, "__all__", None)
-        for name in names if names is not None else [name for name in vars(module) if not name.startswith("_")]:
-            value = getattr(module, name)
-            if inspect.isclass(value) or inspect.isfunction(value):
-                found.append((f"kr.{room}.{name}", value))
-    return found
-
-
 def test_everything_public_has_a_docstring() -> None:
     def own(value: object) -> str:
         # a docstring inherited from keras.layers.Layer says nothing about the subclass
         return str((vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__) or "").strip()
 
-    undocumented = [name for name, value in public() if not own(value)]
+    undocumented = [name for name, value in public_objects() if not own(value)]
     undocumented += [
         f"{name}.{attribute}"
-        for name, value in public()
+        for name, value in public_objects()
         if inspect.isclass(value)
         for attribute, member in vars(value).items()
         if not attribute.startswith("_") and inspect.isfunction(member) and not member.__doc__

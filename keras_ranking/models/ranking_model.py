@@ -32,7 +32,17 @@ class RankingModel(keras.Model):
         form: what it is trained on: 'rows' (`PackedDataset`) or 'requests' (`PackedRequests`).
         boundaries: highest position of each tower but the last; () for a model without towers by position.
         serving_tower: tower whose probability is the score, where no mixture is.
-        quantized: whether its embedding tables are in int8, see `keras_ranking.serving.quantize_embeddings`.
+        quantized: whether its embedding tables are in int8, see `kr.serving.quantize_embeddings`.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.CADET(schema, dim=16, num_layers=1, num_heads=2)
+        >>> found = kr.data.requests(log.events, schema, max_history=16)
+        >>> tensors = found.tensors([0, 1], list(model.serving_model.input))
+        >>> cache = model.encode(tensors)
+        >>> model.score(cache, tensors)["click"].shape[0]
+        2
     """
 
     def __init__(self, wiring: Wiring, builder: str, schema: Schema, arguments: Mapping[str, Any], name: str) -> None:
@@ -347,10 +357,23 @@ def _pick(tensors: Mapping[str, Any], graph: keras.Model) -> Tensors:
 
 
 def load(path: str | Path) -> RankingModel:
-    """Load a trained model from its folder (with a `model.keras`) or from the `.keras` file itself.
+    """Load a trained model.
+
+    Args:
+        path: a `.keras` file, or a folder with a `model.keras` in it, as `kr.training.train` writes it.
+
+    Returns:
+        The model, not compiled.
 
     Raises:
         ValueError: nothing there, or not a model of this package.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> model = kr.models.CADET(log.schema.fit(log.events), dim=16, num_layers=1, num_heads=2)
+        >>> model.save("model.keras")
+        >>> kr.models.load("model.keras").arguments == model.arguments
+        True
     """
     file = Path(path)
     file = file / "model.keras" if file.is_dir() else file
