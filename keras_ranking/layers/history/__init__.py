@@ -1,4 +1,4 @@
-"""A member's past events, read together with candidates."""
+"""Layers that encode the history of a member together with candidates."""
 
 from keras_ranking.layers.history.history_encoder import HistoryEncoder
 from keras_ranking.layers.history.history_step import HistoryStep

@@ -177,7 +177,7 @@ def test_a_cache_grows_with_new_events(fusion: str, mask: str, rotary: Any) -> N
 @pytest.mark.parametrize("settings", [{}, {"pool": True}, {"latest": 1, "history_mask": "causal"}])
 def test_only_a_history_without_look_ahead_grows(settings: dict[str, Any]) -> None:
     layer, x = ready(**settings), inputs()
-    with pytest.raises(ValueError, match="a cache can be extended where no event sees later ones"):
+    with pytest.raises(ValueError, match="a cache can be extended only if no event sees later ones"):
         layer.extend({"history": x["history"], "count": x["visible"], "times": x["times"]}, layer.prefill(x))
 
 

@@ -1,0 +1,90 @@
+"""Steps that the fusions of a `HistoryEncoder` share: which events are read, what they see, how states become an output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from keras import ops
+
+from keras_ranking.ops import Spans
+from keras_ranking.ops.sequences import session_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keras_ranking.layers.history.history_encoder import HistoryEncoder
+
+_LOWEST = -3e4  # representable in float16 and bfloat16
+
+
+def latest_window(history: Any, times: Any, visible: Any, size: int) -> tuple[Any, Any, Any]:
+    """The `size` latest visible events, left-aligned: history (B, W, E), times (B, W) or None, and how many are real, (B,).
+
+    W is the smaller of `size` and L.
+    """
+    slots = ops.shape(history)[1]
+    if isinstance(slots, int) and slots <= size:
+        return history, times, ops.cast(visible, "int32")
+    window = min(slots, size) if isinstance(slots, int) else ops.minimum(slots, size)
+    visible = ops.cast(visible, "int32")
+    length = ops.minimum(visible, window)
+    index = (visible - length)[:, None] + ops.arange(window, dtype="int32")[None, :]
+    index = ops.minimum(index, slots - 1)
+    history = ops.take_along_axis(history, index[:, :, None], axis=1)
+    return history, None if times is None else ops.take_along_axis(times, index, axis=1), length
+
+
+def latest_events(encoder: HistoryEncoder, inputs: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Tokens (B, W, E) of the latest visible events, whether each is real (B, W), their times, and their number (B,)."""
+    history, times, length = latest_window(inputs["history"], inputs.get("times"), inputs["visible"], encoder.max_history)
+    real = ops.arange(ops.shape(history)[1], dtype="int32")[None, :] < length[:, None]
+    history = ops.where(real[:, :, None], history, ops.zeros_like(history))
+    return history, real, times, length
+
+
+def rotated_by(encoder: HistoryEncoder, times: Any, like: Any, first: Any = 0) -> Any:
+    """Numbers by which the tokens `like` (B, T, ..) are rotated: their times, or their index from `first` on; None: no rotation."""
+    if encoder.rotary is None:
+        return None
+    if encoder.rotate_by == "time":
+        return times
+    return first + ops.arange(ops.shape(like)[1], dtype="int32")[None, :] + ops.zeros_like(like[:, :, 0], dtype="int32")
+
+
+def history_spans(encoder: HistoryEncoder, real: Any, times: Any) -> Spans:
+    """Spans of the events among themselves, by the encoder's `history_mask`."""
+    segments = ops.cast(real, "int32")
+    if encoder.history_mask == "bidirectional":
+        return Spans.bidirectional(segments)
+    if encoder.history_mask == "causal":
+        return Spans.causal(segments)
+    return Spans.sessions(session_ids(times, encoder.session_gap), segments)
+
+
+def history_summary(encoder: HistoryEncoder, x: Any, real: Any, length: Any) -> Any:
+    """[max over real events ; the k latest, most recent first] of x (B, W, D) -> (B, (pool + k) D)."""
+    parts = []
+    if encoder.pool:
+        highest = ops.max(ops.where(real[:, :, None], x, ops.full_like(x, _LOWEST)), axis=1)
+        parts.append(ops.where(ops.any(real, axis=1)[:, None], highest, ops.zeros_like(highest)))
+    for k in range(encoder.latest):
+        at = length - 1 - k
+        row = ops.take_along_axis(x, ops.maximum(at, 0)[:, None, None], axis=1)[:, 0]
+        parts.append(ops.where(at[:, None] >= 0, row, ops.zeros_like(row)))
+    return ops.concatenate(parts, axis=-1)
+
+
+def candidate_output(encoder: HistoryEncoder, x: Any, summary: Any, owner: Any = None) -> Any:
+    """States of candidates (B, N, D) -> output: normalised, with the summary of the history appended, and projected.
+
+    Args:
+        encoder: the layer.
+        x: (B, N, D).
+        summary: (B, (pool + k) D), or None if there is none.
+        owner: function of the summary that returns it for each candidate; None: all candidates of a row have the same.
+    """
+    out = encoder.norm(x)
+    if summary is not None:
+        wide = summary[:, None] + ops.zeros_like(x[:, :, :1]) if owner is None else owner(summary)
+        out = ops.concatenate([out, wide], axis=-1)
+    return out if encoder.out is None else encoder.out(out)
