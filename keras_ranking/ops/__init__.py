@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_ranking.ops.hashing import fingerprint64
 
-# The schema and a thin client need the hash but no Keras: what imports Keras loads on first use.
+# The schema and a small client need the hash but not Keras: modules that import Keras are loaded on first use.
 _LAZY = {
     "Spans": "spans",
     "span_attention": "attention",

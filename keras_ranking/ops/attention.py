@@ -1,4 +1,4 @@
-"""Attention under spans, and of candidates against a cached history. The kernel of the active backend does the work."""
+"""Attention with spans, and of candidates to a cached history, computed by a kernel of the active backend."""
 
 from __future__ import annotations
 
@@ -121,31 +121,31 @@ def span_attention(
 
         out_i = sum_j p_ij v_j,    p_ij = exp(scale q_i . k_j) / sum over visible j'
 
-    Work is proportional to the visible pairs, and no T x T buffer is made, forward or backward. The softmax is float32 whatever
-    the dtype of the inputs. A query that sees nothing gets a zero output and gives zero gradients; a key that no query of its
-    row sees may hold anything, NaN and infinity included.
+    Work is proportional to the visible pairs, and no T x T buffer is made, forward or backward. The softmax is computed in float32
+    for inputs of any dtype. A query that sees nothing has a zero output and zero gradients; a key that no query of its row sees may
+    have any value, including NaN and infinity.
 
     Args:
         query: (B, T, H, D), any float dtype, D from 1 to 256.
         key, value: (B, S, Hkv, D), H a multiple of Hkv: each key/value head serves H / Hkv neighbouring query heads. S may
-            differ from T (cross form). `own` counts keys as if key i were the query itself, so it is only sensible where S = T;
-            elsewhere give `own = stride i + 1`, which is no key.
+            differ from T (cross form). In `own`, key i is the key of query i, so it has a meaning only if S = T; otherwise give
+            `own = stride i + 1`, which is no key.
         spans: `Spans` of int32 (B, T).
         scale: factor on the logits. None: 1 / sqrt(D).
-        stride: query i is key `stride i` of S = stride T: where only every second token asks, as in the last block over interleaved
-            items and actions, of which items alone are read out.
+        stride: query i is key `stride i`, and S = stride T. For rows in which only every `stride`-th token is a query, such as the last
+            block over interleaved items and actions, of which only the items are used for scores.
         kernel: 'auto', or one of the backend's kernels:
 
-            | backend    | kernel    | what it is                                                     | auto takes it            |
+            | backend    | kernel    | what it is                                                     | chosen by 'auto' for     |
             |------------|-----------|----------------------------------------------------------------|--------------------------|
-            | torch      | 'tiles'   | fused CPU flash calls on a host-side plan of tiles             | CPU tensors              |
-            | torch      | 'flex'    | flex_attention with a BlockMask of the spans; SDPA where plain | CUDA tensors             |
-            | torch      | 'blocked' | the plan's tiles in plain torch operations                     | other devices            |
+            | torch      | 'tiles'   | fused CPU flash calls on a plan of tiles made on the host      | CPU tensors              |
+            | torch      | 'flex'    | flex_attention with a BlockMask; SDPA if it needs no mask      | CUDA tensors             |
+            | torch      | 'blocked' | the plan's tiles in standard torch operations                  | other devices            |
             | tensorflow | 'loop'    | `tf.while_loop` over blocks; unknown B and T; exports          | outside XLA              |
             | tensorflow | 'xla'     | tiles with running softmax, compiled by XLA                    | inside `jit_compile`     |
-            | jax        | 'tiles'   | tiles with running softmax in loops of measured bounds         | CPU, float64             |
+            | jax        | 'tiles'   | tiles with running softmax in loops with bounds from the spans | CPU, float64             |
             | jax        | 'pallas'  | Pallas (Triton) kernels; on a CPU in Pallas's interpreter      | GPU                      |
-            | jax        | 'library' | 'pallas', but cuDNN where the spans are plain causal rows      | GPU, 16 bits, D <= 128   |
+            | jax        | 'library' | 'pallas', but cuDNN if all rows are causal without segments    | GPU, 16 bits, D <= 128   |
 
     Returns:
         (B, T, H, D) in the dtype of `query`.
@@ -211,23 +211,23 @@ def candidate_attention(
     self_value: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Each candidate attends to the first `lengths[b]` cached keys and, where given, to its own key, in one softmax.
+    """Each candidate attends to the first `lengths[b]` cached keys and, if given, to its own key, in one softmax.
 
         out_n = (sum_{j < lengths} e_nj v_j + e_n v'_n) / (sum_{j < lengths} e_nj + e_n)
         e_nj = exp(scale q_n . k_j),    e_n = exp(scale q_n . k'_n)
 
     No candidate sees another, and history and candidates are not concatenated. Equal to `span_attention` with
-    `Spans.candidates` on the concatenated row. What lies beyond `lengths[b]` may be anything, NaN included.
+    `Spans.candidates` on the concatenated row. Keys and values beyond `lengths[b]` may have any value, including NaN.
 
     Args:
         query: (B, N, H, D).
         key, value: (B, L, Hkv, D), the cached keys and values of the history, left-aligned.
-        lengths: int32 (B,), how many cached keys count.
+        lengths: int32 (B,), number of valid cached keys.
         self_key, self_value: (B, N, Hkv, D), each candidate's own key and value, or None for history only.
         scale: factor on the logits. None: 1 / sqrt(D).
 
     Returns:
-        (B, N, H, D) in the dtype of `query`; zeros where the history is empty and there is no own key.
+        (B, N, H, D) in the dtype of `query`; zeros if the history is empty and there is no own key.
 
     Raises:
         ValueError: shapes, dtypes or scale that do not fit.

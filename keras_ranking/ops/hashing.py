@@ -1,7 +1,7 @@
-"""One published id hash: FarmHash Fingerprint64, the one of TensorFlow, BigQuery and the Spark ports.
+"""The id hash of the package: FarmHash Fingerprint64, the same as in TensorFlow, BigQuery and ports for Spark.
 
 `fingerprint64` equals `tf.fingerprint(x, method="farmhash64")` and
-`tf.strings.to_hash_bucket_fast` before its modulo, so SQL, Python and a served graph agree bit for bit.
+`tf.strings.to_hash_bucket_fast` before its modulo, so SQL, Python and a served graph give the same bits.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import pandas as pd
 
 
 def canonical_text(values: Any, name: str = "values") -> np.ndarray:
-    """The text under which ids are hashed, as an object array of `str`; missing values become `""`.
+    """The text of ids that is hashed, as an object array of `str`; missing values become `""`.
 
-    Integers are written in base 10 without leading zeros, strings are kept as they are, and floats are accepted only where
-    every value is integral (a column of integers with gaps is read as floats by pandas). Missing values are None, NaN,
+    Integers are written in base 10 without leading zeros, strings are unchanged, and floats are accepted only if every value
+    is integral (pandas reads a column of integers with gaps as floats). Missing values are None, NaN,
     NaT and pd.NA.
 
     Raises:
@@ -59,7 +59,10 @@ def fingerprint64(values: Any) -> np.ndarray:
     """FarmHash Fingerprint64 of each value's canonical text, as uint64 of the same length.
 
     Args:
-        values: integers, strings, or integral floats (see `canonical_text`).
+        values: (n,) integers, strings, or integral floats. Missing values (None, NaN, NaT, pd.NA) are hashed as the empty text.
+
+    Returns:
+        uint64 (n,).
 
     Example:
         >>> kr.ops.fingerprint64(["member:1234"])
@@ -75,7 +78,7 @@ def fingerprint64(values: Any) -> np.ndarray:
 def hash_buckets(values: Any, buckets: int, name: str = "values") -> np.ndarray:
     """Ids as rows of a table of `buckets` rows: `1 + fingerprint64 mod (buckets - 1)`, and 0 for a missing id. int32.
 
-    Row 0 is kept for "missing" and for padding, so that both are told from every real id.
+    Row 0 is reserved for missing ids and padding, so that both differ from every real id.
     """
     if buckets < 2:
         raise ValueError(f"`buckets` must be at least 2 (row 0 is for missing ids). Received: buckets={buckets}")
@@ -87,14 +90,14 @@ def hash_buckets(values: Any, buckets: int, name: str = "values") -> np.ndarray:
 def split_fingerprint(ids: Any) -> np.ndarray:
     """64-bit fingerprints (...) as two int32 bit patterns (..., 2), the low half first.
 
-    This is what `tf.bitcast` of an int64 to int32 gives. Halves with the top bit set come out negative: their bits count,
-    and `QuotientRemainderEmbedding` reads them as unsigned. On the host, for JAX has no 64-bit integers by default.
+    The same as `tf.bitcast` of an int64 to int32. Halves with the top bit set are negative; `QuotientRemainderEmbedding` reads their
+    bits as unsigned numbers. It runs on the host, because JAX has no 64-bit integers by default.
 
     Args:
         ids: uint64 or int64, as `fingerprint64` makes them.
 
     Raises:
-        TypeError: another dtype; a smaller one has lost half of the bits, and a float some of them.
+        TypeError: another dtype; a smaller integer has lost half of the bits, and a float some of them.
 
     Example:
         >>> split_fingerprint(np.array([2**32 + 7, 2**64 - 1], "uint64")).tolist()
@@ -103,6 +106,6 @@ def split_fingerprint(ids: Any) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu" or ids.dtype.itemsize != 8:
         raise TypeError(f"`ids` must be uint64 or int64 fingerprints. Received: dtype={ids.dtype}")
-    # "<" in both: the order of the halves must not depend on the machine's.
+    # "<" in both: the order of the halves must not depend on the byte order of the machine.
     whole = np.ascontiguousarray(ids.astype(ids.dtype.newbyteorder("<")))
     return whole.reshape(*ids.shape, 1).view("<i4").astype(np.int32)

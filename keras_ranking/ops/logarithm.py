@@ -1,7 +1,7 @@
-"""ln(1 + x) by additions, multiplications and divisions alone: the same bits in numpy, in a TensorFlow graph and on any machine.
+"""ln(1 + x) with additions, multiplications and divisions only: the same bits in numpy, in a TensorFlow graph and on any machine.
 
-Libraries' `log1p` differ in the last bits from one another, and numpy's own from one processor to the next. A feature that is
-encoded once for training and once in a served graph must not. The formula is written once and runs on either kind of array.
+The `log1p` of libraries differ in the last bits, and numpy's differs between processors. A feature that is encoded in training and
+again in a served graph must have the same bits. The formula is written once and runs on both kinds of arrays.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def log1p(x: np.ndarray) -> np.ndarray:
 
 
 def series(x: Any, exponent: Any, mantissa: Any, where: Any, to_float: Any) -> Any:
-    """The arithmetic of `log1p` on arrays of either kind.
+    """The arithmetic of `log1p` on numpy arrays or tensors.
 
     Args:
-        x: as `log1p`.
+        x: see `log1p`.
         exponent, mantissa: int64 and float64 parts of 1 + x = mantissa 2^exponent, 1 <= mantissa < 2.
         where: select.
         to_float: int64 -> float64.
     """
-    # No nested sums and no common factors: a graph optimiser may reorder those, and with them the last bit.
+    # No nested sums and no common factors: a graph optimiser may reorder these and so change the last bit.
     high = mantissa > _ROOT2
     m = where(high, mantissa * 0.5, mantissa)
     near = x < 0.41421356237309503

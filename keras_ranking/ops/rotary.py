@@ -6,9 +6,9 @@ Pair k of a head (halves convention: components k and k + D/2) turns by the angl
     positions:   p * base**(-2k / D)           p int32 position
 
 so that the product of a rotated query and a rotated key depends on the difference of their times (positions) alone. With
-integer periods the remainder is taken in int32 before any float appears: the angle is as good for t near 2**31 as for t = 0,
-where float32 seconds would have a resolution of 128 s. Shifting every time by one constant leaves attention unchanged up to
-the rounding of the float32 tables.
+integer periods the remainder is taken in int32 before any float appears: the angle is as exact for t near 2**31 as for t = 0;
+float32 seconds would have a resolution of 128 s there. Adding a constant to all times leaves attention unchanged up to the
+rounding of the float32 tables.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ def rotary_periods(head_dim: int, shortest: float, longest: float) -> np.ndarray
         theta_k = (phi_min / longest) base**(2k / D),   base = ((phi_max / phi_min) (longest / shortest))**(D / (D - 2))
         P_k = max(2, round(2 pi / theta_k)),            phi_min = pi, phi_max = pi / 4
 
-    The slowest pair makes half a turn over `longest`, so it does not wrap; the fastest makes an eighth of a turn over
-    `shortest` (its period is 8 * shortest, safely above two ticks of a one-second clock). With D = 2 there is one pair, the slowest.
-    Source: the ladder is stated for CADET, second-hand; the base is inferred, phi and the rounding to whole seconds are our choice.
+    The slowest pair makes half a turn over `longest`, so it does not wrap around; the fastest makes an eighth of a turn over
+    `shortest` (its period is 8 * shortest, clearly above two ticks of a one-second clock). With D = 2 there is one pair, the slowest.
+    Source: the geometric ladder is stated second-hand for CADET; the base is inferred; phi and the rounding to whole seconds are our
+    choice.
 
     Args:
         head_dim: D, even, at least 2.
-        shortest: the shortest time difference to be told apart, in seconds.
+        shortest: the shortest time difference that must be distinguished, in seconds.
         longest: the longest time span, in seconds; at most 2**30 - 1, so that periods fit int32.
 
     Returns:
@@ -48,7 +49,7 @@ def rotary_periods(head_dim: int, shortest: float, longest: float) -> np.ndarray
 
     Example:
         >>> kr.ops.rotary_periods(8, shortest=1, longest=86400)
-        array([172800,   6190,    222,      8], dtype=int32)
+        array([172800,   6205,    223,      8], dtype=int32)
     """
     _check_head_dim(head_dim)
     if not 0 < shortest < longest:
@@ -57,7 +58,7 @@ def rotary_periods(head_dim: int, shortest: float, longest: float) -> np.ndarray
         raise ValueError(f"`longest` must be at most 2**30 - 1 seconds. Received: longest={longest}")
     slowest, fastest = math.pi, math.pi / 4
     steps = np.arange(head_dim // 2, dtype=np.float64)
-    # base**(2k/D) written with the exponent k / (D/2 - 1), to which base's own D / (D - 2) reduces it.
+    # base**(2k/D) with the exponent k / (D/2 - 1): the exponent D / (D - 2) of the base is included.
     growth = (fastest / slowest) * (longest / shortest)
     theta = (slowest / longest) * growth ** (steps / max(head_dim // 2 - 1, 1))
     return np.maximum(2, np.rint(_TWO_PI / theta)).astype(np.int32)
@@ -90,6 +91,11 @@ def rotate(x: Tensor, times: Tensor, periods: Any) -> Tensor:
 
     Raises:
         ValueError: periods whose number is not D/2, that are not integers, or below 2.
+
+    Example:
+        >>> periods = kr.ops.rotary_periods(8, shortest=1, longest=86400)
+        >>> kr.ops.rotate(np.ones((1, 3, 2, 8), "float32"), np.array([[0, 60, 3600]], "int32"), periods).shape
+        (1, 3, 2, 8)
     """
     table = np.asarray(periods)
     if table.dtype.kind not in "iu" or table.ndim != 1 or (table < 2).any():

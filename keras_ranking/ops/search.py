@@ -9,7 +9,7 @@ from keras import ops
 
 
 def search(values: Any, low: Any, high: Any, limit: Any) -> Any:
-    """First place p in [low, high] where `values[p] > limit`, by bisection in rows that do not fall; `high` where there is none."""
+    """First place p in [low, high] where `values[p] > limit`, by bisection in rows that do not decrease; `high` if there is none."""
     if keras.backend.backend() == "jax" and not any(isinstance(part, keras.KerasTensor) for part in (values, low, high, limit)):
         from keras_ranking.ops.backends import jax_search
 
@@ -17,14 +17,14 @@ def search(values: Any, low: Any, high: Any, limit: Any) -> Any:
 
     def halve(low: Any, high: Any) -> tuple[Any, Any]:
         middle = (low + high) // 2
-        # Where the search is over (low = high) the middle may lie one past the row: read a valid place, then ignore it.
+        # After the search (low = high) the middle may be one past the row: a valid place is read, and the value is ignored.
         seen = ops.take_along_axis(values, ops.minimum(middle, ops.shape(values)[1] - 1), axis=1)
         right = ops.logical_and(seen <= limit, low < high)
         return ops.where(right, middle + 1, low), ops.where(right, high, middle)
 
     length = values.shape[1]
     if length is None:
-        # A served graph: a loop, since unrolled steps would make it larger and slower to load than all the rest of a model.
+        # In a served graph: a loop. Unrolled steps would be larger and slower to load than the rest of the model.
         return ops.while_loop(lambda low, high: ops.any(low < high), halve, (low, high))[0]
     for _ in range(int(length).bit_length()):
         low, high = halve(low, high)

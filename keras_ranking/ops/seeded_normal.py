@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a seed: the same on every backend, inside a graph and out of it."""
+"""Random numbers that are a function of a seed: the same on every backend, inside and outside a graph."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ PARITY = 0x1BD11BDA
 
 
 def _signed(word: int) -> int:
-    """The int32 with the bits of a word of 32."""
+    """The int32 with the bits of a 32-bit word."""
     return (word & 0xFFFFFFFF) - ((word & 0x80000000) << 1)
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any], rounds: int = 20) -> tuple[Any, Any]:
-    """Threefry-2x32 (Salmon et al. 2011): two random words of 32 bits for a key and a counter, without a state.
+    """Threefry-2x32 (Salmon et al. 2011): two random 32-bit words for a key and a counter, without a state.
 
-    In int32 alone, whose sums wrap around and whose bits count as unsigned: JAX, TensorFlow and torch agree to the bit, in a graph
-    too. torch has no full uint32 arithmetic.
+    Computed in int32, with sums that wrap around and bits read as unsigned: JAX, TensorFlow and torch give the same bits, also in a
+    graph. torch has no complete uint32 arithmetic.
 
     Args:
         key, counter: pairs of int32 tensors that broadcast.
-        rounds: 20 as its authors and JAX have it; they found 13 to pass BigCrush.
+        rounds: 20, as in the paper and in JAX; the authors found that 13 pass BigCrush.
     """
     keys = (*key, ops.bitwise_xor(ops.bitwise_xor(*key), _signed(PARITY)))
     x, y = counter[0] + keys[0], counter[1] + keys[1]
@@ -41,7 +41,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any], rounds: int = 20) -
 
 
 def seeded_normal(seed: Any, width: int, stream: int = 0) -> Any:
-    """Standard normal numbers that depend on the seed, the stream and the place alone: float32 (B, width) for int32 (B,).
+    """Standard normal numbers that depend only on the seed, the stream and the index: float32 (B, width) for int32 (B,).
 
         (a, b) = threefry((seed, stream), (j, 0)),   r = sqrt(-2 ln u_a),   (r cos 2 pi u_b, r sin 2 pi u_b)        Box-Muller
 

@@ -1,4 +1,4 @@
-"""Sessions of a stream of events, and rows moved along it; pure functions of tensors."""
+"""Session ids of a stream of events, and moved rows; pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from keras import ops
 
 
 def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
-    """(B, slots + M, ...), of which the first `length` of the `slots` held rows count -> the M new rows moved right behind these.
+    """Moves the M last rows of (B, slots + M, ...) directly after the first `length` of the `slots` rows.
 
-    What stands beyond `length + M` may be anything.
+    Rows beyond `length + M` may have any value.
     """
     total = ops.shape(held_and_new)[1]
     index = ops.arange(total, dtype="int32")[None, :]
@@ -22,6 +22,6 @@ def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
 
 
 def session_ids(times: Any, gap: int) -> Any:
-    """Sessions of events in order of time, from 1 on: one ends where nothing happens for `gap` seconds. times (B, T)."""
+    """Session numbers of events in order of time, from 1 on; a session ends after `gap` seconds without an event. times (B, T)."""
     pause = ops.cast(times[:, 1:] - times[:, :-1] >= gap, "int32")
     return 1 + ops.concatenate([ops.zeros_like(times[:, :1], dtype="int32"), ops.cumsum(pause, axis=1)], axis=1)

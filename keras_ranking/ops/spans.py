@@ -1,11 +1,11 @@
-"""Spans: who may attend to whom, as three integers a token.
+"""Spans: which keys each query may attend to, as three integers per token.
 
 A query i sees the keys
 
     start[i] <= j < end[i]      union      own[i] <= j <= i
 
 so `own[i] = i + 1` means that the second interval is empty. Every mask of a ranking model has this form, so no T x T mask is
-ever stored, and a kernel does work in proportion to the visible pairs. A token that sees nothing (padding) gets a zero
+ever stored, and the work of a kernel is proportional to the visible pairs. A token that sees nothing (padding) has a zero
 output and zero gradients.
 
 | constructor     | start                     | end                               | own                      |
@@ -20,7 +20,7 @@ output and zero gradients.
 | `history_only`  | first                     | end of the history                | none                     |
 | `bidirectional` | first                     | end of the member                 | none                     |
 
-All constructors use `keras.ops` alone, cost O(T log T), and run eagerly, in graph mode with unknown B and T, and under jit.
+All constructors use only `keras.ops`, cost O(T log T), and run eagerly, in graph mode with unknown B and T, and under jit.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Spans(NamedTuple):
     Args:
         start: int32 (B, T), first key of the first interval.
         end: int32 (B, T), one past the last key of the first interval; `end <= start` is an empty interval.
-        own: int32 (B, T), first key of the second interval, which ends with the token itself; `own = i + 1` is none
-            (`stride i + 1` where `span_attention` is given a stride).
+        own: int32 (B, T), first key of the second interval, which ends with the token itself; `own = i + 1` means no second
+            interval (`stride i + 1` if `span_attention` has a stride).
 
-    A segment, session or event is a *run* of equal ids in neighbouring tokens; padding (segment 0) may stand left of, right of
-    or between segments, and a segment that padding interrupts counts as two. Times inside padding may be anything.
+    A segment, session or event is a *run* of equal ids in neighbouring tokens; padding (segment 0) may be left of, right of or
+    between segments, and a segment that is interrupted by padding counts as two. Times of padding may have any value.
 
     Example:
         >>> segments = np.array([[1, 1, 1, 2, 2, 0]], "int32")
@@ -95,16 +95,16 @@ class Spans(NamedTuple):
 
     @classmethod
     def delayed(cls, times: Tensor, delay: int | Tensor, segments: Tensor, events: Tensor | None = None, own: bool = True) -> Spans:
-        """Each token sees what was known `delay` seconds before its time, and its own event up to itself.
+        """Each token sees the tokens at least `delay` seconds before its time, and its own event up to itself.
 
             j is seen  iff  segment_j = segment_i and (t_j <= t_i - delay  or  (event_j = event_i and j <= i))
 
-        Source: CADET's session mask; the form with the own event is our completion. `delay` must be at least one second: at 0,
+        Source: CADET's session mask; the form with the own event is our choice. `delay` must be at least one second: at 0,
         events of one request, which have equal times, would see each other's actions.
 
         Args:
             times: int32 (B, T), non-negative seconds, non-decreasing inside a segment.
-            delay: how late actions become visible, in seconds, at least 1; or int32 (B, T), each token its own, where less than 1
+            delay: how late actions become visible, in seconds, at least 1; or int32 (B, T), a delay for each token; a value below 1
                 counts as 1.
             segments: int32 (B, T), 0 = padding.
             events: int32 (B, T), ids equal for the tokens of one event, which are neighbours. None: every token is an event.
@@ -184,13 +184,13 @@ class Spans(NamedTuple):
         Source: M-FALCON, Feed-SR.
 
         Args:
-            history_length: int32 (B,), how many of the L slots count; they are left-aligned.
+            history_length: int32 (B,), how many of the L slots are used; they are left-aligned.
             num_history: L, the number of history slots.
             num_candidates: N.
-            candidate_count: int32 (B,), how many candidates count. None: all of them.
+            candidate_count: int32 (B,), how many candidates are used. None: all of them.
             history: `Spans` (B, L) of the history tokens among themselves. None: causal.
-            visible: int32 (B,) or (B, N), how many history slots a candidate sees, where that is fewer than
-                `history_length` (a delay counted back from the request). None: `history_length`.
+            visible: int32 (B,) or (B, N), how many history slots a candidate sees, if fewer than
+                `history_length` (for example because of a delay). None: `history_length`.
 
         Returns:
             Spans (B, L + N).
@@ -231,10 +231,10 @@ class Spans(NamedTuple):
         Source: append + cross-attention of amortized history (2412.06924); late candidates of LiGR.
 
         Args:
-            history_length: int32 (B,), how many of the history slots count; they are left-aligned.
+            history_length: int32 (B,), how many of the history slots are used; they are left-aligned.
             num_candidates: N.
-            candidate_count: int32 (B,), how many candidates count. None: all of them.
-            visible: int32 (B,) or (B, N), how many history slots a candidate sees, where fewer than `history_length`.
+            candidate_count: int32 (B,), how many candidates are used. None: all of them.
+            visible: int32 (B,) or (B, N), how many history slots a candidate sees, if fewer than `history_length`.
 
         Returns:
             Spans (B, N).
@@ -272,9 +272,9 @@ class Spans(NamedTuple):
         return Spans(tokens(first, first), tokens(last, last), tokens(item_own, action_own))
 
     def dense(self, num_keys: int | Tensor, stride: int = 1) -> Tensor:
-        """The boolean mask (B, T, num_keys), where query i stands at key `stride i`.
+        """The boolean mask (B, T, num_keys); query i has the place of key `stride i`.
 
-        For tests and pictures only: this is the buffer that spans avoid.
+        For tests and plots only: this is the buffer that spans avoid.
         """
         keys = ops.reshape(ops.arange(num_keys, dtype="int32"), (1, 1, -1))
         start, end, own = (ops.expand_dims(ops.cast(part, "int32"), 2) for part in self)
@@ -296,12 +296,12 @@ def _ids(values: Tensor, name: str) -> Tensor:
 
 
 def _index_like(values: Tensor) -> Tensor:
-    """int32 (B, T): the place of each token in its row."""
+    """int32 (B, T): the index of each token in its row."""
     return ops.expand_dims(ops.arange(ops.shape(values)[1], dtype="int32"), 0) + ops.zeros_like(values, dtype="int32")
 
 
 def _runs(*ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(index, first, end) of each token's run: the neighbours with which it shares all of `ids`. int32 (B, T) each."""
+    """(index, first, end) of each token's run: the neighbours with equal values in all of `ids`. int32 (B, T) each."""
     changes = None
     for values in ids:
         differs = ops.not_equal(values[:, 1:], values[:, :-1])
@@ -320,7 +320,7 @@ def _event_starts(events: Tensor | None, segments: Tensor, index: Tensor) -> Ten
 
 
 def _beyond(order: Tensor, count: Tensor | None) -> Tensor:
-    """Boolean (1 or B, N): the candidates that do not count."""
+    """Boolean (1 or B, N): the candidates that are not used."""
     if count is None:
         return ops.zeros_like(order, dtype="bool")
     return order >= ops.expand_dims(ops.cast(count, "int32"), 1)
@@ -330,7 +330,7 @@ def _finish(segments: Tensor, start: Tensor, end: Tensor, own: Tensor | None) ->
     """Spans whose padding tokens (segment 0) see nothing; `own=None` means no second interval."""
     index = _index_like(segments)
     padding = ops.equal(segments, 0)
-    # Empty spans sit at the token itself rather than at 0, so that a block of queries does not reach back to the row's start.
+    # Empty spans are placed at the token itself, not at 0, so that a block of queries does not reach back to the start of the row.
     start = ops.where(padding, index, start)
     end = ops.where(padding, index, end)
     own = index + 1 if own is None else ops.where(padding, index + 1, own)

@@ -149,7 +149,7 @@ def test_a_stride_is_noticed(rng):
 @pytest.mark.parametrize("switched_on", [True, False])
 def test_every_mask_in_the_form_for_onednn_and_in_the_other(rng, monkeypatch, switched_on):
     """Whatever this CPU would choose, both forms are right; a float16 of a scale that is no power of two too."""
-    from keras_ranking.ops.backends import tensorflow as kernels
+    from keras_ranking.ops.backends import tensorflow_loop as kernels
 
     monkeypatch.setattr(kernels, "_onednn", lambda: switched_on)
     for spans in masks(rng, 2, ROWS, 50).values():

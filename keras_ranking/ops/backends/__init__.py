@@ -1,1 +1,1 @@
-"""One attention kernel a backend, imported on first use: only the active backend needs to be installed."""
+"""Attention kernels of each backend, imported on first use: only the active backend needs to be installed."""

@@ -2,13 +2,13 @@
 
 | kernel    | where it runs                                                                              |
 |-----------|--------------------------------------------------------------------------------------------|
-| `tiles`   | anywhere; this file                                                                        |
+| `tiles`   | on all devices; this file                                                                  |
 | `pallas`  | GPUs; `jax_pallas.py`; on a CPU in Pallas's interpreter                                    |
-| `library` | as `pallas` (on a CPU as `tiles`), but `jax.nn` (cuDNN) where all rows are plainly causal  |
+| `library` | as `pallas` (on a CPU as `tiles`), but `jax.nn` (cuDNN) if all rows are plainly causal     |
 
-In `tiles` the batch is laid end to end as one row of B T queries. An outer loop takes tiles of queries that start where no span
-crosses if it can; an inner loop takes the tiles of keys that their spans reach. The gradient recomputes each tile from the saved logarithm
-of the softmax's sum. All shapes are static, so it compiles into one program with whatever surrounds it.
+In `tiles` the rows of the batch are concatenated to one row of B T queries. An outer loop takes tiles of queries, which start where
+no span crosses if possible; an inner loop takes the tiles of keys that their spans reach. The gradient recomputes each tile from the
+saved logarithm of the softmax's sum. All shapes are static, so it compiles into one program with the operations around it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from keras_ranking.ops.spans import Spans
 
 KERNELS = ("tiles", "pallas", "library")
 
-_GAP = 64  # a second key range this far behind the first is read apart
+_GAP = 64  # a second key range that starts this far after the first is read separately
 _CLOSED = -1e30  # score of a hidden pair
-_FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidden pairs weigh exp(-9e29) = 0
+_FLOOR = -1e29  # initial running maximum: above _CLOSED, so that hidden pairs have the weight exp(-9e29) = 0
 
 
 def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, kernel: str, stride: int = 1) -> Any:
@@ -37,7 +37,7 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
 
 
 def _chosen(kernel: str, query: Any, key: Any, join: bool = False) -> str:
-    """The kernel for 'auto', and 'interpret' for Pallas on a CPU."""
+    """The kernel chosen by 'auto', and 'interpret' for Pallas on a CPU."""
     gpu = jax.default_backend() == "gpu"
     if kernel == "auto":
         half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[3] % 8 == 0 and query.shape[3] <= 128
@@ -45,7 +45,7 @@ def _chosen(kernel: str, query: Any, key: Any, join: bool = False) -> str:
     if kernel == "library" and query.shape[1] != key.shape[1]:
         kernel = "pallas" if gpu else "tiles"
     if query.dtype == jnp.float64:
-        return "tiles"  # Triton multiplies no float64
+        return "tiles"  # Triton cannot multiply float64
     return "interpret" if kernel == "pallas" and not gpu else kernel
 
 
@@ -60,7 +60,7 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
 
 
 def _join(query: Any, out: Any, total: Any, self_key: Any, self_value: Any, scale: float) -> Any:
-    """One more key per query, joined into a softmax that is done: weights from the two sums' logarithms (B, T, H)."""
+    """Adds one key per query to a finished softmax: weights from the logarithms (B, T, H) of the two sums."""
     wide = total.dtype
     group = query.shape[2] // self_key.shape[2]
     own_key, own_value = (jnp.repeat(part, group, axis=2).astype(wide) for part in (self_key, self_value))
@@ -76,15 +76,15 @@ def _wide(dtype: Any) -> Any:
 
 
 def _tile(queries: int) -> int:
-    """Edge of a tile. Our choice from measurement: small tiles follow packed rows closely, large ones spend less time between products."""
+    """Edge of a tile. Our choice from measurement: small tiles fit packed rows closely, large ones have less overhead between products."""
     return 96 if queries > 64 else 64 if queries > 32 else 32
 
 
-# -- spans of the whole batch, laid end to end -------------------------------------------------------------------------------
+# -- spans of the concatenated rows of the batch -------------------------------------------------------------------------------
 
 
 def _flat_spans(spans: Spans, num_keys: int, stride: int) -> tuple[Any, Any, Any, Any]:
-    """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the keys of all rows end to end; empty ones are (B S, 0)."""
+    """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the concatenated keys of all rows; empty ones are (B S, 0)."""
     start, end, own = (part.astype(jnp.int32) for part in spans)
     batch, queries = start.shape
     offset = (jnp.arange(batch, dtype=jnp.int32) * num_keys)[:, None]
@@ -99,7 +99,7 @@ def _flat_spans(spans: Spans, num_keys: int, stride: int) -> tuple[Any, Any, Any
 
 
 def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: int) -> Any:
-    """Boolean (keys,): which keys some query sees. Interval ends are counted, so the cost is linear."""
+    """Boolean (keys,): whether some query sees each key. Interval ends are counted, so the cost is linear."""
     used = jnp.concatenate([a < b, c < d]).astype(jnp.int32)
     opened = jnp.where(used > 0, jnp.concatenate([a, c]), keys)
     closed = jnp.where(used > 0, jnp.concatenate([b, d]), keys)
@@ -108,7 +108,7 @@ def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: int) -> Any:
 
 
 def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
-    """int32 (N,): where the tile that starts at a query ends: at the last place it reaches that no span crosses, else full."""
+    """int32 (N,): end of the tile that starts at each query: the last place within reach that no span crosses, else a full tile."""
     count = a.shape[0]
     reach = lax.cummax(jnp.maximum(b, d))
     back = lax.cummin(jnp.minimum(a, c), reverse=True)
@@ -124,7 +124,7 @@ def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
 
 
 class _Layout:
-    """Operands end to end, heads first, padded by one tile, zero where nothing looks."""
+    """Operands of all rows concatenated, heads first, padded by one tile, zero where no query sees them."""
 
     def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> None:
         self.kv_heads, self.size = key.shape[2], key.shape[3]
@@ -136,7 +136,7 @@ class _Layout:
         self.some = (a < b) | (c < d)
         self.seen = _seen_keys(a, b, c, d, self.keys)
         self.ends = _tile_ends(a, b, c, d, self.tile)
-        # Rows beyond the end, as far as one tile: they see nothing.
+        # One tile of rows beyond the end: they see nothing.
         self.padded = tuple(
             jnp.pad(part, (0, self.tile), constant_values=fill) for part, fill in zip(self.spans, (self.keys, 0) * 2, strict=True)
         )
@@ -154,7 +154,7 @@ class _Layout:
         return jnp.pad(rows.transpose(1, 0, 2), ((0, 0), (0, self.tile), (0, 0)))
 
     def take(self, rows: Any, low: Any) -> Any:
-        """One tile of query rows, the group's heads one after another: (Hkv, G tile, .)."""
+        """One tile of query rows, the heads of a group concatenated: (Hkv, G tile, .)."""
         return lax.dynamic_slice_in_dim(rows, low, self.tile, axis=2).reshape(self.kv_heads, self.group * self.tile, -1)
 
     def put(self, rows: Any, tile: Any, low: Any) -> Any:
@@ -164,7 +164,7 @@ class _Layout:
         return lax.dynamic_slice_in_dim(values, low, self.tile, axis=1)
 
     def bounds(self, low: Any, high: Any) -> tuple[Any, Any, Any]:
-        """The tile's own spans, with those of queries beyond `high` emptied; where its key tiles lie; how many there are."""
+        """Spans of the tile, empty for queries beyond `high`; the places of its key tiles; and their number."""
         mine = jnp.arange(self.tile, dtype=jnp.int32) < high - low
         a, b, c, d = (lax.dynamic_slice_in_dim(part, low, self.tile) for part in self.padded)
         a, c = jnp.where(mine, a, self.keys), jnp.where(mine, c, self.keys)
@@ -174,7 +174,7 @@ class _Layout:
         begin = jnp.where(apart, first, jnp.minimum(first, own))
         stop = jnp.where(apart, last, jnp.maximum(last, top))
         tiles = jnp.maximum(0, -(-(stop - begin) // self.tile))
-        # The last tile of the first range may reach into the second: it then starts where that tile ends.
+        # The last tile of the first range may reach into the second range, which then starts where that tile ends.
         second = jnp.maximum(own, begin + tiles * self.tile)
         more = jnp.where(apart, jnp.maximum(0, -(-(top - second) // self.tile)), 0)
 
@@ -184,7 +184,7 @@ class _Layout:
         return (a, b, c, d), place, tiles + more
 
     def scores(self, q: Any, k: Any, at: Any, spans: Any) -> Any:
-        """(Hkv, G tile, tile): scaled products, hidden pairs closed."""
+        """(Hkv, G tile, tile): scaled products, _CLOSED for hidden pairs."""
         product = jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=self.wide) * self.scale
         a, b, c, d = (part[:, None] for part in spans)
         keys = at + jnp.arange(self.tile, dtype=jnp.int32)[None]
@@ -216,7 +216,7 @@ def _forward(scale: float, stride: int, query: Any, key: Any, value: Any, start:
         empty = (jnp.full(rows, _FLOOR, at.wide), jnp.zeros(rows, at.wide), jnp.zeros((*rows[:2], at.size), at.wide))
         peak, total, out = lax.fori_loop(0, tiles, step, empty)
         safe = jnp.where(total > 0, total, 1)
-        # Later tiles overwrite the rows of this one that lie beyond its end.
+        # Later tiles overwrite the rows of this tile beyond its end.
         return high, at.put(outs, out / safe, low), at.put(totals, jnp.where(total > 0, peak + jnp.log(safe), _CLOSED), low)
 
     state = (jnp.int32(0), jnp.zeros_like(at.q), jnp.zeros((*at.q.shape[:3], 1), at.wide))
@@ -242,7 +242,7 @@ def _backward(
     at = _Layout(query, key, value, Spans(start, end, own), scale, stride)
     some = at.some.reshape(query.shape[:2])[:, :, None, None]
     grad_out = jnp.where(some, grad_out, 0)
-    # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
+    # D_i = sum(dO O); the gradient of the sum's logarithm is the same for every pair of the row.
     delta = (grad_out.astype(at.wide) * out.astype(at.wide)).sum(-1, keepdims=True) - jnp.where(some, grad_total[..., None], 0)
     grads, deltas, totals = (at.query_rows(part.reshape(at.queries, query.shape[2], -1)) for part in (grad_out, delta, total[..., None]))
 
@@ -255,7 +255,7 @@ def _backward(
         high = at.ends[low]
         spans, place, tiles = at.bounds(low, high)
         q, do, drop, sums = (at.take(part, low) for part in (at.q, grads, deltas, totals))
-        # Rows that see nothing have no sum: with 0 in its place every closed pair weighs exp(-1e30) = 0.
+        # Rows that see nothing have no sum: with 0 instead, every hidden pair has the weight exp(-1e30) = 0.
         sums = jnp.where(sums > _FLOOR, sums, 0)
 
         def step(number: Any, carry: Any) -> Any:
@@ -273,7 +273,7 @@ def _backward(
         tile, dk, dv = lax.fori_loop(0, tiles, step, (jnp.zeros(q.shape, at.wide), dk, dv))
         return high, at.put(dq, tile, low), dk, dv
 
-    # As (Hkv, D, M): the products then read the probabilities as they lie.
+    # As (Hkv, D, M): the products then read the probabilities without a transpose.
     zero = jnp.zeros((at.kv_heads, at.size, at.k.shape[1]), at.wide)
     state = (jnp.int32(0), jnp.zeros_like(at.q), zero, zero)
     _, dq, dk, dv = lax.while_loop(lambda state: state[0] < at.queries, block, state)
@@ -303,7 +303,7 @@ def _run_forward(
     operands = (query, key, value, start, end, own)
     if kernel == "library":
         other = "pallas" if jax.default_backend() == "gpu" else "tiles"
-        # The sum is not needed: this kernel's gradient starts again from the operands.
+        # The sum is not needed: the gradient of this kernel starts from the operands.
         nothing = jnp.full(query.shape[:3], _CLOSED, jnp.float32)
         return lax.cond(  # type: ignore[no-any-return]
             _plain(query, start, end, own),

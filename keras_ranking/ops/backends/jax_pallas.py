@@ -1,8 +1,9 @@
 """Span attention in JAX for GPUs: Pallas (Triton) kernels driven by the integers of the spans.
 
-One program a block of queries and head reads the blocks of keys that its rows reach: those every row sees without a mask, those at
-the edges with one. The gradient is two such kernels, of queries and of keys. The keys' kernel finds its queries by a search in
-running extremes of the blocks' reaches, so nothing grows with T x T. `interpret=True` runs the same kernels on a CPU, for tests.
+There is one program for each block of queries and each head. It reads the blocks of keys that its rows reach: without a mask those that
+every row sees, with a mask those at the edges. The gradient has two such kernels, for queries and for keys. The kernel for keys finds
+its queries by a search in running extremes of the blocks' reaches, so nothing grows with T x T. `interpret=True` runs the same kernels
+on a CPU, for tests.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from jax import lax
 from keras_ranking.ops.spans import Spans
 
 _CLOSED = -1e30  # score of a hidden pair
-_FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidden pairs weigh exp(-9e29) = 0
+_FLOOR = -1e29  # initial running maximum: above _CLOSED, so that hidden pairs have the weight exp(-9e29) = 0
 _LOG2E = math.log2(math.e)
-_BOUNDS = 8  # integers a block of queries; see _block_bounds
+_BOUNDS = 8  # integers per block of queries; see _block_bounds
 
 
 def forward(
@@ -58,9 +59,9 @@ def backward(
     at = _Operands(scale, stride, query, key, value, Spans(start, end, own), interpret, rows=64, keys=64)
     some = at.some[:, :, None, None]
     grad_out = jnp.where(some, grad_out, 0).astype(query.dtype)
-    # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
+    # D_i = sum(dO O); the gradient of the sum's logarithm is the same for every pair of the row.
     delta = (grad_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1) - jnp.where(some[..., 0], grad_total, 0)
-    # Rows that see nothing have no sum: with 0 in its place every closed pair weighs exp(-1e30) = 0.
+    # Rows that see nothing have no sum: with 0 instead, every hidden pair has the weight exp(-1e30) = 0.
     total = jnp.where(total > _FLOOR, total, 0)
     grads, (totals, deltas) = at.pad_rows(grad_out), (at.pad_lines(part) for part in (total, delta))
     dq = at.call(
@@ -89,11 +90,11 @@ def backward(
 
 
 class _Static:
-    """What a kernel knows when it is compiled."""
+    """Compile-time constants of a kernel."""
 
     def __init__(self, scale: float, rows: int, keys: int, group: int, exact: bool) -> None:
         self.scale, self.rows, self.keys, self.group = scale, rows, keys, group
-        # float32 operands are multiplied as such, not rounded to TensorFloat-32.
+        # float32 operands are multiplied in float32, not rounded to TensorFloat-32.
         self.precision = lax.Precision.HIGHEST if exact else None
 
     def dot(self, x: Any, y: Any, trans_a: bool = False, trans_b: bool = False) -> Any:
@@ -111,7 +112,7 @@ def _multiple(count: int, of: int) -> int:
 
 
 class _Operands:
-    """Operands padded to whole blocks, spans as disjoint intervals, and where each block of queries must look."""
+    """Operands padded to whole blocks, spans as disjoint intervals, and the key blocks of each block of queries."""
 
     def __init__(
         self, scale: float, stride: int, query: Any, key: Any, value: Any, spans: Spans, interpret: bool, rows: int, keys: int
@@ -122,7 +123,7 @@ class _Operands:
         rows = min(rows, max(16, 1 << (self.queries - 1).bit_length()))
         keys = min(keys, max(16, 1 << (self.num_keys - 1).bit_length()))
         self.width = max(16, 1 << (self.size - 1).bit_length())
-        if self.width > 128:  # half the block, so that it still fits into shared memory
+        if self.width > 128:  # half the block, so that it fits into shared memory
             rows, keys = min(rows, 64), min(keys, 32)
         self.static = _Static(scale, rows, keys, self.heads // self.kv_heads, query.dtype == jnp.float32)
         self.rows, self.keys = rows, keys
@@ -174,7 +175,7 @@ class _Operands:
         )
         return run(*inputs)
 
-    # -- which part of an operand a program gets; the grid is (block, head, row of the batch)
+    # -- the part of an operand that a program reads; the grid is (block, head, row of the batch)
 
     def _spec(self, shape: tuple[int | None, ...], index: Any) -> Any:
         from jax.experimental import pallas as pl
@@ -223,7 +224,7 @@ class _Operands:
 
 
 def _intervals(spans: Spans, num_keys: int, stride: int) -> tuple[Any, Any, Any, Any]:
-    """(a, b, c, d) int32 (B, T): disjoint intervals a..b and c..d; two that touch are one; empty ones are (S, 0)."""
+    """(a, b, c, d) int32 (B, T): disjoint intervals a..b and c..d; adjacent ones are merged; empty ones are (S, 0)."""
     start, end, own = (jnp.asarray(part, jnp.int32) for part in spans)
     after = stride * jnp.arange(start.shape[1], dtype=jnp.int32)[None] + 1
 
@@ -238,7 +239,7 @@ def _intervals(spans: Spans, num_keys: int, stride: int) -> tuple[Any, Any, Any,
 
 
 def _seen_keys(intervals: tuple[Any, ...], num_keys: int) -> Any:
-    """int32 (B, S), 1 where some query sees the key. Interval ends are counted, so the cost is linear."""
+    """int32 (B, S), 1 for keys that some query sees. Interval ends are counted, so the cost is linear."""
     a, b, c, d = intervals
 
     def one(low: Any, high: Any) -> Any:
@@ -275,7 +276,7 @@ def _inside(keys: Any, low: Any, high: Any) -> Any:
 
 
 def _over_keys(bounds: Any, step: Any, state: Any) -> Any:
-    """Blocks of keys in order: left edge, what all rows see, right edge, second interval."""
+    """Blocks of keys in order: left edge, the part that all rows see, right edge, second interval."""
     first, last, second, top, low, high = (bounds[place] for place in range(6))
     state = lax.fori_loop(first, low, functools.partial(step, 0), state)
     state = lax.fori_loop(low, high, functools.partial(step, None), state)

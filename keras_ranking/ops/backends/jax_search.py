@@ -12,8 +12,8 @@ from jax import lax, numpy as jnp
 def search(values: Any, low: Any, high: Any, limit: Any) -> Any:
     """First place p in [low, high] of each row where `values[p] > limit`, by bisection; `high` where there is none. int32 (B, T).
 
-    A loop, since XLA would fuse unrolled steps, gathers and all, into everything that reads a place: a rotation by index then took
-    longer than all the rest of a training step.
+    A loop, because XLA would fuse unrolled steps, with their gathers, into every operation that uses the result: a rotation by index then
+    takes longer than the rest of a training step.
     """
 
     def halve(ends: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Gradients of every sample's own loss on the active backend, which alone is imported."""
+"""Gradients of the loss of each single sample. Only the active backend is imported."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import keras
 
 Tensors = list[Any]
-# (values, offsets, fixed, one sample without its batch axis) -> (scalar loss, tensors to hand on)
+# (values, offsets, fixed, one sample without its batch axis) -> (scalar loss, further tensors)
 Loss = Callable[[Tensors, Tensors, Tensors, Tensors], tuple[Any, Tensors]]
-# (gradients by values, by offsets, handed on, each (N, ...); counted (N,)) -> whatever is to be kept of them
+# (gradients by values, by offsets, further tensors, each (N, ...); counted (N,)) -> the reduced result
 Reduce = Callable[[Tensors, Tensors, Tensors, Any], Any]
-# (values, offsets, fixed, samples with their batch axis, counted) -> what `Reduce` returns
+# (values, offsets, fixed, samples with their batch axis, counted) -> the result of `Reduce`
 Step = Callable[[Tensors, Tensors, Tensors, Tensors, Any], Any]
 
 
 def per_sample_step(loss: Loss, reduce: Reduce, vectorized: bool) -> Step:
-    """One function, compiled where the backend does so, from N samples to what `reduce` keeps of their gradients.
+    """One function, compiled if the backend compiles, from N samples to the result of `reduce` on their gradients.
 
     Args:
-        loss: of one sample, differentiated by `values` and `offsets`; `fixed` is data.
-        reduce: sees the gradients of all N samples.
-        vectorized: the samples at once. If not, N must be 1: plain differentiation, which every operation supports.
+        loss: of one sample, differentiated with respect to `values` and `offsets`; `fixed` is data.
+        reduce: function of the gradients of all N samples.
+        vectorized: all samples at once. If False, N must be 1: plain differentiation, which every operation supports.
     """
     return {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()](loss, reduce, vectorized)
 
@@ -52,7 +52,7 @@ def _torch(loss: Loss, reduce: Reduce, vectorized: bool) -> Step:
     import torch
 
     def plain(values: Tensors, offsets: Tensors, fixed: Tensors, samples: Tensors) -> tuple[tuple[Tensors, Tensors], Tensors]:
-        # Not torch.func: it refuses autograd functions written with one context, and these are what kernels are made of.
+        # Not torch.func: it does not accept autograd functions whose `forward` has a `ctx` argument, as in the kernels.
         wanted = [part.detach().requires_grad_() for part in (*values, *offsets)]
         with torch.enable_grad():
             value, kept = loss(wanted[: len(values)], wanted[len(values) :], fixed, _only(samples))

@@ -6,7 +6,7 @@
 | `full`   | all of the tile's keys                                    | none |
 | `bias`   | anything                                                  | yes  |
 
-`joined` tiles (candidates of one history) see, besides, each query its own key, which is joined apart.
+In `joined` tiles (candidates of one history) each query also sees its own key, which is added separately.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-_QUERIES = 128  # queries a tile with a bias
-_SMALL = 48  # parts of fewer queries share a tile: a call costs about as much as 40 x 40 pairs of 4 heads of 64
-_GAP = 64  # two key ranges this far apart are read as two pieces
-_KEPT = 256  # biases, and masks of a tile, are kept with the plan up to this many entries a query; beyond, they are made when needed
+_QUERIES = 128  # queries per tile with a bias
+_SMALL = 48  # parts with fewer queries share a tile: a call costs about as much as 40 x 40 pairs of 4 heads of 64
+_GAP = 64  # two key ranges this far apart are read separately
+_KEPT = 256  # biases and masks of a tile are stored in the plan up to this many entries per query; larger ones are made when needed
 
 Array = np.ndarray
 
@@ -36,7 +36,7 @@ class Tile:
     keys: tuple[tuple[int, int], ...]
     kind: str
     joined: bool = False
-    hollow: Array | None = None  # (rows or 1, queries): those that see nothing
+    hollow: Array | None = None  # (rows or 1, queries): queries that see nothing
     spans: tuple[Array, Array, Array] | None = None
     stride: int = 1
     keep: bool = False
@@ -44,8 +44,8 @@ class Tile:
     _hidden: tuple[int, Array] | None = field(default=None, repr=False)
 
     def hidden(self) -> tuple[int, Array]:
-        """What the bias closes: the first key that is not open to every query, and from there on to the last such key a boolean
-        (1, queries, keys). A query that sees nothing is left open: what it gives is zeroed.
+        """Pairs hidden by the bias: the index of the first key that is hidden from some query, and from there to the last such key a
+        boolean (1, queries, keys). A query that sees nothing has no hidden pairs: its output is set to zero afterwards.
         """
         if self._hidden is not None:
             return self._hidden
@@ -55,7 +55,7 @@ class Tile:
         index = self.stride * np.arange(self.low, self.high)[:, None]
         keys = np.concatenate([np.arange(low, high) for low, high in self.keys])
         sees = (start < end) | (own <= index)
-        # Most keys of a tile are open to all its queries: no need to ask each pair there.
+        # Most keys of a tile are visible to all its queries: these pairs need no test.
         a, b, c, d = start[sees].max(), end[sees].min(), own[sees].max(), index[sees].min()
         varying = np.flatnonzero(((keys < a) | (keys >= b)) & ((keys < c) | (keys > d)))
         at, to = (int(varying[0]), int(varying[-1]) + 1) if len(varying) else (0, 0)
@@ -68,13 +68,13 @@ class Tile:
 
 @dataclass
 class Plan:
-    """The tiles of a batch, and what must be zeroed beforehand.
+    """The tiles of a batch, and the keys that must be set to zero first.
 
     Args:
         tiles: disjoint in their queries.
         covers: whether every query is in a tile.
-        unseen: boolean (B, S), keys that nobody sees, or None where all are seen.
-        empty: boolean (B, T), queries that see nothing, or None where all see something.
+        unseen: boolean (B, S), keys that no query sees, or None if all are seen.
+        empty: boolean (B, T), queries that see nothing, or None if all see something.
     """
 
     tiles: list[Tile]
@@ -83,7 +83,7 @@ class Plan:
     empty: Array | None
 
     def plain(self, batch: int, queries: int, keys: int) -> str | None:
-        """The kind of the one tile without a bias that covers all queries and keys of all rows, if there is such a one."""
+        """The kind of the tile, if a single tile without a bias covers all queries and keys of all rows."""
         if len(self.tiles) != 1:
             return None
         tile = self.tiles[0]
@@ -92,7 +92,7 @@ class Plan:
 
 
 def span_plan(start: Array, end: Array, own: Array, num_keys: int, stride: int = 1) -> Plan:
-    """The plan of spans (B, T) over `num_keys` keys, where query i stands at key `stride i`."""
+    """The plan of spans (B, T) over `num_keys` keys; query i has the place of key `stride i`."""
     batch, queries = start.shape
     same = batch > 1 and all(bool((part == part[:1]).all()) for part in (start, end, own))
     rows = [(0, batch)] if same else [(row, row + 1) for row in range(batch)]
@@ -108,7 +108,7 @@ def span_plan(start: Array, end: Array, own: Array, num_keys: int, stride: int =
 
 
 def candidate_plan(lengths: Array, queries: int, num_keys: int, joined: bool) -> Plan:
-    """The plan of candidates over a cached history of `lengths` (B,) keys, each joined by its own key where `joined`."""
+    """The plan of candidates over a cached history of `lengths` (B,) keys, with an own key for each if `joined`."""
     lengths = np.clip(lengths, 0, num_keys)
     tiles = []
     low = 0
@@ -129,7 +129,7 @@ class _Row:
 
     def __init__(self, start: Array, end: Array, own: Array, num_keys: int, stride: int) -> None:
         self.num_keys, self.stride = num_keys, stride
-        self.index = stride * np.arange(len(start))  # each query's own place among the keys
+        self.index = stride * np.arange(len(start))  # place of each query among the keys
         self.a, self.b = _clean(start, end, num_keys)
         self.c, self.d = _clean(own, self.index + 1, num_keys)
         has_first, has_own = self.a < self.b, self.c < self.d
@@ -148,7 +148,7 @@ class _Row:
         return np.asarray(np.cumsum(change[:-1]) > 0)
 
     def _parts(self) -> list[tuple[int, int]]:
-        """Stretches of queries between places that no span crosses, those that see nothing left out."""
+        """Ranges of queries between places that no span crosses, without queries that see nothing."""
         queries = len(self.index)
         if queries == 0:
             return []
@@ -164,7 +164,7 @@ class _Row:
         return list(zip(starts[some].tolist(), ends[some].tolist(), strict=True))
 
     def tiles(self, row: int, row_end: int) -> list[Tile]:
-        """Cheap stretches first, tiles with a bias for the rest; small parts share a tile."""
+        """Tiles without a bias where possible, tiles with a bias for the others; small parts share a tile."""
         out: list[Tile] = []
         pending: list[tuple[int, int]] = []
 
@@ -187,7 +187,7 @@ class _Row:
         return out
 
     def _stretches(self, low: int, high: int) -> list[tuple[int, int, str]]:
-        """Cut a part where a long enough stretch of it needs no bias."""
+        """Cuts a part where a long enough range of it needs no bias."""
         part = slice(low, high)
         first, last = self.low[part], self.high[part]
         causal = self.whole[part] & (last == self.index[part] + 1) & (self.stride == 1)
@@ -227,7 +227,7 @@ class _Row:
         return out
 
     def _ranges(self, part: slice) -> tuple[tuple[int, int], ...]:
-        """The key range of both intervals, in one piece or, where they lie far apart, in two."""
+        """The key range of both intervals, as one range or, if they are far apart, as two."""
         a, b, c, d = (int(edge) for edge in (self.a[part].min(), self.b[part].max(), self.c[part].min(), self.d[part].max()))
         found = sorted(pair for pair in ((a, b), (c, d)) if pair[0] < pair[1])
         if len(found) == 2 and found[1][0] - found[0][1] < _GAP:

@@ -1,4 +1,4 @@
-"""The formulas of span and candidate attention in numpy float64, forward and gradient: dense, slow, and meant to be read.
+"""The formulas of span and candidate attention in numpy float64, forward and gradient: dense, slow and easy to read.
 
     S = scale * Q K'       P = exp(S - max) / sum over visible keys, 0 elsewhere       O = P V
     dV = P' dO     dP = dO V'     dS = P * (dP - rowsum(dP * P))     dQ = scale * dS K     dK = scale * dS' Q
@@ -16,7 +16,7 @@ Array = np.ndarray
 
 
 def visible(start: Any, end: Any, own: Any, num_keys: int, stride: int = 1) -> Array:
-    """Boolean (B, T, num_keys): which key each query sees; query i stands at key `stride i`."""
+    """Boolean (B, T, num_keys): which key each query sees; query i has the place of key `stride i`."""
     start, end, own = (np.asarray(part)[:, :, None] for part in (start, end, own))
     keys = np.arange(num_keys)[None, None, :]
     index = stride * np.arange(start.shape[1])[None, :, None]
@@ -52,7 +52,7 @@ def _attend(query: Array, key: Array, value: Array, mask: Array, scale: float | 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     heads = query.shape[2]
     q = _heads_first(query, heads)
-    # A key that no query of its row sees may hold anything, NaN included: take it out before it meets a zero.
+    # A key that no query of its row sees may have any value, NaN included, and NaN times zero is NaN: set it to zero first.
     seen = np.any(mask, axis=1)[:, None, :, None]
     k, v = (np.where(seen, _heads_first(part, heads), 0.0) for part in (key, value))
     mask = mask[:, None]
@@ -93,7 +93,7 @@ def span_attention_gradients(
 
 
 def _joined(query: Array, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any) -> tuple[Array, Array, Array]:
-    """Keys, values and mask of candidate attention as plain attention over history and candidates side by side."""
+    """Keys, values and mask of candidate attention as attention over the concatenated history and candidates."""
     key, value, lengths = np.asarray(key), np.asarray(value), np.asarray(lengths)
     batch, queries = query.shape[:2]
     mask = np.broadcast_to(np.arange(key.shape[1])[None, None] < lengths[:, None, None], (batch, queries, key.shape[1]))

@@ -1,8 +1,8 @@
 """Span attention in TensorFlow for XLA: tiles with a running softmax, loops bounded by the spans.
 
 The same algorithm as the JAX kernel. Inside a compiled program (`jit_compile=True`) it becomes part of that program; elsewhere
-it is compiled by itself. Batch and lengths may be unknown when traced, as they are in `fit`: XLA compiles once a shape, and what
-must be a constant for it is worked out from the shapes alone.
+it is compiled separately. Batch and lengths may be unknown when traced, as in `fit`: XLA compiles once per shape, and values that
+must be constants are computed from the shapes only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # XLA's dynamic slice an
 
 from keras_ranking.ops.spans import Spans
 
-_GAP = 64  # a second key range this far behind the first is read apart
+_GAP = 64  # a second key range that starts this far after the first is read separately
 _CLOSED = -1e30  # score of a hidden pair
-_SHIFTS_WHEN_UNKNOWN = 24  # doublings where B T is not known when tracing: up to 2**24 tokens a batch
-_FLOOR = -1e29  # where the running maximum starts: above _CLOSED, so that hidden pairs weigh exp(-9e29) = 0
+_SHIFTS_WHEN_UNKNOWN = 24  # doublings if B T is unknown when tracing: up to 2**24 tokens per batch
+_FLOOR = -1e29  # initial running maximum: above _CLOSED, so that hidden pairs have the weight exp(-9e29) = 0
 
 
 def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> Any:
@@ -36,7 +36,7 @@ def attend(query: Any, key: Any, value: Any, spans: Spans, scale: float, stride:
 
     @tf.custom_gradient  # type: ignore[untyped-decorator, unused-ignore]
     def run(q: Any, k: Any, v: Any) -> Any:
-        # Unwatched operands: a tape would otherwise trace the gradient of the forward program as well.
+        # Operands without gradient: otherwise a tape would also trace the gradient of the forward program.
         out, total = forward(*map(tf.stop_gradient, (q, k, v)), *parts)
 
         def gradient(grad_out: Any, grad_total: Any) -> Any:
@@ -54,7 +54,7 @@ def _functions(scale: float, stride: int) -> tuple[Any, Any]:
 
 
 def _shape(values: Any) -> list[Any]:
-    """Each dimension as an integer where it is known, as a scalar tensor where it is not."""
+    """Each dimension as an integer if it is known, else as a scalar tensor."""
     return [size if size is not None else tf.shape(values)[axis] for axis, size in enumerate(values.shape)]
 
 
@@ -63,17 +63,17 @@ def _wide(dtype: Any) -> Any:
 
 
 def _slice(values: Any, begin: list[Any], size: list[int]) -> Any:
-    """Part of `values` from a place that is read from data. XLA would take the place of a `tf.slice` for a constant of the program,
-    trace it back to the spans, and compile anew for every batch."""
+    """Part of `values` from a place that depends on data. XLA would treat the place of a `tf.slice` as a constant of the program,
+    trace it back to the spans, and compile again for every batch."""
     return gen_xla_ops.xla_dynamic_slice(input=values, start_indices=tf.stack(begin), size_indices=size)
 
 
 def _tile(queries: int | None) -> int:
-    """Edge of a tile. Our choice from measurement: small tiles follow packed rows closely."""
+    """Edge of a tile. Our choice from measurement: small tiles fit packed rows closely."""
     return 64 if queries is None or queries > 32 else 32
 
 
-# -- spans of the whole batch, laid end to end -------------------------------------------------------------------------------
+# -- spans of the concatenated rows of the batch -------------------------------------------------------------------------------
 
 
 def _running(values: Any, better: Any, reverse: bool = False) -> Any:
@@ -88,7 +88,7 @@ def _running(values: Any, better: Any, reverse: bool = False) -> Any:
 
 
 def _flat_spans(spans: Spans, num_keys: Any, stride: int) -> tuple[Any, Any, Any, Any]:
-    """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the keys of all rows end to end; empty ones are (B S, 0)."""
+    """(a, b, c, d) int32 (B T,): the intervals a..b and c..d in the concatenated keys of all rows; empty ones are (B S, 0)."""
     start, end, own = spans
     batch, queries = _shape(start)
     offset = (tf.range(batch) * num_keys)[:, None]
@@ -103,7 +103,7 @@ def _flat_spans(spans: Spans, num_keys: Any, stride: int) -> tuple[Any, Any, Any
 
 
 def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: Any) -> Any:
-    """Boolean (keys,): which keys some query sees. Interval ends are counted, so the cost is linear."""
+    """Boolean (keys,): whether some query sees each key. Interval ends are counted, so the cost is linear."""
     used = tf.concat([a < b, c < d], 0)
     weight = tf.cast(used, tf.int32)
     opened = tf.math.unsorted_segment_sum(weight, tf.where(used, tf.concat([a, c], 0), keys), keys + 1)
@@ -112,7 +112,7 @@ def _seen_keys(a: Any, b: Any, c: Any, d: Any, keys: Any) -> Any:
 
 
 def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
-    """int32 (N,): where the tile that starts at a query ends: at the last place it reaches that no span crosses, else full."""
+    """int32 (N,): end of the tile that starts at each query: the last place within reach that no span crosses, else a full tile."""
     count = _shape(a)[0]
     reach = _running(tf.maximum(b, d), tf.maximum)
     back = _running(tf.minimum(a, c), tf.minimum, reverse=True)
@@ -129,7 +129,7 @@ def _tile_ends(a: Any, b: Any, c: Any, d: Any, tile: int) -> Any:
 
 
 class _Layout:
-    """Operands end to end, heads first, padded by one tile, zero where nothing looks."""
+    """Operands of all rows concatenated, heads first, padded by one tile, zero where no query sees them."""
 
     def __init__(self, query: Any, key: Any, value: Any, spans: Spans, scale: float, stride: int) -> None:
         self.kv_heads, self.size = key.shape[2], key.shape[3]
@@ -142,7 +142,7 @@ class _Layout:
         self.some = (a < b) | (c < d)
         self.seen = _seen_keys(a, b, c, d, self.keys)
         self.ends = _tile_ends(a, b, c, d, self.tile)
-        # Rows beyond the end, as far as one tile: they see nothing.
+        # One tile of rows beyond the end: they see nothing.
         self.padded = tuple(
             tf.pad(part, [[0, self.tile]], constant_values=fill) for part, fill in zip(self.spans, (self.keys, 0) * 2, strict=True)
         )
@@ -161,7 +161,7 @@ class _Layout:
         return tf.pad(tf.transpose(rows, [1, 0, 2]), [[0, 0], [0, self.tile], [0, 0]])
 
     def take(self, rows: Any, low: Any) -> Any:
-        """One tile of query rows, the group's heads one after another: (Hkv, G tile, .)."""
+        """One tile of query rows, the heads of a group concatenated: (Hkv, G tile, .)."""
         width = rows.shape[3]
         tile = _slice(rows, [0, 0, low, 0], [self.kv_heads, self.group, self.tile, width])
         return tf.reshape(tile, [self.kv_heads, self.group * self.tile, width])
@@ -177,7 +177,7 @@ class _Layout:
         return gen_xla_ops.xla_dynamic_update_slice(input=values, update=self.keys_at(values, low) + more, indices=tf.stack([0, low, 0]))
 
     def bounds(self, low: Any, high: Any) -> tuple[Any, Any, Any]:
-        """The tile's own spans, with those of queries beyond `high` emptied; where its key tiles lie; how many there are."""
+        """Spans of the tile, empty for queries beyond `high`; the places of its key tiles; and their number."""
         mine = tf.range(self.tile) < high - low
         a, b, c, d = (_slice(part, [low], [self.tile]) for part in self.padded)
         a, c = tf.where(mine, a, self.keys), tf.where(mine, c, self.keys)
@@ -187,7 +187,7 @@ class _Layout:
         begin = tf.where(apart, first, tf.minimum(first, own))
         stop = tf.where(apart, last, tf.maximum(last, top))
         tiles = tf.maximum(0, (stop - begin + self.tile - 1) // self.tile)
-        # The last tile of the first range may reach into the second: it then starts where that tile ends.
+        # The last tile of the first range may reach into the second range, which then starts where that tile ends.
         second = tf.maximum(own, begin + tiles * self.tile)
         more = tf.where(apart, tf.maximum(0, (top - second + self.tile - 1) // self.tile), 0)
 
@@ -197,11 +197,11 @@ class _Layout:
         return (a, b, c, d), place, tiles + more
 
     def dot(self, x: Any, y: Any, **turns: bool) -> Any:
-        """Product in the inputs' dtype, summed and returned wide."""
+        """Product of factors in the dtype of the inputs; sum and result in the wide dtype."""
         return tf.cast(tf.matmul(x, y, **turns), self.wide)
 
     def scores(self, q: Any, k: Any, at: Any, spans: Any) -> Any:
-        """(Hkv, G tile, tile): scaled products, hidden pairs closed."""
+        """(Hkv, G tile, tile): scaled products, _CLOSED for hidden pairs."""
         product = self.dot(q, k, transpose_b=True) * self.scale
         a, b, c, d = (part[:, None] for part in spans)
         keys = at + tf.range(self.tile)[None]
@@ -232,7 +232,7 @@ def _forward(scale: float, stride: int, query: Any, key: Any, value: Any, start:
         _, peak, total, out = tf.while_loop(lambda number, *_: number < tiles, step, (0, *empty), parallel_iterations=1)
         safe = tf.where(total > 0, total, tf.ones([], at.wide))
         sums = tf.where(total > 0, peak + tf.math.log(safe), tf.constant(_CLOSED, at.wide))
-        # Later tiles overwrite the rows of this one that lie beyond its end.
+        # Later tiles overwrite the rows of this tile beyond its end.
         return high, at.put(outs, out / safe, low), at.put(totals, sums, low)
 
     state = (0, tf.zeros_like(at.q), tf.zeros_like(at.q[..., :1], at.wide))
@@ -258,7 +258,7 @@ def _backward(
     at = _Layout(query, key, value, Spans(start, end, own), scale, stride)
     some = tf.reshape(at.some, _shape(query)[:2])[:, :, None, None]
     grad_out = tf.where(some, grad_out, tf.zeros([], grad_out.dtype))
-    # D_i = sum(dO O); a gradient of the sum's logarithm enters every pair of the row the same way.
+    # D_i = sum(dO O); the gradient of the sum's logarithm is the same for every pair of the row.
     delta = tf.reduce_sum(tf.cast(grad_out, at.wide) * tf.cast(out, at.wide), axis=-1, keepdims=True)
     delta -= tf.where(some, grad_total[..., None], tf.zeros([], at.wide))
     grads, deltas, totals = at.query_rows(grad_out), at.query_rows(delta, 1), at.query_rows(total, 1)
@@ -267,7 +267,7 @@ def _backward(
         high = tf.gather(at.ends, low)
         spans, place, tiles = at.bounds(low, high)
         q, do, drop, sums = (at.take(part, low) for part in (at.q, grads, deltas, totals))
-        # Rows that see nothing have no sum: with 0 in its place every closed pair weighs exp(-1e30) = 0.
+        # Rows that see nothing have no sum: with 0 instead, every hidden pair has the weight exp(-1e30) = 0.
         sums = tf.where(sums > _FLOOR, sums, tf.zeros([], at.wide))
 
         def step(number: Any, tile: Any, dk: Any, dv: Any) -> Any:

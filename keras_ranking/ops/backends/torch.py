@@ -1,8 +1,8 @@
 """Span attention in torch: fused CPU flash calls driven by a plan that is made on the host from the spans.
 
-Per row, the plan cuts where no span crosses, finds stretches that are plainly causal, fully visible, or candidates of one
-history, which need no bias, and tiles the rest. The fused call returns the logarithm of the softmax's sum, so its backward can
-be called tile by tile. Other devices take flex_attention (`torch_flex.py`), or the same tiles through plain operations.
+In each row, the plan cuts where no span crosses, finds ranges that are plainly causal, fully visible, or candidates of one history,
+which need no bias, and divides the others into tiles. The fused call returns the logarithm of the softmax's sum, so its backward can
+be called for each tile. Other devices use flex_attention (`torch_flex.py`), or the same tiles with standard operations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KERNELS = ("tiles", "blocked", "flex")
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-# spans.start -> (end, own, versions, (keys, stride), what was made of them): layers share spans, so they share their plan or mask
+# spans.start -> (end, own, versions, (keys, stride), plan or mask): layers that share spans share their plan or mask
 _plans: Any = WeakTensorKeyDictionary()
 _masks: Any = WeakTensorKeyDictionary()
 
@@ -41,7 +41,7 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
     query, key, value = _without_poison(query, key, value, plan)
     key, value = _repeat(key, query.shape[2]), _repeat(value, query.shape[2])
     plain = plan.plain(query.shape[0], query.shape[1], key.shape[1]) if fused else None
-    if plain is not None:  # one mask for all that needs no bias: the library's own call, without a copy of its output
+    if plain is not None:  # one mask without a bias for all: a direct call of the library, without a copy of its output
         q, k, v = (part.transpose(1, 2) for part in (query, key, value))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=plain == "causal", scale=scale).transpose(1, 2)
     out: torch.Tensor = _apply(query, key, value, None, None, plan, scale, fused)
@@ -69,16 +69,16 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
 
 
 def _kept(store: Any, spans: Spans, sizes: tuple[int, int], make: Callable[..., Any]) -> Any:
-    """make(spans, *sizes), made once while the spans live and do not change."""
+    """make(spans, *sizes), made once as long as the spans exist and do not change."""
     start, end, own = spans
-    if any(part.is_inference() for part in spans):  # no version counter: whether they changed in place cannot be known
+    if any(part.is_inference() for part in spans):  # no version counter: changes in place cannot be detected
         return make(spans, *sizes)
     versions = (start._version, end._version, own._version)
     held = store.get(start)
     if held is not None and held[0] is end and held[1] is own and held[2] == versions and held[3] == sizes:
         return held[4]
     made = make(spans, *sizes)
-    # What is kept holds `end` and `own` alive while `start` lives, which is what makes their identity a safe key.
+    # The entry keeps `end` and `own` alive as long as `start`, so their identity is a safe key.
     store[start] = (end, own, versions, sizes, made)
     return made
 
@@ -98,7 +98,7 @@ def _repeat(values: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _without_poison(query: Any, key: Any, value: Any, plan: planning.Plan) -> tuple[Any, Any, Any]:
-    """Zeros where nothing looks: a NaN there would meet a zero weight inside a tile and spread."""
+    """Zeros where no query sees the key: NaN times a weight of zero is NaN."""
     if plan.unseen is not None:
         unseen = torch.as_tensor(plan.unseen, device=key.device)[:, :, None, None]
         key, value = key.masked_fill(unseen, 0.0), value.masked_fill(unseen, 0.0)
@@ -108,7 +108,7 @@ def _without_poison(query: Any, key: Any, value: Any, plan: planning.Plan) -> tu
 
 
 def _bias(tile: planning.Tile, like: torch.Tensor) -> torch.Tensor:
-    """Additive bias of a tile: 0 where visible, -inf elsewhere. A row that sees nothing is left open; its output is zeroed."""
+    """Additive bias of a tile: 0 for visible pairs, else -inf. A row that sees nothing has 0 everywhere; its output is set to zero."""
     if tile.cached is not None and tile.cached.device == like.device and tile.cached.dtype == like.dtype:
         return tile.cached  # type: ignore[no-any-return]
     at, hidden = tile.hidden()
@@ -154,7 +154,7 @@ def _attend_backward(fused: bool, grad: Any, q: Any, k: Any, v: Any, out: Any, t
 
 
 class _Tiles(torch.autograd.Function):
-    """out = softmax attention over the tiles of a plan; own keys joined where the plan says so."""
+    """out = softmax attention over the tiles of a plan; own keys are added in `joined` tiles."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, self_key: Any, self_value: Any, plan: Any, scale: Any, fused: Any) -> Any:
@@ -186,7 +186,7 @@ class _Tiles(torch.autograd.Function):
         query, key, value, self_key, self_value, out, *totals = ctx.saved_tensors
         plan, scale, fused = ctx.plan, ctx.scale, ctx.fused
         dq = torch.empty_like(query) if plan.covers else torch.zeros_like(query)
-        # Tiles overlap in their keys, so key gradients add up, in float32 whatever the inputs' dtype.
+        # Tiles overlap in their keys, so key gradients are summed, in float32 for every dtype of the inputs.
         wide = torch.promote_types(key.dtype, torch.float32)
         dk, dv = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
         dsk, dsv = (None, None) if self_key is None else (torch.zeros_like(self_key), torch.zeros_like(self_value))
@@ -223,14 +223,14 @@ _apply: Any = _Tiles.apply
 
 
 def _own(tile: planning.Tile, key: Any, value: Any, self_key: Any, self_value: Any) -> tuple[Any, Any]:
-    """Each query's own key and value, (b, H, q, D): its place among the keys, or the tensors given apart."""
+    """Each query's own key and value, (b, H, q, D): from its place among the keys, or from separate tensors."""
     own_key, own_value = (key, value) if self_key is None else (self_key, self_value)
     rows, cols = slice(tile.row, tile.row_end), slice(tile.low, tile.high)
     return own_key[rows, cols].transpose(1, 2), own_value[rows, cols].transpose(1, 2)
 
 
 def _join(q: Any, out: Any, total: Any, own_key: Any, own_value: Any, scale: float) -> tuple[Any, Any]:
-    """One more key per query, joined into a softmax that is done: weights from the two sums' logarithms."""
+    """Adds one key per query to a finished softmax: weights from the logarithms of the two sums."""
     score = (q.to(total.dtype) * own_key.to(total.dtype)).sum(-1) * scale
     joined = torch.logaddexp(total, score)
     out = torch.exp(total - joined)[..., None] * out + torch.exp(score - joined)[..., None] * own_value
@@ -238,7 +238,7 @@ def _join(q: Any, out: Any, total: Any, own_key: Any, own_value: Any, scale: flo
 
 
 def _join_rows(query: Any, out: Any, total: Any, self_key: Any, self_value: Any, scale: float) -> torch.Tensor:
-    """`_join` on rows (B, N, H, D), through plain operations that differentiate themselves."""
+    """`_join` on rows (B, N, H, D), with standard operations that autograd differentiates."""
     heads = query.shape[2]
     joined, _ = _join(query, out, total, _repeat(self_key, heads), _repeat(self_value, heads), scale)
     return joined  # type: ignore[no-any-return]

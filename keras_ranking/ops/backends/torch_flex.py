@@ -1,7 +1,7 @@
-"""Span attention in torch by flex_attention: a BlockMask made from the integers of the spans, and SDPA where the mask is plain.
+"""Span attention in torch by flex_attention: a BlockMask made from the integers of the spans, and SDPA if it needs no mask.
 
 Which blocks of keys a block of queries reaches, and which of them all its rows see, follows from the extremes of the spans in
-the block: no dense mask is made. The table of blocks has (T / 128) (S / 128) entries, as flex_attention wants it.
+the block: no dense mask is made. The table of blocks has (T / 128) (S / 128) entries, as flex_attention requires.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BLOCK = 128
 
 @dataclass
 class Mask:
-    """What flex_attention needs to know of spans, made once and kept while the spans live.
+    """The spans in the form that flex_attention needs, made once for as long as the spans exist.
 
     Args:
         blocks: the BlockMask.
-        plain: 'causal' or 'full' where all rows are that and nothing else, so that SDPA needs no mask; else ''.
+        plain: 'causal' or 'full' if all rows are exactly that, so that SDPA needs no mask; else ''.
         some: boolean (B, T), queries that see something.
         seen: boolean (B, S), keys that some query sees.
     """
@@ -35,7 +35,7 @@ class Mask:
 
 
 def intervals(spans: Spans, num_keys: int, stride: int = 1) -> tuple[torch.Tensor, ...]:
-    """(a, b, c, d) int32 (B, T): disjoint intervals a..b and c..d; two that touch are one; empty ones are (S, 0)."""
+    """(a, b, c, d) int32 (B, T): disjoint intervals a..b and c..d; adjacent ones are merged; empty ones are (S, 0)."""
     start, end, own = (part.to(torch.int32) for part in spans)
     after = (stride * torch.arange(start.shape[1], dtype=torch.int32, device=start.device) + 1).expand_as(own)
 
@@ -50,7 +50,7 @@ def intervals(spans: Spans, num_keys: int, stride: int = 1) -> tuple[torch.Tenso
 
 
 def make_mask(spans: Spans, num_keys: int, stride: int = 1) -> Mask:
-    """The mask of spans (B, T) over `num_keys` keys, where query i stands at key `stride i`."""
+    """The mask of spans (B, T) over `num_keys` keys; query i has the place of key `stride i`."""
     from torch.nn.attention.flex_attention import BlockMask
 
     a, b, c, d = parts = intervals(spans, num_keys, stride)
@@ -72,7 +72,7 @@ def make_mask(spans: Spans, num_keys: int, stride: int = 1) -> Mask:
 
 
 def _blocks(parts: tuple[torch.Tensor, ...], num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boolean (B, query blocks, key blocks): which blocks of keys the queries reach, and which of them every query sees whole."""
+    """Boolean (B, query blocks, key blocks): which blocks of keys the queries reach, and which of these every query sees completely."""
     more = -parts[0].shape[1] % BLOCK
     padded = (torch.nn.functional.pad(part, (0, more), value=fill) for part, fill in zip(parts, (num_keys, 0) * 2, strict=True))
     a, b, c, d = (part.reshape(part.shape[0], -1, BLOCK) for part in padded)
@@ -82,7 +82,7 @@ def _blocks(parts: tuple[torch.Tensor, ...], num_keys: int) -> tuple[torch.Tenso
     def reach(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         return (low.amin(-1)[..., None] < last) & (high.amax(-1)[..., None] > first)
 
-    # Rows beyond the end see nothing, but nobody reads them: they must not make the last block partial.
+    # Rows beyond the end see nothing, but their output is not used: they must not make the last block partial.
     real = (torch.arange(a.shape[1] * BLOCK, device=a.device) < parts[0].shape[1]).reshape(1, -1, BLOCK)
     closed, opened = a.masked_fill(~real, 0).amax(-1), b.masked_fill(~real, num_keys).amin(-1)
     full = (closed[..., None] <= first) & (opened[..., None] >= last) & (last - first == BLOCK)
@@ -90,7 +90,7 @@ def _blocks(parts: tuple[torch.Tensor, ...], num_keys: int) -> tuple[torch.Tenso
 
 
 def _ordered(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(count (B, 1, blocks), indices (B, 1, blocks, key blocks)): the chosen ones first, in order."""
+    """(count (B, 1, blocks), indices (B, 1, blocks, key blocks)): the chosen blocks first, in order."""
     order = torch.argsort((~chosen).to(torch.uint8), dim=-1, stable=True).to(torch.int32)
     return chosen.sum(-1, dtype=torch.int32)[:, None].contiguous(), order[:, None].contiguous()
 
@@ -113,7 +113,7 @@ def _compiled() -> Any:
 
 
 def attend(query: Any, key: Any, value: Any, mask: Mask, scale: float, need_total: bool, compiled: bool = True) -> tuple[Any, Any]:
-    """out (B, T, H, D) and, where asked for, the logarithm of the softmax's sum (B, T, H)."""
+    """out (B, T, H, D) and, if requested, the logarithm of the softmax's sum (B, T, H)."""
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     group = query.shape[2] != key.shape[2]
@@ -125,6 +125,6 @@ def attend(query: Any, key: Any, value: Any, mask: Mask, scale: float, need_tota
     q, k, v = q.masked_fill(~some, 0.0), k.masked_fill(~seen, 0.0), v.masked_fill(~seen, 0.0)
     run = _compiled() if compiled else flex_attention
     out, more = run(q, k, v, block_mask=mask.blocks, scale=scale, enable_gqa=group, return_aux=AuxRequest(lse=need_total))
-    out = out.masked_fill(~some, 0.0)  # also stops gradients that come for rows which see nothing
+    out = out.masked_fill(~some, 0.0)  # also stops gradients of rows that see nothing
     total = torch.where(some[..., 0], more.lse, float("-inf")) if need_total else None
     return out.transpose(1, 2), None if total is None else total.transpose(1, 2)
