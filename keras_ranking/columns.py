@@ -1,4 +1,4 @@
-"""The columns of a log by kind: how the log's values of each become the numbers that a model reads; and tasks, the labels."""
+"""The kinds of columns of a log, each with the encoding of its values for a model; and tasks, the labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESERVED = frozenset({"time", "segment", "session", "length", "count", "request
 
 
 class _Column(BaseModel):
-    """What all feature kinds share. `name` is the column of the log and the name of the model input."""
+    """What all kinds of features share. `name` is the column of the log and the name of the model input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,7 +27,7 @@ class _Column(BaseModel):
     known: Known = "item"
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
-        super().__init__(**({} if name is None else {"name": name}), **settings)  # a missing name: the error is pydantic's
+        super().__init__(**({} if name is None else {"name": name}), **settings)  # pydantic raises the error of a missing name
 
     @field_validator("name")
     @classmethod
@@ -49,7 +49,7 @@ class _Column(BaseModel):
         return ()
 
     def encode(self, values: Any) -> np.ndarray:
-        """Values of the log -> the numbers the model reads. Errors name column, row and value."""
+        """The numbers that a model reads for these values of the log. Errors name column, row and value."""
         raise NotImplementedError
 
     def numbers(self, values: Any) -> np.ndarray:
@@ -81,8 +81,12 @@ class Id(_Column):
         name: column of the log.
         buckets: rows of the table, at least 2; None: no hashing into buckets. Our choice: 65,536.
         divisor: with `buckets=None`, m of the quotient and remainder tables. Our choice: 65,536, which has the fewest rows.
-        table: ids with the same `table` share one embedding table; None: a table of their own.
+        table: ids with the same `table` share one embedding table; None: its own table.
         known: 'item', 'context' or 'after'.
+
+    Example:
+        >>> kr.Id("item_id", buckets=1000).encode(["a17", "b4", None]).tolist()
+        [462, 731, 0]
     """
 
     kind: Literal["id"] = "id"
@@ -120,8 +124,12 @@ class Category(_Column):
         name: column of the log.
         vocabulary: the values as text (integers in base 10). None: hashed to `buckets` rows like an `Id`.
         buckets: rows where no vocabulary is given.
-        table: categories with the same `table` (and the same rows) share one embedding table; None: a table of their own.
+        table: categories with the same `table` (and the same rows) share one embedding table; None: its own table.
         known: 'item', 'context' or 'after'.
+
+    Example:
+        >>> kr.Category("device", vocabulary=["mobile", "desktop"]).encode(["desktop", "mobile", "tv", None]).tolist()
+        [2, 1, 0, 0]
     """
 
     kind: Literal["category"] = "category"
@@ -139,7 +147,7 @@ class Category(_Column):
             return None
         if isinstance(vocabulary, str):
             raise ValueError(f"`vocabulary` must be a list of texts. Received: vocabulary={vocabulary!r}")
-        words = tuple(canonical_text(list(vocabulary), "vocabulary"))  # the texts under which the log's values are looked up
+        words = tuple(canonical_text(list(vocabulary), "vocabulary"))  # the same form in which the log's values are looked up
         if not words or len(set(words)) != len(words) or "" in words:
             raise ValueError(f"`vocabulary` must be distinct, non-empty texts. Received: vocabulary={words}")
         return words
@@ -176,8 +184,12 @@ class Number(_Column):
         name: column of the log.
         transform: see the table.
         mean, std: fitted constants, in units of the (log-)value; None = not fitted yet.
-        missing: the raw value that stands for a missing one. None: a missing value is an error.
+        missing: the raw value that replaces a missing one. None: a missing value is an error.
         known: 'item', 'context' or 'after'.
+
+    Example:
+        >>> kr.Number("age_hours", transform="standardise", mean=10.0, std=4.0, missing=10.0).encode([2.0, 14.0, None]).tolist()
+        [-2.0, 1.0, 0.0]
     """
 
     kind: Literal["number"] = "number"
@@ -212,7 +224,7 @@ class Number(_Column):
                 raise ValueError(
                     f"column '{self.name}' has transform={self.transform!r} and must not be negative. Received: {numbers[row]} at row {row}"
                 )
-            numbers = log1p(numbers)  # not numpy's: a served graph computes the same bits
+            numbers = log1p(numbers)  # this function, not numpy's: a served graph computes the same bits
         return numbers
 
     def encode(self, values: Any) -> np.ndarray:
@@ -238,6 +250,10 @@ class Vector(_Column):
         name: column of the log; each value a sequence of `size` numbers.
         size: length of the vector.
         known: 'item', 'context' or 'after'.
+
+    Example:
+        >>> kr.Vector("text_embedding", size=2).encode([[0.5, 1.0], [0.0, 2.0]]).tolist()
+        [[0.5, 1.0], [0.0, 2.0]]
     """
 
     kind: Literal["vector"] = "vector"
@@ -258,7 +274,7 @@ class Vector(_Column):
                 numeric = not isinstance(value, str | bytes) and hasattr(value, "__len__") and np.asarray(value).dtype.kind in "fiu"
                 if not numeric or np.shape(value) != (self.size,):
                     raise ValueError(f"column '{self.name}' must hold vectors of {self.size} numbers. Received: {value!r} at row {row}")
-        with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, and is refused below
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused below
             out = np.asarray(rows, dtype=np.float32).reshape(len(rows), self.size)
         if not np.isfinite(out).all():
             row = int((~np.isfinite(out)).any(axis=1).argmax())
@@ -276,6 +292,10 @@ class Task(BaseModel):
         name: name of the task, of the model output and of the score in a reply.
         label: column with 0 or 1; `name` where not given.
         missing: what a missing label means: 'error', or 'unknown' (the row gets weight 0 for this task).
+
+    Example:
+        >>> kr.Task("click", missing="unknown").encode([1, 0, None]).tolist()
+        [1.0, 0.0, nan]
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -285,7 +305,7 @@ class Task(BaseModel):
     missing: Literal["error", "unknown"] = "error"
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
-        super().__init__(**({} if name is None else {"name": name}), **settings)  # a missing name: the error is pydantic's
+        super().__init__(**({} if name is None else {"name": name}), **settings)  # pydantic raises the error of a missing name
 
     @model_validator(mode="before")
     @classmethod
@@ -305,7 +325,7 @@ class Task(BaseModel):
         """Labels as float32 0 or 1, NaN where unknown."""
         series = pd.Series(values)
         labels = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        missing = series.isna().to_numpy()  # a text that is no number is wrong, not missing
+        missing = series.isna().to_numpy()  # text that is not a number is wrong, not missing
         bad = ~missing & (labels != 0) & (labels != 1)
         if bad.any():
             row = int(bad.argmax())

@@ -1,11 +1,11 @@
-"""The Schema: every column of a log named once, and read alike by data preparation, models, export and client.
+"""The Schema: names every column of a log once, for data preparation, models, export and client alike.
 
 A log has one row per impression: one item shown to one member. The schema says which column plays which role and, above
 all, *when each value is known*:
 
 | known      | meaning                                                           | may be an input of a score          |
 |------------|-------------------------------------------------------------------|-------------------------------------|
-| `item`     | describes the item; the same whoever asks                         | yes, in history and candidates      |
+| `item`     | describes the item; the same for every member                     | yes, in history and candidates      |
 | `context`  | known when the item was scored (counts, device, affinity)         | yes                                 |
 | actions    | what the member did; known after the feedback delay               | of *later* events only              |
 | `after`    | known after scoring (position shown, dwell of the page)           | never                               |
@@ -39,23 +39,25 @@ class Schema(BaseModel):
         actions: what the member did, as features (a bare name is `Number(name)`); inputs of later events only.
         tasks: what to predict.
         epoch: Unix time from which model times count, in seconds; model times are int32 seconds after it.
-        feedback_delay: seconds after an impression by which its actions, as this log states them, were known. Models hide
-            younger events (their `delay`), so it must be true: a dwell time that ends later leaks. Our choice: 60.
+        feedback_delay: seconds after an impression by which all its actions, as stated in this log, were known. Models hide younger
+            events (their `delay`). A value that is too small leaks: a dwell time of 90 s was not known after 60 s. Our choice: 60.
 
     Raises:
-        ValueError: (pydantic's ValidationError) a column in two roles, a repeated name, an unusable name.
+        ValueError: (pydantic's ValidationError) a column with two roles, a repeated name, an unusable name.
 
     Example:
-        >>> schema = Schema(
+        >>> schema = kr.Schema(
         ...     member="member_id",
         ...     time="shown_at",
         ...     request="request_id",
         ...     position="rank",
-        ...     features=[Id("item_id"), Number("age_hours", transform="log1p"), Number("ctr", known="context")],
-        ...     actions=["click", Number("dwell_seconds", transform="log1p")],
-        ...     tasks=[Task("click")],
+        ...     features=[kr.Id("item_id"), kr.Number("age_hours", transform="log1p"), kr.Number("ctr", known="context")],
+        ...     actions=["click", kr.Number("dwell_seconds", transform="log1p")],
+        ...     tasks=[kr.Task("click")],
         ... )
-        >>> Schema.model_validate_json(schema.model_dump_json()) == schema
+        >>> schema.columns
+        ('member_id', 'shown_at', 'request_id', 'rank', 'item_id', 'age_hours', 'ctr', 'click', 'dwell_seconds')
+        >>> kr.Schema.model_validate_json(schema.model_dump_json()) == schema
         True
     """
 
@@ -105,9 +107,9 @@ class Schema(BaseModel):
         for role, column in roles.items():
             if column is None:
                 continue
-            # a request may have no id of its own: one visit, or one time, can be one request
+            # A log without request ids may use the session or the time as the request.
             if column in taken and (role == "position" or "request" not in (role, taken[column])):
-                raise ValueError(f"column '{column}' stands in two roles, {taken[column]} and {role}.")
+                raise ValueError(f"column '{column}' has two roles, {taken[column]} and {role}.")
             taken[column] = role
         after = {column: f"the label of task '{task.name}'" for task in self.tasks for column in [task.label]}
         after |= {action.name: "an action" for action in self.actions}
@@ -143,7 +145,11 @@ class Schema(BaseModel):
         return tuple(feature for feature in self.features if feature.known in known)
 
     def inputs(self, names: Any = None, known: tuple[Known, ...] = ("item", "context")) -> tuple[Any, ...]:
-        """The features of the given names, checked to be usable as inputs of a score.
+        """The features with these names, checked to be usable as inputs of a score.
+
+        Args:
+            names: None: all features known at one of the times `known`.
+            known: read only where `names` is None.
 
         Raises:
             ValueError: an unknown name, or a column that is known only after scoring.
@@ -163,7 +169,7 @@ class Schema(BaseModel):
         return tuple(chosen)
 
     def task(self, name: str) -> Task:
-        """The task of that name.
+        """The task with this name.
 
         Raises:
             ValueError: no such task.
@@ -175,7 +181,7 @@ class Schema(BaseModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns of the log that the schema reads, each once."""
+        """All columns of the log that the schema reads, without repetition."""
         names = [self.member, self.time, self.request, self.session, self.position]
         names += [column.name for column in (*self.features, *self.actions)] + [task.label for task in self.tasks]
         return tuple(dict.fromkeys(name for name in names if name is not None))
@@ -198,7 +204,7 @@ class Schema(BaseModel):
                 row = int((whole != stamps).to_numpy().argmax())
                 raise ValueError(
                     f"column '{self.time}' must hold whole seconds. Received: {series.iloc[row]} at row {row}; "
-                    "cut the fractions yourself, with `.dt.floor('s')`."
+                    "remove the fractions with `.dt.floor('s')`."
                 )
             seconds = whole.to_numpy().astype("datetime64[s]").astype(np.int64)
         else:
@@ -219,9 +225,15 @@ class Schema(BaseModel):
         return after.astype(np.int32)
 
     def fit(self, events: pd.DataFrame) -> Schema:
-        """A schema whose standardising numbers carry mean and standard deviation of these rows (training rows only).
+        """The same schema with mean and standard deviation of every standardising number, measured on these rows.
 
-        A constant column gets std 1. Constants that were given already are kept.
+        Pass training rows only. A constant column gets std 1. Constants that were given before are kept.
+
+        Example:
+            >>> log = kr.data.simulate(members=20, days=2, seed=0)
+            >>> fitted = log.schema.fit(log.events[log.events["split"] == "train"])
+            >>> [feature.mean for feature in fitted.features if feature.name == "age_hours"] == [None]
+            False
         """
 
         def fitted(column: Any) -> Any:
@@ -232,7 +244,7 @@ class Schema(BaseModel):
             numbers = column.before_standardise(events[column.name])
             if not len(numbers):
                 raise ValueError(f"column '{column.name}' cannot be fitted on a log without rows.")
-            constant = numbers.min() == numbers.max()  # not std == 0: the rounding of a mean makes it 1e-17
+            constant = numbers.min() == numbers.max()  # std == 0 would miss it: rounding of the mean gives a std of 1e-17
             mean = float(numbers[0] if constant else numbers.mean()) if column.mean is None else column.mean
             std = float(1.0 if constant else numbers.std()) if column.std is None else column.std
             return column.model_copy(update={"mean": mean, "std": std})
@@ -243,7 +255,7 @@ class Schema(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the schema's JSON: two schemas with one digest read a log alike."""
+        """SHA-256 of the schema's JSON: two schemas with the same digest encode a log in the same way."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:

@@ -122,7 +122,7 @@ def test_member_and_session_may_be_features_and_a_request_may_share_a_column() -
     features = [Id("item_id"), Id("member_id", known="context"), Id("visit", known="context")]
     assert len(make(session="visit", features=features).features) == 3
     assert make(session="visit", request="visit").columns == ("member_id", "shown_at", "visit", "item_id", "click")
-    with pytest.raises(ValueError, match="stands in two roles, request and position"):
+    with pytest.raises(ValueError, match="has two roles, request and position"):
         make(position="request_id")
 
 
@@ -141,8 +141,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "position as an action": ({"position": "rank", "actions": ["rank"]}, "column 'rank' is the position and cannot be an action as well"),
     "time as an action": ({"actions": ["shown_at"]}, "column 'shown_at' is the time and cannot be an action as well"),
     "feature twice": ({"features": [Id("a"), Number("a")]}, "`features` must have distinct names. Received 'a' twice"),
-    "two roles": ({"session": "member_id"}, "column 'member_id' stands in two roles, member and session"),
-    "two roles, position": ({"position": "shown_at"}, "column 'shown_at' stands in two roles, time and position"),
+    "two roles": ({"session": "member_id"}, "column 'member_id' has two roles, member and session"),
+    "two roles, position": ({"position": "shown_at"}, "column 'shown_at' has two roles, time and position"),
     "no task": ({"tasks": []}, "`tasks` must name at least one task"),
     "task twice": ({"tasks": ["click", "click"]}, "`tasks` must have distinct names"),
     "two outputs of one name": ({"tasks": ["click", "click_by_position"]}, "has the name of an output of task 'click'"),
