@@ -1,4 +1,4 @@
-"""Logs to batches: numpy and pandas only, until the Keras datasets at the end."""
+"""From a log to batches. All of it needs numpy and pandas alone, but for the Keras datasets."""
 
 from keras_ranking.data.checks import Report, check_events
 from keras_ranking.data.counts import point_in_time_counts

@@ -1,4 +1,4 @@
-"""Checking a log before anything is computed from it: an error names column, row and value, or the rows are counted and left out."""
+"""Checks of a log: a fault raises an error that names column, row and value, or its rows are left out and counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ class Report:
         rows: rows received.
         dropped: rows left out, by reason. A row with several faults counts once, under the first of them.
         examples: for each reason the first such row: its place in the frame, its index label and its value.
-        reordered: rows that stood after a later row of their member and were sorted into place (`sort=True`).
+        reordered: rows that came after a later row of their member and were sorted into place (`sort=True`).
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> events = log.events.head(100).assign(click=[7] + [0] * 99)
+        >>> rows, report = kr.data.check_events(events, log.schema, on_error="drop")
+        >>> report.kept, report.dropped
+        (99, {"column 'click' of task 'click' must hold 0 or 1": 1})
     """
 
     rows: int
@@ -44,7 +51,7 @@ class Report:
 
 
 class _Checker:
-    """Holds which rows are still alive; `fault` raises or marks."""
+    """Keeps a mask of the rows without a fault so far; `fault` raises an error or removes rows from it."""
 
     def __init__(self, events: pd.DataFrame, on_error: str) -> None:
         self.events = events
@@ -53,7 +60,7 @@ class _Checker:
         self.report = Report(rows=len(events))
 
     def fault(self, bad: np.ndarray, column: str, reason: str, values: Any = None) -> None:
-        """`bad`: mask over all rows. `values`: what to show as received; the column itself where not given."""
+        """Report the rows of the mask `bad`. `values` are shown as received; None: those of the column."""
         bad = bad & self.alive
         count = int(bad.sum())
         if not count:
@@ -180,11 +187,11 @@ def _check_requests(schema: Schema, events: pd.DataFrame, seconds: np.ndarray, c
     first = _first_rows(request)
     for values, column, what in ((member, schema.member, "member"), (seconds[rows], schema.time, "time")):
         differs = values != values[first]
-        spoiled = np.zeros(int(request.max()) + 1, dtype=bool)
-        spoiled[request[differs]] = True
+        faulty = np.zeros(int(request.max()) + 1, dtype=bool)
+        faulty[request[differs]] = True
         bad = np.zeros(len(events), dtype=bool)
-        # Which of the values is right cannot be known: the whole request goes, but the error shows a row that differs.
-        bad[rows] = differs if checker.on_error == "raise" else spoiled[request]
+        # The right value is unknown: all rows of the request are left out, but the error shows a row that differs.
+        bad[rows] = differs if checker.on_error == "raise" else faulty[request]
         checker.fault(bad, column, f"must hold one {what} for all rows of a request")
 
 
@@ -207,32 +214,32 @@ def check_events(events: pd.DataFrame, schema: Schema, on_error: str = "raise", 
     """Check a log against its schema.
 
     Faults, in this order: a missing column; a missing member, request or session; a time that is missing, not whole,
-    before the schema's epoch or too late for int32; ids that are no ids; numbers that are text, not finite, negative under
-    a logarithm, or missing without a stated substitute; vectors of a wrong size or not finite; labels other than 0 and 1;
-    a row that repeats another exactly; a request with two members or two times; a position that is not a whole number
+    before the schema's epoch or too late for int32; ids that are neither integers nor strings; numbers that are text, not finite,
+    negative under a logarithm, or missing without a stated substitute; vectors of a wrong size or not finite; labels other than 0 and 1;
+    a row that is equal to an earlier one; a request with two members or two times; a position that is not a whole number
     >= 1 or repeats inside its request; a row that stands after a later row of the same member.
 
     Args:
         events: one row per impression.
         schema: what the columns are.
         on_error: "raise", or "drop": faulty rows are left out and counted in the report. A repeated row keeps its first
-            copy; a request with two members or times goes as a whole, since which is right cannot be known; of a repeated
-            position the first row stays.
+            copy; of a request with two members or times all rows are left out, since the right value is unknown; of a repeated
+            position the first row is kept.
         sort: True sorts the rows by time (stable) where some member's rows are out of order, and reports how many were.
             False (default): such rows are faults.
 
     Returns:
-        the rows that passed, in their order (unless sorted) and with their index labels, and a `Report`.
+        The rows that passed, in their order (unless sorted) and with their index labels, and a `Report`.
 
     Raises:
-        TypeError: `events` is no DataFrame.
+        TypeError: `events` is not a DataFrame.
         ValueError: a missing or doubled column always; the other faults with on_error="raise". The message names the
             column, the row (0-based place in the frame, and index label) and the value.
 
     Example:
-        >>> schema = Schema(member="m", time="t", request="r", features=[Id("item")], tasks=["click"])
+        >>> schema = kr.Schema(member="m", time="t", request="r", features=[kr.Id("item")], tasks=["click"])
         >>> events = pd.DataFrame({"m": [1, 1], "t": [1_600_000_000, 7], "r": [1, 2], "item": [5, 6], "click": [0, 1]})
-        >>> rows, report = check_events(events, schema, on_error="drop")
+        >>> rows, report = kr.data.check_events(events, schema, on_error="drop")
         >>> report.kept
         1
     """

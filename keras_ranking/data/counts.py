@@ -1,4 +1,4 @@
-"""Point-in-time counts: what was known about a key when a row was scored, and nothing that came later."""
+"""Point-in-time counts: what was known about a key when a row was scored."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from keras_ranking.data.log_columns import key_codes, unix_seconds
 
 Prior = tuple[float, float]
 Key = str | tuple[str, ...]
@@ -22,39 +24,11 @@ def window_name(window: int | None) -> str:
     return f"{window}s"
 
 
-def _times(events: pd.DataFrame, time: str) -> np.ndarray:
-    series = events[time]
-    if pd.api.types.is_datetime64_any_dtype(series.dtype):
-        missing = series.isna().to_numpy()
-        if missing.any():
-            raise ValueError(f"column '{time}' must hold a time in every row. Received: NaT at row {int(missing.argmax())}")
-        stamps = series.dt.tz_convert("UTC").dt.tz_localize(None) if getattr(series.dt, "tz", None) is not None else series
-        return np.asarray(stamps.to_numpy().astype("datetime64[s]").astype(np.int64))
-    numbers = series.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = ~np.isfinite(numbers) | (numbers != np.floor(numbers))
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"column '{time}' must hold whole seconds or datetimes. Received: {series.iloc[row]!r} at row {row}")
-    return numbers.astype(np.int64)
-
-
-def _key_codes(events: pd.DataFrame, key: tuple[str, ...]) -> np.ndarray:
-    """Whole numbers 0.. for each distinct key; -1 where any part of it is missing."""
-    codes = np.zeros(len(events), dtype=np.int64)
-    for column in key:
-        part, unique = pd.factorize(events[column])
-        missing = (part < 0) | (codes < 0)
-        joined = codes * max(len(unique), 1) + part
-        # Re-numbered after every column, so that the product never leaves int64.
-        codes = np.where(missing, -1, pd.factorize(np.where(missing, -1, joined))[0]).astype(np.int64) if len(key) > 1 else part
-    return codes
-
-
 class _Timeline:
-    """The counted rows of one key, sorted by (key, time), with running sums; answers "how many up to time t".
+    """The counted rows of one key, sorted by (key, time), with running sums: how many there are up to time t.
 
     (key, time) becomes one int64, key * span + (time - first) + 1, so that a single binary search finds the place of any
-    time inside any key; the +1 leaves room for "before the first row".
+    time inside any key; the +1 makes space for "before the first row".
     """
 
     def __init__(self, codes: np.ndarray, times: np.ndarray, counted: np.ndarray, amounts: list[np.ndarray]) -> None:
@@ -68,12 +42,12 @@ class _Timeline:
         self.places = places[order]
         self.sums = [np.concatenate(([0.0], np.cumsum(amount[rows][order], dtype=np.float64))) for amount in amounts]
         self.codes = codes
-        # Binary search runs through memory in order when the questions do: several times faster on long logs.
+        # Sorted bounds make the binary search read memory in order: several times faster on long logs.
         self.order = np.lexsort((times, codes))
         self.times = times
 
     def rows_until(self, bounds: np.ndarray) -> np.ndarray:
-        """For each row, how many counted rows stand before or at (its key, its bound)."""
+        """For each row, the number of counted rows of its key up to its bound."""
         after = np.clip(bounds - self.first, -1, self.span - 2) + 1
         wanted = (self.codes * self.span + after)[self.order]
         found = np.empty(len(wanted), dtype=np.int64)
@@ -101,9 +75,9 @@ def point_in_time_counts(
         action  = sum of the action's column over those rows
         rate    = (action + a) / (views + b)                    with prior = (a, b)
 
-    Since delay >= 1, no later row, no row of the same second and not the row itself is ever counted; the order of the rows
-    in the frame does not matter. `delay` should cover the time after which an action is in the log: with a shorter one
-    the counts know in training what serving does not yet know. O(n log n); sums are running sums in float64, so counts
+    Since delay >= 1, later rows, rows of the same second and the row itself are never counted; the order of the rows in the
+    frame does not matter. `delay` should be at least the time after which an action is in the log: with a shorter one, counts in
+    training include actions that serving does not know yet. O(n log n); sums are running sums in float64, so counts
     of whole numbers are exact.
 
     Args:
@@ -114,7 +88,7 @@ def point_in_time_counts(
         time: column with Unix seconds or datetimes.
         delay: seconds, a whole number >= 1.
         prior: (a, b) for all actions, or {action: (a, b)}; a >= 0, b > 0. Our choice: 1 action in 20 views.
-        counted: boolean per row: which rows are counted (all rows get an answer). None: all.
+        counted: boolean per row: which rows are counted (all rows get counts). None: all.
 
     Returns:
         DataFrame with the index of `events`; columns `{key}_views_{window}` (int64), `{key}_{action}_{window}` and
@@ -126,7 +100,7 @@ def point_in_time_counts(
 
     Example:
         >>> log = pd.DataFrame({"time": [0, 1000, 1000, 2000], "item": [7, 7, 8, 7], "click": [1, 0, 1, 0]})
-        >>> point_in_time_counts(log, "item", [None], delay=600)["item_views_all"].tolist()
+        >>> kr.data.point_in_time_counts(log, "item", [None], delay=600)["item_views_all"].tolist()
         [0, 1, 0, 2]
     """
     actions = (actions,) if isinstance(actions, str) else tuple(actions)
@@ -138,7 +112,7 @@ def point_in_time_counts(
     if mask.shape != (len(events),):
         raise ValueError(f"`counted` must hold one boolean per row ({len(events)}). Received: shape {mask.shape}")
     amounts = [_amounts(events, action, mask) for action in actions]
-    times = _times(events, time) if len(events) else np.zeros(0, dtype=np.int64)
+    times = unix_seconds(events, time) if len(events) else np.zeros(0, dtype=np.int64)
 
     out: dict[str, np.ndarray] = {}
 
@@ -148,7 +122,7 @@ def point_in_time_counts(
         out[name] = values
 
     for key in wanted:
-        codes = _key_codes(events, key)
+        codes = key_codes(events, key)
         lone = codes < 0
         timeline = None if not len(events) or bool(lone.all()) else _Timeline(codes, times, mask, amounts)
         until = np.zeros(len(events), dtype=np.int64) if timeline is None else timeline.rows_until(times - delay)

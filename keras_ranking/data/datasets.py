@@ -11,16 +11,16 @@ import numpy as np
 
 from keras_ranking.data.delays import checked_delays, sample_delays
 from keras_ranking.data.packing import PackedRows
-from keras_ranking.data.requests import _take
+from keras_ranking.data.requests import take_or_zero
 from keras_ranking.data.shuffling import session_order
 
-ASKED = ("position", "delay")
+ON_REQUEST = ("position", "delay")
 LENGTHS = ("row", "longest", "bucketed")
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
 def checked_weights(weights: Mapping[str, Any] | None, tasks: Sequence[str], events: int) -> dict[str, np.ndarray]:
-    """Weights of events by task, float32 (E,); those of a task that is not named are 1."""
+    """Weights of events by task, float32 (E,); a task without an entry has weight 1."""
     given = dict(weights or {})
     for task, values in given.items():
         if task not in tasks:
@@ -39,36 +39,36 @@ class PackedDataset(keras.utils.PyDataset):
     | part    | content                                                                                          |
     |---------|--------------------------------------------------------------------------------------------------|
     | inputs  | `time`, `segment` (and `session`) int32 (B, T); features and actions by name, (B, T) or (B, T, size) |
-    |         | only where `inputs` names them: `position` int32 (B, T), the rank shown, 0 = none known or the serving position; |
+    |         | only if `inputs` names them: `position` int32 (B, T), the rank shown, 0 = unknown, or the serving position;       |
     |         | `delay` int32 (B, T), age in seconds from which an earlier event is visible to this one, at least 1  |
     | targets | by task, float32 (B, T, 3): label, position (0 = none), request (counted within the row)         |
     | weights | by task, float32 (B, T): 0 for padding, context, history-only events and unknown labels, else the event's weight |
 
-    Every batch has B rows: the last one is filled up with empty rows, which weigh nothing. With `length="row"` they have one
-    shape, so that a compiled step is traced once. The other two are for rows of one piece each (`keras_ranking.data.pad`):
+    Every batch has B rows: the last one is filled up with empty rows, which have weight 0. With `length="row"` all batches have the
+    same shape, so that a compiled step is traced once. The other two are for rows of one piece each (`keras_ranking.data.pad`):
 
     | length     | T of a batch                                                                                |
     |------------|---------------------------------------------------------------------------------------------|
     | 'row'      | the row length                                                                              |
-    | 'longest'  | its longest row: the ordinary way to pad. Which rows meet in a batch is random               |
-    | 'bucketed' | its longest row; rows of like length meet, and the batches come in random order              |
+    | 'longest'  | its longest row: ordinary padding. The rows of a batch are random                            |
+    | 'bucketed' | its longest row; a batch has rows of similar length, and batches come in random order        |
 
     Args:
         rows: from `pack`.
-        batch_size: B, rows a batch.
-        inputs: names of the inputs wanted, for example those of a model; None: all the schema allows.
-        tasks: names of the tasks wanted, for example those of a model; None: all of the schema.
+        batch_size: B, rows per batch.
+        inputs: names of the inputs, for example those of a model; None: all that the schema allows.
+        tasks: names of the tasks, for example those of a model; None: all of the schema.
         shuffle: a new order of rows each epoch.
         seed: of the shuffle; epoch e uses (seed, e), so a run can be repeated. Call `fit(..., shuffle=False)` with it: what
-            `fit` shuffles by default is the order of batches, by Python's global random state. A new epoch comes when the last
+            `fit` shuffles by default is the order of batches, by Python's global random state. A new epoch begins after the last
             one was read to its end.
         epoch: number of the first epoch, for a run that is resumed.
         weights: by task, (E,) weight of each event of the streams, >= 0 (`keras_ranking.training.event_weights`). None: 1.
         length: see the table.
-        length_multiple: T is rounded up to a multiple of this, for 'longest' and 'bucketed': every new T is compiled anew.
-        shuffle_sessions: None; 'fixed' or 'epoch': events of a session in a random order, once or anew each epoch, see
-            `keras_ranking.data.shuffle_sessions`. Events that are context of a later piece stay so.
-        delays: what the input `delay` is drawn from, for each request anew each epoch: logged delays or a number, see
+        length_multiple: T is rounded up to a multiple of this, for 'longest' and 'bucketed': every new T needs a compilation.
+        shuffle_sessions: None; 'fixed' or 'epoch': events of a session in a random order, drawn once or each epoch, see
+            `keras_ranking.data.shuffle_sessions`. Context events stay context events.
+        delays: what the input `delay` is drawn from, one draw per request and epoch: logged delays or a number, see
             `sample_delays`. None: the schema's `feedback_delay`, always.
 
     Raises:
@@ -78,7 +78,7 @@ class PackedDataset(keras.utils.PyDataset):
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
         >>> rows = kr.data.pack(kr.data.build_sequences(log.events, log.schema.fit(log.events)), row_length=64)
-        >>> x, y, weights = PackedDataset(rows, batch_size=8)[0]
+        >>> x, y, weights = kr.data.PackedDataset(rows, batch_size=8)[0]
         >>> x["time"].shape, y["click"].shape, weights["click"].shape
         ((8, 64), (8, 64, 3), (8, 64))
     """
@@ -108,12 +108,12 @@ class PackedDataset(keras.utils.PyDataset):
         if shuffle_sessions not in (None, "fixed", "epoch"):
             raise ValueError(f"`shuffle_sessions` must be None, 'fixed' or 'epoch'. Received: shuffle_sessions={shuffle_sessions!r}")
         if not len(rows.index):
-            raise ValueError("`rows` must hold at least one row. Received: none; is there any event to learn from?")
+            raise ValueError("`rows` must hold at least one row. Received: none; is there any target event?")
         sequences, schema = rows.sequences, rows.sequences.schema
         known = [column.name for column in (*schema.features_known("item", "context"), *schema.actions)]
         known += ["time", "segment"] + (["session"] if sequences.session is not None else [])
-        # The position shown is no feature of a score: a model that learns an offset by position asks for it by name.
-        named = [*known, *ASKED]
+        # The position shown is not a feature of a score: only a model with an offset by position names it as an input.
+        named = [*known, *ON_REQUEST]
         self.inputs = list(known if inputs is None else inputs)
         for name in self.inputs:
             if name not in named:
@@ -129,7 +129,7 @@ class PackedDataset(keras.utils.PyDataset):
         self._read_to_end = self._in_epoch = False
 
     def _begin(self) -> None:
-        """What is drawn anew for an epoch: the order of rows, the order inside sessions, the delays."""
+        """Draw what differs between epochs: the order of rows, the order inside sessions, the delays."""
         sequences = self.rows.sequences
         self._order = self._ordered()
         self._event: np.ndarray | None = None
@@ -151,7 +151,7 @@ class PackedDataset(keras.utils.PyDataset):
         if self.length == "bucketed":
             order = order[np.argsort(self._sizes[order], kind="stable")]
             if self.shuffle and len(order) > self.batch_size:
-                # The last batch is the one that may be short: the others change places.
+                # Only the last batch may be short: it stays last.
                 full = len(order) // self.batch_size
                 whole = order[: full * self.batch_size].reshape(full, self.batch_size)
                 order = np.concatenate([rng.permutation(whole).reshape(-1), order[full * self.batch_size :]])
@@ -165,12 +165,12 @@ class PackedDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         self._in_epoch = False
-        # On torch and JAX `fit` reads a batch to build the metrics, and ends an epoch that was none, before it starts.
+        # On torch and JAX, `fit` reads one batch to build the metrics and calls on_epoch_end before the first epoch.
         if self._read_to_end or self.use_multiprocessing:
             self.next_epoch()
 
     def next_epoch(self) -> None:
-        """Draw the order of the epoch after this one."""
+        """Draw the order of the next epoch."""
         self.epoch += 1
         self._begin()
         self._read_to_end = self._in_epoch = False
@@ -180,8 +180,8 @@ class PackedDataset(keras.utils.PyDataset):
         full = int(self.rows.index.shape[1])
         if self.length == "row":
             return full
-        # TensorFlow looks at two batches to learn which sizes vary, before an epoch begins: it must see that T does, so one of them
-        # is longer than any row.
+        # Before an epoch begins, TensorFlow reads two batches to learn which sizes vary. One of them is longer than any row, to show
+        # that T varies.
         if batch % 2 and not self._in_epoch:
             return full + 1
         longest = int(self._sizes[chosen].max())
@@ -206,21 +206,21 @@ class PackedDataset(keras.utils.PyDataset):
             if name == "segment":
                 x[name] = segment
             elif name == "time":
-                x[name] = _take(self._time, place)
+                x[name] = take_or_zero(self._time, place)
             elif name == "delay" and self._delay is not None:
-                x[name] = np.maximum(_take(self._delay, event), 1)
+                x[name] = np.maximum(take_or_zero(self._delay, event), 1)
             else:
-                x[name] = _take(columns[name], event)
-        request = _take(sequences.request, event)
+                x[name] = take_or_zero(columns[name], event)
+        request = take_or_zero(sequences.request, event)
         change = np.ones(event.shape, dtype=bool)
         change[:, 1:] = (request[:, 1:] != request[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
         run = np.cumsum(change, axis=1)
-        position = _take(sequences.position, event)
+        position = take_or_zero(sequences.position, event)
         y, weights = {}, {}
         for task in self.tasks:
-            label = _take(sequences.labels[task], event)
+            label = take_or_zero(sequences.labels[task], event)
             weights[task] = (target & ~np.isnan(label)).astype(np.float32)
             if task in self.weights:
-                weights[task] *= _take(self.weights[task], event)
+                weights[task] *= take_or_zero(self.weights[task], event)
             y[task] = np.stack([np.nan_to_num(label), position, run], axis=-1).astype(np.float32)
         return x, y, weights

@@ -1,4 +1,4 @@
-"""How late feedback becomes visible, drawn anew for each request."""
+"""Random delays after which actions become visible, one draw per request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LARGEST = 2**31 - 1
 
 
 def sample_delays(distribution: Any, n: int, seed: int | Sequence[int] = 0) -> np.ndarray:
-    """Draw delays from logged ones, for training that meets the delays of serving.
+    """Draw delays from logged ones, so that training sees the same delays as serving.
 
     Each draw is one of the logged values, all equally likely, rounded up to whole seconds, and at least 1: at 0 seconds, the
     impressions of one request would see each other's actions. CADET hides events younger than a delay in training (stated
@@ -20,7 +20,7 @@ def sample_delays(distribution: Any, n: int, seed: int | Sequence[int] = 0) -> n
     Args:
         distribution: a number of seconds (always this delay), or the logged delays, (M,) seconds >= 0.
         n: number of draws.
-        seed: of the draws; several integers are one seed.
+        seed: of the draws; an integer, or several that form one seed.
 
     Returns:
         (n,) int32 seconds.
@@ -29,9 +29,9 @@ def sample_delays(distribution: Any, n: int, seed: int | Sequence[int] = 0) -> n
         ValueError: no delay, a delay that is missing, negative or beyond int32, or a negative `n`.
 
     Example:
-        >>> sample_delays([0.0, 0.4, 30.0], n=5, seed=0).tolist()
+        >>> kr.data.sample_delays([0.0, 0.4, 30.0], n=5, seed=0).tolist()
         [30, 1, 1, 1, 1]
-        >>> sample_delays(60, n=2).tolist()
+        >>> kr.data.sample_delays(60, n=2).tolist()
         [60, 60]
     """
     logged = checked_delays(distribution)

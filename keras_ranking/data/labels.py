@@ -1,4 +1,4 @@
-"""Labels made from a log: a dwell that is long for its kind of item, and a contribution of any form."""
+"""Labels computed from a log: long dwell relative to similar items, and contribution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from keras_ranking.data.counts import _key_codes, _times
+from keras_ranking.data.log_columns import key_codes, unix_seconds
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class LongDwell:
             -1 = no threshold.
         thresholds: one row per threshold that may be used: `day` (number of the day measured), `level`, the cluster columns
             (missing where dropped), `rows` (known dwells behind it), `threshold`.
+
+    Example:
+        >>> log = pd.DataFrame({"time": [0, 5, 9, 86_400, 86_401], "dwell": [1, 3, 50, 60, 2]})
+        >>> result = kr.training.long_dwell_labels(log, "dwell", "time", [])
+        >>> result.labels.tolist(), result.threshold.round(1).tolist()
+        ([nan, nan, nan, 1.0, 0.0], [nan, nan, nan, 40.6, 40.6])
     """
 
     labels: pd.Series
@@ -47,20 +53,20 @@ def long_dwell_labels(
         day(t) = floor((t + timezone_offset) / day_seconds)
         y_i = [dwell_i > percentile_p of {dwell_j : cluster_j = cluster_i, day_j = the latest day < day_i with any dwell}]
 
-    A regression of dwell is too noisy, and one threshold for all goes stale and favours long content; so the 90th percentile
-    of a cluster (position, content type, platform, ...), measured daily (LiRank, 2402.06859, stated). That the day measured
-    is the one *before*, the smallest cluster and the back-off are our choice: a threshold of the same day would hang on
-    dwells that come after the row. A dwell belongs to the day of its impression even if it ended after midnight: thresholds
-    make labels, never inputs.
+    LiRank (2402.06859, stated): a regression of dwell is too noisy, and one threshold for all becomes outdated and favours long
+    content. So the threshold is the 90th percentile of a cluster (position, content type, platform, ...), measured daily. Our
+    choice: it is measured on the day *before*, since a threshold of the same day would depend on dwells that come after the row;
+    the smallest cluster; and the back-off. A dwell belongs to the day of its impression even if it ended after midnight:
+    thresholds make labels, never inputs.
 
     Back-off: where the cluster has fewer than `min_cluster` known dwells on the day measured, the last of `clusters` is
     dropped, then the one before it, until all are dropped and the whole day is the cluster, of whatever size. A row whose
-    value of a cluster column is missing has no cluster until that column is dropped. Nothing is imputed in silence:
-    `level` and `age` tell for each row what its threshold was measured on.
+    value of a cluster column is missing has no cluster until that column is dropped. For each
+    row, `level` and `age` say what its threshold was measured on.
 
     Rows of the first day have no threshold and an unknown label (NaN), as have rows without dwell; a
     `Task(missing='unknown')` gives them weight 0. Percentiles interpolate linearly, and a dwell equal to its threshold is not
-    long. All rows with a dwell are measured, zeros too: set to NaN what was never opened if only opened items shall count.
+    long. All rows with a dwell are measured, zeros too: to count opened items alone, set the dwell of the others to NaN.
 
     Args:
         events: one row per impression, in any order.
@@ -70,7 +76,7 @@ def long_dwell_labels(
         percentile: p, above 0 and below 100. *Stated:* 90, as an example.
         min_cluster: fewest known dwells of a cluster. *Our choice:* 100, ten of which are above the 90th percentile.
         day_seconds: length of a day.
-        timezone_offset: seconds that local time is ahead of UTC, to let days begin at local midnight. Fixed: no summer time.
+        timezone_offset: seconds that local time is ahead of UTC, to make days begin at local midnight. Fixed: no summer time.
 
     Returns:
         `LongDwell`: labels, threshold, level and age of each row, and the table of thresholds.
@@ -81,15 +87,15 @@ def long_dwell_labels(
 
     Example:
         >>> log = pd.DataFrame({"time": [0, 5, 9, 86_400, 86_401, 86_402], "kind": list("aabaab"), "dwell": [1, 3, 50, 2, 2.9, 9]})
-        >>> result = long_dwell_labels(log, "dwell", "time", ["kind"], min_cluster=2)
-        >>> result.labels.tolist()  # "a" is measured at 2.8; "b", one dwell, is held against the whole day's 40.6
+        >>> result = kr.training.long_dwell_labels(log, "dwell", "time", ["kind"], min_cluster=2)
+        >>> result.labels.tolist()  # threshold of "a": 2.8; "b" has one dwell: the whole day's 40.6
         [nan, nan, nan, 0.0, 1.0, 0.0]
         >>> result.level.tolist()
         [-1, -1, -1, 0, 0, 1]
     """
     names = _check_arguments(events, dwell, time, clusters, percentile, min_cluster, day_seconds, timezone_offset)
     seconds = _amounts(events, dwell)
-    days = (_times(events, time) + int(timezone_offset)) // int(day_seconds) if len(events) else np.zeros(0, dtype=np.int64)
+    days = (unix_seconds(events, time) + int(timezone_offset)) // int(day_seconds) if len(events) else np.zeros(0, dtype=np.int64)
     known = ~np.isnan(seconds)
     measured = np.unique(days[known])
     place = np.searchsorted(measured, days, side="left") - 1  # the latest measured day before the row's own; -1: none
@@ -99,7 +105,7 @@ def long_dwell_labels(
     tables = []
     for dropped in range(len(names) + 1):
         kept = tuple(names[: len(names) - dropped])
-        cluster = _key_codes(events, kept)
+        cluster = key_codes(events, kept)
         width = int(cluster.max(initial=0)) + 1
         rows = np.flatnonzero(known & (cluster >= 0))
         group, values, sizes = _percentiles(own[rows] * width + cluster[rows], seconds[rows], percentile)
@@ -127,8 +133,9 @@ def long_dwell_labels(
 
 
 def contribution_labels(events: pd.DataFrame, actions: Sequence[str] = ("like", "comment", "share")) -> pd.Series:
-    """Contribution: whether the member did any of the actions. LiRank states a tower of like, comment, share and vote; these three are
-    our default.
+    """Contribution: whether the member did any of the actions.
+
+    LiRank states a tower of like, comment, share and vote; the default of three is our choice.
 
         y_i = 1 if some action_i > 0;  NaN if none is, but one is missing;  0 if all are 0
 
@@ -143,7 +150,7 @@ def contribution_labels(events: pd.DataFrame, actions: Sequence[str] = ("like", 
         ValueError: no actions, an unknown column, a value that is text, negative or infinite.
 
     Example:
-        >>> contribution_labels(pd.DataFrame({"like": [0, 1, 0], "share": [0, None, None]}), ["like", "share"]).tolist()
+        >>> kr.training.contribution_labels(pd.DataFrame({"like": [0, 1, 0], "share": [0, None, None]}), ["like", "share"]).tolist()
         [0.0, 1.0, nan]
     """
     names = _names("actions", actions)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_ranking.data.datasets import Batch, checked_weights
-from keras_ranking.data.requests import Requests, _take
+from keras_ranking.data.requests import Requests, take_or_zero
 
 SLOT = "request_slot"
 
@@ -22,25 +22,24 @@ class PackedRequests(keras.utils.PyDataset):
     |---------|----------------------------------------------------------------------------------------------------|
     | inputs  | `request_slot` int32 (B, S): request of the row, from 1 on, that a slot belongs to, 0 = empty       |
     |         | `candidate_*` (B, S[, size])                                                                       |
-    |         | `history_*` (B, Q, L[, size]), `history_length` and `request_time` (B, Q): Q requests a row        |
+    |         | `history_*` (B, Q, L[, size]), `history_length` and `request_time` (B, Q): Q requests per row      |
     | targets | by task, float32 (B, S, 3): label, position (0 = none), request (counted within the row)           |
     | weights | by task, float32 (B, S): 0 for empty slots, candidates that are no targets, and unknown labels     |
 
-    Lists differ in length. Padding each to the longest wastes most of a batch, and batching like with like makes batches that
-    differ in everything that goes with the length, which batch normalisation does not survive. So requests are packed into
-    rows in a random order, once, and rows are shuffled each epoch. Every batch has the same shape; the last one is filled up
-    with empty rows.
+    Lists differ in length. Padding each list to the longest wastes most of a batch, and batches of similar lengths differ in
+    everything that correlates with length, which breaks batch normalisation. So requests are packed into rows once, in a random
+    order, and rows are shuffled each epoch. Every batch has the same shape; the last one is filled up with empty rows.
 
     Args:
         requests: from `keras_ranking.data.requests`.
         row_length: S, at least the longest list.
-        batch_size: B, rows a batch.
-        names: inputs wanted, for example a model's `input_columns`.
-        tasks: names of the tasks wanted; None: all of the schema.
+        batch_size: B, rows per batch.
+        names: names of the inputs, for example a model's `input_columns`.
+        tasks: names of the tasks; None: all of the schema.
         row_requests: Q; None: 1.5 times the mean number in S slots, at most S.
-        single: every target event in a row of its own, S = Q = 1 and `row_length` not read: for gradients by sample, such as those
-            of `keras_ranking.training.FisherSnapshot`. Losses inside a request have nothing to compare there.
-        shuffle, seed, epoch, weights: as `PackedDataset`. Without shuffle requests are packed in their order.
+        single: one target event per row, S = Q = 1, and `row_length` is not read: for gradients of single samples, as
+            `keras_ranking.training.FisherSnapshot` needs them. Losses that compare items of a request are then 0.
+        shuffle, seed, epoch, weights: as `PackedDataset`. Without `shuffle`, requests are packed in their order.
 
     Attributes:
         slots: (rows, S) int64, the event in each slot, -1 where there is none.
@@ -52,7 +51,7 @@ class PackedRequests(keras.utils.PyDataset):
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
         >>> found = kr.data.requests(log.events, log.schema.fit(log.events))
-        >>> dataset = PackedRequests(found, row_length=64, batch_size=2, names=["request_slot", "candidate_item_id"])
+        >>> dataset = kr.data.PackedRequests(found, row_length=64, batch_size=2, names=["request_slot", "candidate_item_id"])
         >>> x, y, weights = dataset[0]
         >>> x["candidate_item_id"].shape, weights["click"].shape
         ((2, 64), (2, 64))
@@ -75,7 +74,7 @@ class PackedRequests(keras.utils.PyDataset):
     ) -> None:
         super().__init__(**settings)
         if not len(requests):
-            raise ValueError("`requests` must hold at least one request. Received: none; is there any event to learn from?")
+            raise ValueError("`requests` must hold at least one request. Received: none; is there any target event?")
         sizes = requests.candidate_end - requests.candidate_begin
         if single:
             row_length = row_requests = 1
@@ -157,7 +156,7 @@ class PackedRequests(keras.utils.PyDataset):
             self.next_epoch()
 
     def next_epoch(self) -> None:
-        """Draw the order of the epoch after this one."""
+        """Draw the order of the next epoch."""
         self.epoch += 1
         self._order = self._ordered()
         self._read_to_end = False
@@ -170,16 +169,16 @@ class PackedRequests(keras.utils.PyDataset):
         request = np.pad(self._request[chosen], spare)
         members = np.pad(self.members[chosen], spare, constant_values=-1)
         sequences = self.requests.sequences
-        x = {name: _take(sequences.columns[name.removeprefix("candidate_")], index) for name in self._sides["candidate"]}
+        x = {name: take_or_zero(sequences.columns[name.removeprefix("candidate_")], index) for name in self._sides["candidate"]}
         asked = self.requests.tensors(members.reshape(-1), self._sides["request"], history=self.history)
         x |= {name: values.reshape(*members.shape, *values.shape[1:]) for name, values in asked.items()}
         if SLOT in self.names:
             x[SLOT] = request
-        target, y, weights = _take(sequences.target, index), {}, {}
+        target, y, weights = take_or_zero(sequences.target, index), {}, {}
         for task in self.tasks:
-            label = _take(sequences.labels[task], index)
+            label = take_or_zero(sequences.labels[task], index)
             weights[task] = (target & ~np.isnan(label)).astype(np.float32)
             if task in self.weights:
-                weights[task] *= _take(self.weights[task], index)
-            y[task] = np.stack([np.nan_to_num(label), _take(sequences.position, index), request], axis=-1).astype(np.float32)
+                weights[task] *= take_or_zero(self.weights[task], index)
+            y[task] = np.stack([np.nan_to_num(label), take_or_zero(sequences.position, index), request], axis=-1).astype(np.float32)
         return x, y, weights

@@ -1,4 +1,4 @@
-"""Streams of several members in rows of one length, without padding waste and without crossing a request; or a piece a row."""
+"""Streams packed into rows of one length, several members in a row and no request cut; or one piece in each row."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ class PackedRows:
         sequences: the streams the slots point into.
         index: (R, T) int64, event of each slot, -1 = padding.
         segment: (R, T) int32, 1, 2, ... the members' pieces of a row in order, 0 = padding.
-        own: (R, T) bool: the event belongs to this piece, and is not there as context of it alone.
-        target: (R, T) bool: the event counts in the loss here. Each target event does so in exactly one slot.
-        cuts: (P,) int64, where each member's pieces begin in the streams, those left out included: no piece shares an own event
-            with another, so events may change places between two cuts and every one still counts once.
-        skipped: pieces that hold no target and were left out (they would cost time and teach nothing).
+        own: (R, T) bool: the event belongs to this piece and is more than its context.
+        target: (R, T) bool: the event counts in the loss here. Each target event counts in exactly one slot.
+        cuts: (P,) int64, where each member's pieces begin in the streams, those left out included. No event belongs to two pieces:
+            if events are shuffled between two cuts, each still counts once.
+        skipped: pieces without a target that were left out: they cost time and give no gradient.
+
+    Example:
+        >>> log = kr.data.simulate(members=50, days=3, seed=0)
+        >>> rows = kr.data.pack(kr.data.build_sequences(log.events, log.schema.fit(log.events)), row_length=64)
+        >>> rows.index.shape[1], rows.efficiency > 0.5
+        (64, True)
     """
 
     sequences: Sequences
@@ -66,8 +72,8 @@ def pack(sequences: Sequences, row_length: int, context: int | None = None, skip
     """Pack streams into rows of `row_length` events.
 
     A member with more events than a row holds is cut at request boundaries into pieces. Every piece but the first begins
-    with the `context` events before it, whose loss is masked: they are there to be attended to, and are targets in the piece
-    before. Pieces are placed by best fit, longest first.
+    with the `context` events before it. Their loss is masked: they are read as history, and are targets in the piece before.
+    Pieces are placed by best fit, longest first.
 
     Args:
         sequences: from `build_sequences`.
@@ -75,13 +81,16 @@ def pack(sequences: Sequences, row_length: int, context: int | None = None, skip
         context: events of context at the head of a later piece; None: half a row. Our choice (the papers do not say).
         skip_targetless: leave out pieces without any target, counted in `PackedRows.skipped`.
 
+    Returns:
+        `PackedRows`.
+
     Raises:
-        ValueError: `context` does not fit, or a request is larger than the room a row leaves for it.
+        ValueError: `context` does not fit, or a request is larger than the space that a row leaves for it.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
         >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
-        >>> rows = pack(sequences, row_length=64)
+        >>> rows = kr.data.pack(sequences, row_length=64)
         >>> int(rows.target.sum()) == len(log.events)
         True
     """
@@ -91,13 +100,20 @@ def pack(sequences: Sequences, row_length: int, context: int | None = None, skip
 def pad(sequences: Sequences, row_length: int, context: int | None = None, skip_targetless: bool = True) -> PackedRows:
     """The pieces of `pack`, each in a row of its own: for batches padded to their longest row (`PackedDataset(length=...)`).
 
-    Args, Raises: as `pack`.
+    Args:
+        sequences, row_length, context, skip_targetless: as `pack`.
+
+    Returns:
+        `PackedRows` with one piece in each row.
+
+    Raises:
+        ValueError: as `pack`.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
         >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
-        >>> rows = pad(sequences, row_length=64)
-        >>> int(rows.segment.max()), rows.efficiency < pack(sequences, row_length=64).efficiency
+        >>> rows = kr.data.pad(sequences, row_length=64)
+        >>> int(rows.segment.max()), rows.efficiency < kr.data.pack(sequences, row_length=64).efficiency
         (1, True)
     """
     return _placed(
@@ -125,7 +141,7 @@ def _placed(sequences: Sequences, row_length: int, context: int | None, skip_tar
         begin, first, end = begin[keep], first[keep], end[keep]
     row, slot = place(end - begin, row_length)
     num_rows = int(row.max(initial=-1)) + 1
-    # One entry an event of a piece: where it goes and where it comes from.
+    # One entry for each event of a piece: its target slot and its place in the streams.
     lengths = end - begin
     piece = np.repeat(np.arange(len(lengths)), lengths)
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -155,7 +171,7 @@ def _pieces(sequences: Sequences, row_length: int, context: int) -> tuple[np.nda
             if cut <= at:
                 size = cuts[np.searchsorted(cuts, at, side="right")] - at
                 raise ValueError(
-                    f"`row_length` must leave room for the largest request after its context. Received: row_length={row_length}, "
+                    f"`row_length` must leave space for the largest request after its context. Received: row_length={row_length}, "
                     f"context={context}, a request of {size} impressions (row {int(sequences.rows[at])} of the log)"
                 )
             begin.append(np.array([head]))
@@ -168,8 +184,8 @@ def _pieces(sequences: Sequences, row_length: int, context: int) -> tuple[np.nda
 def _best_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Best-fit decreasing over lengths, not pieces: row and first slot of each piece.
 
-    Rows with the same room left are interchangeable, so all pieces of one length are placed at once; the loop runs over
-    distinct (length, room) pairs, which `row_length` bounds, not over millions of members.
+    Rows with the same space left are interchangeable, so all pieces of one length are placed at once. The loop runs over
+    distinct (length, space) pairs, which `row_length` bounds, not over millions of members.
     """
     row = np.zeros(len(lengths), dtype=np.int64)
     slot = np.zeros(len(lengths), dtype=np.int64)

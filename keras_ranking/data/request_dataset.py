@@ -15,22 +15,21 @@ from keras_ranking.data.requests import Requests
 class RequestDataset(keras.utils.PyDataset):
     """Requests as serving tensors, `(inputs,)` in order, for `predict` of a serving model.
 
-    L and N are the same in every batch; the last batch has fewer requests where `batch_size` does not divide their number, so
-    that `predict` returns one row a request.
+    L and N are the same in every batch. The last batch may have fewer requests, so that `predict` returns one row per request.
 
     Args:
         requests: from `keras_ranking.data.requests`.
-        batch_size: requests a batch.
+        batch_size: requests per batch.
         names: serving tensors wanted: the serving model's input names.
         history, candidates: L and N to pad to; None: the longest of all requests.
 
     Raises:
-        ValueError: no requests, `batch_size` below 1, a name that no tensor has, or a size too small for a request.
+        ValueError: no requests, `batch_size` below 1, an unknown tensor name, or a size too small for a request.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
         >>> found = kr.data.requests(log.events, log.schema.fit(log.events), max_history=20)
-        >>> (tensors,) = RequestDataset(found, batch_size=8, names=["history_time", "candidate_item_id"])[0]
+        >>> (tensors,) = kr.data.RequestDataset(found, batch_size=8, names=["history_time", "candidate_item_id"])[0]
         >>> tensors["history_time"].shape
         (8, 20)
     """

@@ -21,6 +21,12 @@ class Requests:
         history_begin, history_end: (Q,) events of the member before the request's time, the newest `max_history` of them.
         candidate_begin, candidate_end: (Q,) the impressions of the request.
         time: (Q,) int32 request time.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> found = kr.data.requests(log.events, log.schema.fit(log.events))
+        >>> found.tensors([0], ["history_length", "candidate_count"])
+        {'history_length': array([0], dtype=int32), 'candidate_count': array([10], dtype=int32)}
     """
 
     sequences: Sequences
@@ -39,7 +45,7 @@ class Requests:
         """Serving tensors of the chosen requests.
 
         Args:
-            which: (B,) indices of requests; -1: an empty one, all zeros.
+            which: (B,) indices of requests; -1: an empty request, all zeros.
             names: the tensors wanted, such as `history_click`, `candidate_age`, `history_length` (a model's input names).
             history, candidates: L and N to pad to; None: the longest of the batch (at least 1).
 
@@ -48,25 +54,25 @@ class Requests:
                 too small for the batch.
         """
         which = np.asarray(which, dtype=np.int64)
-        past = self._slots(self.history_begin, self.history_end, which, history, "history")
+        events = self._slots(self.history_begin, self.history_end, which, history, "history")
         shown = self._slots(self.candidate_begin, self.candidate_end, which, candidates, "candidates")
         sequences, schema = self.sequences, self.sequences.schema
         known = {column.name for column in schema.features_known("item", "context")}
-        # What a candidate led to is not known when it is scored, so actions are there for the history alone.
+        # Actions on a candidate are not known when it is scored, so only the history has them.
         columns = {"history": known | {action.name for action in schema.actions}, "candidate": known}
         out: dict[str, np.ndarray] = {}
         for name in names:
             side, _, column = name.partition("_")
             if name == "history_length":
-                out[name] = (past >= 0).sum(axis=1).astype(np.int32)
+                out[name] = (events >= 0).sum(axis=1).astype(np.int32)
             elif name == "candidate_count":
                 out[name] = (shown >= 0).sum(axis=1).astype(np.int32)
             elif name == "request_time":
                 out[name] = np.where(which < 0, 0, self.time[which]).astype(np.int32)
             elif name == "history_time":
-                out[name] = _take(sequences.time, past)
+                out[name] = take_or_zero(sequences.time, events)
             elif column in columns.get(side, ()):
-                out[name] = _take(sequences.columns[column], past if side == "history" else shown)
+                out[name] = take_or_zero(sequences.columns[column], events if side == "history" else shown)
             else:
                 raise ValueError(
                     "`names` must be `history_length`, `history_time`, `candidate_count`, `request_time`, "
@@ -94,17 +100,20 @@ def requests(
     Args:
         events: a log, or streams from `build_sequences`.
         schema: needed where `events` is a log.
-        max_history: L at most; None: all. The newest are kept.
-        delay: leave out events younger than so many seconds, which a model with mask='delay' and that delay does not see anyway;
+        max_history: largest L; None: no limit. The newest events are kept.
+        delay: leave out events younger than this number of seconds, which a model with mask='delay' and the same delay does not see;
             None: keep them. Not for mask='session': without its latest events, a session seems to have ended.
             With `max_history`, the newest visible events are kept, as many as the model reads.
+
+    Returns:
+        `Requests`.
 
     Raises:
         ValueError: a log without a schema, a negative `max_history`, a `delay` below 1, or what `build_sequences` finds wrong.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
-        >>> found = requests(log.events, log.schema.fit(log.events), max_history=20)
+        >>> found = kr.data.requests(log.events, log.schema.fit(log.events), max_history=20)
         >>> tensors = found.tensors([0, 1], ["history_item_id", "history_length", "candidate_item_id"], history=20)
         >>> tensors["history_item_id"].shape
         (2, 20)
@@ -123,7 +132,7 @@ def requests(
     wanted = seen[end] > seen[begin]
     begin, end = begin[wanted], end[wanted]
     member = sequences.member
-    # First event of the same member at the same time: a later request of that second must not see an earlier one.
+    # First event of the same member at the same time: a request does not see another one of the same second.
     fresh = np.ones(sequences.num_events, dtype=bool)
     fresh[1:] = (sequences.time[1:] != sequences.time[:-1]) | (member[1:] != member[:-1])
     tick = np.maximum.accumulate(np.where(fresh, np.arange(sequences.num_events), 0))
@@ -148,7 +157,7 @@ def _padded(begin: np.ndarray, end: np.ndarray, size: int | None, name: str) -> 
     return np.where(index < end[:, None], index, -1)
 
 
-def _take(column: np.ndarray, index: np.ndarray) -> np.ndarray:
+def take_or_zero(column: np.ndarray, index: np.ndarray) -> np.ndarray:
     """`column[index]`, zero where index is -1."""
     if not len(column):
         return np.zeros((*index.shape, *column.shape[1:]), dtype=column.dtype)

@@ -1,4 +1,4 @@
-"""An event log as per-member streams: time-ordered, columnar, encoded once."""
+"""An event log as one stream of events per member: ordered by time, columnar, encoded once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from keras_ranking.schema import Schema
 class Sequences:
     """Streams of E events of M members. Member m owns the events `offsets[m]:offsets[m + 1]`, oldest first.
 
-    Within a member, events are ordered by time, then by request, then as in the log; the impressions of one request stand
-    together.
+    Within a member, events are ordered by time, then by request, then as in the log; the impressions of one request are
+    contiguous.
 
     Attributes:
         schema: what the columns are.
@@ -30,9 +30,15 @@ class Sequences:
         position: (E,) int32, 1 = first, 0 = none known.
         columns: encoded features and actions by name, (E,) or (E, size).
         labels: float32 (E,) by task, NaN = unknown.
-        target: (E,) bool: whether the event is to be learned from or scored. False: history only.
+        target: (E,) bool: whether the event is a target of training or scoring. False: history only.
         rows: (E,) int64, the row of the log that each event came from.
         report: what was left out of the log, and why.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
+        >>> sequences.num_members, sequences.columns["age_hours"].dtype
+        (20, dtype('float32'))
     """
 
     schema: Schema
@@ -72,7 +78,7 @@ class Sequences:
         return np.concatenate([[0], np.flatnonzero(change) + 1, [self.num_events]]).astype(np.int64)
 
     def with_target(self, target: Any) -> Sequences:
-        """The same streams with other events to learn from or score; `target` is one bool a row of the log."""
+        """The same streams with other targets; `target` has one bool for each row of the log."""
         return replace(self, target=_mask(target, self.report.rows)[self.rows])
 
 
@@ -93,18 +99,21 @@ def build_sequences(
     """Sort a log into per-member streams and encode every column of the schema.
 
     Args:
-        events: one row an impression; the order of rows is free, except that impressions of one request and time keep it.
+        events: one row per impression, in any order; impressions of one request keep their order.
         schema: what the columns are.
-        target: one bool a row: whether it is to be learned from or scored. None: all rows. Rows without are history only.
+        target: one bool per row: whether it is a target of training or scoring. None: all rows. The other rows are history only.
         on_error: 'raise', or 'drop': bad rows are left out, counted and reported in `Sequences.report`.
 
+    Returns:
+        `Sequences`.
+
     Raises:
-        TypeError: `events` is no DataFrame.
-        ValueError: a missing column, or a bad value, naming column, row and value; a `target` that is not one bool a row.
+        TypeError: `events` is not a DataFrame.
+        ValueError: a missing column, or a bad value, naming column, row and value; a `target` that is not one bool per row.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
-        >>> sequences = build_sequences(log.events, log.schema.fit(log.events))
+        >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
         >>> int(sequences.offsets[-1]) == len(log.events)
         True
     """

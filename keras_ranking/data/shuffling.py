@@ -1,4 +1,4 @@
-"""Events of one session in another order: what a model sees of a session in training should not be how serving never sees it."""
+"""Random order of events inside a session: in serving, all candidates of a session are scored before any of its actions are known."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from keras_ranking.data.sequences import Sequences
 def session_order(
     sequences: Sequences, seed: int | Sequence[int] = 0, cuts: Sequence[int] | np.ndarray = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random order of the events inside each session, and the times of the places.
+    """A random order of the events inside each session, and the time of each place.
 
     Args:
         sequences: from `build_sequences`, with a session.
-        seed: of the order; several integers are one seed.
-        cuts: places in the streams that no event crosses (`PackedRows.cuts`).
+        seed: of the order; an integer, or several that form one seed.
+        cuts: places in the streams that no event may cross (`PackedRows.cuts`).
 
     Returns:
         (E,) int64, the event at each place; (E,) int32, the time of each place.
@@ -54,21 +54,24 @@ def session_order(
 def shuffle_sessions(sequences: Sequences, seed: int | Sequence[int] = 0, cuts: Sequence[int] | np.ndarray = ()) -> Sequences:
     """The same streams with the events of each session in random order, item and action together.
 
-    Feed-SR adopted random order in the session (stated) because feedback inside a session is strongly correlated, and in serving
-    all candidates of a request are scored before any action of their session. A shuffle weakens that difference; the delay
-    mask and the session mask remove it.
+    Feed-SR uses a random order in the session (stated): feedback inside a session is strongly correlated, and in serving all
+    candidates of a request are scored before any action of their session. A shuffle weakens this difference between training and
+    serving; the delay mask and the session mask remove it.
 
     Requests change places with requests of the same member and session, and impressions change places inside their request, so
-    a request's impressions stay together. *Times stay with the places, not with the events*: the request that moves to the
-    k-th place of its session gets the time of that place. So times never go back, as masks by delay and the rotation need;
-    the number of seconds by which a request's time is wrong is at most the session's length; and no time tells the old order.
-    All other columns, what was known at scoring among them, go with their event. How the paper shuffles (once or each epoch) is
+    a request's impressions stay together. *Times belong to the places, not to the events*: the request that moves to the
+    k-th place of its session gets the time of that place. So times never decrease, as masks by delay and the rotation need; a
+    request's time is wrong by at most the length of the session; and no time reveals the old order.
+    All other columns, also those known at scoring, move with their event. Whether the paper shuffles once or each epoch is
     not known.
 
     Args:
         sequences: from `build_sequences`, with a session.
-        seed: of the order; several integers are one seed.
-        cuts: places in the streams that no event crosses.
+        seed: of the order; an integer, or several that form one seed.
+        cuts: places in the streams that no event may cross.
+
+    Returns:
+        `Sequences` with the events in their new places.
 
     Raises:
         ValueError: the schema names no session, or a request has two.
@@ -76,7 +79,7 @@ def shuffle_sessions(sequences: Sequences, seed: int | Sequence[int] = 0, cuts: 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
         >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
-        >>> moved = shuffle_sessions(sequences, seed=1)
+        >>> moved = kr.data.shuffle_sessions(sequences, seed=1)
         >>> bool((np.sort(moved.rows) == np.sort(sequences.rows)).all()), bool((moved.rows == sequences.rows).all())
         (True, False)
     """

@@ -1,6 +1,6 @@
-"""A feed simulator with planted effects, so that a test can ask whether a model recovers what is truly there.
+"""A feed simulator with planted effects, so that a test can check whether a model recovers them.
 
-The chance that an impression is clicked is the product of being examined and being relevant (the examination hypothesis):
+The click probability of an impression is the product of two probabilities, examined and relevant (the examination hypothesis):
 
     P(click | position p) = examination[bucket(p)] * relevance
     relevance = sigmoid(base + member + taste[member, day, topic] + quality[item] + author[author]
@@ -10,20 +10,20 @@ The chance that an impression is clicked is the product of being examined and be
 
 | planted effect | where it is |
 |---|---|
-| taste | N(0, taste_scale^2) per member and topic, in no column: only a member's own history shows it |
+| taste | N(0, taste_scale^2) per member and topic, in no column: only the member's history reveals it |
 | drift | every day a share `drift` of a taste's variance is renewed: taste' = sqrt(1 - drift) taste + sqrt(drift) new |
 | recency | relevance falls by `freshness` logits for each day of an item's age |
-| item quality | in no column; `editor_score` is a noisy view of it, and the counts of its clicks another |
+| item quality | in no column; `editor_score` is a noisy measurement of it, and so are the click counts |
 | position bias | `examination` per position bucket, the same for all positions of a bucket |
-| session mood | N(0, mood_scale^2) shared by all impressions of a session: labels inside one are correlated |
+| session mood | N(0, mood_scale^2) shared by all impressions of a session: labels of one session are correlated |
 | late feedback | an impression's actions reach the log `feedback_seconds` after it, at most `feedback_delay` |
 | confounding | the policy shows fresh items with a high editor score first; a share `random_share` of the requests is shuffled |
 | replay | a share `shuffled_share` of the sessions is shuffled in all their requests, for `ReplayContributionRate` |
 
 For every row P(click | bucket k) / P(click | bucket 0) is exactly examination[k] / examination[0].
-The policy reads logged columns and noise alone, so position is independent of relevance given the features: plain CTR by
-position is confounded, a model of features and position is not, and in the shuffled requests even the plain CTR is right.
-All of this is our design; the size of every effect is an argument or stands in `_EFFECTS`.
+The policy reads logged columns and noise alone, so position is independent of relevance given the features: CTR by position is
+confounded, a model of features and position is not, and in the shuffled requests CTR by position is unbiased too.
+All of this is our design; the size of every effect is an argument or in `_EFFECTS`.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Truth:
     """The planted parameters, row by row of `SimulatedLog.events` where an array has n rows.
 
     Args:
-        examination: (K,) chance that a position of bucket k is looked at.
+        examination: (K,) probability that a position of bucket k is examined.
         boundaries: upper bounds of the position buckets: bucket = number of boundaries b with position > b.
-        relevance: (n,) chance of a click once examined.
-        click_probability: (n, K) chance of a click at a position of bucket k.
-        like_given_click: (n,) chance of a like once clicked.
+        relevance: (n,) click probability once examined.
+        click_probability: (n, K) click probability at a position of bucket k.
+        like_given_click: (n,) probability of a like once clicked.
         bucket: (n,) bucket of the position shown.
         shuffled: (n,) whether the request was shuffled uniformly, by itself or with its session.
         mood: (n,) logit shift of the session.
@@ -96,18 +96,18 @@ class Truth:
 
     @property
     def click(self) -> np.ndarray:
-        """(n,) true chance of a click at the position shown: no score has a higher expected AUC."""
+        """(n,) true click probability at the position shown: no score has a higher expected AUC."""
         return np.asarray(self.click_probability[np.arange(len(self.bucket)), self.bucket])
 
     @property
     def like(self) -> np.ndarray:
-        """(n,) true chance of a like at the position shown."""
+        """(n,) true probability of a like at the position shown."""
         return np.asarray(self.click * self.like_given_click)
 
 
 @dataclass(frozen=True)
 class SimulatedLog(Log):
-    """A simulated `Log` with the `truth` behind it."""
+    """A simulated `Log` with its planted parameters, `truth`."""
 
     truth: Truth = field(kw_only=True)
 
@@ -150,7 +150,7 @@ def _draw_candidates(time: np.ndarray, born: np.ndarray, width: int, rng: np.ran
         rows = slice(begin, begin + _BLOCK)
         low, alive = start[rows], (stop - start)[rows]
         if alive.min() < width:
-            raise ValueError(f"`items_per_day` must leave {width} items to show at any time. Received: {int(alive.min())} at one")
+            raise ValueError(f"`items_per_day` must leave {width} items to show at any time. Received: {int(alive.min())} at one time")
         keys = rng.random((len(low), int(alive.max())), dtype=np.float32)
         keys[np.arange(keys.shape[1]) >= alive[:, None]] = 2.0
         out[rows] = low[:, None] + np.argpartition(keys, width - 1, axis=1)[:, :width]
@@ -188,7 +188,7 @@ def _check(whole: dict[str, int], shares: dict[str, float], sizes: tuple[int, in
 
 def simulated_schema(topics: int = 6, feedback_delay: int = 600, is_shuffled: bool = False) -> Schema:
     """The schema of a simulated log with this number of topics and this feedback delay, and with or without `is_shuffled`."""
-    # Known after scoring: how a session will be shown can say nothing about a candidate, and the schema refuses it as an input.
+    # Known after scoring: the schema refuses it as an input of a score.
     replay = (Number(name="is_shuffled", known="after"),) if is_shuffled else ()
     return Schema(
         feedback_delay=feedback_delay,
@@ -247,29 +247,29 @@ def simulate(
         items_per_day: new items a day; an item can be shown for three days.
         topics, authors: an author writes on one topic.
         list_size: smallest and largest number of items of a request.
-        examination: chance that a position is looked at, per bucket.
+        examination: probability that a position is examined, per bucket.
         boundaries: upper bounds of the position buckets; (1, 4) = first, 2 to 4, 5 and below.
         random_share: share of requests that are shuffled uniformly instead of ranked by the policy.
         shuffled_share: share of sessions, drawn by the seed, all of whose requests are shuffled uniformly. Above 0 the events and
             the schema have a column `is_shuffled` (1 in those sessions, known after scoring: never an input). All other
-            sessions keep their items, order and actions of the same seed without it.
+            sessions have the items, order and actions that the same seed gives without it.
         taste_scale: standard deviation of a member's taste for a topic, in logits.
         drift: share of a taste's variance that is renewed every day.
         freshness: logits lost for each day of an item's age.
         mood_scale: standard deviation of a session's mood, in logits.
-        feedback_delay: seconds after which every action of an impression is in the log; the counts lag by as much.
+        feedback_delay: seconds after which every action of an impression is in the log; counts are delayed by the same time.
         split: shares of the period at which validation and test begin.
 
     Returns:
         `SimulatedLog`: events sorted by time, with the columns of `simulated_schema`, `split`, `feedback_seconds` (delay of the
         row's actions), `shuffled` (whether the request was shuffled, by itself or with its session) and, with
-        `shuffled_share` above 0, `is_shuffled` (whether the session was); the schema; the truth.
+        `shuffled_share` above 0, `is_shuffled` (whether the session was); the schema; the planted parameters as `truth`.
 
     Raises:
         ValueError: an argument outside its range.
 
     Example:
-        >>> log = simulate(members=50, days=3, seed=1)
+        >>> log = kr.data.simulate(members=50, days=3, seed=1)
         >>> bool(log.events["click"].mean() < log.truth.relevance.mean())
         True
     """
@@ -282,7 +282,7 @@ def simulate(
     parts = np.random.default_rng(seed).spawn(6)
     requests = _requests(members, days, sessions_per_day, parts[0])
 
-    # Items are born evenly from three days before the start on, so that the first request already has a full choice.
+    # Items are created evenly from three days before the start on, so that the first request has enough candidates.
     rng = parts[1]
     width = list_size[1]
     total = items_per_day * (days + 3)
@@ -307,7 +307,7 @@ def simulate(
     shuffled = rng.random(len(time)) < random_share
     policy = editor[items] - 0.5 * age_days + rng.normal(0, 0.3, size=items.shape)
     policy = np.where(shuffled[:, None], rng.random(items.shape), policy)
-    if shuffled_share > 0:  # draws of their own: no other session changes
+    if shuffled_share > 0:  # a separate generator: no other session changes
         replay = (parts[5].random(len(mood)) < shuffled_share)[requests["session"].to_numpy()]
         policy = np.where(replay[:, None], parts[5].random(items.shape), policy)
         shuffled = shuffled | replay

@@ -25,22 +25,28 @@ def open_log(
     | source | what |
     |---|---|
     | `simulated` | `simulate(seed=seed, **simulate_options)` |
-    | `ebnerd:FOLDER`, `kuairand:FOLDER`, `movielens:FOLDER` | the public logs; see their readers |
-    | `parquet:FILE` | any log with a `schema`; its `split`, or: the first `train_share` of requests by time "train", else "validation" |
+    | `ebnerd:FOLDER`, `kuairand:FOLDER`, `movielens:FOLDER` | the public logs, by `read_ebnerd`, `read_kuairand`, `read_movielens` |
+    | `parquet:FILE` | any log, with a `schema` |
+
+    A parquet log without a column `split` gets one: the first `train_share` of the requests by time are "train", the rest
+    "validation".
 
     Args:
         source: see the table.
         schema: for `parquet:`, required: a Schema, or the path of its JSON. For the others it replaces their own schema.
         seed: of the simulator.
-        train_share: of a parquet log without `split`; 1: all of it is "train".
-        **simulate_options: arguments of `simulate`; refused for other sources.
+        train_share: for a parquet log without `split`; 1: all rows are "train".
+        **simulate_options: arguments of `simulate`; an error for other sources.
+
+    Returns:
+        `Log`.
 
     Raises:
         ValueError: an unknown source, a missing schema, options that the source does not take, a column missing.
         FileNotFoundError: no such file or folder.
 
     Example:
-        >>> open_log("simulated", seed=1, members=30, days=2).name
+        >>> kr.data.open_log("simulated", seed=1, members=30, days=2).name
         'simulated'
     """
     kind, _, place = str(source).partition(":")
@@ -65,7 +71,7 @@ def open_log(
 def _read_parquet(place: str, schema: Schema, train_share: float) -> Log:
     path = Path(place).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"`source` 'parquet:FILE' must name a file. Received: {place!r}, which is none.")
+        raise FileNotFoundError(f"`source` 'parquet:FILE' must name a file. Received: {place!r}, which is not a file.")
     try:
         events = pd.read_parquet(path)
     except ImportError as error:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from keras_ranking.columns import Category, Id, Number, Task, Vector
-from keras_ranking.data import checks as module
 from keras_ranking.data.checks import check_events
 from keras_ranking.schema import Schema
 
@@ -184,7 +181,3 @@ def test_wrong_arguments():
         check_events({"member": [1]}, SCHEMA)
     with pytest.raises(ValueError, match="`on_error` must be 'raise' or 'drop'. Received: on_error='ignore'"):
         check_events(make_log(), SCHEMA, on_error="ignore")
-
-
-def test_examples_run():
-    assert doctest.testmod(module, extraglobs={"Schema": Schema, "Id": Id, "pd": pd}).failed == 0

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from keras_ranking.data import counts as module
 from keras_ranking.data.counts import point_in_time_counts, window_name
 
 
@@ -169,10 +166,6 @@ def test_a_million_rows_take_seconds():
     start = time.process_time()
     point_in_time_counts(log, "item", [3600, None])
     assert time.process_time() - start < 6  # about one second on an idle core; ten million rows in about ten
-
-
-def test_examples_run():
-    assert doctest.testmod(module).failed == 0
 
 
 def test_names_that_collide_are_refused() -> None:

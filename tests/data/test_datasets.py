@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from typing import Any
 
 import keras
@@ -289,10 +288,3 @@ def test_request_errors() -> None:
     assert RequestDataset(found, 4, NAMES, history=16, candidates=8)[0][0]["candidate_text"].shape == (4, 8, 2)
     with pytest.raises(ValueError, match="`requests` must hold at least one request. Received: none"):
         RequestDataset(requests(build_sequences(log, SCHEMA, target=np.zeros(len(log), bool))), 4, NAMES)
-
-
-@pytest.mark.parametrize("documented", [PackedDataset, RequestDataset])
-def test_examples(documented: Any) -> None:
-    scope = {"kr": kr, "PackedDataset": PackedDataset, "RequestDataset": RequestDataset}
-    (found,) = doctest.DocTestFinder(recurse=False).find(documented, documented.__name__, globs=scope)
-    assert doctest.DocTestRunner().run(found).failed == 0

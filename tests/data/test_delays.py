@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
@@ -81,8 +79,3 @@ def test_a_training_run_draws_from_the_column_of_the_log() -> None:
     assert set(x["delay"][x["segment"] > 0]) <= set(log.events["feedback_seconds"])
     with pytest.raises(ValueError, match="column 'nothing' of `delay_column` is not in the log"):
         kr.training.setup.delays_for(log.events, kr.training.TrainingOptions(delay_column="nothing"))
-
-
-def test_example() -> None:
-    (found,) = doctest.DocTestFinder(recurse=False).find(sample_delays, "sample_delays", globs={"sample_delays": sample_delays})
-    assert doctest.DocTestRunner().run(found).failed == 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import math
-import sys
 import time
 
 import numpy as np
@@ -234,7 +232,3 @@ def test_large_logs_take_no_loop_over_rows() -> None:
     begin = time.process_time()
     long_dwell_labels(log, "dwell", "time", CLUSTERS)
     assert time.process_time() - begin < 3  # 200,000 rows; 0.2 s here
-
-
-def test_examples_run() -> None:
-    assert doctest.testmod(sys.modules[long_dwell_labels.__module__]).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +103,6 @@ def test_errors() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             PackedDataset(rows, 4, weights=weights)
-
-
-@pytest.mark.one_backend
-def test_example() -> None:
-    (found,) = doctest.DocTestFinder(recurse=False).find(pad, "pad", globs={"kr": kr, "pad": pad, "pack": pack})
-    assert doctest.DocTestRunner().run(found).failed == 0
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -164,8 +162,3 @@ def test_errors_and_empty_logs() -> None:
             requests(events, SCHEMA, max_history=-1)
     assert len(requests(log.head(0), SCHEMA, max_history=3)) == 0
     assert len(requests(build_sequences(log, SCHEMA, target=np.zeros(len(log), bool)))) == 0
-
-
-def test_example() -> None:
-    (found,) = doctest.DocTestFinder(recurse=False).find(requests, "requests", globs={"kr": kr, "requests": requests})
-    assert doctest.DocTestRunner().run(found).failed == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -241,9 +239,3 @@ def test_times_as_datetimes() -> None:
     log = make_log(0)
     stamped = log.assign(time=pd.to_datetime(log["time"], unit="s", utc=True))
     np.testing.assert_array_equal(build_sequences(stamped, SCHEMA).time, build_sequences(log, SCHEMA).time)
-
-
-def test_example() -> None:
-    scope = {"kr": kr, "np": np, "build_sequences": build_sequences}
-    (example,) = doctest.DocTestFinder(recurse=False).find(build_sequences, "build_sequences", globs=scope)
-    assert doctest.DocTestRunner().run(example).failed == 0

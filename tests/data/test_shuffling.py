@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -122,9 +121,3 @@ def test_errors(sequences: Sequences) -> None:
         shuffle_sessions(replace(sequences, session=two))
     with pytest.raises(ValueError, match="`shuffle_sessions` must be None, 'fixed' or 'epoch'. Received: shuffle_sessions=True"):
         PackedDataset(pack(sequences, 64), 4, shuffle_sessions=True)  # type: ignore[arg-type]
-
-
-def test_example() -> None:
-    scope = {"kr": kr, "np": np, "shuffle_sessions": shuffle_sessions}
-    (found,) = doctest.DocTestFinder(recurse=False).find(shuffle_sessions, "shuffle_sessions", globs=scope)
-    assert doctest.DocTestRunner().run(found).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import hashlib
 import time
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_ranking.data import simulate as simulate_function
 from keras_ranking.data.checks import check_events
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.simulate import SimulatedLog, simulate
@@ -237,13 +235,6 @@ def test_the_default_takes_seconds():
     start = time.process_time()
     simulate()
     assert time.process_time() - start < 10
-
-
-def test_examples_run():
-    import sys
-
-    module = sys.modules[simulate_function.__module__]
-    assert doctest.testmod(module).failed == 0
 
 
 def test_no_item_is_shown_before_it_is_born() -> None:

@@ -56,24 +56,32 @@ def read_kuairand(folder: str | Path, delay: int = 1, feedback: int = 120, valid
     Reads `kuairand_feedback.csv.gz`, or every `log_standard*.csv` of the release (in the folder itself or its `data/`).
 
     `is_click` and `long_view` follow from the time watched, so `play_seconds` is an action: an input of later events only. It
-    is the time watched within `feedback` seconds of the start, which is what later requests can know.
-    The log has no request id; videos of one user at one millisecond (`time_ms`) are taken as one request. The release's
-    videos have a duration of 0 where it is unknown; it stays 0. Rows that repeat another's user, video and millisecond are
-    left out, and `Log.notes` says how many. The features are counts over earlier rows: views and smoothed rates of the user
+    is the time watched within `feedback` seconds of the start, which later requests can know.
+    The log has no request id; videos of one user at one millisecond (`time_ms`) are taken as one request. Videos
+    of unknown duration have a duration of 0 in the release and here. Rows that repeat user, video and millisecond of another
+    row are left out, and `Log.notes` says how many. The features are counts over earlier rows: views and smoothed rates of the user
     and of the video, (actions + 10) / (views + 20).
 
     Args:
         folder: where the files are.
         delay: seconds after which feedback is counted, at least 1.
-        feedback: seconds after the start as of which a row's actions are stated; the schema's `feedback_delay`. Our choice.
+        feedback: seconds after the start at which the row's actions are taken; the schema's `feedback_delay`. Our choice: 120.
         validation_from: date (yyyymmdd, China time) from which on rows are "validation"; earlier ones are "train".
+
+    Returns:
+        `Log` with the name "kuairand".
 
     Raises:
         FileNotFoundError: no such folder or file.
         ValueError: a missing column.
 
     Example:
-        >>> log = read_kuairand("data/kuairand")  # doctest: +SKIP
+        >>> columns = ["user_id", "video_id", "date", "time_ms", "play_time_ms", "duration_ms", "is_click", "long_view"]
+        >>> rows = [(7, 1, 20220417, 1650200000000, 9000, 20000, 1, 0), (7, 2, 20220418, 1650290000000, 500, 8000, 0, 0)]
+        >>> pd.DataFrame(rows, columns=columns).to_csv("log_standard_1.csv", index=False)
+        >>> log = kr.data.read_kuairand(".")
+        >>> log.events[["split", "play_seconds", "user_views"]].values.tolist()
+        [['train', 9.0, 0.0], ['validation', 0.5, 1.0]]
     """
     frames = []
     for path in _files(folder):
@@ -94,7 +102,9 @@ def read_kuairand(folder: str | Path, delay: int = 1, feedback: int = 120, valid
     played = events["play_time_ms"] / 1000
     events["play_seconds"] = np.minimum(played, feedback)
     if (played > feedback).any():
-        notes.append(f"{int((played > feedback).sum())} videos were watched for over {feedback} seconds and say just that")
+        notes.append(
+            f"{int((played > feedback).sum())} videos were watched for more than {feedback} seconds; their `play_seconds` is {feedback}"
+        )
     events["duration_seconds"] = events["duration_ms"] / 1000
     counts = point_in_time_counts(events, ["user_id", "video_id"], [None], ["is_click", "long_view"], delay=delay, prior=(10.0, 20.0))
     for key, name in (("user_id", "user"), ("video_id", "video")):

@@ -1,4 +1,4 @@
-"""What every reader returns: the rows of a log and the schema that says what its columns are."""
+"""What every reader returns: the rows of a log and the schema of its columns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from keras_ranking.schema import Schema
 
 @dataclass(frozen=True)
 class Log:
-    """A log of impressions, its schema, and what the reader did on the way.
+    """A log of impressions, its schema, and notes of what the reader left out or derived.
 
     Args:
         events: one row per impression, sorted by time. Besides the schema's columns it has a `split` column: "train",
-            "validation", "test", or "history" for rows that are a member's past and never a training target.
+            "validation", "test", or "history" for rows that are read as history and never trained on.
         schema: what the columns are; standardising numbers are not fitted yet (`schema.fit(training_rows)`).
         name: the log's name, for tables and messages.
-        notes: one line for everything the reader left out, merged or derived, with counts.
+        notes: one line, with counts, for everything that the reader left out, merged or derived.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> log.name, log.schema.member, sorted(log.events["split"].unique())
+        ('simulated', 'member_id', ['test', 'train', 'validation'])
+        >>> len(log.split("train")) < len(log.events)
+        True
     """
 
     events: pd.DataFrame

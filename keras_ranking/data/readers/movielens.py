@@ -50,8 +50,8 @@ def read_movielens(folder: str | Path, delay: int = 1, validation_share: float =
 
     Reads `ml100k_ratings.csv.gz`, or the releases' `u.data` (100K), `ratings.dat` (1M, 10M), `ratings.csv` (20M and later).
 
-    A rating is no answer to a shown list, so every row is a request of its own: metrics over requests say nothing here. Many
-    ratings of a member carry the same second. The features are counts over earlier rows: how often the member and the
+    Ratings do not belong to a list that was shown, so every row is its own request, and metrics over requests are meaningless. Many
+    ratings of a member have the same second. The features are counts over earlier rows: how often the member and the
     film were rated, and the smoothed share of likes, (likes + 10) / (ratings + 20).
 
     Args:
@@ -59,12 +59,19 @@ def read_movielens(folder: str | Path, delay: int = 1, validation_share: float =
         delay: seconds after which a rating is counted, at least 1.
         validation_share: the last rows by time, this share of all, are "validation"; rows of one second stay together.
 
+    Returns:
+        `Log` with the name "movielens".
+
     Raises:
         FileNotFoundError: no such folder or file.
         ValueError: a missing column, or a share outside (0, 1).
 
     Example:
-        >>> log = read_movielens("data/ml-100k")  # doctest: +SKIP
+        >>> rows = [(1, 10, 5, 800_000_000), (2, 10, 3, 800_000_100), (1, 11, 2, 800_000_200)]
+        >>> pd.DataFrame(rows).to_csv("u.data", sep="\\t", header=False, index=False)
+        >>> log = kr.data.read_movielens(".")
+        >>> log.events[["item_id", "liked", "item_ratings"]].values.tolist()
+        [[10.0, 1.0, 0.0], [10.0, 0.0, 1.0], [11.0, 0.0, 0.0]]
     """
     if not 0 < validation_share < 1:
         raise ValueError(f"`validation_share` must be between 0 and 1. Received: validation_share={validation_share}")
