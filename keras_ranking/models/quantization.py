@@ -6,21 +6,23 @@ from typing import Any
 
 
 def quantize_embeddings(model: Any) -> Any:
-    """The same model with every embedding table in row-wise int8 (`QuantizedEmbedding`); all else stays as it is.
+    """The same model with every embedding table in row-wise int8 (`QuantizedEmbedding`); other weights are unchanged.
 
-    LiRank (2402.06859): post-training, middle-max, rows gathered as int8 and scaled afterwards; parity with full precision is
-    stated. It is for serving: the tables cannot be trained. It saves and loads like any model.
+    LiRank (2402.06859): after training, middle-max, rows gathered as int8 and then scaled; parity with full precision is stated.
+    The result is for serving: its tables cannot be trained. It can be saved and loaded like any model.
 
     Args:
         model: a `RankingModel`.
 
     Returns:
-        A new `RankingModel`; `model` is not changed, and comes back itself if it is quantised already.
+        A new `RankingModel`; `model` itself is not changed, and is returned if it is quantised.
 
     Raises:
-        ValueError: not a `RankingModel`, or a table with values that are not finite, which the message names.
+        ValueError: not a `RankingModel`, or a table with values that are not finite, by name.
 
     Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> model = kr.models.LiRank(log.schema.fit(log.events), history_features=())
         >>> small = kr.serving.quantize_embeddings(model)
         >>> small.quantized
         True
@@ -35,7 +37,7 @@ def quantize_embeddings(model: Any) -> Any:
     if model.quantized:
         return model
     small = type(model).from_config({**model.get_config(), "quantized": True})
-    # Both are built from one recipe, so their layers come in one order; only the tables differ.
+    # Both are built from the same configuration, so their layers have the same order; only the tables differ.
     pairs = list(zip(_layers(model), _layers(small), strict=True))
     for old, new in pairs:
         if isinstance(new, QuantizedEmbedding) and isinstance(old, keras.layers.Embedding):

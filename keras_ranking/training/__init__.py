@@ -1,4 +1,4 @@
-"""Training jobs: from a log to a trained folder, and its figures; incremental training; weights of events, propensities."""
+"""Training: from a log to a trained model and its metrics; incremental training; event weights and propensities."""
 
 from keras_ranking.data.labels import LongDwell, contribution_labels, long_dwell_labels
 from keras_ranking.training.allocator import keep_freed_memory

@@ -1,4 +1,4 @@
-"""What a training on a CPU does with memory that it has freed."""
+"""Memory of a training process on a CPU: freed memory is kept for the next array."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import ctypes
 # Names and numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_KEPT = 2**30
-_STEP = 2**26  # as large as an arena of glibc's may grow
+_STEP = 2**26  # the largest size of an arena in glibc
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep memory that it frees, for the next array, instead of giving it back to the system.
+    """Make this process keep freed memory for the next array, instead of returning it to the system.
 
-    A training step makes and frees the same large arrays again and again. By default glibc gives many of them back at once, and the
-    system fills each page with zeros before it lends it out anew: on TensorFlow that was a third of a training step on a CPU, on torch
-    a tenth. The process then holds as much memory as it has once needed; arrays above 1 GiB still go back. `keras-ranking train` does
-    this; in a notebook call it before training.
+    A training step makes and frees the same large arrays repeatedly. By default glibc returns many of them at once, and the system
+    fills each page with zeros before it is used again: a third of a training step on a CPU with TensorFlow, a tenth with torch.
+    The process then keeps its peak memory; arrays above 1 GiB are still returned. `keras-ranking train` calls this function; in a
+    notebook, call it before training.
 
     Returns:
-        Whether it was done: with an allocator other than glibc's (macOS, Windows, musl) nothing is changed.
+        Whether the settings were changed: only with the allocator of glibc, not on macOS, Windows or musl.
 
     Example:
         >>> import sys
-        >>> keep_freed_memory() or sys.platform != "linux"
+        >>> kr.training.keep_freed_memory() or sys.platform != "linux"
         True
     """
     try:

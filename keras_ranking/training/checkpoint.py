@@ -1,8 +1,8 @@
-"""The state of a training run in one file, written whole or not at all, so that a run can go on where it was stopped.
+"""The state of a training run in one file, written atomically, so that an interrupted run can be resumed.
 
-What a step depends on: weights and other variables, states of seed generators among them; the optimiser's variables, its step
-among them, which gives the place in the schedule; the epoch and the batch, which with the seed give the order of the data, the
-shuffle and the delays. On torch, Keras draws dropout from torch's own generator: there, the seed of each step is set from the step.
+A step depends on: weights and other variables, with the states of seed generators; the optimiser's variables, with its step, which
+gives the learning rate; the epoch and the batch, which with the seed give the order of the data, the shuffle and the delays. On
+torch, Keras draws dropout from torch's own generator: there, the seed of each step is computed from the number of the step.
 """
 
 from __future__ import annotations
@@ -26,42 +26,52 @@ FILE = "checkpoint.npz"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `checkpoint.npz` holds: `about` for a person and for checks, the arrays for the model and its optimiser."""
+    """Content of `checkpoint.npz`.
+
+    Attributes:
+        about: model, options, log, progress and whether the training is finished; as JSON in the file.
+        arrays: variables of the model and of its optimiser, by "model/N" and "optimizer/N".
+
+    Example:
+        >>> checkpoint = kr.training.Checkpoint({"model": "lirank", "finished": True}, {"model/0": np.zeros(3)})
+        >>> checkpoint.about["finished"]
+        True
+    """
 
     about: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
 
 def write_whole(files: Mapping[Path, Callable[[Path], Any]]) -> None:
-    """Call each file's function on a file beside it; when all are written, put them in their places.
+    """Write each file under a temporary name in its folder; when all are written, rename them to their names.
 
-    A reader never finds half of a file, and what stops the writing leaves all files as they were. They are put in place one after the
-    other, in the order given: only in between, for as long as that takes, are some new and others old.
+    A reader never finds half of a file, and an interruption while writing leaves all files unchanged. The files are renamed one after
+    the other, in the order given: only during this step are some new and others old.
     """
-    # The name of each stays the last part: Keras wants the ending .keras.
-    beside = {path: path.with_name(f".{os.getpid()}.{path.name}") for path in files}
+    # The temporary name ends like the name: Keras requires the ending .keras.
+    temporary = {path: path.with_name(f".{os.getpid()}.{path.name}") for path in files}
     try:
         for path, write in files.items():
-            write(beside[path])
-            with open(beside[path], "rb") as handle:
+            write(temporary[path])
+            with open(temporary[path], "rb") as handle:
                 os.fsync(handle.fileno())
-        for path, written in beside.items():
+        for path, written in temporary.items():
             os.replace(written, path)
     finally:
-        for written in beside.values():
+        for written in temporary.values():
             written.unlink(missing_ok=True)
 
 
 def _named(model: Any) -> dict[str, Any]:
-    # By number: paths hold names that count up with every model built in a process.
+    # By number: names in paths are numbered over all models built in a process.
     named = {f"model/{number}": variable for number, variable in enumerate(model.variables)}
     return named | {f"optimizer/{number}": variable for number, variable in enumerate(model.optimizer.variables)}
 
 
 def checkpoint_writer(model: Any, about: Mapping[str, Any]) -> Callable[[Path], None]:
-    """What writes the state of a compiled model and its optimiser, as it is now, to a file."""
+    """A function that writes the current state of a compiled model and its optimiser to a file."""
     arrays = {name: np.asarray(keras.ops.convert_to_numpy(variable.value)) for name, variable in _named(model).items()}
-    # numpy's files do not know bfloat16, which float32 holds exactly.
+    # numpy's files have no bfloat16; float32 represents it exactly.
     arrays = {name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()}
     text = json.dumps(dict(about))
 
@@ -76,13 +86,27 @@ def checkpoint_writer(model: Any, about: Mapping[str, Any]) -> Callable[[Path], 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
     """Read the checkpoint of a training folder.
 
+    Args:
+        folder: written by `train` or `warm_start`.
+
+    Returns:
+        `Checkpoint`.
+
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is not one.
+        FileNotFoundError: no checkpoint in the folder.
+        ValueError: a file that is not a checkpoint.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> options = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1}
+        >>> model, history = kr.training.train(log, "lirank", "runs/lirank", epochs=1, options=options, verbose=False)
+        >>> checkpoint = kr.training.read_checkpoint("runs/lirank")
+        >>> checkpoint.about["model"], checkpoint.about["finished"]
+        ('lirank', True)
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no {FILE} in '{folder}': `train` writes one, unless it was stopped before its first checkpoint.")
+        raise FileNotFoundError(f"no {FILE} in '{folder}': `train` writes it at the end, and earlier with `checkpoint_every`.")
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(stored["about"].tobytes().decode())
@@ -93,10 +117,10 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
-    """Give a compiled model the state of a checkpoint, or its optimiser alone.
+    """Set a compiled model, or its optimiser alone, to the state of a checkpoint.
 
     Raises:
-        ValueError: variables of other names or shapes.
+        ValueError: variables with other names or shapes.
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
@@ -112,7 +136,7 @@ def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
 
 
 def fingerprint(sequences: Sequences, weights: Mapping[str, np.ndarray], delays: np.ndarray | None) -> str:
-    """A digest of streams, of what is to be learned from and of its weights and delays: equal for equal data alone, in practice."""
+    """A digest of streams, targets, weights and delays, to compare the data of two runs."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(sequences.schema.model_dump_json().encode())
     named = {"time": sequences.time, "request": sequences.request, "position": sequences.position, "target": sequences.target}
@@ -126,17 +150,19 @@ def fingerprint(sequences: Sequences, weights: Mapping[str, np.ndarray], delays:
 
 
 def check_same(made_with: Mapping[str, Any], now: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse to go on with other options or other data.
+    """Raise an error if options or data differ from those of the checkpoint.
 
     Raises:
-        ValueError: names every difference.
+        ValueError: naming every difference.
     """
     before, after = _flat(made_with), _flat(json.loads(json.dumps(dict(now))))
     names = sorted(before.keys() | after.keys())
-    differ = [f"{name}: {before.get(name)} then, {after.get(name)} now" for name in names if before.get(name) != after.get(name)]
+    differ = [
+        f"{name}: {before.get(name)} in the checkpoint, {after.get(name)} here" for name in names if before.get(name) != after.get(name)
+    ]
     if differ:
         raise ValueError(
-            f"the checkpoint in '{path}' was made with other options or other data ({'; '.join(differ)}). Go on with the same."
+            f"the checkpoint in '{path}' was made with other options or other data ({'; '.join(differ)}). Resume with the same."
         )
 
 
@@ -148,15 +174,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Progress(keras.callbacks.Callback):
-    """Counts what was done, writes it with the state every so many steps, and sets torch's seed for each.
+    """Counts steps, writes a checkpoint at intervals, and on torch sets the seed of each step.
 
     Args:
-        path: file to write; None: only count.
+        path: file to write; None: none.
         every: steps between checkpoints; None: at the ends of epochs only.
-        about: what else the checkpoint says.
+        about: further entries of the checkpoint.
         seed: of the run.
-        batches: an epoch's.
-        resumed: `state()` of the run that is gone on with; None: from the beginning.
+        batches: number of batches in an epoch.
+        resumed: `state()` of the run to resume; None: a new run.
     """
 
     def __init__(
@@ -178,7 +204,7 @@ class Progress(keras.callbacks.Callback):
         self.means: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
-        """Where the run stands."""
+        """Progress of the run, for the checkpoint."""
         return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "losses": self.means, "epochs": self.epochs}
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -187,8 +213,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.batch, self.step = self.batch + 1, self.step + 1
-        # One step before the end of an epoch, the end is near: on JAX and torch, `fit` takes a single batch that it reads to build
-        # the losses for an epoch that has passed.
+        # Not before the last step of an epoch: with one batch left, `fit` on JAX and torch would take the batch that it reads to build
+        # the losses for a whole epoch.
         if self.every is not None and self.step % self.every == 0 and self.batch < self.batches - 1:
             self.means = self._whole(logs)
             self._write()
@@ -200,7 +226,7 @@ class Progress(keras.callbacks.Callback):
         self._write()
 
     def _whole(self, logs: Any) -> dict[str, float]:
-        """Means over the whole epoch so far, of which Keras knows the part since the run was resumed."""
+        """Means over the epoch so far; Keras has those since the run was resumed."""
         now = {name: float(value) for name, value in (logs or {}).items()}
         if not self.begun:
             return now
@@ -217,8 +243,8 @@ class Progress(keras.callbacks.Callback):
 class Rest(keras.utils.PyDataset):
     """The batches of an epoch from `first` on.
 
-    `fit` reads one or two batches before an epoch begins, to learn shapes, and then ends an epoch that was none. So the data goes
-    on to its next epoch only when one that had begun was read whole; which one batch alone could not tell (see `Progress`).
+    `fit` reads one or two batches before the first epoch, to learn shapes, and then calls on_epoch_end. So the data moves to its next
+    epoch only after an epoch that was begun and read to its end. With one batch the two cases look the same (see `Progress`).
     """
 
     def __init__(self, dataset: Any, first: int) -> None:

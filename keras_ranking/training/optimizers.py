@@ -1,4 +1,4 @@
-"""AdamW that works out its learning rate once a step."""
+"""AdamW that computes its learning rate once per step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import keras
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class AdamW(keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW`, to the bit, with a schedule that is asked once a step.
+    """`keras.optimizers.AdamW`, to the bit, with one evaluation of the schedule per step.
 
-    Keras asks it again for each variable that decays: seventy small graphs in a step of a ranker with seventy variables, a fifth of
-    the time in which TensorFlow traces a training step. Not for torch, where Keras's own updates all variables at once.
+    Keras evaluates it again for each variable that decays: seventy small graphs for a ranker with seventy variables, a fifth of the
+    time in which TensorFlow traces a training step. Not needed on torch, where Keras updates all variables at once.
 
     Args:
         As those of `keras.optimizers.AdamW`.

@@ -1,4 +1,4 @@
-"""What is fitted on a trained model, on a schedule of its own: posteriors for exploration, random effects of ids."""
+"""Post-training fits, on their own schedule: posteriors for exploration, random effects of ids."""
 
 from __future__ import annotations
 
@@ -29,20 +29,28 @@ def fit_exploration(
 ) -> dict[str, np.ndarray]:
     """Update the posterior of the last layer of every explored task with the target events of a log.
 
-    LiRank (2402.06859): at the end of each training, on what the last layer reads (stated). Scores without a seed do not move;
-    those of the `explore` signature spread less the more rows there were.
+    LiRank (2402.06859): at the end of each training, on the inputs of the last layer (stated). Scores without a seed do not
+    change; the spread of those of the `explore` signature decreases with the number of rows.
 
     Args:
         model: made with `explore=`.
         sequences: from `build_sequences` with the model's schema; its target events are the rows.
-        discount: what earlier evidence is multiplied by, once; None: each layer's own.
-        batch_size, row_length: rows a step, and candidates a row.
+        discount: factor of earlier evidence, applied once; None: that of each layer.
+        batch_size, row_length: rows per step, and candidates per row.
 
     Returns:
-        By task, the standard deviation of a logit under the posterior, (E,); NaN for events that are no targets.
+        By task, the standard deviation of a logit under the posterior, (E,); NaN for events that are not targets.
 
     Raises:
         ValueError: a model without explored tasks, or no target event.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=(), explore=["click"])
+        >>> deviation = kr.training.fit_exploration(model, kr.data.build_sequences(log.events, schema))
+        >>> deviation["click"].shape == (len(log.events),), bool((deviation["click"] > 0).all())
+        (True, True)
     """
     posteriors = model.last_layers("posteriors")
     if not posteriors:
@@ -75,23 +83,31 @@ def _spread(model: RankingModel, sequences: Sequences, batch_size: int, row_leng
 def fit_random_effects(
     model: RankingModel, sequences: Sequences, l2: float = 1.0, batch_size: int = 8, row_length: int = 512
 ) -> dict[str, RandomEffectFit]:
-    """Fit the popularity of ids that the model's logits leave unexplained, and put it into the model.
+    """Fit a random effect for each id on the residual of the model's logits, and store it in the model.
 
-    LiRank (2402.06859): retrained every 8 hours on the newest data, on the residual of the model (stated). Effects are fitted from
-    nothing on these events: rows of ids that are not among them become 0.
+    LiRank (2402.06859): retrained every 8 hours on the newest data, on the residual of the model (stated). Earlier effects are
+    replaced: ids without an event here get 0.
 
     Args:
         model: made with `random_effects=`.
         sequences: from `build_sequences` with the model's schema; its target events are the rows.
         l2: precision of the prior around 0. Our choice.
-        batch_size, row_length: rows a step, and candidates a row.
+        batch_size, row_length: rows per step, and candidates per row.
 
     Returns:
         The fit by task, whose ids are rows of the id's table.
 
     Raises:
-        ValueError: a model without random effects, no target event, or none with a known label and id for a task; then the effects
-            stay what they were.
+        ValueError: a model without random effects, no target event, or none with a known label and id for a task; the effects are
+            then unchanged.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=(), random_effects={"click": "author_id"})
+        >>> fits = kr.training.fit_random_effects(model, kr.data.build_sequences(log.events, schema))
+        >>> 0 < len(fits["click"].ids) <= log.events["author_id"].nunique()
+        True
     """
     effects = model.last_layers("effects")
     if not effects:

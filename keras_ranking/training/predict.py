@@ -1,4 +1,4 @@
-"""Figures of a trained model: probabilities of logged events, and what they are worth."""
+"""Probabilities of logged events by a trained model, and their metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,23 @@ from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, R
 
 
 def model_requests(ranker: models.RankingModel, sequences: Sequences) -> Requests:
-    """Requests with as much visible history as a model of form 'requests' reads."""
+    """Requests with the history that a model of form 'requests' reads.
+
+    Args:
+        ranker: a model with `form == "requests"`.
+        sequences: from `build_sequences` with the model's schema.
+
+    Returns:
+        `Requests` with at most `max_history` visible events each; none, if the model reads no history.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> found = kr.training.model_requests(model, kr.data.build_sequences(log.events, schema))
+        >>> len(found) == log.events["request_id"].nunique()
+        True
+    """
     arguments = ranker.arguments
     reads = "history_time" in ranker.input_columns
     return requests(sequences, max_history=arguments["max_history"] if reads else 0, delay=arguments["delay"])
@@ -23,14 +39,30 @@ def predict_events(
 ) -> dict[str, np.ndarray]:
     """Probabilities of every target event by task and tower, (E, K), NaN for events that are not targets.
 
-    One pass over packed rows, or over requests packed into rows of `row_length`, `batch_size` rows a step: each event is scored from
-    the events it may see, which is what serving computes for it. A model with an input `position` is told the position shown, or, where
-    `shown` is False, none: then it gives what serving gives.
+    Each event is scored from the events that it may see, as in serving.
+
+    Args:
+        ranker: the model.
+        data: packed rows, or requests for a model of form 'requests'.
+        batch_size: rows per step.
+        row_length: candidates per row, for requests.
+        shown: whether a model with an input `position` gets the position shown; False: no position, as in serving.
+
+    Returns:
+        By task, float64 (E, K).
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> found = kr.training.model_requests(model, kr.data.build_sequences(log.events, schema))
+        >>> kr.training.predict_events(model, found)["click"].shape == (len(log.events), 1)
+        True
     """
     if isinstance(data, Requests):
         return _predict_requests(ranker, data, batch_size, row_length)
     rows = data
-    delay = ranker.arguments["delay"]  # of serving, for a model that was trained on drawn ones
+    delay = ranker.arguments["delay"]  # that of serving, also for a model trained on sampled delays
     dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False, delays=delay)
     return {task: rows.scatter(_sigmoid(values)) for task, values in _logits(ranker, dataset, len(rows.index), shown).items()}
 
@@ -68,26 +100,40 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 def evaluate(
     model: str | Path | models.RankingModel, log: Log, split: str = "validation", row_length: int = 2048
 ) -> dict[str, dict[str, float]]:
-    """Figures of a trained model on one split, by task.
+    """Metrics of a trained model on one split, by task.
 
-    Ranking figures (`auc`, `impression_auc`, `ndcg_at_10`, `mrr`) judge the score that serving returns, which does not know
-    the position; figures of probabilities (`log_loss`, `normalized_entropy`, `calibration_error`, `observed_over_expected`)
-    judge the tower of the position shown. With one tower they are the same numbers.
+    Ranking metrics (`auc`, `impression_auc`, `ndcg_at_10`, `mrr`) are computed from the score that serving returns, which does not
+    depend on the position; metrics of probabilities (`log_loss`, `normalized_entropy`, `calibration_error`,
+    `observed_over_expected`) from the tower of the position shown. With one tower both use the same scores.
 
-    A task without any known label in the split has NaN for all figures.
+    Rows later than the split are not read; earlier rows are history.
 
-    Rows of later splits are not read; rows of earlier ones are history.
+    Args:
+        model: a `RankingModel`, or the path of a saved one.
+        log: with rows of the split, and their history.
+        split: name of the split.
+        row_length: events per packed row, for models trained on rows; raised to twice the largest request.
+
+    Returns:
+        Task -> metric -> value; NaN for a task without a known label in the split.
 
     Raises:
         ValueError: no such split, or no rows in it.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> model = kr.models.LiRank(log.schema.fit(log.events), history_features=())
+        >>> results = kr.training.evaluate(model, log, "validation")
+        >>> sorted(results), sorted(results["click"])[:3]
+        (['click', 'like'], ['auc', 'calibration_error', 'impression_auc'])
     """
     ranker = model if isinstance(model, models.RankingModel) else models.load(model)
     wanted = (log.events["split"] == split).to_numpy()
     if not wanted.any():
         raise ValueError(f"the log '{log.name}' has no rows with split '{split}'. It has: {sorted(log.events['split'].unique())}")
     times = ranker.schema.encode_time(log.events[ranker.schema.time])
-    past = times <= times[wanted].max()
-    sequences = build_sequences(log.events[past], ranker.schema, target=wanted[past])
+    known = times <= times[wanted].max()
+    sequences = build_sequences(log.events[known], ranker.schema, target=wanted[known])
     if ranker.form == "requests":
         data: PackedRows | Requests = model_requests(ranker, sequences)
     else:
@@ -98,14 +144,14 @@ def evaluate(
     served = predict_events(ranker, data, shown=False) if "position" in ranker.input_columns else found
     for task, towers in found.items():
         label = sequences.labels[task]
-        judged = sequences.target & ~np.isnan(label)
-        if not judged.any():  # nothing is known of this task here; the others have their figures
+        scored = sequences.target & ~np.isnan(label)
+        if not scored.any():  # no known label of this task in the split
             results[task] = dict.fromkeys(metrics.summary(np.array([0, 1]), np.array([0.25, 0.75]), np.array([0, 0])), float("nan"))
             continue
-        score = ranker.served(served[task][judged])
-        shown = np.take_along_axis(towers[judged], bucket[judged][:, None], axis=1)[:, 0]
-        ranking = metrics.summary(label[judged], score, sequences.request[judged])
-        probability = metrics.summary(label[judged], shown, sequences.request[judged])
+        score = ranker.served(served[task][scored])
+        shown = np.take_along_axis(towers[scored], bucket[scored][:, None], axis=1)[:, 0]
+        ranking = metrics.summary(label[scored], score, sequences.request[scored])
+        probability = metrics.summary(label[scored], shown, sequences.request[scored])
         ranked = ("auc", "impression_auc", "ndcg_at_10", "mrr")
         results[task] = {name: float((ranking if name in ranked else probability)[name]) for name in probability}
     return results

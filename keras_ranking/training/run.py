@@ -1,4 +1,4 @@
-"""From a log to a trained folder: what `keras-ranking train` does, and going on where a training was stopped or ended."""
+"""Training from a log to a folder, as `keras-ranking train` does; resuming an interrupted run; the daily step of a finished one."""
 
 from __future__ import annotations
 
@@ -46,32 +46,40 @@ def train(
     resume: bool = False,
     callbacks: Any = (),
 ) -> tuple[models.RankingModel, dict[str, Any]]:
-    """Train a ranker on the `train` rows of a log; `history` rows are read but not learned from, others not touched.
+    """Train a ranker on the `train` rows of a log; `history` rows are read as history, other rows are ignored.
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr'.
         out: folder for `model.keras`, `schema.json`, `history.json` and `checkpoint.npz` (weights and the optimiser's state, for
-            `warm_start`); None: nothing is written. All are written whole before the first takes the place of an earlier one.
+            `warm_start`); None: nothing is written. Files of an earlier run are replaced after all new ones are written.
         seed: of weights, shuffling and dropout.
-        epochs, batch_size: over those of `options`.
+        epochs, batch_size: None: those of `options`.
         options: arguments of the builder and fields of `TrainingOptions`.
         verbose: print progress.
-        checkpoint_every: write `checkpoint.npz` each so many steps, and at the end of each epoch; None: at the end alone.
-        resume: go on from the checkpoint in `out`, to the weights that the run would have reached had it not been stopped: with the
-            same log, options and seed, on the same machine and backend.
+        checkpoint_every: number of steps between writes of `checkpoint.npz`, which is then also written after each epoch; None: at the
+            end alone.
+        resume: resume from the checkpoint in `out`. With the same log, options and seed, on the same machine and backend, the weights
+            are those of an uninterrupted run.
         callbacks: for `fit`.
 
     Returns:
-        The model, and what `history.json` holds: losses by epoch, seconds, counts, options.
+        The model, and the content of `history.json`: losses by epoch, seconds, counts, options.
 
     Raises:
         ValueError: no training rows, a bad option, or a bad value in the log; a checkpoint of another model, log, seed or options, or
             of a training that is finished.
         FileNotFoundError: `resume` without a checkpoint in `out`.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> options = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1}
+        >>> model, history = kr.training.train(log, "lirank", epochs=1, options=options, verbose=False)
+        >>> sorted(model.tasks), len(history["epochs"]["loss"])
+        (['click', 'like'], 1)
     """
     if resume and out is None:
-        raise ValueError("`resume` needs `out`, the folder of the training to go on with. Received: out=None")
+        raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"`checkpoint_every` must be a positive integer. Received: checkpoint_every={checkpoint_every}")
     model_options, training = split_options(model, options or {}, log.name)
@@ -99,7 +107,7 @@ def train(
     if resume and out is not None:
         stopped = read_checkpoint(out)
         if stopped.about["finished"]:
-            raise ValueError(f"the training in '{out}' is finished: there is nothing to go on with; `warm_start` learns from new events.")
+            raise ValueError(f"the training in '{out}' is finished and cannot be resumed; `warm_start` trains it on new events.")
         check_same(stopped.about["fingerprint"], made_with, out)
     progress = None if stopped is None else stopped.about["progress"]
     first = 0 if progress is None else progress["epoch"]
@@ -129,37 +137,48 @@ def warm_start(
     verbose: bool = True,
     callbacks: Any = (),
 ) -> tuple[models.RankingModel, dict[str, Any]]:
-    """Go on training a finished model on events that have come in since: the daily step.
+    """Train a finished model further, on newer events: the daily step.
 
     Feed-SR (stated): from the previous checkpoint; the full history is read, the loss is on newly arrived events alone; a warm start
-    uses the learning rate at which the cold start ended. It stays constant here, and the optimiser's state is carried on, both *our
-    reading*. A step that is interrupted leaves `out` as it was: run it again.
+    uses the learning rate at which the cold start ended. The rate is constant here, and the optimiser's state is kept, both *our
+    reading*. An interrupted step leaves `out` unchanged: run it again.
 
     Args:
-        log: everything the model may read, old events and new, with the columns of the model's schema.
+        log: old and new events, with the columns of the model's schema.
         folder: of the finished training.
-        new: one bool a row of `log.events`: learn from it. Of the other rows those with split 'train' or 'history' are history,
-            the rest is left out.
+        new: one bool per row of `log.events`: whether it is a target. Of the other rows, those with split 'train' or 'history' are
+            history, the rest is ignored.
         out: folder to write, as `train` does; it may be `folder`. None: nothing is written.
         epochs: passes over the new events. Not known from the paper; our choice: 1.
-        seed: of shuffling and dropout; None: the one of `folder` plus the number of steps made so far.
+        seed: of shuffling and dropout; None: the seed of `folder` plus the number of its steps.
         verbose, callbacks: as `train`.
 
     Returns:
-        The model, and what `history.json` holds.
+        The model, and the content of `history.json`.
 
     Raises:
-        ValueError: no new event, `new` that is not one bool a row, or a training that is not finished.
+        ValueError: no new event, `new` that is not one bool per row, or a training that is not finished.
         FileNotFoundError: no checkpoint in `folder`.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> options = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1}
+        >>> model, history = kr.training.train(log, "lirank", "runs/day1", epochs=1, options=options, verbose=False)
+        >>> new = (log.events["split"] == "validation").to_numpy()
+        >>> model, history = kr.training.warm_start(log, "runs/day1", new, "runs/day2", verbose=False)
+        >>> history["train_events"] == int(new.sum())
+        True
     """
     checkpoint = read_checkpoint(folder)
     if not checkpoint.about["finished"]:
-        raise ValueError(f"the training in '{folder}' is not finished: go on with it first (`train(..., resume=True)`).")
+        raise ValueError(f"the training in '{folder}' is not finished: resume it first (`train(..., resume=True)`).")
     marks = np.asarray(new)
     if marks.shape != (len(log.events),) or marks.dtype != bool:
-        raise ValueError(f"`new` must have one bool a row of the log. Received: {marks.dtype} {marks.shape} for {len(log.events)} rows")
+        raise ValueError(
+            f"`new` must have one bool for each row of the log. Received: {marks.dtype} {marks.shape} for {len(log.events)} rows"
+        )
     if not marks.any():
-        raise ValueError(f"`new` must mark at least one row to learn from. Received: none of {len(marks)}")
+        raise ValueError(f"`new` must be True for at least one row. Received: none of {len(marks)}")
     kept = marks | log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy()
     events, learned = log.events[kept], marks[kept]
     ranker = models.load(folder)
@@ -172,7 +191,7 @@ def warm_start(
     log_seed = before.get("log_seed", before["seed"])
     about = {**before, "log": log.name, "log_seed": log_seed, "seed": seed, "backend": keras.backend.backend()}
     about["warm"] = before.get("warm", 0) + 1
-    # A day may be too small to estimate propensities from: what was trained on before counts too.
+    # One day may be too small for an estimate of propensities: earlier training rows are included.
     estimated = events[learned | (events["split"] == "train").to_numpy()]
     weights = weights_for(sequences, training, estimated, ranker.schema, ranker.tasks)
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training))
@@ -191,8 +210,8 @@ def warm_start(
 
 
 def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progress, callbacks: Any, verbose: bool) -> None:
-    # Where `fit` finds something to build it reads a batch first, on an accelerator JAX two: what is left of an epoch would be over before
-    # it began.
+    # If `fit` has something to build, it reads one batch first, two for JAX on an accelerator. The rest of a resumed epoch may have no
+    # more batches than that, so everything is built here.
     if keras.backend.backend() == "tensorflow" or (counter.batch and len(dataset) - counter.batch <= 2):
         build_for(ranker, dataset[0])
     settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [counter, *callbacks]}
@@ -203,7 +222,7 @@ def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progre
 
 
 def _plain(values: Any) -> Any:
-    """As JSON gives it back: lists for tuples and ranges, plain numbers for numpy's."""
+    """The values after a round trip through JSON: lists for tuples and ranges, plain numbers for numpy's."""
     return json.loads(json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else list(value)))
 
 
@@ -233,7 +252,7 @@ def _history(
 
 
 def _span(schema: Schema, sequences: Sequences) -> dict[str, list[str]]:
-    """First and last time, UTC, of the events learned from and of those read."""
+    """First and last time, UTC, of the target events and of all events read."""
     times = {"learned": sequences.time[sequences.target], "read": sequences.time}
     return {
         name: [datetime.fromtimestamp(schema.epoch + int(at), UTC).isoformat() for at in (found.min(), found.max())]
@@ -268,7 +287,7 @@ def _describe(ranker: models.RankingModel, sequences: Sequences, dataset: Packed
     weighed = "".join(f"; inverse propensities of {task}: {r['clipped']:,} of {r['of']:,} clipped" for task, r in report.items())
     return (
         f"{ranker.name}: {ranker.count_params():,} parameters; {sequences.num_events:,} events of {sequences.num_members:,} members, "
-        f"{int(sequences.target.sum()):,} to learn from; {how}"
+        f"{int(sequences.target.sum()):,} target events; {how}"
         + (f"; {skipped} pieces without a target left out" if skipped else "")
         + weighed
     )

@@ -1,4 +1,4 @@
-"""Offline and online: the probabilities of logged events as serving would have given them."""
+"""Probabilities of logged events as serving computes them, to compare with offline ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,30 @@ def predict_served(
 ) -> dict[str, np.ndarray]:
     """Probabilities of every target event by task, (E,), NaN for the others, from the serving graph.
 
-    The history of a request is what the member did before it. With `whole_session`, nothing of the request's own session is in it:
-    the case of a feed that scores the candidates of a session before any of its actions are known. A model that was trained to
-    read them scores worse here than offline (`predict_events`); the difference is what in-session leakage costs.
+    The history of a request has the member's events before it. With `whole_session`, the events of the request's own session are left
+    out: a feed scores the candidates of a session before any of its actions are known. A model that was trained to read them has
+    worse metrics here than offline (`predict_events`); the difference is the effect of in-session leakage.
 
     Args:
         ranker: any model of this package.
         sequences: from `build_sequences` with the model's schema.
-        whole_session: leave out the events of the request's session; False: of the request's own second and later alone.
+        whole_session: leave out the events of the request's session; False: only those of the request's own second and later.
         max_history: the newest events kept; None: all.
-        batch_size: requests a step.
+        batch_size: requests per step.
+
+    Returns:
+        By task, float64 (E,).
 
     Raises:
-        ValueError: `whole_session` with a schema that names no session.
+        ValueError: `whole_session` with a schema without a session.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> found = kr.training.predict_served(model, kr.data.build_sequences(log.events, schema))
+        >>> found["click"].shape == (len(log.events),)
+        True
     """
     found = requests(sequences, max_history=None)
     end = found.history_end
@@ -42,14 +53,14 @@ def predict_served(
     found = replace(found, history_begin=begin, history_end=end)
     graph = ranker.serving_model
     dataset = RequestDataset(found, batch_size, names=list(graph.input))
-    # A task that is trained alone is not served.
+    # Auxiliary tasks are trained but not served.
     out = {task: np.full(sequences.num_events, np.nan) for task in ranker.tasks if task in graph.output}
     for batch in range(len(dataset)):
         which = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(found)))
         index = found.candidate_index(which, dataset.candidates)
-        # Every step has one shape: a last one of its own would be compiled anew.
-        asked = np.pad(which, (0, batch_size - len(which)), constant_values=-1)
-        scores = graph.predict_on_batch(found.tensors(asked, dataset.names, history=dataset.history, candidates=dataset.candidates))
+        # All steps have the same shape: another shape for the last one would need a compilation.
+        filled = np.pad(which, (0, batch_size - len(which)), constant_values=-1)
+        scores = graph.predict_on_batch(found.tensors(filled, dataset.names, history=dataset.history, candidates=dataset.candidates))
         for task, values in out.items():
             values[index[index >= 0]] = np.asarray(scores[task])[: len(which)][index >= 0]
     return {task: np.where(sequences.target, values, np.nan) for task, values in out.items()}

@@ -1,4 +1,4 @@
-"""From options to what `fit` needs: batches of a log's events, a compiled model, weights of events."""
+"""Training data, compiled model and event weights, from the options."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def training_data(
     delays: Any = None,
     epoch: int = 0,
 ) -> tuple[PackedDataset | PackedRequests, int]:
-    """What `ranker.fit` reads of streams: packed rows or requests, as the model's form is; and the longest request.
+    """The data for `ranker.fit`, packed rows or requests depending on the model's form; and the size of the largest request.
 
     Args:
-        ranker, sequences, training, seed: the model, its data, how it is trained.
+        ranker, sequences, training, seed: the model, its data, the options.
         weights: of events by task, see `weights_for`.
         delays: logged delays for a model with an input `delay`. None: always the model's `delay`.
         epoch: number of the first epoch.
 
     Raises:
-        ValueError: as the datasets, targets without a position for a model that reads them, delays for a model without the input,
-            and options of models trained on rows for one trained on requests.
+        ValueError: as the datasets; targets without a position for a model that reads positions; delays for a model without the input;
+            options for models trained on rows with a model trained on requests.
     """
     _check_positions(ranker, sequences)
     if delays is not None and "delay" not in ranker.input_columns:
@@ -52,7 +52,7 @@ def training_data(
     if ranker.form == "requests":
         if training.shuffle_sessions is not None or training.batching != "packed":
             received = f"shuffle_sessions={training.shuffle_sessions!r}, batching={training.batching!r}"
-            raise ValueError(f"`{ranker.name}` is trained on requests, which these options of models on rows do not reach. {received}")
+            raise ValueError(f"`{ranker.name}` is trained on requests; these options are for models trained on rows. Received: {received}")
         found = model_requests(ranker, sequences)
         longest = int((found.candidate_end - found.candidate_begin).max(initial=1))
         size = max(training.row_length, longest)
@@ -65,7 +65,7 @@ def training_data(
 
 
 def weights_for(sequences: Sequences, training: TrainingOptions, events: pd.DataFrame, schema: Schema, tasks: list[str]) -> EventWeights:
-    """The event weights of the options; propensities are estimated from `events`, the rows learned from."""
+    """The event weights of the options; propensities are estimated from `events`, the training rows."""
     propensities, report = None, {}
     if training.ipw is not None:
         curves = position_propensities(events, schema, tasks=tasks, **(training.ipw_options or {}))
@@ -84,7 +84,7 @@ def weights_for(sequences: Sequences, training: TrainingOptions, events: pd.Data
 
 
 def delays_for(events: pd.DataFrame, training: TrainingOptions) -> np.ndarray | None:
-    """The logged delays that the options name, of the rows learned from."""
+    """The values of the options' delay column in the training rows."""
     if training.delay_column is None:
         return None
     if training.delay_column not in events.columns:
@@ -94,18 +94,18 @@ def delays_for(events: pd.DataFrame, training: TrainingOptions) -> np.ndarray | 
 
 
 def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:
-    """A row without a position would train the first tower: refuse it where there are several."""
+    """Raise an error for a target without a position in a model with several towers: it would train the first one."""
     unknown = sequences.target & (sequences.position == 0)
     if ranker.boundaries and unknown.any():
         what, off = ("offsets", "position_offsets=0") if "position_offsets" in ranker.arguments else ("towers", "tower_boundaries=()")
         raise ValueError(
             f"column '{sequences.schema.position}' has no position at row {int(sequences.rows[unknown.argmax()])} ({int(unknown.sum())} "
-            f"training rows); {what} by position need one. Use {off} or leave such rows out."
+            f"training rows); {what} by position need one. Use {off} or leave out such rows."
         )
 
 
 def schedule_for(peak: float, warmup_share: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
-    """Linear warm-up from 0 to `peak`, then half a cosine down to a hundredth of it."""
+    """Linear warm-up from 0 to `peak`, then half a cosine period down to a hundredth of it."""
     warmup = max(1, round(warmup_share * steps))
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0, decay_steps=max(1, steps - warmup), alpha=_FLOOR, warmup_target=peak, warmup_steps=warmup
@@ -113,7 +113,7 @@ def schedule_for(peak: float, warmup_share: float, steps: int) -> keras.optimize
 
 
 def constant_rate(rate: float) -> keras.optimizers.schedules.CosineDecay:
-    """The same rate at every step, as a schedule: an optimiser then has the variables of one with a schedule."""
+    """The same rate at every step, as a schedule: the optimiser then has the same variables as with a schedule."""
     return keras.optimizers.schedules.CosineDecay(initial_learning_rate=rate, decay_steps=1, alpha=1.0)
 
 
@@ -121,10 +121,10 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
     """Compile with AdamW, warm-up and cosine decay over `steps`, and the losses of the options.
 
     Args:
-        ranker, training: the model and how it is trained.
+        ranker, training: the model and the options.
         steps: of the whole training.
         window: impressions of the largest request.
-        warm: no warm-up and no decay: the rate at which such a training ends (Feed-SR's rule for a warm start, stated), always.
+        warm: no warm-up and no decay, but always the rate at which a training ends (Feed-SR's rule for a warm start, stated).
 
     Raises:
         ValueError: a task weight of a task that the model does not have.
@@ -133,7 +133,7 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
     def rate(peak: float) -> Any:
         return constant_rate(_FLOOR * peak) if warm else schedule_for(peak, training.warmup, steps)
 
-    # On torch Keras has an AdamW of its own, which updates all variables at once and asks the schedule once.
+    # On torch, Keras's AdamW updates all variables at once and evaluates the schedule once.
     adamw = keras.optimizers.AdamW if keras.backend.backend() == "torch" else AdamW
     optimizer: Any = adamw(rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm)
     if training.table_optimizer == "adagrad" and any(variable.path.endswith("/embeddings") for variable in ranker.trainable_variables):
@@ -153,9 +153,9 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
 
 
 def build_for(ranker: models.RankingModel, batch: Any) -> None:
-    """Make what a compiled model makes at its first step: the states of losses and optimiser.
+    """Build what a compiled model builds at its first step: the states of losses and optimiser.
 
-    TensorFlow traces a step a second time if the first made variables, which is as long again. The other backends need no such help.
+    TensorFlow traces a step a second time if the first one made variables, which doubles the time. The other backends do not.
     """
     x, y, sample_weight = batch
     ranker.compute_loss(x=x, y=y, y_pred=ranker(x, training=False), sample_weight=sample_weight, training=False)

@@ -115,15 +115,17 @@ def test_batches_of_several_lengths_go_on_as_they_were(log: Any, batching: str, 
 
 def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken: Path) -> None:
     for change, message in (
-        ({"seed": 8}, "seed: 7 then, 8 now"),
-        ({"epochs": 3}, "training.epochs: 2 then, 3 now"),
-        ({"options": {**OPTIONS, "learning_rate": 1e-3}}, "training.learning_rate: 0.002 then, 0.001 now"),
-        ({"options": {**OPTIONS, "dropout": 0.1}}, "arguments.dropout: 0.3 then, 0.1 now"),
+        ({"seed": 8}, "seed: 7 in the checkpoint, 8 here"),
+        ({"epochs": 3}, "training.epochs: 2 in the checkpoint, 3 here"),
+        ({"options": {**OPTIONS, "learning_rate": 1e-3}}, "training.learning_rate: 0.002 in the checkpoint, 0.001 here"),
+        ({"options": {**OPTIONS, "dropout": 0.1}}, "arguments.dropout: 0.3 in the checkpoint, 0.1 here"),
     ):
         with pytest.raises(ValueError, match=message):
             train(log, out=broken, resume=True, **{**SETTINGS, **change})
     other = kr.data.simulate(members=50, days=3, seed=2)
-    with pytest.raises(ValueError, match=r"made with other options or other data \(data: \w+ then, \w+ now\). Go on with the same."):
+    with pytest.raises(
+        ValueError, match=r"made with other options or other data \(data: \w+ in the checkpoint, \w+ here\). Go on with the same."
+    ):
         train(other, out=broken, resume=True, **SETTINGS)
     # Weights and delays come from columns that no stream holds.
     sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
@@ -131,9 +133,9 @@ def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken:
     prints = [fingerprint(sequences, ones, delays), fingerprint(sequences, {"click": 2 * ones["click"]}, delays)]
     prints += [fingerprint(sequences, {}, delays), fingerprint(sequences, ones, delays[::-1]), fingerprint(sequences, ones, None)]
     assert len(set(prints)) == 5 and fingerprint(sequences, dict(ones), delays.copy()) == prints[0]
-    with pytest.raises(ValueError, match="is finished: there is nothing to go on with"):
+    with pytest.raises(ValueError, match="is finished and cannot be resumed"):
         train(log, out=whole[0], resume=True, **SETTINGS)
-    with pytest.raises(ValueError, match="is not finished: go on with it first"):
+    with pytest.raises(ValueError, match="is not finished: resume it first"):
         warm_start(log, broken, np.ones(len(log.events), dtype=bool))
 
 
@@ -205,7 +207,7 @@ def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
     # The day after goes on from there.
     again, _ = warm_start(log, tmp_path, new, verbose=False)
     assert differ(warmed, again)
-    for marks, message in ((new[:-1], "`new` must have one bool a row"), (new & False, "`new` must mark at least one row")):
+    for marks, message in ((new[:-1], "`new` must have one bool for each row"), (new & False, "`new` must be True for at least one row")):
         with pytest.raises(ValueError, match=message):
             warm_start(log, folder, marks)
 

@@ -1,4 +1,4 @@
-"""What a trained model knows of its weights: where they are, and how sharply the data pins them down."""
+"""Snapshots of a trained model: its weights and their diagonal Fisher information."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class FisherSnapshot:
 
     Gradients are those of single samples and true labels: squares of minibatch gradients would underestimate F by about the
     batch size. A sample is one entry of the batch axis (of packed rows: a row), -log p its own loss, as `model.compile` defines
-    it for a batch of that sample alone; regularisers are no part of it. N counts samples with a weight other than zero.
+    it for a batch of that sample alone, without regularisers. N counts samples with a weight other than zero.
 
-    LiRank (2402.06859) approximates the diagonal of the Hessian by the empirical Fisher (stated). On which samples, and whether
-    it is carried on from day to day, is not: `samples` and `accumulate` are our choice.
+    LiRank (2402.06859) approximates the diagonal of the Hessian by the empirical Fisher (stated). The samples, and whether it is
+    accumulated from day to day, are not stated: `samples` and `accumulate` are our choice.
 
     Attributes:
         weights: float32 by path, trainable variables only.
@@ -42,7 +42,7 @@ class FisherSnapshot:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="d")])
         >>> model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
         >>> x, y = np.array([[1.0, 0.0], [2.0, 4.0]], "float32"), np.array([[1.0], [0.0]], "float32")
-        >>> FisherSnapshot.measure(model, [(x, y)]).fisher["d/kernel"].tolist()  # p = 1/2: means of (x / 2)^2
+        >>> kr.training.FisherSnapshot.measure(model, [(x, y)]).fisher["d/kernel"].tolist()  # p = 1/2: means of (x / 2)^2
         [[0.625], [2.0]]
     """
 
@@ -68,24 +68,24 @@ class FisherSnapshot:
     ) -> FisherSnapshot:
         """The snapshot of a model on the data it was trained on.
 
-        The gradients of all samples of a batch are taken at once where the backend can vectorise the model, and one by one,
-        with a warning, where not. `Embedding` and `Dense` layers are differentiated at their outputs: an array (samples, rows,
-        D) never exists, and the cost of a table does not depend on its rows. That the result is the gradient is checked on the
-        first sample that counts against plain differentiation; a layer whose weights are also used elsewhere takes the general
-        way. (A use that gives that sample no gradient is not seen.)
+        The gradients of all samples of a batch are computed at once if the backend can vectorise the model, otherwise one by one
+        with a warning. `Embedding` and `Dense` layers are differentiated at their outputs: no array (samples, rows,
+        D) is made, and the cost of a table does not depend on its rows. The result for the first sample with a weight is compared
+        with plain differentiation; a layer whose weights are also used elsewhere is then differentiated plainly. (A use without a
+        gradient for this sample is not detected.)
 
         Args:
-            model: built; its weights and other state are left as they are.
+            model: built; its weights and other state do not change.
             dataset: a `PyDataset`, a `tf.data.Dataset` or any iterable of batches `(x, y)` or `(x, y, sample_weight)`, nested as
-                for `fit`. It must end.
+                for `fit`. It must be finite.
             loss: what `compile` takes for one output, or a dict of these by output; None: the compiled loss.
-            samples: measure on at most so many; None: all.
-            seed: of the order in which the batches of a `PyDataset` are taken if `samples` is given.
+            samples: largest number of samples; None: all.
+            seed: of the order of the batches of a `PyDataset` if `samples` is given.
             batch_size: samples differentiated at once; None: as many as 256 MiB of gradients hold, at most 512.
             training: call the model in training mode. BatchNormalization then sees batches of one.
 
         Raises:
-            ValueError: no loss, no sample that counts, a model that is not built or has two variables of one path, or a gradient
+            ValueError: no loss, no sample with a weight, a model that is not built or has two variables of one path, or a gradient
                 that is not finite.
         """
         for name, value in (("samples", samples), ("batch_size", batch_size)):
@@ -107,9 +107,9 @@ class FisherSnapshot:
         return cls(weights, fisher, found.samples)
 
     def accumulate(self, previous: FisherSnapshot, decay: float) -> FisherSnapshot:
-        """These weights with F_t = F(D_t) + decay F_{t-1}: what Bayes' rule gives for data that comes in parts (our reading).
+        """These weights with F_t = F(D_t) + decay F_{t-1}: Bayes' rule for data that arrives in parts (our reading).
 
-        With the mean loss of N samples a day, decay = 1 weighs all days equally, and days of k days ago weigh decay^k.
+        With the mean loss of N samples per day, the day k days ago has weight decay^k; with decay = 1 all days have equal weights.
 
         Raises:
             ValueError: `decay` below 0 or not finite, or a variable of `previous` that is missing here or of another width.
@@ -151,7 +151,7 @@ class FisherSnapshot:
     def check(self, model: Any) -> None:
         """Raise unless every variable here is one of the model's, of its shape; an `Embedding` may have more rows in the model.
 
-        Variables and rows that only the model has are new: unpenalised, and left where they are.
+        Variables and rows of the model alone are new: they are neither penalised nor initialised.
 
         Raises:
             ValueError: the variable, and what the model has.

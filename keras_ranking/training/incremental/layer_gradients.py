@@ -1,7 +1,7 @@
-"""Where a gradient is taken at a layer's output, so that no (samples, weights) array is made for that layer.
+"""Weight gradients of single samples from the gradient at a layer's output, without an array (samples, weights).
 
-The loss does not change if a zero is added to a layer's output, but its gradient by that zero, g, and the layer's input give
-the gradient by the weights: of an `Embedding` the sum of g over the positions with the row's id, of a `Dense` a^T g.
+Zeros are added to a layer's output. The gradient g of the loss by these zeros and the layer's input a give the gradient by the
+weights: for an `Embedding` the sum of g over the positions with the row's id, for a `Dense` a^T g.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MISSING = object()
 
 @contextlib.contextmanager
 def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Attributes of this instance alone, past Keras's attribute tracking; what was there comes back."""
+    """Replace attributes of this instance inside a block, without Keras's attribute tracking."""
     before = {name: vars(owner).get(name, _MISSING) for name in attributes}
     vars(owner).update(attributes)
     try:
@@ -33,19 +33,19 @@ def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
 
 
 def layers_of(model: Any) -> list[Any]:
-    """Every layer inside, each once."""
+    """All layers of a model, without repetition."""
     return list({id(layer): layer for layer in model._flatten_layers(include_self=False)}.values())
 
 
 def variable_path(model: Any, variable: Any) -> str:
-    """Path of a variable inside the model: without the model's own name, which counts up when a model is made again."""
+    """Path of a variable without the model's name, whose number increases when a model is made again."""
     return str(variable.path).removeprefix(f"{model.name}/")
 
 
 def embedding_tables(model: Any) -> dict[Any, Any]:
-    """Trainable table by its `Embedding` layer.
+    """The trainable table of each `Embedding` layer.
 
-    A subclass with a `call` of its own may do anything with its table: for us it is a layer like any other.
+    A subclass with its own `call` may use its table in another way: it is not included.
     """
     trainable = {id(variable) for variable in model.trainable_variables}
     found = {}
@@ -56,64 +56,64 @@ def embedding_tables(model: Any) -> dict[Any, Any]:
     return found
 
 
-class Tap:
-    """One layer that is differentiated at its output."""
+class LayerGradient:
+    """A layer whose weight gradients are computed from the gradient at its output."""
 
     def __init__(self, layer: Any, variables: list[Any]) -> None:
         self.layer, self.variables = layer, variables
         self.embedding = isinstance(layer, keras.layers.Embedding)
 
 
-def taps_of(model: Any) -> list[Tap]:
-    """Embeddings and plain `Dense` layers all of whose weights are trained."""
-    taps = [Tap(layer, [table]) for layer, table in embedding_tables(model).items()]
+def layer_gradients_of(model: Any) -> list[LayerGradient]:
+    """One entry for each embedding, and for each plain `Dense` layer with trainable weights only."""
+    layer_gradients = [LayerGradient(layer, [table]) for layer, table in embedding_tables(model).items()]
     trainable = {id(variable) for variable in model.trainable_variables}
     for layer in layers_of(model):
         if type(layer) is keras.layers.Dense and layer.built and not layer.lora_enabled and layer.quantization_mode is None:
             variables = list(layer.weights)
             if all(id(variable) in trainable for variable in variables):
-                taps.append(Tap(layer, variables))
-    return taps
+                layer_gradients.append(LayerGradient(layer, variables))
+    return layer_gradients
 
 
 class Recorder:
-    """Inputs and output shapes of tapped layers, in the order of their calls, while a model runs inside `active`."""
+    """Records inputs and output shapes of these layers, in the order of their calls, while a model runs inside `active`."""
 
-    def __init__(self, taps: list[Tap]) -> None:
-        self.taps = taps
+    def __init__(self, layer_gradients: list[LayerGradient]) -> None:
+        self.layer_gradients = layer_gradients
         self.offsets: list[Any] | None = None
-        self.calls: list[tuple[Tap, Any, tuple[int, ...]]] = []
+        self.calls: list[tuple[LayerGradient, Any, tuple[int, ...]]] = []
 
     @contextlib.contextmanager
     def active(self, offsets: list[Any] | None) -> Iterator[None]:
         """`offsets` are added to the outputs of the calls, in their order; None: nothing is added."""
         self.offsets, self.calls = offsets, []
         with contextlib.ExitStack() as stack:
-            for tap in self.taps:
-                stack.enter_context(self._watched(tap))
+            for gradient in self.layer_gradients:
+                stack.enter_context(self._watched(gradient))
             yield
 
     def _add(self, outputs: Any) -> Any:
-        tap, inputs, _ = self.calls[-1]
-        self.calls[-1] = (tap, inputs, tuple(outputs.shape))
+        gradient, inputs, _ = self.calls[-1]
+        self.calls[-1] = (gradient, inputs, tuple(outputs.shape))
         return outputs if self.offsets is None else outputs + ops.cast(self.offsets[len(self.calls) - 1], outputs.dtype)
 
-    def _watched(self, tap: Tap) -> contextlib.AbstractContextManager[None]:
-        layer, call = tap.layer, tap.layer.call
+    def _watched(self, gradient: LayerGradient) -> contextlib.AbstractContextManager[None]:
+        layer, call = gradient.layer, gradient.layer.call
 
         def watched(inputs: Any, *args: Any, **settings: Any) -> Any:
-            self.calls.append((tap, inputs, ()))
+            self.calls.append((gradient, inputs, ()))
             outputs = call(inputs, *args, **settings)
-            return self._add(outputs) if tap.embedding else outputs
+            return self._add(outputs) if gradient.embedding else outputs
 
-        if tap.embedding:
+        if gradient.embedding:
             return replaced(layer, call=watched)
         activation = layer.activation
-        # The gradient by the weights needs the one before the activation.
+        # The gradient by the weights needs the gradient before the activation.
         return replaced(layer, call=watched, activation=lambda x: activation(self._add(x)))
 
 
-def dense_squares(tap: Tap, inputs: list[Any], grads: list[Any]) -> list[Any]:
+def dense_squares(gradient: LayerGradient, inputs: list[Any], grads: list[Any]) -> list[Any]:
     """Sum over samples of the squared gradients of a `Dense` layer's weights, from its inputs and g of all its calls."""
     a = ops.concatenate([ops.reshape(part, (part.shape[0], -1, part.shape[-1])) for part in inputs], axis=1)
     g = ops.concatenate([ops.reshape(part, (part.shape[0], -1, part.shape[-1])) for part in grads], axis=1)
@@ -122,7 +122,7 @@ def dense_squares(tap: Tap, inputs: list[Any], grads: list[Any]) -> list[Any]:
         kernel = ops.matmul(ops.transpose(ops.square(a[:, 0])), ops.square(g[:, 0]))
     else:
         kernel = ops.sum(ops.square(ops.matmul(ops.transpose(a, (0, 2, 1)), g)), axis=0)
-    return [kernel, ops.sum(ops.square(ops.sum(g, axis=1)), axis=0)][: len(tap.variables)]
+    return [kernel, ops.sum(ops.square(ops.sum(g, axis=1)), axis=0)][: len(gradient.variables)]
 
 
 def row_squares(ids: np.ndarray, grads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +144,7 @@ def row_squares(ids: np.ndarray, grads: np.ndarray, rows: int) -> tuple[np.ndarr
     samples, positions = ids.shape
     row = np.where(ids < 0, ids + rows, ids).reshape(-1).astype(np.int64)
     grads = grads.reshape(len(row), -1)
-    used = grads.any(axis=1)  # padding and samples that do not count
+    used = grads.any(axis=1)  # neither padding nor samples with weight 0
     row, grads, sample = row[used], grads[used], np.repeat(np.arange(samples), positions)[used]
     if not len(row):
         return row, np.zeros((0, grads.shape[1]))

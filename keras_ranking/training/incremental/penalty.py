@@ -1,4 +1,4 @@
-"""Training on new data alone, held to what earlier models knew."""
+"""Training on new data alone, with a penalty that keeps the weights near earlier ones."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from keras import ops
 
 from keras_ranking.training.incremental.fisher import FisherSnapshot, grown, trainable_weights
 from keras_ranking.training.incremental.layer_gradients import embedding_tables, replaced, variable_path
-from keras_ranking.training.incremental.quadratic_penalty import Square
+from keras_ranking.training.incremental.quadratic_penalty import QuadraticPenalty
 
 _ATTACHED = "_keras_ranking_penalty"
 
 
 class IncrementalPenalty:
-    """Keeps weights near earlier ones, the more so the better these were known.
+    """Keeps weights near earlier ones, with a strength that grows with their Fisher information.
 
         L_t(w) = loss_{D_t}(w) + lambda_f / 2 [ alpha (w - w_0)^T H_0 (w - w_0) + (1 - alpha) (w - w_{t-1})^T H_{t-1} (w - w_{t-1}) ]
 
     LiRank (2402.06859), Eq. 3, with the start `w = alpha w_0 + (1 - alpha) w_{t-1}`; alpha = 0 is Eq. 2 (all stated). H is
     diagonal: a `FisherSnapshot`.
 
-    **Scale.** Keras's loss is a mean over samples and H is one too: lambda_f weighs one mean against another. If H comes from as
-    many samples as there are now, lambda_f = 1 trusts a sample of then like one of now.
+    **Scale.** Keras's loss is a mean over samples and H is one too: lambda_f is the weight of one mean
+    relative to the other. If H comes from as many samples as the new data has, lambda_f = 1 gives old and new samples equal weight.
 
-    **Tables.** Of an `Embedding`'s table only the rows that a step looks up are penalised in that step, each once however often
-    it occurs (the paper is silent; our choice). Their gradient is that of the whole penalty; the others have no gradient from
-    the loss either. Rows and variables that a snapshot does not have, or has with H = 0, are free.
+    **Tables.** Of an `Embedding`'s table only the rows that a step looks up are penalised in that step, each once even if it occurs
+    several times (the paper is silent; our choice). Their gradient is that of the whole penalty; other rows have no gradient
+    from the loss either. Rows and variables that are missing in a snapshot, or have H = 0, are not penalised.
 
-    While attached, `fit` and `train_on_batch` of every backend minimise the sum, and show it as `loss`; `evaluate`,
-    `predict` and saving do as always. Weights that are not trainable, such as moving means, are not touched.
+    While attached, `fit` and `train_on_batch` of every backend minimise the sum, and report it as `loss`; `evaluate`,
+    `predict` and saving do not change. Weights that are not trainable, such as moving means, are not penalised.
 
     Args:
         previous: (w_{t-1}, H_{t-1}).
@@ -48,7 +48,7 @@ class IncrementalPenalty:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")])
         >>> model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
         >>> data = [(np.ones((4, 2), "float32"), np.ones((4, 1), "float32"))]
-        >>> penalty = IncrementalPenalty(kr.training.FisherSnapshot.measure(model, data), forgetting=2.0)
+        >>> penalty = kr.training.IncrementalPenalty(kr.training.FisherSnapshot.measure(model, data), forgetting=2.0)
         >>> with penalty.attach(model):
         ...     _ = model.fit(*data[0], verbose=0)
         >>> penalty.value(model) > 0
@@ -72,7 +72,7 @@ class IncrementalPenalty:
         self._attached: tuple[Any, contextlib.ExitStack] | None = None
 
     def initialise(self, model: Any) -> None:
-        """Set w <- alpha w_0 + (1 - alpha) w_{t-1}. A row or variable that only one snapshot has comes from that one.
+        """Set w <- alpha w_0 + (1 - alpha) w_{t-1}. A row or variable of only one snapshot is taken from that one.
 
         Raises:
             ValueError: a snapshot that does not fit the model.
@@ -118,7 +118,7 @@ class IncrementalPenalty:
         looked_up: dict[Any, list[Any]] = {}
         stack, step = contextlib.ExitStack(), _Step()
         by_table = {id(table): layer for layer, table in tables.items()}
-        terms = [term for variable in model.trainable_variables if (term := self._term(model, variable)).given]
+        terms = [term for variable in model.trainable_variables if (term := self._term(model, variable)).any]
         train_step, compute_loss = model.train_step, model.compute_loss
 
         def watched_step(*args: Any, **settings: Any) -> Any:
@@ -141,7 +141,7 @@ class IncrementalPenalty:
                     parts.append(term.whole())
                 elif layer in looked_up:
                     parts.append(term.rows(looked_up[layer]))
-            looked_up.clear()  # a step that computes its loss once more has looked up rows anew
+            looked_up.clear()  # a second loss of the same step looks up its rows again
             return loss + ops.cast(self.forgetting / 2 * sum(parts), loss.dtype) if parts else loss
 
         def watch(layer: Any) -> None:
@@ -162,7 +162,7 @@ class IncrementalPenalty:
         return self
 
     def detach(self) -> None:
-        """Leave the model as it was before `attach`. Does nothing if not attached."""
+        """Restore the model to its state before `attach`. Does nothing if not attached."""
         if self._attached is not None:
             (model, stack), self._attached = self._attached, None
             stack.close()
@@ -174,10 +174,10 @@ class IncrementalPenalty:
     def __exit__(self, *error: object) -> None:
         self.detach()
 
-    def _term(self, model: Any, variable: Any) -> Square:
+    def _term(self, model: Any, variable: Any) -> QuadraticPenalty:
         path = variable_path(model, variable)
         found = [(share, prior.weights[path], prior.fisher[path]) for share, prior in self._priors if path in prior.weights]
-        return Square(variable, found)
+        return QuadraticPenalty(variable, found)
 
     def _checked(self, model: Any) -> dict[str, np.ndarray]:
         for _, prior in self._priors:
@@ -192,7 +192,7 @@ class _Step:
 
 
 def _forget_compiled(model: Any) -> None:
-    """Steps that are compiled already would go on as before."""
+    """Drop the compiled step, so that the next one is compiled with or without the penalty."""
     model.train_function = None
 
 
@@ -210,25 +210,25 @@ def fit_incremental(
     seed: int = 0,
     **fit_settings: Any,
 ) -> tuple[keras.callbacks.History, FisherSnapshot]:
-    """One round of incremental training: start, penalised fit, new snapshot. The model is left trained and without penalty.
+    """One round of incremental training: start, penalised fit, new snapshot. Afterwards the model is trained and has no penalty.
 
-    Carry-over of the optimiser's state is not in the paper: here it stays what it is; compile anew for a fresh one.
+    The paper does not say what happens to the optimiser's state: here it is kept; compile the model again to reset it.
 
     Args:
         model: compiled, with the variables of the snapshots.
         dataset: of the new data alone, as for `FisherSnapshot.measure`; read `epochs` + 1 times.
         previous, cold, forgetting, cold_weight: of `IncrementalPenalty`.
         epochs: passes over the new data.
-        fisher_dataset: what the new snapshot is measured on, where a sample is not an entry of `dataset`'s batch axis: of packed rows,
-            the single events (`PackedRequests(single=True)`). None: `dataset`.
-        fisher_samples: measure the new snapshot on at most so many samples; None: all.
-        accumulate: carry the previous Fisher information on with this decay (`FisherSnapshot.accumulate`); None: that of the
-            new data alone.
+        fisher_dataset: data of the new snapshot, if a sample is not an entry of `dataset`'s batch axis: for packed rows, single events
+            (`PackedRequests(single=True)`). None: `dataset`.
+        fisher_samples: largest number of samples of the new snapshot; None: all.
+        accumulate: decay with which the previous Fisher information is added (`FisherSnapshot.accumulate`); None: only that of the
+            new data.
         seed: of the choice of these samples.
         fit_settings: further arguments of `model.fit`.
 
     Returns:
-        What `fit` returned, and the new snapshot: the `previous` of the next round.
+        The history of `fit`, and the new snapshot: the `previous` of the next round.
 
     Raises:
         ValueError: as `IncrementalPenalty` and `FisherSnapshot.measure`, before training where possible.
@@ -243,7 +243,7 @@ def fit_incremental(
         ...     def __getitem__(self, batch):
         ...         return np.full((4, 2), batch, "float32"), np.ones((4, 1), "float32")
         >>> snapshot = kr.training.FisherSnapshot.measure(model, Day())
-        >>> history, snapshot = fit_incremental(model, Day(), snapshot, forgetting=1.0, epochs=2, verbose=0)
+        >>> history, snapshot = kr.training.fit_incremental(model, Day(), snapshot, forgetting=1.0, epochs=2, verbose=0)
         >>> len(history.history["loss"]), snapshot.samples
         (2, 8)
     """

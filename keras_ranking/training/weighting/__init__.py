@@ -1,1 +1,1 @@
-"""How much an event counts in training: place, age, inverse propensities."""
+"""Weights of events in training: by place, age and inverse propensity."""

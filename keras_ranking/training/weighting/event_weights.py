@@ -1,12 +1,12 @@
-"""What each event counts in the loss: by its place in the stream, by its age, by where it was shown.
+"""Weights of events in the loss: by place in the stream, by age, by the position shown.
 
 Weights multiply, and the losses of this package divide by their sum (`ObservedTowerLoss`): only ratios matter. So the loss of a
-packed batch is the mean over its members, each weighed by the sum of its weights, whatever row they stand in.
+packed batch is the mean over its members, each weighted by the sum of its weights, independent of their rows.
 
     L = sum_k lambda_k sum_i m_i w_pos(i) w_age(i) w_ipw(i, k) BCE_ik / sum_i m_i w_pos(i) w_age(i) w_ipw(i, k)
 
 m is 0 for padding, for events that are history or context, for unknown labels and, in an incremental step, for all but the new
-events. The form is inferred from the parts that Feed-SR states. A pair of the pairwise loss weighs the product of its two weights.
+events. The form is inferred from the parts that Feed-SR states. A pair of the pairwise loss has the product of its two weights.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ def check_half_life(name: str, value: Any, words: tuple[str, ...] = ()) -> None:
 def place_weights(sequences: Sequences, half_life: float | str = "length") -> np.ndarray:
     """w_t = 2^(-(T - t) / h) for the t-th of a member's T events, history included: (E,) float32.
 
-    A place is that in time: where events of a session are shuffled for an epoch, each keeps its weight (*our choice*).
+    The place is the place in time: if the events of a session are shuffled for an epoch, each keeps its weight (*our choice*).
 
     Args:
         sequences: from `build_sequences`.
         half_life: h in events; 'length': h = T, the member's own length, which gives 2^(-1 + 1/T), about 0.5, for the first event
             and 1 for the last (Feed-SR states these two ends; T as the real length, not the longest allowed, is inferred).
 
+    Returns:
+        float32 (E,).
+
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
         >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
-        >>> float(place_weights(sequences)[sequences.offsets[1] - 1])
+        >>> float(kr.training.place_weights(sequences)[sequences.offsets[1] - 1])
         1.0
     """
     check_half_life("half_life", half_life, words=("length",))
@@ -61,8 +64,18 @@ def age_weights(sequences: Sequences, half_life_days: float = 60.0, now: int | N
     Args:
         sequences: from `build_sequences`.
         half_life_days: Feed-SR states 60.
-        now: model time from which age counts; None: that of the newest target event. Later events weigh 1. The paper weighs whole
-            sequences; weighing events by their own age is *our choice*, since a stream spans many days.
+        now: model time from which age counts; None: that of the newest target event. Later events have weight 1. The paper weights whole
+            sequences; weights by each event's own age are *our choice*, since a stream spans many days.
+
+    Returns:
+        float32 (E,).
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
+        >>> weights = kr.training.age_weights(sequences, half_life_days=1.0)
+        >>> float(weights.max()), bool(weights.min() > 0.25)
+        (1.0, True)
     """
     check_half_life("half_life_days", half_life_days)
     if now is None:
@@ -76,19 +89,20 @@ def inverse_propensity_weights(
 ) -> tuple[np.ndarray, int]:
     """min(1 / propensity(position), clip), scaled to mean 1; and how many were clipped.
 
-    Two readings, which remove different things:
+    Two readings, which remove different biases:
 
-    * all events weighed by where they were shown (no `label`): Feed-SR's words. Low positions count as much as if they had been
-      looked at as often; the label of an event stays what its position made it. An item that is only ever shown low still looks poor.
-    * only the positives weighed (`label` given; others weigh 1): the click odds become relevance / (1 - propensity * relevance),
-      whose order is that of relevance up to a small term, even where position depends on the item (Joachims et al., 2017).
+    * all events weighted by the position shown (no `label`): Feed-SR's words. Low positions count as if they had been examined as
+      often as high ones; the labels still depend on the position. An item that is shown at low positions only still gets low scores.
+    * only the positives weighted (`label` given; others have weight 1): the click odds become
+      relevance / (1 - propensity * relevance), whose order is that of relevance up to a small term, also if position depends on the
+      item (Joachims et al., 2017).
 
     Args:
         position: (E,) rank shown, 1-based.
-        propensity: (K,) of positions 1 to K; positions beyond K have that of K. Where it is 0 (no label 1 was seen there), the
+        propensity: (K,) of positions 1 to K; positions beyond K have that of K. Where it is 0 (no label 1 at this position), the
             weight is `clip`.
         clip: largest weight before scaling.
-        label: (E,) 0 or 1, to weigh the positives alone.
+        label: (E,) 0 or 1, to weight the positives alone.
         counted: (E,) bool, over which events the mean is 1 and the clipped ones are counted; None: all.
 
     Returns:
@@ -98,7 +112,7 @@ def inverse_propensity_weights(
         ValueError: a counted event without a position, a propensity outside [0, inf), a clip not above 0.
 
     Example:
-        >>> weights, clipped = inverse_propensity_weights(np.array([1, 2, 2]), np.array([1.0, 0.25]), clip=2.0)
+        >>> weights, clipped = kr.training.inverse_propensity_weights(np.array([1, 2, 2]), np.array([1.0, 0.25]), clip=2.0)
         >>> weights.tolist(), clipped
         ([0.6000000238418579, 1.2000000476837158, 1.2000000476837158], 2)
     """
@@ -111,28 +125,33 @@ def inverse_propensity_weights(
     unknown = chosen & (position < 1)
     if unknown.any():
         raise ValueError(
-            "inverse-propensity weights need the position of every event learned from. Received: none at "
+            "inverse-propensity weights need the position of every target event. Received: none at "
             f"{int(unknown.sum())} of {int(chosen.sum())} events"
         )
     with np.errstate(divide="ignore"):
         raw = 1.0 / propensity[np.clip(position, 1, len(propensity)) - 1]
     weight = np.minimum(raw, clip)
-    weighed = np.ones(len(position), dtype=bool)
+    weighted = np.ones(len(position), dtype=bool)
     if label is not None:
-        weighed = np.asarray(label) > 0
-        weight = np.where(weighed, weight, 1.0)
-    clipped = int((weighed & chosen & (raw > clip)).sum())
+        weighted = np.asarray(label) > 0
+        weight = np.where(weighted, weight, 1.0)
+    clipped = int((weighted & chosen & (raw > clip)).sum())
     mean = weight[chosen].mean() if chosen.any() else 1.0
     return np.asarray(weight / mean, dtype=np.float32), clipped
 
 
 @dataclass(frozen=True)
 class EventWeights:
-    """Weights (E,) by task, and how they came about.
+    """Weights (E,) by task, and a report of them.
 
     Attributes:
-        by_task: for `PackedDataset(weights=...)`; empty where all weigh 1.
-        report: what was clipped and what the weights span, for a person.
+        by_task: for `PackedDataset(weights=...)`; empty if all are 1.
+        report: by task, the number of clipped events and the largest weight.
+
+    Example:
+        >>> weights = kr.training.EventWeights({"click": np.array([1.0, 0.5], "float32")}, {})
+        >>> weights.by_task["click"].tolist()
+        [1.0, 0.5]
     """
 
     by_task: dict[str, np.ndarray]
@@ -148,7 +167,7 @@ def event_weights(
     ipw: str = "all",
     ipw_clip: float = 10.0,
 ) -> EventWeights:
-    """The product of the weights asked for, by task.
+    """The product of the chosen weights, by task.
 
     Args:
         sequences: from `build_sequences`.
@@ -158,8 +177,18 @@ def event_weights(
         ipw: 'all' or 'positives', see `inverse_propensity_weights`.
         ipw_clip: largest inverse propensity.
 
+    Returns:
+        `EventWeights`.
+
     Raises:
         ValueError: no propensities of a task, an unknown `ipw`, or as the functions it calls.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
+        >>> weights = kr.training.event_weights(sequences, ["click"], position_half_life="length", age_half_life_days=60)
+        >>> weights.by_task["click"].shape == (len(log.events),)
+        True
     """
     if ipw not in ("all", "positives"):
         raise ValueError(f"`ipw` must be 'all' or 'positives'. Received: ipw={ipw!r}")
@@ -182,5 +211,5 @@ def event_weights(
             weight = weight * inverse
             report[task] = {"clipped": clipped, "of": int(counted.sum()), "largest": float(inverse[counted].max(initial=0.0))}
         by_task[task] = weight
-    asked = propensities is not None or position_half_life is not None or age_half_life_days is not None
-    return EventWeights(by_task if asked else {}, report)
+    weighted = propensities is not None or position_half_life is not None or age_half_life_days is not None
+    return EventWeights(by_task if weighted else {}, report)

@@ -1,4 +1,4 @@
-"""How much a position does for a label, estimated from a log: what inverse-propensity weights divide by."""
+"""Propensities: the effect of the position shown on a label, estimated from a log."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ _Z = 1.959964  # of a 95 % interval
 
 @dataclass(frozen=True)
 class PositionCurve:
-    """What one task's labels say about the positions 1 to K (the last one: K and beyond).
+    """Propensities of the positions 1 to K for one task (the last one: K and beyond).
 
     Attributes:
-        task, method: as asked.
+        task, method: of the estimate.
         propensity: (K,) relative to position 1, which is 1.
-        low, high: (K,) 95 % interval of the ratio to position 1 (delta method on its logarithm, taking rows for independent); NaN for
-            'em', whose uncertainty is not in the counts alone.
-        shown, acted: (K,) rows, and rows with label 1, that went into it.
-        groups, attractiveness: (G,) of 'em': the groups of rows, and their chance of a label at position 1.
-        iterations: of 'em', until nothing moved by more than 1e-6, or the most that were allowed.
+        low, high: (K,) 95 % interval of the ratio to position 1 (delta method on its logarithm, rows assumed independent); NaN for
+            'em', whose uncertainty does not follow from the counts alone.
+        shown, acted: (K,) rows, and rows with label 1, of the estimate.
+        groups, attractiveness: (G,) of 'em': the groups of rows, and their probability of a label at position 1.
+        iterations: of 'em', until no value changed by more than 1e-6, or the maximum.
+
+    Example:
+        >>> log = kr.data.simulate(members=300, days=5, seed=0)
+        >>> curve = kr.training.position_propensities(log.events, log.schema, "ctr", tasks=["click"], last=5)["click"]
+        >>> curve.propensity.shape, float(curve.propensity[0]), bool(curve.rate[0] > curve.rate[4])
+        ((5,), 1.0, True)
     """
 
     task: str
@@ -53,7 +59,7 @@ class PositionCurve:
         return middle - half, middle + half
 
     def summary(self) -> dict[str, Any]:
-        """Numbers for a JSON file."""
+        """The main numbers, for a JSON file."""
         return {
             "method": self.method,
             "propensity": self.propensity.tolist(),
@@ -75,45 +81,45 @@ def position_propensities(
     prior: float = 1.0,
     iterations: int = 2000,
 ) -> dict[str, PositionCurve]:
-    """Estimate, by task, how a label's chance depends on the position alone.
+    """Estimate, by task, how the probability of a label depends on the position alone.
 
     | method | estimate | right where |
     |---|---|---|
-    | 'random' | label rate by position in the rows that `randomised` marks | what was shown there does not depend on the position |
-    | 'em' | click model P(label at k, item i) = theta_k gamma_i, both by EM; theta_1 = 1 | items change position, not their chance |
-    | 'ctr' | label rate by position over all rows | never where a policy puts better items first: a biased control |
+    | 'random' | label rate by position in the rows that `randomised` marks | items shown there do not depend on the position |
+    | 'em' | click model P(label at k, item i) = theta_k gamma_i, both by EM; theta_1 = 1 | the same items are shown at several positions |
+    | 'ctr' | label rate by position over all rows | biased if a policy shows better items first: a control |
 
-    Feed-SR computes a propensity by position and action offline (stated); how is not known, the methods are *our choice*. 'em' is the
+    Feed-SR computes a propensity by position and action offline (stated), by an unknown method; the methods are *our choice*. 'em' is the
     position-based model of Richardson (2007) and Craswell (2008):
 
         label = seen * attractive,   P(seen | k) = theta_k,   P(attractive | i) = gamma_i
         theta_k = mean over rows at k of P(seen | row);   gamma_i = (a m + sum over rows of i of P(attractive | row)) / (a + rows of i)
 
-    with m the mean attractiveness and `prior` = a: an item with few rows is drawn to the mean, else it would explain its own label.
-    Rows without a position or without a label are left out; `PositionCurve.shown` says how many stayed.
+    with m the mean attractiveness and `prior` = a: an item with few rows is shrunk to the mean, otherwise it would fit its own label.
+    Rows without a position or without a label are left out; `PositionCurve.shown` has the number of rows used.
 
     Args:
         events: the log, one row an impression.
         schema: what the columns are.
         method: see the table.
         tasks: None: all of the schema.
-        items: for 'em': the column, or columns, whose values say which rows are alike. None: the schema's first `Id`.
-        randomised: for 'random': a column of the log, or one bool a row: the row's list was in random order.
-        boundaries: upper bounds of ranges of positions that share one propensity, such as (1, 4). None: each position by itself.
-        last: positions beyond count as this one. Feed-SR's offsets reach to 60.
+        items: for 'em': the column, or columns, that identify the item of a row. None: the schema's first `Id`.
+        randomised: for 'random': a column of the log, or one bool per row: whether the row's list was in random order.
+        boundaries: upper bounds of ranges of positions that share one propensity, such as (1, 4). None: one propensity per position.
+        last: higher positions count as this one. Feed-SR has offsets up to position 60.
         prior: a, for 'em'.
-        iterations: at most, for 'em'.
+        iterations: maximum, for 'em'.
 
     Returns:
         The curve of each task.
 
     Raises:
-        ValueError: an unknown method, a schema without a position, an argument that the method needs and lacks, a position in between
-            that no row has, or no label 1 at position 1.
+        ValueError: an unknown method, a schema without a position, a missing argument of the method, a position without rows below
+            the last one, or no label 1 at position 1.
 
     Example:
         >>> log = kr.data.simulate(members=300, days=5, seed=0)
-        >>> curves = position_propensities(log.events, log.schema, "random", randomised="shuffled", boundaries=(1, 4))
+        >>> curves = kr.training.position_propensities(log.events, log.schema, "random", randomised="shuffled", boundaries=(1, 4))
         >>> bool(curves["click"].propensity[0] == 1.0 > curves["click"].propensity[4])
         True
     """
@@ -160,18 +166,18 @@ def position_propensities(
 
 def _random_rows(events: pd.DataFrame, randomised: Any) -> np.ndarray:
     if randomised is None:
-        raise ValueError("method 'random' needs `randomised`: a column, or one bool a row. Received: randomised=None")
+        raise ValueError("method 'random' needs `randomised`: a column, or one bool per row. Received: randomised=None")
     if isinstance(randomised, str):
         if randomised not in events.columns:
             raise ValueError(f"column '{randomised}' of `randomised` is not in the log. It has: {sorted(map(str, events.columns))}")
         randomised = events[randomised]
     marks = np.asarray(randomised)
     if marks.shape != (len(events),):
-        raise ValueError(f"`randomised` must have one bool a row. Received: shape {marks.shape} for {len(events)} rows")
+        raise ValueError(f"`randomised` must have one bool per row. Received: shape {marks.shape} for {len(events)} rows")
     unknown = pd.isna(marks)
     if unknown.any():
         raise ValueError(
-            f"`randomised` must say of every row whether it is; mark the others False. Received: missing in {int(unknown.sum())} of "
+            f"`randomised` must have a value in every row; use False for unknown ones. Received: missing in {int(unknown.sum())} of "
             f"{len(marks)} rows"
         )
     if not np.isin(marks, [0, 1]).all():
@@ -190,12 +196,12 @@ def _groups(events: pd.DataFrame, schema: Schema, items: str | Sequence[str] | N
         if column not in events.columns:
             raise ValueError(f"column '{column}' of `items` is not in the log. It has: {sorted(map(str, events.columns))}")
     keys = pd.MultiIndex.from_frame(events[columns]) if len(columns) > 1 else pd.Index(events[columns[0]])
-    codes, unique = pd.factorize(keys, use_na_sentinel=False)  # rows without an id are a group, as they are one row of a table
+    codes, unique = pd.factorize(keys, use_na_sentinel=False)  # rows without an id are one group, as they are one row of an embedding table
     return codes.astype(np.int64), pd.Index(unique)
 
 
 def _pools(positions: int, boundaries: Sequence[int] | None) -> np.ndarray:
-    """(K,) the range of each position, from 0 on."""
+    """(K,) the number of the range of each position, from 0."""
     place = np.arange(1, positions + 1)
     if boundaries is None:
         return place - 1
@@ -238,9 +244,9 @@ def _fit(
         liked_total = np.bincount(of_group, weights=acted + idle * liked * (1 - seen) / missed, minlength=groups)
         moved = seen_total / places
         mean = liked_total.sum() / rows.sum()
-        attractive = np.full(groups, mean)  # of a group without rows, of which nothing is known
+        attractive = np.full(groups, mean)  # value of a group without rows
         np.divide(prior * mean + liked_total, prior + rows, out=attractive, where=prior + rows > 0)
-        # The first step moves gamma alone: from equal gammas, theta is where it would stay.
+        # The first step changes gamma alone: with equal gammas, theta is at its fixed point.
         change = max(float(np.abs(moved - theta).max()), float(np.abs(attractive - gamma).max()))
         theta, gamma = moved, attractive
         if change < 1e-6:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,6 @@ import keras_ranking as kr
 from keras_ranking.data import Sequences, build_sequences
 from keras_ranking.training import TrainingOptions, age_weights, event_weights, inverse_propensity_weights, place_weights
 from keras_ranking.training.setup import compile_for
-from keras_ranking.training.weighting import event_weights as weights
 
 pytestmark = pytest.mark.one_backend
 
@@ -105,19 +103,12 @@ def test_errors(sequences: Sequences, call: Any, message: str) -> None:
         call(sequences)
 
 
-def test_positions_are_needed_only_of_what_is_learned_from(sequences: Sequences) -> None:
+def test_positions_are_needed_for_target_events_only(sequences: Sequences) -> None:
     propensities = dict.fromkeys(("click", "like"), np.array([1.0, 0.5]))
     hidden = replace(sequences, position=np.where(sequences.target, sequences.position, 0))
     assert event_weights(hidden, propensities=propensities).by_task
-    with pytest.raises(ValueError, match="need the position of every event learned from"):
+    with pytest.raises(ValueError, match="need the position of every target event"):
         event_weights(replace(sequences, position=sequences.position * 0), propensities=propensities)
-
-
-def test_examples() -> None:
-    for name in ("place_weights", "inverse_propensity_weights"):
-        scope = {"kr": kr, "np": np, name: getattr(weights, name)}
-        (found,) = doctest.DocTestFinder(recurse=False).find(scope[name], name, globs=scope)
-        assert doctest.DocTestRunner().run(found).failed == 0
 
 
 def test_a_position_without_any_positive_is_clipped() -> None:
