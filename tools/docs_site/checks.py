@@ -1,6 +1,6 @@
 """What a finished site must hold: links that lead somewhere, nothing loaded from a network, every public name once.
 
-    python tools/docs_site/checks.py [SITE]        # exit code 1 and one line a fault
+python tools/docs_site/checks.py [SITE]        # exit code 1 and one line a fault
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The diagrams of the documentation as SVG files: boxes with dark text on light colours, lines in grey, so that they read on both themes.
 
-    python tools/docs_site/diagrams.py        # writes docs/papers/*.svg and docs/guides/masks.svg
+python tools/docs_site/diagrams.py        # writes docs/papers/*.svg and docs/guides/masks.svg
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Drawing:
         self.parts.append(f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.6" marker-end="url(#tip)"/>')
 
     def cell(self, x: float, y: float, size: float, fill: str, opacity: float = 1.0) -> None:
-        self.parts.append(f'<rect x="{x}" y="{y}" width="{size - 1.5}" height="{size - 1.5}" rx="2" fill="{fill}" fill-opacity="{opacity}"/>')
+        self.parts.append(
+            f'<rect x="{x}" y="{y}" width="{size - 1.5}" height="{size - 1.5}" rx="2" fill="{fill}" fill-opacity="{opacity}"/>'
+        )
 
     def _text(self, x: float, y: float, text: str, fill: str, size: int, weight: str = "400", anchor: str = "middle") -> None:
         style = f'fill="{fill}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
@@ -47,7 +49,8 @@ class Drawing:
         width, height = self.size
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-            f'font-family="system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif">\n<title>{escape(self.title)}</title>\n'
+            'font-family="system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif">\n'
+            f"<title>{escape(self.title)}</title>\n"
             '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
             f'<path d="M0 0L10 5L0 10z" fill="{LINE}"/></marker></defs>\n'
         )
@@ -79,7 +82,15 @@ def cadet() -> Drawing:
     h, c = _tokens(d, 34, 4, 3)
     d.arrow((h, 68), (h, 96))
     d.arrow((c, 68), (c, 96))
-    d.box(40, 98, 600, "DecoderBlock  × num_layers", PART, 62, "gates on X, Q and K · rotation by Unix time · each token sees events older than the delay")
+    d.box(
+        40,
+        98,
+        600,
+        "DecoderBlock  × num_layers",
+        PART,
+        62,
+        "gates on X, Q and K · rotation by Unix time · each token sees events older than the delay",
+    )
     d.arrow((340, 160), (340, 186))
     d.box(160, 188, 360, "LN, read at item tokens and candidates", PART)
     d.arrow((340, 224), (340, 262))
@@ -100,7 +111,15 @@ def feed_sr() -> Drawing:
     h, c = _tokens(d, 34, 4, 3)
     d.arrow((h, 68), (h, 96))
     d.arrow((c, 68), (c, 96))
-    d.box(40, 98, 600, "decoder block  × num_layers", PART, 62, "pre-LN · rotation by index · RescaleAndAdd: x + α f(x) · delay or session mask")
+    d.box(
+        40,
+        98,
+        600,
+        "decoder block  × num_layers",
+        PART,
+        62,
+        "pre-LN · rotation by index · RescaleAndAdd: x + α f(x) · delay or session mask",
+    )
     d.arrow((340, 160), (340, 186))
     d.box(180, 188, 320, "LN, read at posts and candidates", PART)
     d.arrow((340, 224), (340, 262))
@@ -125,7 +144,15 @@ def ligr() -> Drawing:
     h, c = _tokens(d, 34, 5, 4, interleaved=False)
     d.arrow((h, 68), (h, 96))
     d.arrow((c, 68), (c, 96))
-    d.box(40, 98, 600, "LiGRBlock  × num_layers", PART, 62, "x + F(LN x) ⊙ sigmoid(x W + b), F = attention, then SwiGLU · a candidate sees history and itself")
+    d.box(
+        40,
+        98,
+        600,
+        "LiGRBlock  × num_layers",
+        PART,
+        62,
+        "x + F(LN x) ⊙ sigmoid(x W + b), F = attention, then SwiGLU · a candidate sees history and itself",
+    )
     d.arrow((340, 160), (340, 186))
     d.box(200, 188, 280, "LN, read at candidates", PART)
     d.arrow((270, 224), (190, 252))
@@ -218,7 +245,7 @@ def masks() -> Drawing:
         return event[i] == event[j] and j <= i
 
     def causal(i: int, j: int) -> bool:
-        return j <= i and (not candidate[j]) or i == j
+        return i == j or (j < i and not candidate[j])
 
     def delayed(i: int, j: int) -> bool:  # events 2 and 3 are close in time
         hidden = not candidate[i] and event[i] == 3 and event[j] == 2

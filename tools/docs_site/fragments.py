@@ -1,6 +1,6 @@
 """What pages of the site include and no one writes by hand: the notebooks with their output, and the `--help` of every command.
 
-    python tools/docs_site/fragments.py        # writes build/docs/
+python tools/docs_site/fragments.py        # writes build/docs/
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _links(text: str) -> str:
 
 def _output(output: Any) -> str:
     if output.output_type == "stream":
-        return f'```text {{ .output }}\n{output.text.rstrip()}\n```' if output.text.strip() else ""
+        return f"```text {{ .output }}\n{output.text.rstrip()}\n```" if output.text.strip() else ""
     if output.output_type == "error":
         raise ValueError(f"a notebook holds an error: {output.ename}: {output.evalue}")
     data = output.data
@@ -56,7 +56,7 @@ def _output(output: Any) -> str:
         table = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
         table = re.sub(r' (?:border|style)="[^"]*"', "", table)
         return '<div class="output">' + re.sub(r"\n\s*", "", table) + "</div>"
-    return f'```text {{ .output }}\n{data["text/plain"].rstrip()}\n```'
+    return f"```text {{ .output }}\n{data['text/plain'].rstrip()}\n```"
 
 
 def command_line_page() -> str:

@@ -17,7 +17,10 @@ from markdown.util import AtomicString
 
 API = Path(__file__).resolve().parents[2] / "docs" / "api"
 # Words that are public names too, but mean something else in most sentences.
-AMBIGUOUS = {"requests", "coverage", "summary", "targets", "load", "pad", "train", "evaluate", "export", "serve", "auc", "Request", "Report", "simulate"}
+AMBIGUOUS = {
+    *("requests", "coverage", "summary", "targets", "load", "pad", "train", "evaluate", "export", "serve", "auc", "simulate", "pack"),
+    *("Request", "Report", "Attention", "Calibration", "Features", "History", "Interaction", "Setwise", "Tokens", "Visibility"),
+}
 
 
 @functools.cache
