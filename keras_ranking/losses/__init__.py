@@ -1,4 +1,4 @@
-"""Ranking losses that Keras lacks: the observed tower, pairs and lists within a request, and the packed targets they read."""
+"""Ranking losses that Keras does not have: the observed tower, pairs and lists within a request, and their packed targets."""
 
 from keras_ranking.losses.in_request_pairwise import InRequestPairwise
 from keras_ranking.losses.in_request_softmax import InRequestSoftmax

@@ -15,8 +15,8 @@ from keras_ranking.losses.reduction import across_replicas, check_dtype
 def _following(values: Any, count: int) -> Any:
     """(B, T) -> (B, count, T) with [b, d, t] = values[b, t + d + 1], or 0 beyond the row.
 
-    The row is tiled `count` times and cut into rows one longer, so that every copy starts one token later: reshapes in
-    place of a gather, whose gradient would be a scatter.
+    The row is tiled `count` times and reshaped into rows that are one longer, so that every copy starts one token later. Reshapes are used
+    because the gradient of a gather would be a scatter.
     """
     tokens = ops.shape(values)[1]
     padded = ops.pad(values[:, 1:], [[0, 0], [0, count]])
@@ -31,7 +31,7 @@ def pairwise_loss(observed: Observed, same_bucket: bool = True, window: int | No
     if window == 1:
         return ops.sum(ops.zeros_like(logit) * logit)
     tokens = label.shape[1]
-    # A window as wide as the row would cost more than comparing all.
+    # A window as wide as the row would cost more than comparing all tokens.
     reach = None if window is None or (tokens is not None and window > tokens) else window - 1
     first = ops.expand_dims(label, 1), ops.expand_dims(logit, 1), ops.expand_dims(weight, 1)
     keys = [observed.request, observed.bucket] if same_bucket else [observed.request]
@@ -46,14 +46,14 @@ def pairwise_loss(observed: Observed, same_bucket: bool = True, window: int | No
     for equal in same:
         pair = ops.where(equal, pair, ops.zeros_like(pair))
     pair = pair * ops.abs(order)
-    # Masked before the softplus, so that no pair means a gradient of exactly zero.
+    # Masked before the softplus, so that the gradient is exactly zero if there is no pair.
     margin = ops.where(pair > 0, order * (first[1] - second[1]), ops.zeros_like(pair))
     total = ops.sum(pair)
     return ops.sum(pair * ops.softplus(-margin)) / ops.where(total > 0, total, ops.ones_like(total))
 
 
 def check_window(window: int | None) -> int | None:
-    """`window` as given, or a ValueError that names it."""
+    """`window` unchanged, or a ValueError that names it."""
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ValueError(f"`window` must be a positive integer or None. Received: window={window!r}")
     return window
@@ -61,34 +61,34 @@ def check_window(window: int | None) -> int | None:
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class InRequestPairwise(keras.losses.Loss):
-    """RankNet within the request: the item that was acted on should outrank the one that was not.
+    """RankNet within the request: an item with an action should rank above an item without one.
 
         L = sum_P w_i w_j softplus(-(s_i - s_j)) / sum_P w_i w_j
         P = {(i, j): y_i > y_j, same row, same request, and same position bucket if `same_bucket`}
 
-    s is the logit of the tower of the observed position. With no pair in the batch the loss and its gradient are exactly 0.
+    s is the logit of the tower of the observed position. If the batch has no pair, the loss and its gradient are exactly 0.
 
-    The loss is stated for CADET in summaries of the paper; the pair scope is not known. *Our choice:* pairs stay within a
-    request, where the items truly competed, and within one position bucket: across buckets the pair would be ordered by
-    where the items stood as much as by what they are. With `boundaries=(1, 4)` the item at position 1 is alone in its
-    bucket and takes part in no pair; `same_bucket=False` pairs it with the rest, each by the logit of its own tower.
+    The loss is stated for CADET in summaries of the paper; the pair scope is not known. *Our choice:* pairs are within a
+    request, in which the items were shown together, and within one position bucket: across buckets the labels of a pair depend on
+    the positions as much as on the items. With `boundaries=(1, 4)` the item at position 1 is alone in its bucket and is in
+    no pair; `same_bucket=False` pairs it with the other items, each by the logit of its own tower.
 
-    The loss sees differences of scores only and fixes no level: add it to a cross-entropy (`ObservedTowerLoss`) where
-    probabilities are wanted.
+    The loss depends only on differences of scores and not on their level: add it to a cross-entropy (`ObservedTowerLoss`) if
+    probabilities are needed.
 
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. (): one bucket.
         same_bucket: pair only items of the same position bucket.
-        window: largest number of tokens a request spans in a row (`largest_request` tells it). A token is compared
-            with the `window - 1` tokens after it: O(T * window) work and memory, exact as long as no request is longer;
-            pairs farther apart are NOT formed. None: all tokens of a row are compared, always exact, O(T^2).
+        window: largest number of tokens that a request spans in a row (see `largest_request`). A token is compared
+            with the `window - 1` tokens after it: O(T * window) work and memory, exact if no request is longer; pairs farther
+            apart are NOT formed. None: all tokens of a row are compared, always exact, O(T^2).
         name: name of the loss.
-        dtype: dtype of the computation. None: `keras.config.floatx()`, whatever the dtype of the logits.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, for logits of any dtype.
 
     Call arguments:
         y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.
         y_pred: logits (B, T, K); (B, T) for K = 1.
-        sample_weight: (B, T) or (B,), >= 0. A pair weighs w_i * w_j; a token of weight 0 forms none.
+        sample_weight: (B, T) or (B,), >= 0. The weight of a pair is w_i * w_j; a token of weight 0 is in no pair.
 
     Returns:
         Scalar.
@@ -97,7 +97,6 @@ class InRequestPairwise(keras.losses.Loss):
         ValueError: boundaries not increasing, window not positive, shapes that do not fit.
 
     Example:
-        >>> from keras_ranking.losses import InRequestPairwise, targets
         >>> loss = kr.losses.InRequestPairwise()
         >>> y_true = kr.losses.targets([[1.0, 0.0, 0.0]], request=[[1, 1, 2]])
         >>> round(float(loss(y_true, [[[0.0], [0.0], [9.0]]])), 4)  # one pair, log 2

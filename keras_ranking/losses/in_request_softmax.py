@@ -18,7 +18,7 @@ def softmax_loss(observed: Observed) -> Any:
     label, logit, weight = (ops.reshape(x, (-1,)) for x in (observed.label, observed.logit, observed.weight))
     shown = weight > 0
     zero = ops.zeros_like(logit)
-    # The largest logit of the list is subtracted for range only; its gradient cancels, so it is cut.
+    # The largest logit of the list is subtracted against overflow; its gradient cancels, so it is stopped.
     low = ops.full_like(logit, -1e30)
     peak = ops.segment_max(ops.stop_gradient(ops.where(shown, logit, low)), segment, count)
     shifted = ops.where(shown, logit - ops.take(peak, segment, axis=0), zero)
@@ -39,24 +39,24 @@ class InRequestSoftmax(keras.losses.Loss):
         v_i = w_i y_i / sum_{j in r(i)} y_j
         L   = sum_i v_i (-log p_i) / sum_i v_i
 
-    With weights 1 this is the mean over the requests that have a positive item, each counted once however many positives
-    it has. Requests without a positive take no part; if there is none in the batch, loss and gradient are exactly 0.
+    With weights 1 this is the mean over the requests that have a positive item; each counts once for any number of positives.
+    Requests without a positive are ignored; if no request has one, loss and gradient are exactly 0.
 
-    s is the logit of the tower of the observed position. *Our choice:* the whole list competes, across position buckets.
-    If s_i is the log-odds of an action at the position where i stood, p_i is the probability that i is the one acted on
-    given that exactly one item of the list is, so the position effect stays in the towers.
+    s is the logit of the tower of the observed position. *Our choice:* the softmax is over the whole list, across position
+    buckets. If s_i is the log-odds of an action at the position of i, p_i is the probability that i has the action, given that exactly
+    one item of the list has it. So the position effect stays in the towers.
 
-    Work and memory O(T), by segment sums. Requires the tokens of a request to be contiguous in their row.
+    Work and memory are O(T), with segment sums. The tokens of a request must be contiguous in their row.
 
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. (): one bucket.
         name: name of the loss.
-        dtype: dtype of the computation. None: `keras.config.floatx()`, whatever the dtype of the logits.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, for logits of any dtype.
 
     Call arguments:
         y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.
         y_pred: logits (B, T, K); (B, T) for K = 1.
-        sample_weight: (B, T) or (B,), >= 0. Weight 0 takes the item off its list.
+        sample_weight: (B, T) or (B,), >= 0. An item of weight 0 is removed from its list.
 
     Returns:
         Scalar.
@@ -65,7 +65,6 @@ class InRequestSoftmax(keras.losses.Loss):
         ValueError: boundaries not increasing, shapes that do not fit.
 
     Example:
-        >>> from keras_ranking.losses import InRequestSoftmax
         >>> loss = kr.losses.InRequestSoftmax()
         >>> round(float(loss([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 1.0]])), 4)  # one list of two, log 2
         0.6931

@@ -18,7 +18,7 @@ from keras_ranking.losses.reduction import across_replicas, check_dtype
 def cross_entropy(observed: Observed) -> Any:
     """Weighted mean of -y log sigmoid(s) - (1 - y) log(1 - sigmoid(s)) over tensors (B, T); 0 if all weights are 0."""
     label, logit, weight = observed.label, observed.logit, observed.weight
-    # Two softplus: no difference of large numbers, exact far into both tails.
+    # Two softplus: no difference of large numbers, exact for large logits of both signs.
     loss = label * ops.softplus(-logit) + (1.0 - label) * ops.softplus(logit)
     total = ops.sum(weight)
     return ops.sum(weight * loss) / ops.where(total > 0, total, ops.ones_like(total))
@@ -31,9 +31,9 @@ class ObservedTowerLoss(keras.losses.Loss):
         s_i = y_pred[i, bucket(position_i)]
         L   = sum_i w_i BCE(sigmoid(s_i), y_i) / sum_i w_i  +  pairwise_weight * InRequestPairwise  +  listwise_weight * InRequestSoftmax
 
-    Only the tower of the observed bucket is supervised; the gradient of every other tower is exactly zero. The divisor is
-    the sum of the weights of the batch, not the number of tokens: padding and history do not dilute the loss, and a row
-    with many targets counts as many. If all weights are 0 the loss and its gradient are 0.
+    Only the tower of the observed bucket has a label; the gradient of every other tower is exactly zero. The divisor is the
+    sum of the weights of the batch, not the number of tokens: padding and history do not reduce the loss, and each target
+    counts once. If all weights are 0 the loss and its gradient are 0.
 
     Source: CADET. The observed tower and the pairwise term are inferred from summaries of the paper; `pairwise_weight`
     and the pair scope are not known, see `InRequestPairwise`. `listwise_weight` is *our addition*.
@@ -48,24 +48,23 @@ class ObservedTowerLoss(keras.losses.Loss):
         same_bucket: pairs only within one position bucket; see `InRequestPairwise`.
         window: largest number of tokens a request spans in a row, for pairs in O(T * window); None: O(T^2).
         name: name of the loss.
-        dtype: dtype of the computation. None: `keras.config.floatx()`, whatever the dtype of the logits.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, for logits of any dtype.
 
     Call arguments:
         y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.
         y_pred: logits (B, T, K); (B, T) for K = 1.
-        sample_weight: (B, T) or (B,), >= 0; 0 = not a target: neither its logit nor its label is read, NaN included.
+        sample_weight: (B, T) or (B,), >= 0; 0 = not a target: its logit and its label are ignored, even if they are NaN.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: boundaries not increasing, a factor negative or not finite, K that does not fit, shapes that do not fit.
+        ValueError: boundaries not increasing, a factor negative or not finite, another K, shapes that do not fit.
 
     Example:
-        >>> from keras_ranking.losses import ObservedTowerLoss, targets
         >>> loss = kr.losses.ObservedTowerLoss(boundaries=(4,), pairwise_weight=0.1)
         >>> y_true = kr.losses.targets([[1.0, 0.0]], position=[[1, 2]])
-        >>> round(float(loss(y_true, [[[0.0, 9.0], [0.0, 9.0]]])), 4)  # 1.1 * log 2; the second tower is not seen
+        >>> round(float(loss(y_true, [[[0.0, 9.0], [0.0, 9.0]]])), 4)  # 1.1 * log 2; the second tower is not used
         0.7625
         >>> # model.compile("adam", loss={"click": loss}); model.fit(x, {"click": y_true}, sample_weight={"click": weight})
 

@@ -1,7 +1,7 @@
 """Packed targets: label, position and request in one tensor, and how losses and metrics read them.
 
-Keras hands a loss nothing but `y_true`, `y_pred` and `sample_weight`. A ranking loss also needs to know where an item was
-shown and with which others, so the three travel together in the last axis of `y_true`:
+Keras gives a loss only `y_true`, `y_pred` and `sample_weight`. A ranking loss also needs the position of an item and its request, so
+these are stored with the label in the last axis of `y_true`:
 
 | index | value | meaning |
 |---|---|---|
@@ -9,7 +9,7 @@ shown and with which others, so the three travel together in the last axis of `y
 | 1 | position | rank shown, 1-based; 0 = none |
 | 2 | request | an integer, equal within one request of one row; the tokens of a request are contiguous |
 
-`y_pred` holds LOGITS (..., T, K), one per position tower. `sample_weight` (..., T) is 0 where a token is no target.
+`y_pred` holds LOGITS (..., T, K), one per position tower. `sample_weight` (..., T) is 0 for a token that is not a target.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-# float32 holds every integer up to here exactly; a request number beyond it could be taken for its neighbour.
+# float32 is exact for all integers up to this one; a larger request number could become equal to the next.
 _LARGEST_EXACT = 2**24
 
 
 class Observed(NamedTuple):
-    """What a loss or metric works on: tensors of one shape (B, T)."""
+    """The inputs of a loss or metric: tensors of one shape (B, T)."""
 
     label: Any
     logit: Any
@@ -48,9 +48,9 @@ def targets(label: Any, position: Any = None, request: Any = None) -> np.ndarray
     """Label, position and request of every token -> packed targets float32 (..., T, 3). numpy.
 
     Args:
-        label: (..., T) numbers. NaN (unknown) is passed on: give such a token weight 0.
+        label: (..., T) numbers. NaN (unknown) is kept: give such a token weight 0.
         position: (..., T) whole numbers >= 0, 1-based rank shown. None: 0 everywhere (no position).
-        request: (..., T) whole numbers from 0 to 2^24, row-local. None: 0 everywhere (a row is one request).
+        request: (..., T) whole numbers from 0 to 2^24, numbered within the row. None: 0 everywhere (a row is one request).
 
     Returns:
         float32 array (..., T, 3).
@@ -59,7 +59,6 @@ def targets(label: Any, position: Any = None, request: Any = None) -> np.ndarray
         ValueError: shapes differ, or a position or request is not a whole number in its range.
 
     Example:
-        >>> from keras_ranking.losses import targets
         >>> kr.losses.targets([[1, 0, 0]], position=[[1, 2, 3]]).shape
         (1, 3, 3)
     """
@@ -78,17 +77,16 @@ def targets(label: Any, position: Any = None, request: Any = None) -> np.ndarray
 
 
 def largest_request(y_true: Any, sample_weight: Any = None) -> int:
-    """The `window` that makes in-request pairs exact: the longest stretch of tokens one request spans in a row. numpy.
+    """The `window` with which in-request pairs are exact: the largest number of tokens that a request spans in a row. numpy.
 
     Args:
         y_true: packed targets (B, T, 3).
-        sample_weight: (B, T). Tokens of weight 0 form no pair and are left out. None: all count.
+        sample_weight: (B, T). Tokens of weight 0 form no pair and are ignored. None: all are used.
 
     Returns:
-        max over requests of (last token - first token + 1) among its weighted tokens; 0 where there are none.
+        max over requests of (last token - first token + 1) among its tokens with a weight; 0 if there are none.
 
     Example:
-        >>> from keras_ranking.losses import largest_request, targets
         >>> kr.losses.largest_request(kr.losses.targets([[1, 0, 0]], request=[[1, 1, 2]]))
         2
     """
@@ -108,11 +106,22 @@ def largest_request(y_true: Any, sample_weight: Any = None) -> int:
 
 
 def position_bucket(position: Any, boundaries: Sequence[int] = ()) -> Any:
-    """Tower of a position: the number of upper bounds it exceeds. Tensors of any shape -> int32 of that shape.
+    """Tower of a position: the number of upper bounds that it exceeds.
 
         bucket(p) = sum_b [p > b]          boundaries (1, 4):  1 -> 0,  2..4 -> 1,  5 and beyond -> 2
 
-    Position 0 (none) falls into bucket 0.
+    Position 0 (none) is in bucket 0.
+
+    Args:
+        position: a tensor of any shape, 1-based rank shown.
+        boundaries: increasing upper bounds of the position buckets.
+
+    Returns:
+        int32 of the shape of `position`.
+
+    Example:
+        >>> keras.ops.convert_to_numpy(kr.losses.position_bucket(np.array([1, 2, 4, 5]), boundaries=(1, 4))).tolist()
+        [0, 1, 1, 2]
     """
     position = ops.convert_to_tensor(position)
     bucket = ops.zeros_like(position, dtype="int32")
@@ -126,7 +135,7 @@ def observed_tower(y_true: Any, y_pred: Any, boundaries: Sequence[int] = ()) -> 
 
         bucket = sum_b [position > b],    logit = y_pred[..., bucket]
 
-    The other towers are masked out, not multiplied by 0: their gradient is exactly zero, and an overflow there does no harm.
+    The other towers are masked out, not multiplied by 0: their gradient is exactly zero, even if their logits overflow.
 
     Args:
         y_true: packed targets (..., T, 3).
@@ -140,7 +149,6 @@ def observed_tower(y_true: Any, y_pred: Any, boundaries: Sequence[int] = ()) -> 
         ValueError: the last axis of `y_true` is not 3, or K is not len(boundaries) + 1.
 
     Example:
-        >>> from keras_ranking.losses import observed_tower, targets
         >>> y_true = kr.losses.targets([[1.0, 0.0]], position=[[1, 7]])
         >>> label, logit, bucket, request = kr.losses.observed_tower(y_true, [[[0.1, 0.2], [0.3, 0.4]]], boundaries=(4,))
         >>> [round(float(value), 1) for value in logit[0]]
@@ -160,7 +168,7 @@ def observed_tower(y_true: Any, y_pred: Any, boundaries: Sequence[int] = ()) -> 
             f"Received: K={y_pred.shape[-1]}, boundaries={bounds}"
         )
     _check_same(y_true.shape[:-1], y_pred.shape[:-1])
-    # Whole numbers leave the float tensor before any cast: bfloat16 cannot tell request 256 from 257.
+    # Integers are read from the float tensor before any cast: in bfloat16, requests 256 and 257 are equal.
     position, request = ops.cast(y_true[..., 1], "int32"), ops.cast(y_true[..., 2], "int32")
     bucket = position_bucket(position, bounds)
     chosen = ops.equal(ops.expand_dims(bucket, -1), ops.arange(towers, dtype="int32"))
@@ -169,7 +177,7 @@ def observed_tower(y_true: Any, y_pred: Any, boundaries: Sequence[int] = ()) -> 
 
 
 def is_packed(y_true: Any, y_pred: Any) -> bool:
-    """Whether `y_true` is packed targets: (B, T, 3) beside logits (B, T, K) or, for one tower, (B, T)."""
+    """Whether `y_true` is packed targets: (B, T, 3) with logits (B, T, K) or, for one tower, (B, T)."""
     rank = len(y_true.shape)
     return rank == 3 and y_true.shape[-1] in (3, None) and len(y_pred.shape) in (2, 3)
 
@@ -180,8 +188,8 @@ def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[in
     Packed: `y_true` (B, T, 3), `y_pred` (B, T, K), or (B, T) for K = 1. Plain: `y_true` (B, N) or (B,), `y_pred` (B, N),
     (B, N, 1) or (B,): every row is one request, without position. `sample_weight`: None, (B,), (B, T) or (B, T, 1).
 
-    Tokens of weight 0 come back with label 0 and logit 0, cut off from the gradient: whatever stands in padding, NaN
-    included, reaches neither value nor gradient.
+    Tokens of weight 0 get label 0 and logit 0, without gradient: values of padding, even NaN, change neither value nor
+    gradient.
     """
     mask = getattr(y_pred, "_keras_mask", None)
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.cast(ops.convert_to_tensor(y_pred), dtype)
@@ -203,8 +211,8 @@ def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[in
 def request_segments(request: Any) -> tuple[Any, Any]:
     """Requests (B, T) -> (segment of every token, int32 (B*T,); number of segments, B*T).
 
-    A new segment starts at every row and wherever the request changes. B*T is an upper bound known from the shape alone,
-    so that the segment operations compile; segments beyond the last are empty.
+    A new segment starts at every row and wherever the request changes. B*T is an upper bound that depends only on the shape,
+    so that the segment operations can be compiled; segments after the last are empty.
     """
     rows, tokens = ops.shape(request)[0], ops.shape(request)[1]
     changed = ops.cast(ops.not_equal(request[:, 1:], request[:, :-1]), "int32")

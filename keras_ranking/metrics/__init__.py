@@ -1,6 +1,6 @@
-"""Ranking and calibration metrics that Keras lacks: exact functions on arrays, and streaming `keras.metrics.Metric` forms.
+"""Ranking and calibration metrics that Keras does not have: exact functions on arrays, and streaming `keras.metrics.Metric` forms.
 
-NDCG and MRR as Keras metrics come from keras-rs; their array forms here agree with them.
+NDCG and MRR as Keras metrics are in keras-rs; the array forms here agree with them.
 """
 
 from keras_ranking.metrics.bootstrap import BootstrapInterval, paired_bootstrap

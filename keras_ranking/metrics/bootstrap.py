@@ -1,4 +1,4 @@
-"""Whether one model is better than another: a paired bootstrap over members."""
+"""A paired bootstrap over members, to test whether one model is better than another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from keras_ranking.metrics.checks import column
 
 
 class BootstrapInterval(NamedTuple):
-    """Mean of b - a over units, its bootstrap interval and standard deviation, and the numbers behind them."""
+    """Result of `paired_bootstrap`.
+
+    Attributes:
+        difference: mean of b - a over the units.
+        low: lower end of the bootstrap interval.
+        high: upper end of the bootstrap interval.
+        deviation: standard deviation of the bootstrap samples.
+        units: number of units.
+        clusters: number of clusters.
+
+    Example:
+        >>> result = kr.metrics.paired_bootstrap([0.5, 0.6, 0.7], [0.6, 0.7, 0.8], clusters=["u", "u", "v"])
+        >>> round(result.difference, 3), result.units, result.clusters
+        (0.1, 3, 2)
+    """
 
     difference: float
     low: float
@@ -25,29 +39,28 @@ def paired_bootstrap(
 ) -> BootstrapInterval:
     """Interval for the mean difference b - a of two models scored on the same units (requests).
 
-    Requests of one member resemble each other, so whole members are drawn with replacement, as many as there are:
+    Requests of one member are similar, so whole members are drawn with replacement, as many as there are:
 
         d* = sum_{c drawn} sum_{u in c} (b_u - a_u) / sum_{c drawn} n_c,      interval = quantiles of d* over the samples
 
-    Both models are judged on the same draw, so what makes a request hard for both cancels.
+    Both models are evaluated on the same draw, so the difficulty of a request for both models cancels.
 
     Args:
         per_unit_a: (U,) metric of model a for every unit, e.g. `per_request_auc(...).auc`.
         per_unit_b: (U,) the same units, the same order, of model b.
-        clusters: (U,) the member of every unit. None: every unit stands for itself.
+        clusters: (U,) the member of every unit. None: every unit is its own cluster.
         samples: bootstrap samples. *Our choice:* 2,000.
         confidence: share of the samples inside the interval, in (0, 1).
         seed: seed of the draws.
 
     Returns:
-        `BootstrapInterval(difference, low, high, deviation, units, clusters)`. An interval that leaves out 0 speaks for a
-        difference.
+        `BootstrapInterval(difference, low, high, deviation, units, clusters)`. If 0 is outside the interval, the
+        difference is significant.
 
     Raises:
         ValueError: no units, lengths differ, NaN or infinite values, fewer than two clusters, samples or confidence out of range.
 
     Example:
-        >>> from keras_ranking.metrics import paired_bootstrap
         >>> result = kr.metrics.paired_bootstrap([0.5, 0.6, 0.7, 0.6], [0.6, 0.7, 0.8, 0.7], clusters=["u", "u", "v", "w"])
         >>> round(result.difference, 3), round(result.low, 3), result.clusters
         (0.1, 0.1, 3)
@@ -71,7 +84,7 @@ def paired_bootstrap(
     gain = np.bincount(member, weights=second - first)
     draws = np.random.default_rng(seed)
     found = np.empty(samples)
-    for sample in range(samples):  # one draw of members at a time: memory stays that of one array of members
+    for sample in range(samples):  # one draw of members at a time: memory of one array of members
         drawn = draws.integers(0, size.size, size.size)
         found[sample] = gain[drawn].sum() / size[drawn].sum()
     low, high = np.quantile(found, [0.5 - confidence / 2, 0.5 + confidence / 2])

@@ -11,7 +11,7 @@ from keras import ops
 from keras_ranking.metrics.observed_base import ObservedBase, probability_of, quotient
 from keras_ranking.metrics.running_sum import RunningSum
 
-# Logits beyond this share the outermost cells: probabilities of 1.1e-7 and less.
+# Logits beyond this are in the outermost cells: probabilities of 1.1e-7 and less, and their complements.
 _RANGE = 16.0
 
 
@@ -21,32 +21,31 @@ class CalibrationError(ObservedBase):
 
         ECE = sum_b |sum_{i in b} w_i (y_i - p_i)| / sum_i w_i
 
-    Bins of equal mass need all predictions sorted, which a stream does not allow. Predictions are therefore counted in
-    `resolution` cells of equal width in logit space over [-16, 16] (the outermost take what lies beyond), each with its
-    weight and its sum of w (y - p); whole cells are then merged into `bins` bins of equal mass, a cell belonging where the
-    middle of its mass falls. Sums are exact; only predictions in a cell that a bin edge cuts can be in the wrong bin, so
+    Bins of equal mass need all predictions sorted, which is impossible in a stream. Predictions are therefore counted in
+    `resolution` cells of equal width in logit space over [-16, 16] (the outermost cells include all values beyond), each with its
+    weight and its sum of w (y - p). Whole cells are then merged into `bins` bins of equal mass; a cell belongs to the bin with
+    the middle of its mass. Sums are exact; only predictions in a cell that contains a bin edge can be in the wrong bin, so
 
         |value - calibration_error(...)| <= 2 * sum of the mass of the cells cut by an edge / total mass = bound()
 
-    and a cell counts as cut when an edge lies anywhere within its mass. With 4,096 cells (width 0.0078) the bound is a few
-    thousandths for scattered predictions, the difference itself much smaller; a model that answers one constant has one
-    cell, a bound of 2 that says nothing, and an exact value, because equal predictions share a bin in both.
+    and a cell is cut if an edge is within its mass. With 4,096 cells (width 0.0078) the bound is a few thousandths for
+    scattered predictions, and the difference is much smaller. A model that predicts a constant has one cell, a bound of 2, which
+    carries no information, and an exact value, because equal predictions share a bin in both.
 
     Args:
         bins: number of bins of equal mass. *Our choice:* 10.
         resolution: number of cells, at least `bins`. *Our choice:* 4,096 (four float32 variables of that length).
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
-        from_logits: plain predictions are logits. Packed ones always are.
+        from_logits: plain predictions are logits. Packed predictions always are.
         name: name of the metric.
         dtype: dtype of the sums. None: `keras.config.floatx()`.
 
     Call arguments:
         y_true: packed targets (B, T, 3), or labels of the shape of `y_pred`.
         y_pred: logits (B, T, K), or plain probabilities (B, N) or (B,).
-        sample_weight: (B, T) or (B,); 0 leaves the token out. Stand under `weighted_metrics` in `compile` to get it.
+        sample_weight: (B, T) or (B,); 0 excludes the token. It is passed only to metrics in `weighted_metrics` of `compile`.
 
     Example:
-        >>> from keras_ranking.metrics import CalibrationError
         >>> metric = kr.metrics.CalibrationError(bins=2)
         >>> metric.update_state([0.0, 0.0, 1.0, 1.0], [0.1, 0.1, 0.6, 0.6])
         >>> round(float(metric.result()), 4)
@@ -77,7 +76,7 @@ class CalibrationError(ObservedBase):
         chance = probability_of(observed, logits)
         logit = observed.logit if logits else ops.log(chance) - ops.log1p(-chance)
         place = (ops.clip(logit, -_RANGE, _RANGE) + _RANGE) * (self.resolution / (2 * _RANGE))
-        # A NaN prediction has no cell; it is put into the first, where its residual makes the value NaN.
+        # A NaN prediction has no cell; it is put into the first cell, and its residual makes the value NaN.
         place = ops.where(ops.isnan(place), ops.zeros_like(place), place)
         cell = ops.reshape(ops.minimum(ops.cast(ops.floor(place), "int32"), self.resolution - 1), (-1,))
         weight = ops.reshape(observed.weight, (-1,))
@@ -86,7 +85,7 @@ class CalibrationError(ObservedBase):
         self._residual.add(ops.segment_sum(residual, cell, self.resolution))
 
     def _edges(self) -> tuple[Any, Any, Any]:
-        """Mass of every cell, the number of the bin at its lower and at its upper end as a real number."""
+        """Mass of every cell, and the bin at its lower and upper end as a real number."""
         mass = self._mass.value
         above = ops.cumsum(mass)
         total = above[-1]
@@ -100,7 +99,7 @@ class CalibrationError(ObservedBase):
         return quotient(ops.sum(ops.abs(residual)), ops.sum(mass))
 
     def bound(self) -> Any:
-        """Largest possible distance of `result()` from the exact `calibration_error` of the same predictions."""
+        """Upper bound of the difference of `result()` and the exact `calibration_error` of the same predictions."""
         mass, lower, upper = self._edges()
         inside = ops.floor(lower) + 1  # the first edge above the cell's lower end
         cut = ops.logical_and(inside < upper, inside < self.bins)

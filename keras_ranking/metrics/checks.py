@@ -1,4 +1,4 @@
-"""Checks of the arrays that metrics are given, with errors that name the argument, the row and the value."""
+"""Checks of the input arrays of metrics, with errors that name the argument, the row and the value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def column(name: str, values: Any, rows: int | None = None, least: float | None 
         raise ValueError(f"`{name}` must hold numbers. Received: dtype {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
-    low, high = float(array.min()), float(array.max())  # NaN if any is, so two passes check everything
+    low, high = float(array.min()), float(array.max())  # NaN if any value is NaN, so two passes check everything
     if np.isnan(low) or (least is not None and low < least) or (most is not None and high > most):
         exact = array.astype(np.float64)
         wrong = np.isnan(exact)
@@ -58,7 +58,7 @@ def optional_weights(values: Any, rows: int) -> np.ndarray | None:
 
 
 def group_codes(groups: Any, rows: int) -> np.ndarray:
-    """Groups of any kind -> uint32 (n,), equal where the group is, in the order of the groups."""
+    """Groups of any kind -> uint32 (n,), equal for equal groups, in the order of the groups."""
     array: np.ndarray = np.asarray(groups)
     if array.ndim != 1 or array.size != rows:
         raise ValueError(f"`groups` must be one-dimensional with {rows} rows. Received: shape {array.shape}")
@@ -76,7 +76,7 @@ def group_codes(groups: Any, rows: int) -> np.ndarray:
 def by_group_and_score(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Row numbers ordered by group, then by ascending score; the order of tied rows is not defined.
 
-    numpy sorts plain 64-bit integers several times faster than it sorts by two keys, so the group and the rank of the
+    numpy sorts 64-bit integers several times faster than it sorts by two keys, so the group and the rank of the
     score are packed into one integer.
     """
     if scores.size >= 2**32:
@@ -92,7 +92,7 @@ def by_group_and_score(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def starts_of(*keys: np.ndarray) -> np.ndarray:
-    """First rows of the stretches in which every one of the sorted `keys` stays the same."""
+    """First rows of the ranges in which all of the sorted `keys` are constant."""
     changed = np.empty(keys[0].size, dtype=bool)
     changed[0] = True
     np.not_equal(keys[0][1:], keys[0][:-1], out=changed[1:])

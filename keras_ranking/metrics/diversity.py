@@ -1,6 +1,6 @@
-"""How alike the items of one shown list are, and a greedy re-ranker that keeps like items apart. numpy, vectorised.
+"""Diversity of the items of a list, and a greedy re-ranker that separates similar items. numpy, vectorised.
 
-The order of a list is that of its scores, best first; of equal scores the earlier row comes first.
+A list is ordered by its scores, best first; of equal scores the earlier row comes first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from keras_ranking.metrics.ranking import GroupedValue
 
 
 class GapViolations(NamedTuple):
-    """Violations of a gap rule: mean number a list, share of lists with any, and how many lists there are."""
+    """Result of `gap_violations`.
+
+    Attributes:
+        mean: mean number of violations per list.
+        share: share of lists with at least one violation.
+        groups: number of lists.
+
+    Example:
+        >>> kr.metrics.gap_violations(["x", "x", "y"], [3, 2, 1], ["a"] * 3, gap=1)
+        GapViolations(mean=1.0, share=1.0, groups=1)
+    """
 
     mean: float
     share: float
@@ -23,7 +33,7 @@ class GapViolations(NamedTuple):
 
 
 class _Lists(NamedTuple):
-    rows: np.ndarray  # (R, N) row of each place of each list, best first; -1 beyond the list
+    rows: np.ndarray  # (R, N) row of the item at each place of each list, best first; -1 beyond the list
     size: np.ndarray  # (R,)
 
 
@@ -50,11 +60,11 @@ def _missing(value: Any) -> bool:
 
 
 def _codes(name: str, values: Any, rows: int) -> np.ndarray:
-    """Integers for values; a missing value (None, NaN) is unlike every other."""
+    """Integers for values; a missing value (None, NaN) is different from every other."""
     array = np.asarray(values, dtype=object if not isinstance(values, np.ndarray) else None)
     if array.ndim != 1 or array.size != rows:
-        raise ValueError(f"`{name}` must have one value a row, {rows}. Received: shape {array.shape}")
-    if array.dtype == object:  # None and numbers or strings do not sort together
+        raise ValueError(f"`{name}` must have one value per row, {rows}. Received: shape {array.shape}")
+    if array.dtype == object:  # None cannot be sorted with numbers or strings
         known: dict[Any, int] = {}
         codes = np.array([-1 if _missing(value) else known.setdefault(value, len(known)) for value in array], dtype=np.int64)
     else:
@@ -66,20 +76,20 @@ def _codes(name: str, values: Any, rows: int) -> np.ndarray:
 
 
 def intra_list_similarity(vectors: Any, scores: Any, groups: Any, k: int | None = 10) -> GroupedValue:
-    """Mean cosine similarity of the pairs among the k best items of a list, mean over lists.
+    """Mean cosine similarity of the pairs among the best k items of a list, averaged over lists.
 
         ILS_g = 2 / (n (n - 1)) sum_{i < j} cos(x_i, x_j),    n = min(k, size of the list)
 
     Source: Ziegler et al., WWW 2005, as a mean instead of a sum.
 
     Args:
-        vectors: (n, d), of each item; a vector of zeros has similarity 0 to all.
-        scores: (n,), what orders a list.
+        vectors: (n, d), one per item; a zero vector has similarity 0 to all.
+        scores: (n,), by which a list is ordered.
         groups: (n,), the request of every row.
-        k: how many of the best; None: all.
+        k: number of best items that are compared; None: all.
 
     Returns:
-        The mean over the lists with at least two items, and how many these are; NaN and 0 where there is none.
+        `GroupedValue(value, groups)`: the mean over lists with at least two items, and their number; (NaN, 0) if there are none.
 
     Raises:
         ValueError: lengths differ, a value that is not finite, `k` below 1.
@@ -91,7 +101,7 @@ def intra_list_similarity(vectors: Any, scores: Any, groups: Any, k: int | None 
     values, lists = _lists(scores, groups, k)
     array = np.asarray(vectors, dtype=np.float64)
     if array.ndim != 2 or len(array) != values.size or not np.isfinite(array).all():
-        raise ValueError(f"`vectors` must be finite, one a row, ({values.size}, d). Received: shape {array.shape}")
+        raise ValueError(f"`vectors` must be finite, one per row, ({values.size}, d). Received: shape {array.shape}")
     length = np.linalg.norm(array, axis=1, keepdims=True)
     unit = np.divide(array, length, out=np.zeros_like(array), where=length > 0)
     enough = lists.size > 1
@@ -106,13 +116,16 @@ def intra_list_similarity(vectors: Any, scores: Any, groups: Any, k: int | None 
 
 
 def coverage(values: Any, scores: Any, groups: Any, k: int | None = 10) -> GroupedValue:
-    """Distinct authors, types or topics among the k best items of a list, as a share of these items; mean over lists.
+    """Number of distinct authors, types or topics among the best k items of a list / number of these items; mean over lists.
 
-        coverage_g = |{v_i : i among the k best}| / min(k, size of the list)
+        coverage_g = |{v_i : i among the best k}| / min(k, size of the list)
 
     Args:
-        values: (n,), author or type of every row; missing values count as unlike all others.
-        scores, groups, k: as `intra_list_similarity`.
+        values: (n,), author or type of every row; a missing value is different from all others.
+        scores, groups, k: see `intra_list_similarity`.
+
+    Returns:
+        `GroupedValue(value, groups)`: the mean, and the number of lists.
 
     Example:
         >>> kr.metrics.coverage(["x", "x", "y"], [0.9, 0.8, 0.1], ["a"] * 3, k=2)
@@ -129,14 +142,20 @@ def coverage(values: Any, scores: Any, groups: Any, k: int | None = 10) -> Group
 
 
 def gap_violations(values: Any, scores: Any, groups: Any, gap: int, k: int | None = None) -> GapViolations:
-    """Items that stand fewer than `gap` places after one of the same author or type.
+    """Items that are fewer than `gap` places after an item of the same author or type.
 
-    An item at place p violates the rule if one of the `gap` places before it holds the same value: between two of a kind there
-    must be at least `gap` others. Such rules are what a set-wise model is to replace (LiGR, 2502.03417; second-hand).
+    An item at place p violates the rule if one of the `gap` places before it has the same value: between two items with the same
+    value there must be at least `gap` others. A set-wise model can replace such rules (LiGR, 2502.03417; stated second-hand).
 
     Args:
-        values, scores, groups, k: as `coverage`; k=None: whole lists.
+        values, scores, groups, k: see `coverage`; k=None: whole lists.
         gap: at least 1.
+
+    Returns:
+        `GapViolations(mean, share, groups)`.
+
+    Raises:
+        ValueError: lengths differ, `gap` or `k` below 1.
 
     Example:
         >>> kr.metrics.gap_violations(["x", "x", "y", "x"], [4, 3, 2, 1], ["a"] * 4, gap=1)
@@ -155,18 +174,18 @@ def gap_violations(values: Any, scores: Any, groups: Any, gap: int, k: int | Non
 
 
 def greedy_rerank(scores: Any, groups: Any, values: Mapping[str, Any], gaps: Mapping[str, int]) -> np.ndarray:
-    """Places of the items of each list, filled from the top by the best-scored item that breaks no gap rule.
+    """New places of the items of each list: each place, from the top, gets the item with the best score that violates no gap rule.
 
-    Where every item left breaks a rule, the one that breaks the fewest is taken, of these the best scored: nothing is lost.
-    The baseline that a set-wise model has to beat.
+    If every remaining item violates a rule, the item with the fewest violations is taken, and of these the one with the best score, so
+    all items are kept. It is the baseline for a set-wise model.
 
     Args:
-        scores, groups: (n,), as `intra_list_similarity`.
-        values: name -> (n,), such as {'author': ..., 'type': ...}; missing values meet no rule.
-        gaps: name -> how many other items must stand between two of a kind.
+        scores, groups: (n,), see `intra_list_similarity`.
+        values: name -> (n,), such as {'author': ..., 'type': ...}; missing values violate no rule.
+        gaps: name -> minimum number of other items between two items with the same value.
 
     Returns:
-        int64 (n,), the place of every row in its list, from 1 on. O(longest list x rows x sum of gaps).
+        int64 (n,), the place of every row in its list, from 1 on. Work: O(longest list x rows x sum of gaps).
 
     Raises:
         ValueError: lengths differ, an unknown name, a gap below 1.
@@ -186,7 +205,7 @@ def greedy_rerank(scores: Any, groups: Any, values: Mapping[str, Any], gaps: Map
         rules.append((np.where(lists.rows >= 0, codes[np.maximum(lists.rows, 0)], -1), int(gap)))
     count, longest = lists.rows.shape
     free = lists.rows >= 0
-    taken = np.full((count, longest), -1)  # by place: which of the list, in order of score
+    taken = np.full((count, longest), -1)  # by place: index within the list in order of score
     which = np.arange(count)
     for place in range(longest):
         broken = np.zeros((count, longest), dtype=np.int64)
@@ -195,7 +214,7 @@ def greedy_rerank(scores: Any, groups: Any, values: Mapping[str, Any], gaps: Map
                 before = taken[:, place - back]
                 same = codes == np.take_along_axis(codes, np.maximum(before, 0)[:, None], axis=1)
                 broken += same & (before >= 0)[:, None]
-        # Columns are in order of score, so the first with the fewest broken rules is the best.
+        # Columns are in order of score, so the first with the fewest violations is the best.
         best = np.where(free, broken, np.iinfo(np.int64).max).argmin(axis=1)
         some = free[which, best]
         taken[some, place] = best[some]

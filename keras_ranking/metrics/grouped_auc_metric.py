@@ -19,15 +19,15 @@ _LONGEST_ROW = 46_340
 def batch_aucs(observed: Observed) -> tuple[Any, Any]:
     """(sum over requests of the AUC within the request, number of requests that have one) from tensors (B, T).
 
-    Rows are sorted by score and then by request; a positive wins against the negatives that stand before it in its
-    request, and half against those it is tied with. Two sorts and a few segment sums: O(T log T), no pairs are formed.
+    Rows are sorted by score and then by request; a positive counts 1 for each negative before it in its
+    request, and 1/2 for each negative with an equal score. Two sorts and a few segment sums: O(T log T), no pairs are formed.
     """
     label, score, weight = observed.label, observed.logit, observed.weight
     tokens = ops.shape(score)[1]
     segment, count = request_segments(observed.request)
     local = ops.reshape(segment, ops.shape(score))
     order = ops.argsort(score, axis=1)
-    # Keys of the second sort are all different, so it need not be stable.
+    # Keys of the second sort are all different, so it does not have to be stable.
     key = (ops.take_along_axis(local, order, axis=1) % tokens) * tokens + ops.arange(tokens, dtype="int32")
     order = ops.take_along_axis(order, ops.argsort(key, axis=1), axis=1)
     score, label, weight = (ops.take_along_axis(x, order, axis=1) for x in (score, label, weight))
@@ -37,7 +37,7 @@ def batch_aucs(observed: Observed) -> tuple[Any, Any]:
     positive, negative = weight * label, weight * (1.0 - label)
     before = ops.reshape(ops.cumsum(negative, axis=1) - negative, (-1,))
     positive, negative = ops.reshape(positive, (-1,)), ops.reshape(negative, (-1,))
-    # `before` never falls within a row, so its least value in a stretch is that of the first token.
+    # `before` never decreases within a row, so its smallest value in a range is that of the first token.
     at_tie = -ops.take(ops.segment_max(-before, tie, count), tie, axis=0)
     at_request = -ops.take(ops.segment_max(-before, segment, count), segment, axis=0)
     tied = ops.take(ops.segment_sum(negative, tie, count), tie, axis=0)
@@ -56,7 +56,7 @@ class GroupedAUC(ObservedBase):
         value = sum_r AUC_r / number of requests that hold both classes
 
     A request never spans rows, so every batch is exact and the value is that of `grouped_auc` on the whole set, to float
-    rounding. Requests with one class only are left out; with none that has both, the value is NaN. A NaN logit of
+    rounding. Requests with only one class are ignored; if no request has both, the value is NaN. A NaN logit of
     non-zero weight makes the value NaN. The tokens of a request are contiguous in their row.
 
     Args:
@@ -68,13 +68,12 @@ class GroupedAUC(ObservedBase):
     Call arguments:
         y_true: packed targets (B, T, 3), or labels (B, N) where a row is a request.
         y_pred: logits (B, T, K); plain (B, N): any monotone score.
-        sample_weight: (B, T) or (B,); 0 leaves the token out. Stand under `weighted_metrics` in `compile` to get it.
+        sample_weight: (B, T) or (B,); 0 excludes the token. It is passed only to metrics in `weighted_metrics` of `compile`.
 
     Raises:
         ValueError: shapes that do not fit, rows of more than 46,340 tokens.
 
     Example:
-        >>> from keras_ranking.metrics import GroupedAUC
         >>> metric = kr.metrics.GroupedAUC()
         >>> metric.update_state([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.9, 0.1, 0.2], [0.5, 0.5, 0.7]])
         >>> round(float(metric.result()), 4)  # (1 + 0.25) / 2

@@ -14,26 +14,25 @@ from keras_ranking.metrics.running_sum import RunningSum
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class NormalizedEntropy(ObservedBase):
-    """Log loss over the entropy of the base rate; below 1 beats always answering the base rate.
+    """Log loss / entropy of the base rate. Below 1 is better than always predicting the base rate.
 
         NE = (sum_i w_i l_i / sum_i w_i) / -(p ln p + (1 - p) ln(1 - p)),    p = sum_i w_i y_i / sum_i w_i
 
     l is the log loss in nats, from logits without overflow; nothing is clipped: a plain probability of exactly 0 or 1 that
-    is wrong makes the value infinite. NaN as long as only one class has been seen.
+    is wrong makes the value infinite. NaN until both classes have occurred.
 
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
-        from_logits: plain predictions are logits. Packed ones always are.
+        from_logits: plain predictions are logits. Packed predictions always are.
         name: name of the metric.
         dtype: dtype of the sums. None: `keras.config.floatx()`.
 
     Call arguments:
         y_true: packed targets (B, T, 3), or labels of the shape of `y_pred`.
         y_pred: logits (B, T, K), or plain probabilities (B, N) or (B,).
-        sample_weight: (B, T) or (B,); 0 leaves the token out. Stand under `weighted_metrics` in `compile` to get it.
+        sample_weight: (B, T) or (B,); 0 excludes the token. It is passed only to metrics in `weighted_metrics` of `compile`.
 
     Example:
-        >>> from keras_ranking.metrics import NormalizedEntropy
         >>> metric = kr.metrics.NormalizedEntropy()
         >>> metric.update_state([1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25])
         >>> round(float(metric.result()), 4)

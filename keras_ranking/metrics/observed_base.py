@@ -1,4 +1,4 @@
-"""What the streaming metrics share: reading packed or plain input of one batch."""
+"""Base of the streaming metrics: reads packed or plain input of one batch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ObservedBase(keras.metrics.Metric):
     | packed | (B, T, 3) [label, position, request] | LOGITS (B, T, K), or (B, T) for K = 1 | (B, T) |
     | plain | labels (B, N) or (B,), a row is a request | probabilities, or logits if `from_logits`, of the same shape | same or (B,) |
 
-    A label above 0.5 is a positive. A token of weight 0 is left out, whatever stands there. Keras passes weights to what
-    stands under `weighted_metrics` in `compile`; under `metrics` it does not, and padding would count.
+    A label above 0.5 is a positive. A token of weight 0 is ignored. Keras passes weights only to metrics in
+    `weighted_metrics` of `compile`; in `metrics`, padding would be included.
 
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
-        from_logits: plain predictions are logits. Packed ones always are.
+        from_logits: plain predictions are logits. Packed predictions always are.
         name: name of the metric.
         dtype: dtype of the sums, float32 or float64. None: `keras.config.floatx()`.
     """

@@ -13,31 +13,29 @@ from keras_ranking.metrics.observed_base import ObservedBase, probability_of
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class Observed(ObservedBase):
-    """Feeds a pointwise Keras metric with label, probability and weight of the observed position's tower.
+    """Updates a pointwise Keras metric with label, probability and weight of the observed position's tower.
 
         metric.update_state(y_i, sigmoid(s_{i, bucket(position_i)}), w_i)      one token = one row (B*T, 1)
 
     For metrics of single predictions: `keras.metrics.AUC`, `BinaryAccuracy`, `Precision`, `BinaryCrossentropy`. Ranking metrics
-    of keras-rs need lists; use `ndcg` and `mrr` on arrays for packed rows.
+    of keras-rs need lists; for packed rows use `ndcg` and `mrr` on arrays.
 
     Args:
         metric: a `keras.metrics.Metric`, or its name as `keras.metrics.get` takes it.
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
-        from_logits: plain predictions are logits. Packed ones always are.
+        from_logits: plain predictions are logits. Packed predictions always are.
         name: name of the metric. None: that of `metric`.
-        dtype: dtype in which predictions reach `metric`. None: `keras.config.floatx()`.
+        dtype: dtype of the predictions that `metric` gets. None: `keras.config.floatx()`.
 
     Call arguments:
         y_true: packed targets (B, T, 3), or labels of the shape of `y_pred`.
         y_pred: logits (B, T, K), or plain probabilities (B, N) or (B,).
-        sample_weight: (B, T) or (B,). Stand under `weighted_metrics` in `compile` to get it.
+        sample_weight: (B, T) or (B,). It is passed only to metrics in `weighted_metrics` of `compile`.
 
     Raises:
         ValueError: `metric` is not a metric.
 
     Example:
-        >>> import keras
-        >>> from keras_ranking.metrics import Observed
         >>> metric = kr.metrics.Observed(keras.metrics.BinaryAccuracy())
         >>> metric.update_state([[[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]]], [[[3.0], [2.0]]])
         >>> float(metric.result())

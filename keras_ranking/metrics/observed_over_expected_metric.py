@@ -14,25 +14,24 @@ from keras_ranking.metrics.running_sum import RunningSum
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class ObservedOverExpected(ObservedBase):
-    """Sum of labels over sum of probabilities: 1 is calibrated on the whole, above 1 the model promises too little.
+    """Sum of labels over sum of probabilities: at 1 the mean prediction is calibrated, above 1 it is too low.
 
         O/E = sum_i w_i y_i / sum_i w_i p_i
 
-    NaN as long as nothing has been counted or every probability was 0.
+    NaN until there is a prediction with a weight, and if every probability was 0.
 
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
-        from_logits: plain predictions are logits. Packed ones always are.
+        from_logits: plain predictions are logits. Packed predictions always are.
         name: name of the metric.
         dtype: dtype of the sums. None: `keras.config.floatx()`.
 
     Call arguments:
         y_true: packed targets (B, T, 3), or labels of the shape of `y_pred`.
         y_pred: logits (B, T, K), or plain probabilities (B, N) or (B,).
-        sample_weight: (B, T) or (B,); 0 leaves the token out. Stand under `weighted_metrics` in `compile` to get it.
+        sample_weight: (B, T) or (B,); 0 excludes the token. It is passed only to metrics in `weighted_metrics` of `compile`.
 
     Example:
-        >>> from keras_ranking.metrics import ObservedOverExpected
         >>> metric = kr.metrics.ObservedOverExpected()
         >>> metric.update_state([1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.25, 0.25])
         >>> round(float(metric.result()), 4)

@@ -1,4 +1,4 @@
-"""How good probabilities are: log loss, normalised entropy, calibration error, observed over expected. numpy, exact."""
+"""Metrics of probabilities: log loss, normalised entropy, calibration error, observed over expected. numpy, exact."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ def log_loss(labels: Any, probabilities: Any, weights: Any = None) -> float:
     """Mean of -ln p where the label is 1 and -ln(1 - p) where it is 0, in nats.
 
     Nothing is clipped: a probability of exactly 0 or 1 that is wrong makes the mean infinite. float32 rounds a sigmoid to
-    exactly 1 from a logit of 17; compute probabilities in float64 where that can happen.
+    exactly 1 from a logit of 17; compute probabilities in float64 if such logits can occur.
 
     Args:
         labels: (n,) of 0 and 1.
         probabilities: (n,) in [0, 1].
         weights: (n,) >= 0, not all 0. None: all 1.
 
+    Returns:
+        The weighted mean.
+
     Raises:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a probability outside [0, 1] or NaN.
 
     Example:
-        >>> from keras_ranking.metrics import log_loss
         >>> round(kr.metrics.log_loss([1, 0], [0.5, 0.5]), 4)
         0.6931
     """
     positive, chance, weight = _inputs(labels, probabilities, weights)
-    if weight is not None:  # 0 * infinity is not a loss
+    if weight is not None:  # 0 * infinity would be NaN
         positive, chance, weight = positive[weight > 0], chance[weight > 0], weight[weight > 0]
     with np.errstate(divide="ignore"):
         loss = -np.where(positive, np.log(chance), np.log1p(-chance))
@@ -47,14 +49,20 @@ def log_loss(labels: Any, probabilities: Any, weights: Any = None) -> float:
 
 
 def normalized_entropy(labels: Any, probabilities: Any, weights: Any = None) -> float:
-    """Log loss over the entropy of the base rate; below 1 beats always answering the base rate.
+    """Log loss / entropy of the base rate. Below 1 is better than always predicting the base rate.
 
         NE = log_loss / -(p ln p + (1 - p) ln(1 - p)),    p = mean label
 
-    NaN if only one class is there (the base rate has no entropy). Args and errors as `log_loss`.
+    Args:
+        labels, probabilities, weights: see `log_loss`.
+
+    Returns:
+        The ratio; NaN if there is only one class, because the entropy of the base rate is then 0.
+
+    Raises:
+        ValueError: see `log_loss`.
 
     Example:
-        >>> from keras_ranking.metrics import normalized_entropy
         >>> round(kr.metrics.normalized_entropy([1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]), 6)
         1.0
     """
@@ -67,12 +75,18 @@ def normalized_entropy(labels: Any, probabilities: Any, weights: Any = None) -> 
 
 
 def observed_over_expected(labels: Any, probabilities: Any, weights: Any = None) -> float:
-    """Sum of labels over sum of probabilities: 1 is calibrated on the whole, above 1 the model promises too little.
+    """Sum of labels over sum of probabilities: at 1 the mean prediction is calibrated, above 1 it is too low.
 
-    Infinite, or NaN without positives, if all probabilities are 0. Args and errors as `log_loss`.
+    Args:
+        labels, probabilities, weights: see `log_loss`.
+
+    Returns:
+        The ratio; if all probabilities are 0, infinity, or NaN without positives.
+
+    Raises:
+        ValueError: see `log_loss`.
 
     Example:
-        >>> from keras_ranking.metrics import observed_over_expected
         >>> kr.metrics.observed_over_expected([1, 0, 0, 1], [0.5, 0.5, 0.25, 0.75])
         1.0
     """
@@ -89,18 +103,20 @@ def calibration_error(labels: Any, probabilities: Any, weights: Any = None, bins
         ECE = sum_b |sum_{i in b} w_i (y_i - p_i)| / sum_i w_i
 
     Rows are ordered by probability and cut into `bins` bins of equal weight. Equal probabilities share a bin, the one
-    where the middle of their weight falls, so the result does not depend on the order of the rows. With n rows per bin the
-    error of a perfectly calibrated model is not 0 but about sqrt(2 p (1 - p) / (pi n)): compare equal n and bins only.
+    with the middle of their weight, so the result does not depend on the order of the rows. With n rows per bin the error of a
+    perfectly calibrated model is not 0 but about sqrt(2 p (1 - p) / (pi n)): compare values only for equal n and bins.
 
     Args:
-        labels, probabilities, weights: as `log_loss`.
+        labels, probabilities, weights: see `log_loss`.
         bins: number of bins. *Our choice:* 10.
 
+    Returns:
+        ECE, in [0, 1].
+
     Raises:
-        ValueError: as `log_loss`; bins not a positive integer.
+        ValueError: see `log_loss`; bins not a positive integer.
 
     Example:
-        >>> from keras_ranking.metrics import calibration_error
         >>> round(kr.metrics.calibration_error([0, 0, 1, 1], [0.1, 0.1, 0.6, 0.6], bins=2), 6)
         0.25
     """

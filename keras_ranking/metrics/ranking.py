@@ -1,7 +1,7 @@
-"""How well scores order items: AUC over all rows, and AUC, NDCG and MRR within groups (requests). numpy, exact, vectorised.
+"""Metrics of the order of items: AUC over all rows, and AUC, NDCG and MRR within groups (requests). numpy, exact, vectorised.
 
-Tied scores never make a result depend on the order of the rows: a tied pair counts half in an AUC, and NDCG and MRR are
-expected values over a random order of the tied items.
+No result depends on the order of the rows, even with tied scores: a tied pair counts half in an AUC, and NDCG and MRR are expected
+values over a random order of the tied items.
 """
 
 from __future__ import annotations
@@ -14,39 +14,56 @@ from keras_ranking.metrics.checks import binary, by_group_and_score, column, gro
 
 
 class GroupAUCs(NamedTuple):
-    """AUC of every group that holds both classes, and the first row of the group in the input, by group."""
+    """Result of `per_request_auc`.
+
+    Attributes:
+        auc: (G,), AUC of every group that has both classes.
+        row: (G,), the first row of each of these groups in the input.
+
+    Example:
+        >>> kr.metrics.per_request_auc([1, 0, 1, 0], [0.9, 0.1, 0.2, 0.7], ["a", "a", "b", "b"]).row.tolist()
+        [0, 2]
+    """
 
     auc: np.ndarray
     row: np.ndarray
 
 
 class GroupedValue(NamedTuple):
-    """A mean over groups, and how many groups it is the mean of."""
+    """A mean over groups, as `grouped_auc`, `ndcg` and `mrr` return it.
+
+    Attributes:
+        value: the mean.
+        groups: number of groups in the mean.
+
+    Example:
+        >>> kr.metrics.mrr([0, 1], [0.9, 0.8], ["a", "a"])
+        GroupedValue(value=0.5, groups=1)
+    """
 
     value: float
     groups: int
 
 
 def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) -> GroupAUCs:
-    """AUC within every group that holds both classes.
+    """AUC within every group that has both classes.
 
         AUC_g = sum_{i positive, j negative in g} w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / (sum_i w_i sum_j w_j)
 
     Args:
         labels: (n,) of 0 and 1.
         scores: (n,), any monotone scale; infinite allowed, NaN an error.
-        groups: (n,), the request of every row; rows of a group need not be together.
-        weights: (n,) >= 0. A row of weight 0 is left out. None: all 1.
+        groups: (n,), the request of every row; rows of a group may be anywhere.
+        weights: (n,) >= 0. A row of weight 0 is ignored. None: all 1.
 
     Returns:
-        `GroupAUCs(auc, row)`, both (G,): `groups[row]` names the group, and `members[row]` its member, for a bootstrap.
+        `GroupAUCs(auc, row)`, both (G,): `groups[row]` is the group, and `members[row]` its member, for a bootstrap.
         Two calls with the same labels, groups and weights return the same rows in the same order. O(n log n).
 
     Raises:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score, a negative weight.
 
     Example:
-        >>> from keras_ranking.metrics import per_request_auc
         >>> kr.metrics.per_request_auc([1, 0, 1, 0, 0], [0.9, 0.1, 0.2, 0.2, 0.7], ["a", "a", "b", "b", "b"]).auc.tolist()
         [1.0, 0.25]
     """
@@ -76,15 +93,18 @@ def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) 
 def grouped_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) -> GroupedValue:
     """Mean over groups (requests) of the exact AUC within the group; each group counts once.
 
-    Groups without a positive or without a negative have no AUC and are left out.
+    Groups without a positive or without a negative have no AUC and are ignored.
 
-    Args, errors: as `per_request_auc`.
+    Args:
+        labels, scores, groups, weights: see `per_request_auc`.
 
     Returns:
-        `GroupedValue(value, groups)`: the mean and the number of groups counted; (NaN, 0) if none holds both classes.
+        `GroupedValue(value, groups)`: the mean and the number of groups in it; (NaN, 0) if no group has both classes.
+
+    Raises:
+        ValueError: see `per_request_auc`.
 
     Example:
-        >>> from keras_ranking.metrics import grouped_auc
         >>> kr.metrics.grouped_auc([1, 0, 1, 0, 1], [0.9, 0.1, 0.2, 0.2, 0.7], [1, 1, 2, 2, 3])
         GroupedValue(value=0.75, groups=2)
     """
@@ -93,10 +113,18 @@ def grouped_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) -> G
 
 
 def auc(labels: Any, scores: Any, weights: Any = None) -> float:
-    """AUC over all rows, exact, ties count half; NaN if only one class is there.
+    """AUC over all rows, exact; ties count half.
+
+    Args:
+        labels, scores, weights: see `per_request_auc`.
+
+    Returns:
+        AUC in [0, 1]; NaN if there is only one class.
+
+    Raises:
+        ValueError: see `per_request_auc`.
 
     Example:
-        >>> from keras_ranking.metrics import auc
         >>> kr.metrics.auc([1, 0, 0], [0.5, 0.5, 0.1])
         0.75
     """
@@ -109,13 +137,13 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
 
         DCG@k = sum_{rank <= k} (2^y - 1) / log2(rank + 1),    NDCG@k = DCG@k / (DCG@k of the best order)
 
-    Groups whose labels are all 0 have no NDCG and are left out (keras-rs counts them as 0).
+    Groups whose labels are all 0 have no NDCG and are ignored (keras-rs counts them as 0).
 
     Args:
         labels: (n,) grades >= 0.
         scores: (n,), NaN an error.
         groups: (n,).
-        k: length of the list that counts; None: all of it.
+        k: number of top items that are used; None: all.
 
     Returns:
         `GroupedValue(value, groups)`; (NaN, 0) if no group has a positive label.
@@ -124,7 +152,6 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
         ValueError: no rows, lengths differ, a negative label, a NaN score, k not positive.
 
     Example:
-        >>> from keras_ranking.metrics import ndcg
         >>> round(kr.metrics.ndcg([0, 1, 0], [0.9, 0.8, 0.1], [7, 7, 7], k=10).value, 4)
         0.6309
     """
@@ -158,7 +185,7 @@ def _dcg(grade: np.ndarray, scores: np.ndarray, codes: np.ndarray, k: int | None
 def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
     """Mean over groups of 1 / rank of the first positive item, expected over a random order of tied items.
 
-    Groups without a positive are left out (keras-rs counts them as 0).
+    Groups without a positive are ignored (keras-rs counts them as 0).
 
     In a block of m tied items, p of them positive, that starts at rank a, the first positive is the k-th of the block with
     probability C(m - k, p - 1) / C(m, p).
@@ -175,7 +202,6 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score.
 
     Example:
-        >>> from keras_ranking.metrics import mrr
         >>> kr.metrics.mrr([0, 1, 0, 1], [0.9, 0.8, 0.5, 0.5], ["a", "a", "b", "b"])
         GroupedValue(value=0.625, groups=2)
     """
@@ -187,7 +213,7 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
     tie = starts_of(code, value)
     size = np.diff(np.r_[tie, order.size])
     hits = np.add.reduceat(positive[order].astype(np.int64), tie)
-    # The first tied block with a positive, one for each group that has any.
+    # The first tied block with a positive, for each group that has one.
     block = np.flatnonzero(hits > 0)
     if block.size == 0:
         return GroupedValue(float("nan"), 0)
@@ -198,7 +224,7 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
     left, positives = size[block].astype(np.float64), hits[block].astype(np.float64)
     total, chance = np.zeros(block.size), np.ones(block.size)
     active = np.arange(block.size)
-    while active.size:  # one turn for every place in the longest tied block
+    while active.size:  # one iteration for every place in the longest tied block
         here = chance[active] * positives[active] / left[active]
         total[active] += here / rank[active]
         chance[active] -= here

@@ -1,4 +1,4 @@
-"""What a new model would have earned at the first position, read off sessions that were shown in random order. numpy."""
+"""Replay: the contribution rate of a new model at the first position, from sessions that were shown in random order. numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from keras_ranking.metrics.checks import binary, by_group_and_score, column, gro
 
 
 class ReplayRate(NamedTuple):
-    """Contribution rate among matched requests, how many they are, and how many requests were looked at."""
+    """Result of `replay_contribution_rate`.
+
+    Attributes:
+        rate: contribution rate among the matched requests.
+        matched: number of matched requests; a tied request is a fraction.
+        requests: number of shuffled requests.
+
+    Example:
+        >>> kr.metrics.replay_contribution_rate([1, 0], [0.9, 0.1], ["a", "a"], [1, 2], [1, 1])
+        ReplayRate(rate=1.0, matched=1.0, requests=1)
+    """
 
     rate: float
     matched: float
@@ -18,31 +28,31 @@ class ReplayRate(NamedTuple):
 
 
 def replay_contribution_rate(label: Any, score: Any, request: Any, position: Any, shuffled: Any) -> ReplayRate:
-    """Replay: contributions per impression at position 1 that a model would have had, from shuffled sessions.
+    """Replay: contributions per impression at position 1 that a model would have, estimated from shuffled sessions.
 
         m_r  = [the item shown first in r has the top score of r] / number of items that share the top score of r
         rate = sum_r m_r y_r / sum_r m_r        r over the shuffled requests, y_r = label of the item shown first
 
     A small share of sessions is served with the top N in uniformly random order; a request is matched when the new model ranks
-    first the item that was shown first (LiRank, 2402.06859, stated). There whatever is shown first is a fair draw from the
-    list, so the matched requests are a random sample, one in N, of what the model would have shown, and the rate is that of
-    the model, whatever policy wrote the log. Where the policy's own order was shown the matched requests are those on which
-    model and policy agree, and the rate says little: such rows are left out by `shuffled`.
+    first the item that was shown first (LiRank, 2402.06859, stated). In these sessions the first item is a
+    uniform draw from the list. So the matched requests are a random sample, one in N, of what the model would have shown, and the rate
+    is that of the model, for any policy that wrote the log. If the order of the policy was shown, the matched requests are those on
+    which model and policy agree, and the rate is not that of the model: such rows are excluded by `shuffled`.
 
-    A request is matched with chance 1 / N of its list. With lists of unequal length the rate is therefore a mean over
-    requests weighted by 1 / N. Ties, where the paper is silent, are *our choice*: an item that shares the top score with
-    k - 1 others counts as 1 / k of a match, as if ties were broken at random, whatever the order of the rows.
+    A request is matched with probability 1 / N, N the length of its list. With lists of different length the rate is therefore a
+    mean over requests with weights 1 / N. The paper does not mention ties; *our choice*: an item that shares the top score with
+    k - 1 others is 1 / k of a match, the expected value if ties were broken at random.
 
     Args:
         label: (n,) of 0 and 1, 1 = a contribution.
-        score: (n,), any monotone scale, for one and the same position (not that of the tower of the position shown); infinite
-            allowed, NaN an error. Every item of a request must be there, or the top is not the model's.
-        request: (n,), rows of a request need not be together.
-        position: (n,) whole numbers, 1 = shown first, 0 = not known. A request without a 1 is never matched.
+        score: (n,), any monotone scale, for the same position for all items (not from the tower of the position shown); infinite
+            allowed, NaN an error. All items of a request must be given, else the top item is not that of the model.
+        request: (n,), rows of a request may be anywhere.
+        position: (n,) whole numbers, 1 = shown first, 0 = unknown. A request without a 1 is never matched.
         shuffled: (n,) of 0 and 1, the same for all rows of a request: whether its session was shuffled.
 
     Returns:
-        `ReplayRate(rate, matched, requests)`: rate, NaN without a match; `matched`, sum of m_r, whole where nothing is tied;
+        `ReplayRate(rate, matched, requests)`: rate, NaN without a match; `matched`, sum of m_r, an integer if there are no ties;
         number of shuffled requests. Standard error without ties: sqrt(rate (1 - rate) / matched).
 
     Raises:
@@ -50,7 +60,6 @@ def replay_contribution_rate(label: Any, score: Any, request: Any, position: Any
             whole number >= 0, two first positions or two values of `shuffled` in one request.
 
     Example:
-        >>> from keras_ranking.metrics import replay_contribution_rate
         >>> requests, shown = ["a", "a", "b", "b", "c", "c"], [1, 2, 1, 2, 1, 2]
         >>> kr.metrics.replay_contribution_rate([1, 0, 0, 0, 1, 0], [0.9, 0.1, 0.8, 0.3, 0.2, 0.7], requests, shown, [1] * 6)
         ReplayRate(rate=0.5, matched=2.0, requests=3)

@@ -1,4 +1,4 @@
-"""Streaming replay: contributions at the first position that a model would have had."""
+"""Streaming replay: contributions at the first position that a model would have."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class ReplayContributionRate(ObservedBase):
         m_r   = w [the item shown first in r has the top logit of r] / number of items that share the top logit of r
         value = sum_r m_r y_r / sum_r m_r        y_r, w = label and weight of the item shown first
 
-    Replay as LiRank (2402.06859, stated) and `replay_contribution_rate`, which explains it, has it: a request is matched when
-    the model ranks first the item that was shown first. **Which sessions were shuffled comes by the weight**: give weight 0 to
-    every token of all others (`build_sequences(..., target=events["is_shuffled"] == 1)` does), else the value is biased towards
-    what the policy that wrote the log likes. Every candidate of a shuffled request needs a weight above 0, for a token of
-    weight 0 cannot be the top.
+    Replay as in LiRank (2402.06859, stated), explained in `replay_contribution_rate`: a request is matched if the model ranks
+    first the item that was shown first. **The weight selects the shuffled sessions**: give weight 0 to every token of all other
+    sessions (as `build_sequences(..., target=events["is_shuffled"] == 1)` does), else the value is biased towards the policy that
+    wrote the log. Every candidate of a shuffled request needs a weight above 0, because a token of weight 0 cannot be the top
+    item.
 
-    Items are compared by one tower, that of the score in serving, and not by the towers of the positions at which they
-    happened to be shown: the question is which item the model would have put first. A request never spans rows, so a stream
-    of batches has the value of the whole. NaN as long as nothing matched; a NaN logit of non-zero weight makes the value NaN.
+    Items are compared by one tower, that of the score in serving, and not by the towers of the positions at which they were
+    shown: the metric needs the item that the model would put first. A request never spans rows, so the value does not depend on the
+    batches. NaN until there is a match; a NaN logit of non-zero weight makes the value NaN.
 
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
@@ -40,14 +40,12 @@ class ReplayContributionRate(ObservedBase):
     Call arguments:
         y_true: packed targets (B, T, 3); labels above 0.5 are contributions. The tokens of a request are contiguous.
         y_pred: logits (B, T, K), or (B, T) for K = 1.
-        sample_weight: (B, T) or (B,). Stand under `weighted_metrics` in `compile` to get it.
+        sample_weight: (B, T) or (B,). It is passed only to metrics in `weighted_metrics` of `compile`.
 
     Raises:
         ValueError: `tower` out of range, targets that are not packed (they carry no position), shapes that do not fit.
 
     Example:
-        >>> from keras_ranking.losses import targets
-        >>> from keras_ranking.metrics import ReplayContributionRate
         >>> y_true = kr.losses.targets([[1, 0, 0, 0, 1, 0]], position=[[1, 2, 1, 2, 1, 2]], request=[[1, 1, 2, 2, 3, 3]])
         >>> metric = kr.metrics.ReplayContributionRate()
         >>> metric.update_state(y_true, [[0.9, 0.1, 0.8, 0.3, 0.2, 0.7]])
@@ -83,10 +81,10 @@ class ReplayContributionRate(ObservedBase):
         self._matched.add(matched)
 
     def _matches(self, first: Any, observed: Any) -> tuple[Any, Any]:
-        """(weighted contributions, weight) of the matched requests of a batch; `first` (B, T) tells the tokens shown first."""
+        """(weighted contributions, weight) of the matched requests of a batch; `first` (B, T) marks the tokens shown first."""
         counted = observed.weight > 0
         nothing = ops.zeros_like(observed.logit)
-        # Not -inf: TensorFlow's maximum of a segment begins at the lowest finite number, and a top of -inf would not be found.
+        # Not -inf: TensorFlow's maximum of a segment starts at the lowest finite number, and a top of -inf would not be found.
         lowest = nothing + float(np.finfo(self.dtype).min)
         score = ops.reshape(ops.where(counted, ops.maximum(observed.logit, lowest), lowest), (-1,))
         segment, count = request_segments(observed.request)
@@ -102,7 +100,7 @@ class ReplayContributionRate(ObservedBase):
         return quotient(self._contributions.value, self._matched.value)
 
     def matched(self) -> Any:
-        """Weight of the matched requests: their number where all weights are 1 and nothing is tied."""
+        """Weight of the matched requests: their number if all weights are 1 and there are no ties."""
         return self._matched.value
 
     def get_config(self) -> dict[str, Any]:

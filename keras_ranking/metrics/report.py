@@ -17,16 +17,15 @@ def summary(labels: Any, probabilities: Any, groups: Any) -> dict[str, float]:
         groups: (n,), the request of every row.
 
     Returns:
-        Exactly the keys `auc` (all rows), `impression_auc` (mean over requests that hold both classes), `ndcg_at_10` and
+        Exactly the keys `auc` (all rows), `impression_auc` (mean over requests that have both classes), `ndcg_at_10` and
         `mrr` (means over requests with a positive), `log_loss`, `normalized_entropy`, `calibration_error` (10 bins of
-        equal mass) and `observed_over_expected`. A metric that the rows do not define is NaN: with one class only, both
+        equal mass) and `observed_over_expected`. An undefined metric is NaN: with one class only, both
         AUCs and the normalised entropy; without a positive, NDCG and MRR as well.
 
     Raises:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a probability outside [0, 1] or NaN.
 
     Example:
-        >>> from keras_ranking.metrics import summary
         >>> result = kr.metrics.summary([1, 0, 0, 1], [0.8, 0.2, 0.4, 0.6], [1, 1, 2, 2])
         >>> result["impression_auc"], round(result["log_loss"], 4)
         (1.0, 0.367)

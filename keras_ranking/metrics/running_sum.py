@@ -1,4 +1,4 @@
-"""Sums that stay right over many batches."""
+"""Sums that stay exact over many batches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import keras
 
 
 class RunningSum:
-    """A float sum kept in two variables of a metric: the sum, and what its rounding has lost so far (Kahan).
+    """A float sum kept in two variables of a metric: the sum, and its accumulated rounding error (Kahan).
 
-    A plain float32 sum stops counting at 2^24 = 16.8 million, which a day of impressions exceeds.
+    A plain float32 sum of ones stops at 2^24 = 16.8 million, less than the impressions of a day.
 
     Args:
         metric: the metric that owns the variables.
@@ -27,7 +27,7 @@ class RunningSum:
         due = keras.ops.cast(value, self._total.dtype) - self._lost
         total = self._total + due
         lost = (total - self._total) - due
-        # An infinite sum has lost nothing, and infinity - infinity would turn it into NaN.
+        # An infinite sum has no rounding error, and infinity - infinity would turn it into NaN.
         self._lost.assign(keras.ops.where(keras.ops.isfinite(lost), lost, keras.ops.zeros_like(lost)))
         self._total.assign(total)
 

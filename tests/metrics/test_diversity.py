@@ -107,7 +107,7 @@ def test_errors() -> None:
         metrics.greedy_rerank(x["scores"], x["groups"], {"author": x["author"]}, {"actor": 1})
     with pytest.raises(ValueError, match="`vectors` must be finite"):
         metrics.intra_list_similarity(x["vectors"][:-1], x["scores"], x["groups"])
-    with pytest.raises(ValueError, match="`values` must have one value a row"):
+    with pytest.raises(ValueError, match="`values` must have one value per row"):
         metrics.coverage(x["author"][:-1], x["scores"], x["groups"])
 
 
