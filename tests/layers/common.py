@@ -12,8 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 
-import keras_ranking as kr
-
 Factory = Callable[..., keras.layers.Layer]
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
@@ -249,19 +247,7 @@ def run_layer_checks(
 
 
 class ExampleChecker(doctest.OutputChecker):
-    """Backends print a shape each in their own way; the docstrings print a tuple."""
+    """Compares examples with their output: backends print shapes differently, and docstrings show a tuple."""
 
     def check_output(self, want: str, got: str, flags: int) -> bool:
         return super().check_output(want, re.sub(r"(?:torch\.Size|TensorShape)\(\[([^]]*)\]\)", r"(\1)", got), flags)
-
-
-def run_example(documented: Any, **names: Any) -> None:
-    """The Example in the docstring of a class or function runs, and prints what it says."""
-    scope = {"kr": kr, "keras": keras, "np": np, documented.__name__: documented, **names}
-    tests = doctest.DocTestFinder(recurse=False).find(documented, documented.__name__, globs=scope)
-    runner = doctest.DocTestRunner(checker=ExampleChecker(), optionflags=doctest.NORMALIZE_WHITESPACE)
-    lines: list[str] = []
-    for test in tests:
-        runner.run(test, out=lines.append)
-    assert runner.tries > 0, f"{documented.__name__} has no example"
-    assert runner.failures == 0, "".join(lines)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import sys
 from typing import Any
 
 import numpy as np
@@ -116,8 +114,3 @@ def test_missing_values_are_unlike_all_others() -> None:
     for values in (np.array([*missing, "x"], dtype=object), [*missing, "x"]):
         assert metrics.coverage(values, [5, 4, 3, 2, 1], ["a"] * 5, k=5).value == 1.0
     assert metrics.coverage(np.array([np.nan, np.nan, 1.0, 1.0]), [4, 3, 2, 1], ["a"] * 4).value == 0.75
-
-
-def test_examples() -> None:
-    module = sys.modules["keras_ranking.metrics.diversity"]
-    assert doctest.testmod(module).failed == 0

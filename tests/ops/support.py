@@ -1,9 +1,15 @@
-"""What the tests of ops share: rows of packed members, gradients on the active backend, and the distance to the reference."""
+"""Shared by the tests of ops: rows of packed members, masks, gradients on the active backend, comparison with the reference."""
 
 from __future__ import annotations
 
 import keras
 import numpy as np
+
+from keras_ranking.ops import Spans, span_attention
+from keras_ranking.ops.backends import reference
+
+EXACT = 1e-5
+"""Bound in float32, relative to the largest reference value (measured: below 2e-6)."""
 
 
 def packed_rows(rng, batch, tokens, mean):
@@ -56,3 +62,44 @@ def distance(actual, expected):
         return 0.0
     assert np.isfinite(actual).all()
     return float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def numpy_spans(spans):
+    return Spans(*(keras.ops.convert_to_numpy(part) for part in spans))
+
+
+def operands(rng, batch, queries, keys, heads, kv_heads, size):
+    shapes = [(batch, queries, heads, size), (batch, keys, kv_heads, size), (batch, keys, kv_heads, size), (batch, queries, heads, size)]
+    return [rng.standard_normal(shape).astype("float32") for shape in shapes]
+
+
+def every(spans, stride):
+    """The spans of every `stride`-th token."""
+    return Spans(*(part[:, ::stride] for part in numpy_spans(spans)))
+
+
+def check(kernel, arrays, spans, scale=None, bound=EXACT, stride=1):
+    """Output and the three gradients against the reference."""
+    *inputs, upstream = arrays
+    spans = numpy_spans(spans)
+    out, grads = differentiate(lambda q, k, v: span_attention(q, k, v, spans, scale=scale, kernel=kernel, stride=stride), inputs, upstream)
+    expected = reference.span_attention(*inputs, spans, scale, stride)
+    assert distance(out, expected) < bound
+    for got, wanted in zip(grads, reference.span_attention_gradients(*inputs, spans, upstream, scale, stride), strict=True):
+        assert distance(got, wanted) < bound
+    unseen = ~reference.visible(*spans, num_keys=inputs[1].shape[1], stride=stride).any(2)
+    assert not out[unseen].any() and not grads[0][unseen].any()
+
+
+def masks(rng, batch, tokens, mean):
+    segments, times, sessions, events = packed_rows(rng, batch, tokens, mean)
+    return {
+        "causal": Spans.causal(segments),
+        "strict": Spans.causal(segments, own=False),
+        "window": Spans.window(5, segments),
+        "delayed": Spans.delayed(times, 7, segments, events),
+        "sessions": Spans.sessions(sessions, segments),
+        "setwise": Spans.setwise(sessions, segments),
+        "setwise history": Spans.setwise(sessions, segments, history=True),
+        "bidirectional": Spans.bidirectional(segments),
+    }

@@ -13,8 +13,7 @@ import pytest
 
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 from keras_ranking.ops.backends import reference
-from tests.ops.support import differentiate, distance, packed_rows
-from tests.ops.test_span_attention import EXACT, check, every, masks, numpy_spans, operands
+from tests.ops.support import EXACT, check, differentiate, distance, every, masks, numpy_spans, operands, packed_rows
 
 BACKEND = keras.backend.backend()
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="Pallas is JAX's")

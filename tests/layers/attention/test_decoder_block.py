@@ -19,7 +19,6 @@ from tests.layers.common import (
     numpy,
     randomise,
     rotate_pairs,
-    run_example,
     run_layer_checks,
     sigmoid,
     silu,
@@ -160,10 +159,6 @@ def test_errors() -> None:
         make(num_kv_heads=3)
     with pytest.raises(ValueError, match="rate"):
         make(dropout=1.5)
-
-
-def test_example() -> None:
-    run_example(DecoderBlock)
 
 
 def test_a_stride_computes_a_part_of_the_same_output() -> None:

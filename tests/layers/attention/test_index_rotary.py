@@ -10,7 +10,7 @@ import pytest
 
 from keras_ranking.layers import IndexRotaryEmbedding, SelfGatedAttention
 from keras_ranking.ops import Spans
-from tests.layers.common import by_path, masked_attention, numpy, randomise, rotate_pairs, run_example, run_layer_checks
+from tests.layers.common import by_path, masked_attention, numpy, randomise, rotate_pairs, run_layer_checks
 
 ROTARY = (2.0, 5_000_000.0)
 
@@ -105,7 +105,3 @@ def test_errors() -> None:
         SelfGatedAttention(2, 3, rotary=None, rotate_by="index")
     with pytest.raises(ValueError, match="`index` must be given: this attention rotates by index"):
         SelfGatedAttention(2, 4, rotate_by="index")(row()["x"], spans=Spans.causal(np.ones((2, 6), "int32")))
-
-
-def test_example() -> None:
-    run_example(IndexRotaryEmbedding)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import LatestKeys
-from tests.layers.common import numpy, run_example, run_layer_checks
+from tests.layers.common import numpy, run_layer_checks
 
 
 def keys() -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,6 @@ def test_against_slices(size: int) -> None:
         np.testing.assert_array_equal(out[row, :, :kept], x[row, :, count - kept : count])
 
 
-def test_errors_and_example() -> None:
+def test_errors() -> None:
     with pytest.raises(ValueError, match="`size` must be 0 or more. Received: size=-1"):
         LatestKeys(-1)
-    run_example(LatestKeys)

@@ -18,7 +18,6 @@ from tests.layers.common import (
     numpy,
     randomise,
     rotate_pairs,
-    run_example,
     run_layer_checks,
     sigmoid,
     silu,
@@ -135,8 +134,3 @@ def test_errors() -> None:
         SwiGLU(0)
     with pytest.raises(ValueError, match="the last axis of the inputs must be known"):
         GatedResidual(keras.layers.Dense(4)).build((None, None))
-
-
-@pytest.mark.parametrize("kind", [GatedResidual, SwiGLU, LiGRBlock])
-def test_example(kind: Any) -> None:
-    run_example(kind)

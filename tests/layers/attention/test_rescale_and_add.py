@@ -10,7 +10,7 @@ import pytest
 
 from keras_ranking.layers import DecoderBlock, RescaleAndAdd
 from keras_ranking.ops import Spans
-from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_example, run_layer_checks, sigmoid
+from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_layer_checks, sigmoid
 
 KINDS = ("plain", "scalar", "layer_scale", "rezero", "dense_gate")
 
@@ -95,7 +95,3 @@ def test_errors() -> None:
         RescaleAndAdd("rezero", 0.1)
     with pytest.raises(ValueError, match="the last axis of the inputs must be known"):
         RescaleAndAdd().build((None, None, None))
-
-
-def test_example() -> None:
-    run_example(RescaleAndAdd)

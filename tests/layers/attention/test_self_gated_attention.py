@@ -10,7 +10,7 @@ import pytest
 
 from keras_ranking.layers import SelfGatedAttention
 from keras_ranking.ops import Spans
-from tests.layers.common import TOLERANCE, by_path, masked_attention, numpy, randomise, rotate_pairs, run_example, run_layer_checks, sigmoid
+from tests.layers.common import TOLERANCE, by_path, masked_attention, numpy, randomise, rotate_pairs, run_layer_checks, sigmoid
 
 B, T, D, HEADS, HEAD = 2, 7, 6, 4, 4
 CADET = ("representation", "query", "key")
@@ -260,7 +260,3 @@ def test_call_errors() -> None:
         layer(x, times=times)
     with pytest.raises(ValueError, match="`times` must be given"):
         layer(x, spans=spans)
-
-
-def test_example() -> None:
-    run_example(SelfGatedAttention)

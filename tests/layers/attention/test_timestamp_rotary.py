@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import TimestampRotaryEmbedding
-from tests.layers.common import numpy, rotate_pairs, run_example, run_layer_checks
+from tests.layers.common import numpy, rotate_pairs, run_layer_checks
 
 LATEST = 2**31 - 1
 
@@ -82,7 +82,3 @@ def test_errors(shortest: float, longest: float) -> None:
 def test_odd_head() -> None:
     with pytest.raises(ValueError, match="`head_dim` must be an even integer"):
         make()(np.ones((1, 2, 1, 5), "float32"), times=np.zeros((1, 2), "int32"))
-
-
-def test_example() -> None:
-    run_example(TimestampRotaryEmbedding)

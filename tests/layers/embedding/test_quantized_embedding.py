@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import QuantizedEmbedding, dequantize_rows, quantize_rows
-from tests.layers.common import numpy, run_example, run_layer_checks
+from tests.layers.common import numpy, run_layer_checks
 
 
 def table(rows: int = 40, dim: int = 16) -> np.ndarray:
@@ -97,8 +97,3 @@ def test_errors() -> None:
         quantize_rows(np.array([[0.0], [np.nan]]))
     with pytest.raises(ValueError, match="`rows` and `dim` must be positive integers. Received: rows=0, dim=4"):
         QuantizedEmbedding(0, 4)
-
-
-def test_examples() -> None:
-    run_example(QuantizedEmbedding)
-    run_example(quantize_rows)

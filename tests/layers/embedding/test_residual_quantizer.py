@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import ResidualQuantizer
-from tests.layers.common import numpy, run_example, run_layer_checks, silu
+from tests.layers.common import numpy, run_layer_checks, silu
 
 F, K, LEVELS = 5, 8, 3
 
@@ -156,7 +156,3 @@ def test_errors() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make(**settings)
-
-
-def test_example() -> None:
-    run_example(ResidualQuantizer)

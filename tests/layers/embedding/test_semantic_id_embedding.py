@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import SemanticIdEmbedding
-from tests.layers.common import numpy, randomise, run_example, run_layer_checks
+from tests.layers.common import numpy, randomise, run_layer_checks
 
 K, LEVELS, D = 5, 3, 4
 
@@ -75,9 +75,5 @@ def test_errors() -> None:
         make(dim=0)
     with pytest.raises(ValueError, match=r"codebook_size \* buckets must stay below 2\^31"):
         make(codebook_size=65536, buckets=65536)
-    with pytest.raises(ValueError, match="`inputs` must have 3 codes an item"):
+    with pytest.raises(ValueError, match="`inputs` must have 3 codes per item"):
         make()(np.zeros((2, 4), "int32"))
-
-
-def test_example() -> None:
-    run_example(SemanticIdEmbedding)

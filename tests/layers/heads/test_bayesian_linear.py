@@ -19,7 +19,6 @@ from tests.layers.common import (
     functional,
     numpy,
     randomise,
-    run_example,
     sigmoid,
 )
 from tests.ops.test_seeded_normal import normals
@@ -305,7 +304,3 @@ def test_errors() -> None:
         gaussian.update(z, y[:5])
     with pytest.raises(ValueError, match="`evidence` exists only with kind='gaussian'"):
         _ = layer.evidence
-
-
-def test_example() -> None:
-    run_example(BayesianLinear)

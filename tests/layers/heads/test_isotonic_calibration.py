@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 from keras_ranking.layers import IsotonicCalibration
-from tests.layers.common import numpy, run_example, run_layer_checks
+from tests.layers.common import numpy, run_layer_checks
 
 LOWER, UPPER, STEP, C = -6.0, 4.0, 0.5, 3
 
@@ -235,7 +235,3 @@ def test_errors() -> None:
         ready(None, C)(logits)
     with pytest.raises(ValueError, match="`features` must be of rank 3 and 3 wide"):
         ready(None, C)(logits, features=features[..., :2])
-
-
-def test_example() -> None:
-    run_example(IsotonicCalibration)

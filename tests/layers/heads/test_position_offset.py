@@ -10,7 +10,7 @@ import pytest
 
 from keras_ranking.layers import PositionOffset
 from keras_ranking.losses import ObservedTowerLoss, targets
-from tests.layers.common import TOLERANCE, numpy, randomise, run_example, run_layer_checks
+from tests.layers.common import TOLERANCE, numpy, randomise, run_layer_checks
 
 
 def logits() -> np.ndarray:
@@ -63,7 +63,3 @@ def test_errors() -> None:
         PositionOffset(3, "wrap")
     with pytest.raises(ValueError, match="`scale` must be a positive number"):
         PositionOffset(3, scale=0.0)
-
-
-def test_example() -> None:
-    run_example(PositionOffset)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import PositionTowers
-from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_example, run_layer_checks, silu
+from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_layer_checks, silu
 
 
 def make(**settings: Any) -> PositionTowers:
@@ -96,10 +96,6 @@ def test_errors() -> None:
         PositionTowers(0)
     with pytest.raises(ValueError, match="`hidden` must be positive widths. Received: hidden=\\(4, 0\\)"):
         PositionTowers(2, hidden=(4, 0))
-
-
-def test_example() -> None:
-    run_example(PositionTowers)
 
 
 def test_logits_are_computed_in_float32() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import RandomEffect, fit_random_effect
-from tests.layers.common import numpy, run_example, run_layer_checks
+from tests.layers.common import numpy, run_layer_checks
 
 
 def log_() -> dict[str, np.ndarray]:
@@ -154,8 +154,3 @@ def test_errors() -> None:
         fit_random_effect([1], [1], [0.0], l2=1, weights=[-1])
     with pytest.raises(RuntimeError, match="not converged after max_iterations=1"):
         fit_random_effect([1], [1], [0.0], l2=1, max_iterations=1)
-
-
-def test_examples() -> None:
-    run_example(RandomEffect)
-    run_example(fit_random_effect)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import RankingHead
-from tests.layers.common import by_path, numpy, randomise, run_example, run_layer_checks, silu
+from tests.layers.common import by_path, numpy, randomise, run_layer_checks, silu
 
 TASKS = ["click", "like", "share"]
 GROUPS = {"passive": ["click"], "active": ["like", "share"]}
@@ -101,7 +101,3 @@ def test_errors() -> None:
         make("mmoe", gate_dropout=1.0)
     with pytest.raises(ValueError, match="C known"):
         make("linear").build((None, None))
-
-
-def test_example() -> None:
-    run_example(RankingHead)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import TowerCalibration
-from tests.layers.common import by_path, numpy, randomise, run_example, run_layer_checks
+from tests.layers.common import by_path, numpy, randomise, run_layer_checks
 
 
 def logits(towers: int = 3) -> np.ndarray:
@@ -55,7 +55,3 @@ def test_errors() -> None:
         TowerCalibration().build((None, None, None))
     with pytest.raises(ValueError, match="times `step`"):
         TowerCalibration(step=0.3)
-
-
-def test_example() -> None:
-    run_example(TowerCalibration)

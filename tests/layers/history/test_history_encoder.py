@@ -16,7 +16,6 @@ from tests.layers.common import (
     numpy,
     randomise,
     rotate_pairs,
-    run_example,
     run_layer_checks,
     sigmoid,
     silu,
@@ -242,7 +241,3 @@ def test_missing_inputs_are_named() -> None:
         ready(rotary=TIME)({name: value for name, value in x.items() if name != "request_time"})
     with pytest.raises(ValueError, match=r"Missing: \['candidates'\]"):
         make().prefill({name: value for name, value in x.items() if name != "candidates"})
-
-
-def test_example() -> None:
-    run_example(HistoryEncoder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import HistoryEncoder
-from tests.layers.common import by_path, layer_norm, masked_attention, numpy, randomise, rotate_pairs, run_example, run_layer_checks, silu
+from tests.layers.common import by_path, layer_norm, masked_attention, numpy, randomise, rotate_pairs, run_layer_checks, silu
 
 B, L, N, E, C, W, K = 3, 7, 4, 4, 2, 5, 2
 D = E + C
@@ -118,7 +118,3 @@ def test_errors() -> None:
         make(num_layers=0)
     with pytest.raises(ValueError, match=r"Missing: \['times'\]"):
         make(rotary=ROTARY).build({name: x.shape for name, x in inputs().items() if name != "times"})
-
-
-def test_example() -> None:
-    run_example(HistoryEncoder)

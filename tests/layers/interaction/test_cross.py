@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import AttentionLowRankCross, DenseGate, GatedMLP, LowRankCross, ParallelDCN, ResidualDCN, StackedDCN
-from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_example, run_layer_checks
+from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_layer_checks
 
 WIDTH, RANK = 8, 6
 
@@ -313,8 +313,3 @@ def test_errors(make: Callable[[], Any], message: str) -> None:
 def test_one_token_is_allowed_without_attention() -> None:
     layer = AttentionLowRankCross(4, head_dim=4, score="identity")
     assert layer(state()).shape == (2, 5, WIDTH)
-
-
-@pytest.mark.parametrize("layer", [LowRankCross, AttentionLowRankCross, ResidualDCN, ParallelDCN, StackedDCN])
-def test_example(layer: Any) -> None:
-    run_example(layer)

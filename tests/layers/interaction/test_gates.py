@@ -24,7 +24,6 @@ from tests.layers.common import (
     layer_norm,
     numpy,
     randomise,
-    run_example,
     run_layer_checks,
     sigmoid,
     silu,
@@ -248,8 +247,3 @@ def test_sizes_of_the_paper() -> None:
 def test_errors(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-@pytest.mark.parametrize("layer", [DenseGate, GatedMLP])
-def test_example(layer: Any) -> None:
-    run_example(layer)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_ranking.layers import MaskedBatchNormalization
-from tests.layers.common import numpy, run_example, run_layer_checks
+from tests.layers.common import numpy, run_layer_checks
 
 REAL = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], "int32")
 
@@ -47,7 +47,3 @@ def test_scores_stand_alone_and_hand_on_no_mask() -> None:
 def test_nothing_real_is_finite() -> None:
     layer = MaskedBatchNormalization()
     assert np.isfinite(numpy(layer(values(), real=np.zeros((3, 4), "int32"), training=True))).all()
-
-
-def test_example() -> None:
-    run_example(MaskedBatchNormalization)

@@ -10,7 +10,7 @@ import pytest
 
 from keras_ranking.layers import SetwiseAttention
 from keras_ranking.ops import Spans
-from tests.layers.common import by_path, layer_norm, masked_attention, numpy, randomise, run_example, run_layer_checks, sigmoid, silu
+from tests.layers.common import by_path, layer_norm, masked_attention, numpy, randomise, run_layer_checks, sigmoid, silu
 
 B, S, D = 2, 9, 8
 
@@ -128,7 +128,3 @@ def test_errors() -> None:
         make(top_k=0)
     with pytest.raises(ValueError, match="`score` must be given to choose the best 2"):
         ready(top_k=2)(inputs()["inputs"], slot=inputs()["slot"])
-
-
-def test_example() -> None:
-    run_example(SetwiseAttention)

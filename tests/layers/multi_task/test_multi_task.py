@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 from keras_ranking.layers import PLE, GroupedTasks, MLPBank, MMoE, MultiTaskHead, SharedBottom, SparseMMoE
-from tests.layers.common import TOLERANCE, a_rounding, by_path, numpy, randomise, run_example, run_layer_checks, silu
+from tests.layers.common import TOLERANCE, a_rounding, by_path, numpy, randomise, run_layer_checks, silu
 
 TASKS = ["click", "like", "share"]
 GROUPS = {"active": ["share", "like"], "passive": ["click"]}
@@ -265,8 +265,3 @@ def test_errors() -> None:
     for match, make_wrong in cases:
         with pytest.raises(ValueError, match=match):
             make_wrong()
-
-
-@pytest.mark.parametrize("documented", [MLPBank, MultiTaskHead, *CLASSES.values()])
-def test_examples(documented: Any) -> None:
-    run_example(documented)

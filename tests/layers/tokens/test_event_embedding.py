@@ -10,7 +10,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.layers import ActionEmbedding, EventEmbedding
-from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_example, run_layer_checks, silu
+from tests.layers.common import TOLERANCE, by_path, numpy, randomise, run_layer_checks, silu
 
 FEATURES = (kr.Number("age"), kr.Id("item_id", buckets=30), kr.Number("ctr", known="context"))
 ACTIONS = (kr.Number("click", known="after"), kr.Number("dwell", known="after"), kr.Category("kind", buckets=7, known="after"))
@@ -101,8 +101,3 @@ def test_errors() -> None:
         EventEmbedding(FEATURES, dim=4, hidden=0)
     with pytest.raises(ValueError, match="`id_dim` must be a positive integer. Received: id_dim=-1"):
         ActionEmbedding(ACTIONS, dim=4, id_dim=-1)
-
-
-def test_examples() -> None:
-    run_example(EventEmbedding)
-    run_example(ActionEmbedding)

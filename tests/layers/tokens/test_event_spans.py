@@ -11,7 +11,7 @@ import pytest
 
 from keras_ranking.layers import EventSpans, TokenSpans, VisibleLength
 from keras_ranking.ops import Spans
-from tests.layers.common import numpy, run_example, run_layer_checks
+from tests.layers.common import numpy, run_layer_checks
 
 RULES: list[dict[str, Any]] = [
     {"mask": "delay", "delay": 1},
@@ -179,8 +179,3 @@ def test_errors() -> None:
         EventSpans("session", delay=60, session_gap=59)
     with pytest.raises(ValueError, match="`layout` must be one of"):
         TokenSpans("pairs")
-
-
-@pytest.mark.parametrize("layer", [EventSpans, TokenSpans, VisibleLength])
-def test_examples(layer: Any) -> None:
-    run_example(layer, EventSpans=EventSpans)

@@ -10,7 +10,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.layers import FeatureConcat, QuantizedEmbedding, quantized_tables
-from tests.layers.common import by_path, numpy, run_example, run_layer_checks
+from tests.layers.common import by_path, numpy, run_layer_checks
 
 FEATURES = (kr.Number("age"), kr.Id("item_id", buckets=50), kr.Vector("text", size=3), kr.Category("topic", vocabulary=("a", "b")))
 
@@ -77,10 +77,6 @@ def test_errors() -> None:
     x.pop("age")
     with pytest.raises(ValueError, match="Missing: \\['age'\\]"):
         make()(x)
-
-
-def test_example() -> None:
-    run_example(FeatureConcat)
 
 
 def test_shared_and_vocabulary_free_tables() -> None:

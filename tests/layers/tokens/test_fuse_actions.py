@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import FuseActions
-from tests.layers.common import TOLERANCE, numpy, randomise, run_example, run_layer_checks
+from tests.layers.common import TOLERANCE, numpy, randomise, run_layer_checks
 
 
 def tokens() -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,3 @@ def test_actions_are_hidden_at_random_in_training_alone() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"`masking` must be in \[0, 1\). Received: masking=1"):
         FuseActions(1)
-
-
-def test_example() -> None:
-    run_example(FuseActions)

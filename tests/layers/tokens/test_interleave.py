@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.layers import Interleave, ItemTokens
-from tests.layers.common import numpy, run_example, run_layer_checks
+from tests.layers.common import numpy, run_layer_checks
 
 
 def tokens() -> tuple[np.ndarray, np.ndarray]:
@@ -46,8 +46,3 @@ def test_queries_behind_events(tmp_path: Path) -> None:
     run_layer_checks(lambda **settings: ItemTokens("fused", **settings), {"inputs": row}, tmp_path)
     with pytest.raises(ValueError, match="`layout` must be 'interleaved' or 'fused'"):
         ItemTokens("value")
-
-
-def test_examples() -> None:
-    run_example(Interleave)
-    run_example(ItemTokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +17,7 @@ from keras_ranking.layers import (
     TokenTimes,
     UnflattenRows,
 )
-from tests.layers.common import check_build, check_config, numpy, run_example, run_layer_checks
+from tests.layers.common import check_build, check_config, numpy, run_layer_checks
 
 
 def rows(seed: int = 0, batch: int = 4, tokens: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -109,11 +108,6 @@ def test_errors() -> None:
             TokenTimes(**wrong)
 
 
-@pytest.mark.parametrize("layer", [KeepFirst, Segments, TokenTimes, RequestTimes])
-def test_examples(layer: Any) -> None:
-    run_example(layer)
-
-
 def test_slots_of_packed_requests() -> None:
     slots = np.array([[1, 1, 2, 0], [3, 1, 2, 2]], "int32")
     values = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
@@ -130,6 +124,3 @@ def test_slots_of_packed_requests() -> None:
     each = numpy(UnflattenRows()(numpy(FlattenRows()(histories))[owners], like=slots))
     for b, s in np.ndindex(2, 4):
         np.testing.assert_array_equal(each[b, s], histories[b, max(slots[b, s] - 1, 0)])
-    run_example(FlattenRows)
-    run_example(UnflattenRows)
-    run_example(SlotOwners)
