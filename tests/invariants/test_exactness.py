@@ -150,7 +150,7 @@ def test_control_one_segment_for_all_members_mixes_them(case: Case) -> None:
     assert np.abs(case.logits(merged)[real] - case.logits(inputs)[real]).max() > CLEARLY
 
 
-def test_garbage_beyond_lengths_is_ignored(case: Case) -> None:
+def test_values_beyond_lengths_are_ignored(case: Case) -> None:
     which = long_requests(case)
     tensors = case.tensors(which)
     joint = case.serve(tensors)
@@ -179,7 +179,7 @@ def changed_actions(case: Case, events: np.ndarray) -> Any:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_hidden_actions_move_no_score(case: Case, training: bool) -> None:
+def test_hidden_actions_change_no_score(case: Case, training: bool) -> None:
     sequences = case.sequences
     member = sequences.member
     delay = case.model.arguments["delay"]
@@ -202,7 +202,7 @@ def test_control_a_causal_mask_leaks_hidden_actions(leaky: Case) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_labels_positions_and_after_scoring_values_are_no_inputs(case: Case, training: bool) -> None:
+def test_labels_positions_and_after_scoring_values_are_not_inputs(case: Case, training: bool) -> None:
     sequences = case.sequences
     moved = replace(
         sequences,

@@ -48,7 +48,7 @@ def visible(case: Case, event: int) -> np.ndarray:
     return older & (np.arange(s.num_events) < begin)
 
 
-def test_a_packed_row_is_what_serving_computes(case: Case) -> None:
+def test_a_packed_row_equals_serving(case: Case) -> None:
     which = long_requests(case)
     real, index = shown(case, which)
     tensors = case.tensors(which)
@@ -62,7 +62,7 @@ def test_a_packed_row_is_what_serving_computes(case: Case) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_what_the_mask_hides_moves_nothing(case: Case, training: bool) -> None:
+def test_hidden_events_change_no_score(case: Case, training: bool) -> None:
     event = middle_request(case)
     seen = visible(case, event)
     assert seen.any()
@@ -98,7 +98,7 @@ def test_left_padding_changes_nothing(case: Case) -> None:
     assert np.abs(merged - plain)[inputs["segment"] > 1].max() > CLEARLY, "control: members in one segment see each other"
 
 
-def test_the_order_inside_a_request_moves_no_score(case: Case) -> None:
+def test_the_order_inside_a_request_changes_no_score(case: Case) -> None:
     """Where an event stands among those of its second is the position shown: its score and those of later ones are the same."""
     s = case.sequences
     starts = s.request_starts

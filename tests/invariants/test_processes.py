@@ -164,7 +164,7 @@ def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any
         assert TOLERANCE < lost < 2e-2, f"control: int8 is not float32, {lost}"
 
 
-def test_far_from_the_start_the_last_bits_of_the_weights_pass_the_bound(log: Any) -> None:
+def test_control_rounding_of_large_weights_exceeds_the_bound(log: Any) -> None:
     """Why the test above keeps its weights small: at four times their scale one unit in the last place of each moves a score by more."""
     from keras_ranking.serving.checking.sample_requests import random_raw
     from keras_ranking.serving.checking.verification import keras_scores

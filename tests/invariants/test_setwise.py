@@ -34,7 +34,7 @@ def test_served_cached_and_packed_scores_are_the_same(case: Case) -> None:
     np.testing.assert_allclose(cached[real], joint[real], atol=TOLERANCE)
 
 
-def test_flipping_labels_actions_and_positions_of_a_request_moves_no_score_of_it(case: Case) -> None:
+def test_labels_actions_and_positions_of_a_request_change_no_score_of_it(case: Case) -> None:
     sequences = case.sequences
     event = middle_request(case)
     request = sequences.request == sequences.request[event]
@@ -49,7 +49,7 @@ def test_flipping_labels_actions_and_positions_of_a_request_moves_no_score_of_it
         np.testing.assert_array_equal(case.by_event(changed, training=training)[request], case.by_event(training=training)[request])
 
 
-def test_other_requests_do_not_see_the_list_and_its_own_do(case: Case) -> None:
+def test_only_the_request_of_a_list_depends_on_it(case: Case) -> None:
     sequences = case.sequences
     event = middle_request(case)
     column = sequences.columns["age_hours"].copy()

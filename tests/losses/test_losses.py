@@ -96,7 +96,7 @@ def test_two_items_one_clicked_is_a_pair_and_a_list_alike() -> None:
 
 
 @each_loss
-def test_gradients_equal_finite_differences_and_leave_other_towers_alone(loss: Any) -> None:
+def test_gradients_equal_finite_differences_and_are_zero_for_other_towers(loss: Any) -> None:
     y_true, logits, weight, plain = random_batch(np.random.default_rng(7), rows=2, tokens=9)
     _, gradient = value_and_gradient(lambda x: loss(y_true, x, weight), logits)
     observed = np.zeros(logits.shape, dtype=bool)
@@ -124,7 +124,7 @@ def test_gradients_equal_finite_differences_and_leave_other_towers_alone(loss: A
 
 
 @each_loss
-def test_weight_zero_hides_anything_even_nan(loss: Any) -> None:
+def test_values_of_weight_zero_are_ignored_even_nan(loss: Any) -> None:
     y_true, logits, weight, _ = random_batch(np.random.default_rng(11))
     clean, clean_gradient = value_and_gradient(lambda x: loss(y_true, x, weight), logits)
     spoilt_true, spoilt = y_true.copy(), logits.copy()
@@ -157,7 +157,7 @@ def test_no_pair_and_no_list_is_exactly_zero(window: int | None, tokens: int) ->
 
 
 @each_loss
-def test_huge_logits_stay_finite_and_right(loss: Any) -> None:
+def test_large_logits_are_finite_and_correct(loss: Any) -> None:
     y_true = targets([[1, 0, 0]], position=[[2, 3, 4]], request=[[1, 1, 1]])
     logits = np.zeros((1, 3, 3), dtype=np.float32)
     logits[0, :, 1] = [-1e4, 1e4, -1e4]
@@ -232,7 +232,7 @@ def test_shapes_that_do_not_fit_are_named(true_shape: tuple, pred_shape: tuple, 
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="reads the traced program, which JAX shows")
-def test_a_window_makes_no_square_of_the_row() -> None:
+def test_window_memory_does_not_grow_with_the_square_of_the_row() -> None:
     import jax
 
     tokens, window = 400, 8

@@ -10,7 +10,7 @@ from keras_ranking.losses import largest_request, observed_tower, position_bucke
 from tests.losses.helpers import chosen, random_batch, value_and_gradient
 
 
-def test_targets_stack_in_the_order_of_the_contract() -> None:
+def test_targets_are_stacked_in_the_documented_order() -> None:
     packed = targets([[1, 0]], position=[[3, 1]], request=[[7, 7]])
     assert packed.dtype == np.float32
     np.testing.assert_array_equal(packed, [[[1, 3, 7], [0, 1, 7]]])
@@ -26,12 +26,12 @@ def test_targets_stack_in_the_order_of_the_contract() -> None:
         ([[1, 2, 3]], [[1, 1]], "`position` must have the shape of `label`"),
     ],
 )
-def test_targets_refuse_what_float32_or_the_contract_cannot_hold(position: list, request_: list, message: str) -> None:
+def test_invalid_targets_are_errors(position: list, request_: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         targets([[1, 0]], position=position, request=request_)
 
 
-def test_buckets_are_those_of_the_contract() -> None:
+def test_position_buckets() -> None:
     found = ops.convert_to_numpy(position_bucket(np.array([0, 1, 2, 3, 4, 5, 100]), (1, 4)))
     np.testing.assert_array_equal(found, [0, 0, 1, 1, 1, 2, 2])
     np.testing.assert_array_equal(ops.convert_to_numpy(position_bucket(np.array([0, 9]))), [0, 0])
@@ -85,7 +85,7 @@ def test_bfloat16_logits_do_not_round_the_requests() -> None:
         ((2, 5, 3), (2, 5, 2), (1.5,), "`boundaries` must be increasing positive"),
     ],
 )
-def test_what_does_not_fit_is_named(true_shape: tuple, pred_shape: tuple, boundaries: tuple, message: str) -> None:
+def test_wrong_shapes_and_boundaries_are_named(true_shape: tuple, pred_shape: tuple, boundaries: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         observed_tower(np.zeros(true_shape, np.float32), np.zeros(pred_shape, np.float32), boundaries)
 

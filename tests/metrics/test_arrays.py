@@ -78,7 +78,7 @@ def test_results_do_not_depend_on_the_order_of_the_rows() -> None:
     np.testing.assert_array_equal(groups[shuffled][found.row], groups[metrics.per_request_auc(labels, scores, groups).row])
 
 
-def test_two_models_on_the_same_rows_are_told_apart_by_the_same_units() -> None:
+def test_two_models_on_the_same_rows_have_the_same_units() -> None:
     labels, scores, groups = scored(2)
     a, b = (metrics.per_request_auc(labels, s, groups) for s in (scores, -scores))
     np.testing.assert_array_equal(a.row, b.row)
@@ -233,7 +233,7 @@ def test_wrong_input_is_named(call: Any, message: str) -> None:
         call()
 
 
-def test_the_bootstrap_covers_the_truth_and_respects_clusters() -> None:
+def test_bootstrap_coverage_with_clusters() -> None:
     rng = np.random.default_rng(0)
     covered, wide, narrow = 0, [], []
     for seed in range(100):
@@ -284,7 +284,7 @@ def test_a_million_rows_take_less_than_two_seconds() -> None:
     assert min(durations) < 2
 
 
-def test_a_constant_score_is_worth_a_random_order_on_real_lists(data_folder: Path) -> None:
+def test_a_constant_score_equals_a_random_order_on_real_lists(data_folder: Path) -> None:
     import pandas as pd
 
     log = pd.read_csv(data_folder / "ebnerd_behaviors.csv.gz", usecols=["split", "article_ids_inview", "article_ids_clicked"], dtype=str)

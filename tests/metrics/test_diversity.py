@@ -109,7 +109,7 @@ def test_errors() -> None:
         metrics.coverage(x["author"][:-1], x["scores"], x["groups"])
 
 
-def test_missing_values_are_unlike_all_others() -> None:
+def test_missing_values_are_different_from_all_others() -> None:
     missing = [None, float("nan"), pd.NA, pd.NaT]
     for values in (np.array([*missing, "x"], dtype=object), [*missing, "x"]):
         assert metrics.coverage(values, [5, 4, 3, 2, 1], ["a"] * 5, k=5).value == 1.0

@@ -115,7 +115,7 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
 
 
 @one_backend
-def test_shuffled_sessions_tell_the_true_rate_and_the_policys_own_do_not() -> None:
+def test_replay_gives_the_true_rate_only_on_shuffled_sessions() -> None:
     """A new policy, newest first, replayed on half of the sessions, shuffled, and on the other half, ranked by the old policy."""
     from keras_ranking.data.simulate import simulate
 
@@ -235,7 +235,7 @@ def test_in_compile(jit_compile: bool) -> None:
     assert found["replay_contribution_rate"] == pytest.approx(replay_contribution_rate(**columns).rate, rel=1e-6)
 
 
-def test_many_matches_are_counted_past_float32() -> None:
+def test_matches_are_counted_beyond_the_limit_of_float32() -> None:
     metric = ReplayContributionRate()
     y_true = targets([[1, 0]], position=[[1, 2]])
     metric.update_state(y_true, [[1.0, 0.0]], [[2.0**24, 1.0]])

@@ -91,7 +91,7 @@ def test_a_stream_of_batches_equals_the_whole(metric: Any) -> None:
 
 
 @each_metric
-def test_a_nan_prediction_shows(metric: Any) -> None:
+def test_a_nan_prediction_makes_the_value_nan(metric: Any) -> None:
     y_true, logits, weight, _ = stream(1)[0]
     logits = np.nan_to_num(logits)
     metric.reset_state()
@@ -103,7 +103,7 @@ def test_a_nan_prediction_shows(metric: Any) -> None:
 
 
 @each_metric
-def test_nothing_seen_is_nan(metric: Any) -> None:
+def test_the_value_without_data_is_nan(metric: Any) -> None:
     metric.reset_state()
     assert math.isnan(float(metric.result()))
     y_true, logits, weight, _ = stream(1)[0]
@@ -148,7 +148,7 @@ def test_plain_labels_and_probabilities(from_logits: bool, shape: tuple[int, ...
         assert float(metric.result()) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_probabilities_of_zero_and_one_are_taken_as_they_are() -> None:
+def test_probabilities_of_zero_and_one_are_not_clipped() -> None:
     metric = metrics.NormalizedEntropy()
     metric.update_state([1.0, 0.0, 1.0], [1.0, 0.0, 0.5])
     assert float(metric.result()) == pytest.approx(metrics.normalized_entropy([1, 0, 1], [1, 0, 0.5]), rel=1e-6)
@@ -182,7 +182,7 @@ def test_the_calibration_error_keeps_its_bound(resolution: int) -> None:
     assert float(constant.bound()) == 2.0
 
 
-def test_observed_feeds_any_keras_metric() -> None:
+def test_observed_updates_a_keras_metric() -> None:
     batches = stream()
     label, logit, weight, _ = flat(batches)
     wanted = {
@@ -218,7 +218,7 @@ def test_requests_in_one_row_do_not_mix() -> None:
     assert float(metric.result()) == 0.75
 
 
-def test_a_running_sum_goes_on_counting_past_float32() -> None:
+def test_a_running_sum_counts_beyond_the_limit_of_float32() -> None:
     metric = keras.metrics.Mean()
     total = RunningSum(metric, "count")
     plain = metric.add_variable(shape=(), initializer="zeros", name="plain")

@@ -59,7 +59,7 @@ def test_chunks_of_candidates_give_the_same(rng):
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_the_cache_beyond_its_length_may_be_anything(rng, poison):
+def test_cache_beyond_its_length_may_have_any_value(rng, poison):
     query, key, value, self_key, self_value, upstream = operands(rng)
 
     def run(key, value):

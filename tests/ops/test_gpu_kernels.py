@@ -59,7 +59,7 @@ def test_pallas_on_requests_and_in_cross_form(rng):
 
 @on_jax
 @pytest.mark.parametrize("kernel", ["pallas", "library"])
-def test_pallas_where_only_every_second_token_asks(rng, kernel):
+def test_pallas_with_stride_two(rng, kernel):
     for spans in masks(rng, 2, ROWS, 50).values():
         check(kernel, operands(rng, 2, ROWS // 2, ROWS, 4, 2, 8), every(spans, 2), stride=2)
     # The first two queries see what plain causal rows would show them, but for the own key of the second.
@@ -68,7 +68,7 @@ def test_pallas_where_only_every_second_token_asks(rng, kernel):
 
 @on_jax
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_pallas_with_poison_where_nobody_looks(rng, poison):
+def test_pallas_with_any_value_in_unseen_keys(rng, poison):
     segments = packed_rows(rng, 2, ROWS, 20)[0]
     spans = Spans.delayed(np.zeros_like(segments), 1, segments)
     arrays = operands(rng, 2, ROWS, ROWS, 4, 2, 8)
@@ -138,7 +138,7 @@ def test_nothing_of_pallas_grows_with_the_square_of_the_length():
 
 @on_jax
 @pytest.mark.parametrize("rows", ["plain", "strict", "packed"])
-def test_library_kernel_takes_plain_rows_and_leaves_the_rest(rng, rows):
+def test_library_kernel_is_used_only_for_plain_causal_rows(rng, rows):
     segments = np.ones((2, 96), "int32")
     if rows == "packed":
         segments[:, 40:] = 2
@@ -150,7 +150,7 @@ def test_library_kernel_takes_plain_rows_and_leaves_the_rest(rng, rows):
 
 
 @on_jax
-def test_library_kernel_knows_plain_rows(rng):
+def test_library_kernel_detects_plain_causal_rows(rng):
     """Against the dense mask, for spans of every kind."""
     from keras_ranking.ops.backends import jax as kernels
 
@@ -199,7 +199,7 @@ def test_flex_blocks_are_those_of_the_dense_mask(rng, mean):
 
 
 @on_torch
-def test_flex_blocks_where_only_every_second_token_asks(rng):
+def test_flex_blocks_with_stride_two(rng):
     import torch
 
     from keras_ranking.ops.backends import torch_flex
@@ -217,7 +217,7 @@ def test_flex_blocks_where_only_every_second_token_asks(rng):
 
 @on_torch
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_rules_give_the_reference(rng):
+def test_flex_rules_equal_the_reference(rng):
     """Uncompiled: the rule for single pairs, the softmax's sum, and what is zeroed."""
     import torch
 
@@ -242,7 +242,7 @@ def test_flex_rules_give_the_reference(rng):
 
 
 @on_torch
-def test_flex_takes_plain_rows_to_sdpa(rng):
+def test_flex_uses_sdpa_for_plain_rows(rng):
     from keras_ranking.ops.backends import torch_flex
 
     ones = np.ones((2, 70), "int32")
@@ -268,7 +268,7 @@ def test_flex_compiles(rng):
 
 @on_torch
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_candidates_join_their_own_key(rng):
+def test_flex_candidates_with_an_own_key(rng):
     """The way of candidates on a GPU, in its uncompiled form, against the kernel of the CPU."""
     import torch
 

@@ -48,7 +48,7 @@ def test_missing_ids_get_row_zero():
     assert rows.min() == 1 and rows.max() == 9 and rows.dtype == np.int32
 
 
-def test_what_is_no_id_is_refused():
+def test_values_that_are_not_ids_are_errors():
     with pytest.raises(ValueError, match="is an id and must hold integers or strings"):
         canonical_text([1.5])
     with pytest.raises(ValueError, match="`buckets` must be at least 2"):

@@ -66,7 +66,7 @@ def test_tiles_are_the_mask(seed, stride):
         assert (found != want).any()  # control: one pair more is noticed
 
 
-def test_members_are_apart_where_every_second_token_asks():
+def test_tiles_do_not_mix_members_with_stride_two():
     """Two members in a row, each token seeing all older ones: no tile holds queries of both."""
     index = np.arange(0, 400, 2)[None]
     start = np.where(index < 200, 0, 200)

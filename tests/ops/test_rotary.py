@@ -51,7 +51,7 @@ def test_ends_of_the_ladder():
         ((8, 1, 2**30), "`longest` must be at most"),
     ],
 )
-def test_ladders_that_cannot_be(arguments, message):
+def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         rotary_periods(*arguments)
 
@@ -65,7 +65,7 @@ def test_rotation_equals_the_formula_in_float64(rng):
     np.testing.assert_allclose(got, reference(x, angle), atol=4e-6)
 
 
-def test_scores_depend_on_the_difference_of_times_alone(rng):
+def test_scores_depend_only_on_the_difference_of_times(rng):
     """Near 2**31 as near 0. Control: float32 seconds times a frequency fail by far."""
     periods = rotary_periods(32, 1, HALF_YEAR)
     x, y = (rng.standard_normal((1, 6, 2, 32)).astype("float32") for _ in range(2))

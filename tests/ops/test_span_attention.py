@@ -23,7 +23,7 @@ KERNELS = [kernel for kernel in importlib.import_module(f"keras_ranking.ops.back
 ROWS = 130  # more than one block, and a multiple of no tile
 
 
-def test_the_reference_gradient_is_the_slope_of_the_reference(rng):
+def test_reference_gradient_equals_central_differences(rng):
     """The formula of the gradient against central differences, in float64."""
     q, k, v, upstream = (part.astype("float64") for part in operands(rng, 1, 7, 7, 2, 1, 3))
     spans = numpy_spans(Spans.causal(np.array([[0, 1, 1, 1, 2, 2, 0]], "int32")))
@@ -46,7 +46,7 @@ def test_every_mask_with_grouped_heads(rng, kernel, mean):
         check(kernel, operands(rng, 2, ROWS, ROWS, 4, 2, 8), spans)
 
 
-def test_a_wrong_mask_or_scale_is_noticed(rng):
+def test_control_wrong_mask_or_scale(rng):
     """Control: the strict mask and another scale are far outside the tolerance."""
     *inputs, _ = operands(rng, 2, ROWS, ROWS, 4, 2, 8)
     found = masks(rng, 2, ROWS, 20)
@@ -69,7 +69,7 @@ def test_any_spans(kernel, seed, spread):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("stride", [2, 3])
-def test_only_every_few_tokens_ask(rng, kernel, stride):
+def test_every_mask_with_a_stride(rng, kernel, stride):
     """Every mask; and what comes out is what these tokens get where all ask."""
     tokens = 132 * stride
     for name, spans in masks(rng, 2, tokens, 150).items():
@@ -83,14 +83,14 @@ def test_only_every_few_tokens_ask(rng, kernel, stride):
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), spread=st.sampled_from([3, 30, 200]))
-def test_any_spans_where_every_second_token_asks(kernel, seed, spread):
+def test_any_spans_with_stride_two(kernel, seed, spread):
     rng = np.random.default_rng(seed)
     index = 2 * np.arange(ROWS)[None]
     spans = Spans(*((index + rng.integers(-spread, spread + 1, (2, ROWS))).astype("int32") for _ in range(3)))
     check(kernel, operands(rng, 2, ROWS, 2 * ROWS, 4, 2, 8), spans, stride=2)
 
 
-def test_a_stride_is_noticed(rng):
+def test_control_wrong_stride(rng):
     """Control: own keys at other places are far outside the tolerance; and what does not fit is refused."""
     arrays = operands(rng, 1, 20, 40, 2, 2, 8)
     spans = every(Spans.causal(np.ones((1, 40), "int32")), 2)
@@ -162,7 +162,7 @@ def test_large_scores_do_not_overflow(rng, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_what_nobody_sees_may_be_anything(rng, kernel, poison):
+def test_unseen_keys_may_have_any_value(rng, kernel, poison):
     """Poison in padding: same output and same gradients to the bit. Control: poison in a visible key is noticed."""
     segments = packed_rows(rng, 2, ROWS, 20)[0]
     spans = Spans.delayed(np.zeros_like(segments), 1, segments)
@@ -186,7 +186,7 @@ def test_what_nobody_sees_may_be_anything(rng, kernel, poison):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_twice_the_same(rng, kernel):
+def test_results_are_deterministic(rng, kernel):
     arrays = operands(rng, 2, ROWS, ROWS, 4, 2, 8)
     spans = masks(rng, 2, ROWS, 20)["delayed"]
     *inputs, upstream = arrays

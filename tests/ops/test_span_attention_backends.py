@@ -16,7 +16,7 @@ ROWS = 130  # more than one block, and a multiple of no tile
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="oneDNN is a switch of TensorFlow's")
 @pytest.mark.parametrize("switched_on", [True, False])
-def test_every_mask_in_the_form_for_onednn_and_in_the_other(rng, monkeypatch, switched_on):
+def test_every_mask_with_and_without_onednn(rng, monkeypatch, switched_on):
     """Whatever this CPU would choose, both forms are right; a float16 of a scale that is no power of two too."""
     from keras_ranking.ops.backends import tensorflow_loop as kernels
 
@@ -134,7 +134,7 @@ def test_in_inference_mode(rng):
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the plan of tiles is torch's")
-def test_a_plan_is_kept_while_its_spans_live_and_dropped_when_they_change(rng):
+def test_a_plan_is_kept_until_its_spans_change(rng):
     from keras_ranking.ops.backends import torch as kernels
 
     q, k, v, _ = operands(rng, 1, 9, 9, 2, 2, 4)

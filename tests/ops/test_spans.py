@@ -95,13 +95,13 @@ def cases(segments, times, sessions, events):
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 7, 16]), st.integers(1, 9))
-def test_training_masks_are_what_their_rules_say(seed, tokens, mean):
+def test_training_masks_equal_their_rules(seed, tokens, mean):
     rows = packed_rows(np.random.default_rng(seed), 2, tokens, mean)
     for name, spans, expected in cases(*rows):
         np.testing.assert_array_equal(dense(spans, tokens), expected, err_msg=name)
 
 
-def test_a_wrong_rule_is_noticed(rng):
+def test_control_wrong_rule(rng):
     """Control: strict and non-strict delay differ on these rows, so the comparison above can fail."""
     segments, times, _, _ = packed_rows(rng, 2, 16, 9)
     strict = brute(segments, lambda row, i, j: j == i or times[row, j] < times[row, i] - 5)
@@ -180,7 +180,7 @@ def test_ids_must_be_rows():
         Spans.causal(np.ones(3, "int32"))
 
 
-def test_work_does_not_grow_with_the_square(rng):
+def test_memory_does_not_grow_with_the_square_of_the_length(rng):
     """A row of 20,000 tokens: a T x T mask would be 400 MB."""
     segments = np.sort(rng.integers(1, 200, (1, 20000))).astype("int32")
     times = np.arange(20000, dtype="int32")[None]
@@ -238,7 +238,7 @@ def test_under_jit(rng):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="XLA's fusion is what makes it matter")
-def test_a_place_is_searched_for_once_under_jit():
+def test_each_search_runs_once_under_jit():
     """A loop stands between a search and its readers: unrolled, each reader would do all its gathers again, for every element."""
     import jax
 

@@ -109,7 +109,7 @@ def test_no_leak() -> None:
 
 
 @pytest.mark.parametrize("see_self", [True, False])
-def test_two_blocks_cached(see_self: bool) -> None:
+def test_two_blocks_with_a_cache_equal_one_row(see_self: bool) -> None:
     """A stack: history first, candidates later, equal to one row."""
     history, slots = 6, 3
     blocks = [ready(make()) for _ in range(2)]
@@ -137,7 +137,7 @@ def test_two_blocks_cached(see_self: bool) -> None:
     assert np.abs(numpy(naive)[:, history:] - numpy(y)).max() > 1e-2
 
 
-def test_dropout_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     layer = make(dropout=0.5)
     x, times, segments = row()
     spans = Spans.causal(segments)

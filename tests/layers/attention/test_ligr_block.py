@@ -78,7 +78,7 @@ def force(layer: LiGRBlock, bias: float) -> None:
         half.gate_map.bias.assign(np.full(D, bias))
 
 
-def test_gates_shut_and_open() -> None:
+def test_closed_and_open_gates() -> None:
     layer, x = ready(), inputs()
     force(layer, -1e4)
     np.testing.assert_array_equal(numpy(layer(**x)), x["inputs"])
@@ -92,7 +92,7 @@ def test_gates_shut_and_open() -> None:
     assert np.abs(numpy(layer(**x)) - numpy(plain(**x))).max() > 1e-2, "control"
 
 
-def test_start_of_the_gate() -> None:
+def test_initial_gate_bias() -> None:
     for bias, expected in ((0.0, 0.5), (2.0, sigmoid(np.array(2.0)))):
         layer = GatedResidual(keras.layers.Dense(D, kernel_initializer="zeros", bias_initializer="ones"), gate_bias=bias)
         zeros = np.zeros((1, D), "float32")
@@ -103,7 +103,7 @@ def test_start_of_the_gate() -> None:
     assert not layer.gate_map.use_bias
 
 
-def test_each_half_has_its_own_gate() -> None:
+def test_each_branch_has_its_own_gate() -> None:
     layer = ready()
     assert layer.attend.gate_map is not layer.feed.gate_map
     assert len(layer.weights) == len(ready(gate=False).weights) + 4

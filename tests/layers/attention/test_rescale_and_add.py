@@ -50,7 +50,7 @@ def test_reference(kind: str) -> None:
     assert [tuple(weight.shape) for weight in layer.weights] == shapes
 
 
-def test_starts() -> None:
+def test_initial_values() -> None:
     x, f = tensors()
     np.testing.assert_allclose(numpy(RescaleAndAdd("scalar")(x, f)), x + 0.1 * f, **TOLERANCE)
     np.testing.assert_allclose(numpy(RescaleAndAdd("layer_scale", 0.3)(x, f)), x + 0.3 * f, **TOLERANCE)
@@ -70,7 +70,7 @@ def test_a_block_with_alpha_zero_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_differ_by_their_residuals_alone(kind: str) -> None:
+def test_blocks_differ_only_in_their_residuals(kind: str) -> None:
     """The block's own branches, put together here by the reference of the kind."""
     x, _ = tensors()
     spans = Spans.causal(np.ones((2, 5), "int32"))

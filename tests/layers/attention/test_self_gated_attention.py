@@ -129,7 +129,7 @@ def test_shifting_all_times_changes_nothing() -> None:
     np.testing.assert_allclose(right[0], right[1], rtol=1e-9, atol=1e-9)
 
 
-def test_open_gates_are_no_gates() -> None:
+def test_open_gates_equal_no_gates() -> None:
     """A gate with a bias of 40 is 1 to float32; the block is then plain attention."""
     gated, plain = ready(attention(ALL)), ready(attention(()))
     names = by_path(plain)
@@ -148,7 +148,7 @@ def test_open_gates_are_no_gates() -> None:
     assert np.abs(closed - want).max() > 1e-2  # control: the gates were not open before
 
 
-def test_first_gate_is_near_open() -> None:
+def test_gates_are_nearly_open_at_the_start() -> None:
     layer = attention(ALL)
     layer.build((None, None, D))
     biases = [numpy(weight.value) for weight in layer.weights if weight.path.endswith("gate/bias")]
@@ -158,7 +158,7 @@ def test_first_gate_is_near_open() -> None:
 
 @pytest.mark.parametrize("kv", [None, 2])
 @pytest.mark.parametrize("see_self", [True, False])
-def test_history_then_candidates_is_one_row(see_self: bool, kv: int | None) -> None:
+def test_cached_history_and_candidates_equal_one_row(see_self: bool, kv: int | None) -> None:
     """Prefill and cached call = the joint row of history and candidates, for several lengths and request times."""
     history, slots = 9, 4
     layer = ready(attention(ALL, kv))
@@ -225,7 +225,7 @@ def test_no_leak() -> None:
         assert not moved[1].any()
 
 
-def test_garbage_beyond_the_length_is_not_seen() -> None:
+def test_values_beyond_the_length_are_ignored() -> None:
     layer = ready(attention())
     x, times, _ = row()
     keys, values = np.random.default_rng(1).normal(size=(2, B, 5, HEADS, HEAD)).astype("float32")

@@ -50,7 +50,7 @@ def test_reference() -> None:
     assert np.abs(naive - want).max() > 0.01
 
 
-def test_scores_depend_on_differences_alone() -> None:
+def test_scores_depend_only_on_differences() -> None:
     x, _ = inputs()
     times = np.random.default_rng(1).integers(0, 40_000_000, (2, 6)).astype("int32")
     layer = make()

@@ -69,7 +69,7 @@ def test_constant_rows_are_exact() -> None:
         np.testing.assert_array_equal(dequantize_rows(codes, middle, scale)[row], x[row])
 
 
-def test_many_rows_are_cut_without_a_seam() -> None:
+def test_chunks_of_rows_equal_the_whole_table() -> None:
     x = np.random.default_rng(1).normal(size=(65_536 + 3, 2)).astype("float32")
     for whole, tail in zip(quantize_rows(x), quantize_rows(x[-5:]), strict=True):
         np.testing.assert_array_equal(whole[-5:], tail)

@@ -79,13 +79,13 @@ def test_reference(join: str) -> None:
     assert differs > 0.1
 
 
-def test_tables_start_apart() -> None:
+def test_tables_have_different_initial_values() -> None:
     layer = QuotientRemainderEmbedding(4, divisor=65_536)
     layer.build((None, 2))
     assert all(np.abs(a - b).max() > 0 for a, b in itertools.combinations(layer.get_weights(), 2))
 
 
-def test_rows_of_the_paper() -> None:
+def test_table_sizes_of_the_paper() -> None:
     assert -(-(2**32) // 1000) == 4_294_968
     patterns = split_fingerprint(fingerprint64([f"member:{i}" for i in range(2000)]))
     quotient, remainder = (numpy(part) for part in QuotientRemainderEmbedding(2, 1000).rows(patterns))

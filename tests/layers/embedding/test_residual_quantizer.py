@@ -77,14 +77,14 @@ def error(layer: ResidualQuantizer, x: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("settings", [{}, {"update": "straight_through"}, {"hidden": (16,), "dim": 4}])
-def test_fit_learns_and_later_levels_refine(settings: dict[str, Any]) -> None:
+def test_fit_reduces_the_error_and_further_levels_reduce_it_more(settings: dict[str, Any]) -> None:
     x = vectors(512)
     one, three = train(make(**{**settings, "levels": 1}), x), train(make(**settings), x)
     assert error(one, x) < 0.6 * x.var(), "better than the mean"
     assert error(three, x) < 0.6 * error(one, x)
 
 
-def test_dead_codewords_come_back() -> None:
+def test_unused_codewords_are_replaced() -> None:
     """Two far clusters seen first, then others: without revival the codebook keeps to where it was."""
     x = vectors(512)
     revived, stuck = make(levels=1, revive_after=3), make(levels=1, revive_after=None)
@@ -151,7 +151,7 @@ def test_errors() -> None:
         ({"levels": 0}, "`levels` must be a positive integer. Received: levels=0"),
         ({"hidden": (0,)}, "`hidden` must be a positive integer"),
         ({"update": "mean"}, "`update` must be one of"),
-        ({"decay": 1.0}, r"`decay` must lie in \[0, 1\)"),
+        ({"decay": 1.0}, r"`decay` must be in \[0, 1\)"),
         ({"revive_after": 0}, "`revive_after` must be a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):

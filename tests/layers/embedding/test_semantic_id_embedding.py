@@ -53,7 +53,7 @@ def test_reference(settings: dict[str, Any]) -> None:
     assert not got[0, 0].any(), "an item without codes is zero"
 
 
-def test_prefixes_tell_what_single_codes_do_not() -> None:
+def test_prefixes_distinguish_items_that_share_a_code() -> None:
     """(0, 1) and (1, 1) share their second code: the plain form gives it one meaning, prefixes two."""
     pairs = np.array([[0, 1], [1, 1], [0, 2], [1, 2]], "int32")
     for prefixes, same in ((False, True), (True, False)):

@@ -102,7 +102,7 @@ def test_scores(shape: tuple[int, ...], use_bias: bool) -> None:
     assert np.abs(numpy(layer(x, seed=seed)) - numpy(layer(x))).max() > 1e-2  # control
 
 
-def test_a_request_is_one_draw() -> None:
+def test_all_candidates_of_a_request_share_one_draw() -> None:
     """Same seed, same weights: whatever else is in the batch, and for candidates one at a time."""
     layer = ready()
     x = np.random.default_rng(5).normal(size=(3, 6, D)).astype("float32")
@@ -120,7 +120,7 @@ def test_a_request_is_one_draw() -> None:
 
 
 @pytest.mark.parametrize("kind", ["logistic", "gaussian"])
-def test_incremental_is_batch(kind: str, tmp_path: Path) -> None:
+def test_updates_in_chunks_equal_one_update(kind: str, tmp_path: Path) -> None:
     """Chunks, saved and loaded in between, give the posterior of all rows, to 1e-10 of float64."""
     z, y, w = data()
     layer = ready(kind=kind, prior_precision=2.0, noise=0.7)
@@ -149,7 +149,7 @@ def test_incremental_is_batch(kind: str, tmp_path: Path) -> None:
     assert np.abs(other.precision - want).max() > 1e-2 * np.abs(want).max()
 
 
-def test_update_leaves_logistic_scores() -> None:
+def test_logistic_update_does_not_change_scores() -> None:
     layer = ready()
     z, _, _ = data()
     before = numpy(layer(z))
@@ -246,7 +246,7 @@ def regret(kind: str, exploration: float, seed: int, rounds: int = 70, requests:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "logistic"])
-def test_exploring_wins(kind: str) -> None:
+def test_thompson_sampling_has_less_regret_than_greedy(kind: str) -> None:
     """Greedy stays with the first arm that went well; Thompson sampling finds the best one."""
     seeds = range(6)
     greedy = [regret(kind, 0.0, seed) for seed in seeds]

@@ -45,7 +45,7 @@ def test_reference() -> None:
     assert np.abs(out[..., 0] - tower(1)).max() > 0.1  # control: towers differ
 
 
-def test_one_tower_that_is_given_the_range(tmp_path: Path) -> None:
+def test_shared_tower_with_the_range_as_input(tmp_path: Path) -> None:
     x = state()
     run_layer_checks(
         lambda **settings: PositionTowers(3, hidden=(7,), shared=True, embedding_dim=2, **settings),
@@ -67,7 +67,7 @@ def test_one_tower_that_is_given_the_range(tmp_path: Path) -> None:
         PositionTowers(3, shared=True, embedding_dim=0)
 
 
-def test_towers_share_nothing() -> None:
+def test_towers_have_separate_weights() -> None:
     layer, x = make(), state()
     before = numpy(layer(x))
     for weight in layer.weights:
@@ -77,7 +77,7 @@ def test_towers_share_nothing() -> None:
     np.testing.assert_array_equal(moved, [False, True, False])
 
 
-def test_dropout_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     layer, x = PositionTowers(2, hidden=(16,), dropout=0.5), state()
     np.testing.assert_array_equal(numpy(layer(x)), numpy(layer(x)))
     assert np.abs(numpy(layer(x, training=True)) - numpy(layer(x))).max() > 0

@@ -122,7 +122,7 @@ def reference(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
     ],
     ids=["time", "index", "sessions", "ligr"],
 )
-def test_reference_and_its_other_ways(fusion: str, settings: dict[str, Any]) -> None:
+def test_all_passes_equal_the_reference(fusion: str, settings: dict[str, Any]) -> None:
     """The call equals the reference, one at a time, in chunks, cached, and packed into rows."""
     layer, x = ready(fusion, **settings), inputs()
     whole = numpy(layer(x))
@@ -141,7 +141,7 @@ def test_reference_and_its_other_ways(fusion: str, settings: dict[str, Any]) -> 
     assert np.isfinite(packed).all()
 
 
-def test_appended_self_attention_is_the_control_that_does_not_amortise() -> None:
+def test_append_self_is_the_control_without_a_cache() -> None:
     layer, x = ready("append_self", rotary=TIME), inputs()
     expected = reference(layer, x)
     alone = np.concatenate([numpy(layer({**x, "candidates": x["candidates"][:, n : n + 1]})) for n in range(N)], axis=1)
@@ -156,7 +156,7 @@ def test_appended_self_attention_is_the_control_that_does_not_amortise() -> None
 @pytest.mark.parametrize("fusion", AMORTISED)
 @pytest.mark.parametrize("mask", ["causal", "sessions"])
 @pytest.mark.parametrize("rotary", [(TIME, "time"), (INDEX, "index")], ids=["time", "index"])
-def test_a_cache_grows_with_new_events(fusion: str, mask: str, rotary: Any) -> None:
+def test_extended_cache_equals_prefill_over_all_events(fusion: str, mask: str, rotary: Any) -> None:
     layer, x = ready(fusion, history_mask=mask, rotary=rotary[0], rotate_by=rotary[1], max_history=50), inputs()
     first = np.array([4, 2, 0, 1], "int32")
     cache = layer.prefill({**x, "visible": first})
@@ -174,14 +174,14 @@ def test_a_cache_grows_with_new_events(fusion: str, mask: str, rotary: Any) -> N
 
 
 @pytest.mark.parametrize("settings", [{}, {"pool": True}, {"latest": 1, "history_mask": "causal"}])
-def test_only_a_history_without_look_ahead_grows(settings: dict[str, Any]) -> None:
+def test_extend_needs_a_history_without_look_ahead(settings: dict[str, Any]) -> None:
     layer, x = ready(**settings), inputs()
     with pytest.raises(ValueError, match="a cache can be extended only if no event sees later ones"):
         layer.extend({"history": x["history"], "count": x["visible"], "times": x["times"]}, layer.prefill(x))
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_what_is_not_visible_moves_nothing(mask: str) -> None:
+def test_hidden_events_change_no_output(mask: str) -> None:
     layer, x = ready("append_falcon", rotary=TIME, history_mask=mask, pool=True), inputs()
     before = numpy(layer(x))
     hidden = np.arange(L)[None, :] >= x["visible"][:, None]
@@ -196,7 +196,7 @@ def test_what_is_not_visible_moves_nothing(mask: str) -> None:
     assert (np.abs(numpy(layer(changed)) - before)[0].max(axis=-1) > 1e-3).all(), "control: the last visible event moves all"
 
 
-def test_sessions_hide_what_happened_in_the_same_one() -> None:
+def test_sessions_mask_hides_events_of_the_same_session() -> None:
     """Of two events of one session neither sees the other; an earlier session is seen."""
     x = inputs()
     x["times"][:] = np.array([0, 10, 5000, 5010, 5020, 9000, 9010])

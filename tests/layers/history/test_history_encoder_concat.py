@@ -86,7 +86,7 @@ def test_reference(settings: dict[str, Any]) -> None:
         assert not got[1, :, 3 * D :].any() and got[1, :, D : 3 * D].any()
 
 
-def test_what_is_not_visible_moves_nothing() -> None:
+def test_hidden_events_change_no_output() -> None:
     layer, x = ready(rotary=ROTARY), inputs()
     before = numpy(layer(x))
     hidden = np.arange(L)[None, :] >= x["visible"][:, None]
@@ -98,7 +98,7 @@ def test_what_is_not_visible_moves_nothing() -> None:
     assert (np.abs(numpy(layer(changed)) - before)[0].max(axis=-1) > 1e-3).all()
 
 
-def test_candidates_and_padding_stand_alone() -> None:
+def test_output_does_not_depend_on_other_candidates_or_padding() -> None:
     layer, x = ready(), inputs()
     before = numpy(layer(x))
     one = numpy(layer({**x, "candidates": x["candidates"][:, 2:3]}))

@@ -123,7 +123,7 @@ def test_attention_reference(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("rank", "activation"), [(RANK, None), (RANK, "tanh"), (None, None)])
-def test_is_feature_cross_of_keras_rs(rank: int | None, activation: str | None) -> None:
+def test_equals_feature_cross_of_keras_rs(rank: int | None, activation: str | None) -> None:
     """One layer, and a stack of two of theirs, each given x_0 and the state."""
     x = state(6)
     theirs = [keras_rs.layers.FeatureCross(projection_dim=rank, pre_activation=activation) for _ in range(2)]
@@ -147,7 +147,7 @@ def test_is_feature_cross_of_keras_rs(rank: int | None, activation: str | None) 
     assert np.abs(numpy(theirs[1](want, want)) - want).max() > 0.1
 
 
-def test_identity_scores_are_the_plain_cross() -> None:
+def test_identity_scores_equal_the_plain_cross() -> None:
     plain, attention = ready(LowRankCross(RANK)), AttentionLowRankCross(RANK, score="identity", inner_skip=False)
     attention.build((None, WIDTH))
     attention.set_weights(plain.get_weights())
@@ -159,7 +159,7 @@ def test_identity_scores_are_the_plain_cross() -> None:
     np.testing.assert_array_equal(numpy(skipping(state())), numpy(plain(state())))
 
 
-def test_scores_near_the_identity_approach_it() -> None:
+def test_sharp_softmax_scores_equal_identity_scores() -> None:
     """Not only by the switch: sharp softmax scores that pick each token itself make the same layer."""
     layer, w = AttentionLowRankCross(WIDTH, num_layers=1, head_dim=4, inner_skip=False, temperature=1e-3), np.eye(WIDTH)
     layer.build((None, WIDTH))
@@ -194,7 +194,7 @@ def batch_leaks(run: Call) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("score", ["softmax", "linear"])
-def test_no_sample_sees_its_batch(score: str) -> None:
+def test_samples_do_not_depend_on_their_batch(score: str) -> None:
     layer = ready(AttentionLowRankCross(RANK, num_layers=1, score=score, temperature=1.0))
     assert max(batch_leaks(lambda x: numpy(layer(x))).values()) < 1e-5
     deep = ready(ParallelDCN(RANK, hidden=(7,), cross="residual", gate="dense"))
@@ -211,7 +211,7 @@ def test_permuting_leading_axes(kind: str) -> None:
     np.testing.assert_allclose(numpy(layer(x.transpose(1, 0, 2))), numpy(layer(x)).transpose(1, 0, 2), **TOLERANCE)
 
 
-def test_residual_is_two_nets() -> None:
+def test_residual_dcn_equals_its_two_nets() -> None:
     x = state()
     plain, attention = ready(LowRankCross(RANK)), ready(AttentionLowRankCross(RANK, head_dim=2, temperature=0.7))
     outs = {}
@@ -227,7 +227,7 @@ def test_residual_is_two_nets() -> None:
 
 
 @pytest.mark.parametrize("cross", ["low_rank", "attention", "residual"])
-def test_parallel_and_stacked_are_their_parts(cross: str) -> None:
+def test_parallel_and_stacked_equal_their_parts(cross: str) -> None:
     x, parts = state(), {"low_rank": LowRankCross, "attention": AttentionLowRankCross, "residual": ResidualDCN}
     settings = {"hidden": (7, 5), "gate": "dense", "activation": "silu", "normalization": "layer"}
     for layer in (ParallelDCN(RANK, cross=cross, **settings), StackedDCN(RANK, cross=cross, **settings)):
@@ -244,7 +244,7 @@ def test_parallel_and_stacked_are_their_parts(cross: str) -> None:
         assert any(isinstance(part, DenseGate) for step in layer.mlp.steps for part in step)
 
 
-def test_dropout_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     layer, x = ParallelDCN(RANK, hidden=(50,), dropout=0.5), state()
     still, moved = numpy(layer(x)), numpy(layer(x, training=True))
     np.testing.assert_array_equal(still, numpy(layer(x, training=False)))
@@ -267,7 +267,7 @@ def test_number_of_parameters(layer: Any, formula: Any) -> None:
     assert made.count_params() == formula(30, 6)
 
 
-def test_each_matrix_is_drawn_on_its_own() -> None:
+def test_each_matrix_is_drawn_separately() -> None:
     layer = AttentionLowRankCross(RANK)
     layer.build((None, WIDTH))
     drawn = [numpy(weight.value) for weight in layer.weights if weight.shape == (WIDTH, RANK)]
@@ -276,7 +276,7 @@ def test_each_matrix_is_drawn_on_its_own() -> None:
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_temperature_starts_where_it_is_put(learned: bool) -> None:
+def test_initial_temperature(learned: bool) -> None:
     layer, fixed = (AttentionLowRankCross(RANK, temperature=0.3, learn_temperature=flag) for flag in (learned, False))
     layer.build((None, WIDTH)), fixed.build((None, WIDTH))
     for weight in fixed.weights:

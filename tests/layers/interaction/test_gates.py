@@ -118,7 +118,7 @@ def test_plain_gate_of_zeros(activation: str, factor: float) -> None:
     assert (np.abs(below.get_weights()[0] - before).max() > 0) == (factor > 0)
 
 
-def test_two_zero_factors_never_move() -> None:
+def test_two_zero_factors_get_no_gradient() -> None:
     """The control of the identity form, whose first factor is drawn."""
     layer, x = DenseGate(3, identity_at_start=True, kernel_initializer="zeros"), state(32)
     model = keras.Sequential([layer])
@@ -191,7 +191,7 @@ def test_mlp_reference(settings: dict[str, Any]) -> None:
         assert np.abs(numpy(layer(x)) - mlp(by_path(layer), x, {**settings, "gate": None})).max() > 0.01
 
 
-def test_no_row_sees_another() -> None:
+def test_rows_do_not_depend_on_each_other() -> None:
     layer, x = GatedMLP((9, 7), normalization="batch"), state(6)
     before, changed = numpy(layer(x)), x.copy()
     changed[3] += 1.0

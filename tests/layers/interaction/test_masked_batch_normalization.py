@@ -36,7 +36,7 @@ def test_reference() -> None:
     assert numpy(other.moving_mean.value).min() > 100 * numpy(layer.moving_mean.value).max()
 
 
-def test_scores_stand_alone_and_hand_on_no_mask() -> None:
+def test_scores_do_not_depend_on_the_batch_and_no_mask_is_passed_on() -> None:
     layer, x = MaskedBatchNormalization(), values()
     layer(x, real=REAL, training=True)
     out = numpy(layer(x, real=REAL))
@@ -44,6 +44,6 @@ def test_scores_stand_alone_and_hand_on_no_mask() -> None:
     assert getattr(layer(x, real=REAL), "_keras_mask", None) is None
 
 
-def test_nothing_real_is_finite() -> None:
+def test_a_batch_of_only_padding_is_finite() -> None:
     layer = MaskedBatchNormalization()
     assert np.isfinite(numpy(layer(values(), real=np.zeros((3, 4), "int32"), training=True))).all()

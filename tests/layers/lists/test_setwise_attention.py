@@ -99,7 +99,7 @@ def test_permuting_a_set_permutes_its_output_and_a_whole_row_is_one_set(top_k: i
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
-def test_sets_and_padding_are_apart(top_k: int | None) -> None:
+def test_sets_do_not_depend_on_other_sets_or_padding(top_k: int | None) -> None:
     layer, x = ready(top_k=top_k), inputs()
     before = numpy(layer(**x)[0])
     changed = {name: value.copy() for name, value in x.items()}

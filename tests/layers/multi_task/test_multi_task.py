@@ -97,7 +97,7 @@ def test_bank_common(shape: tuple[int, ...], tmp_path: Path) -> None:
     assert 0.8 * limit < np.abs(kernels).max() <= limit  # Glorot of one kernel, not of the stack
 
 
-def test_bank_adds_up_in_float32() -> None:
+def test_bank_sums_in_float32() -> None:
     """A wide product in bfloat16 loses its last rounding only, not one for each term."""
     wide = MLPBank(2, (16,), last_activation="linear", dtype="bfloat16")
     x = ops.cast(np.random.default_rng(3).normal(size=(8, 2048)), "bfloat16")
@@ -120,7 +120,7 @@ def test_reference(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(CLASSES))
-def test_tokens_are_apart(kind: str) -> None:
+def test_tokens_do_not_depend_on_each_other(kind: str) -> None:
     layer, x = make(kind), state()
     before, changed = numpy(layer(x)), x.copy()
     changed[1, 3] += 1.0
@@ -130,7 +130,7 @@ def test_tokens_are_apart(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(CLASSES))
-def test_head_is_the_layer_it_names(kind: str) -> None:
+def test_head_equals_the_layer_of_its_kind(kind: str) -> None:
     head, layer, x = MultiTaskHead(kind, TASKS, tower=(5,), **OPTIONS[kind]), make(kind), state()
     head(x), layer(x)
     head.set_weights(layer.get_weights())

@@ -71,7 +71,7 @@ def test_reference(make: Any, inputs: Any, hidden: int | None) -> None:
         assert np.abs(out - without).max() > 0.1  # control: the same map without its activation
 
 
-def test_events_are_apart() -> None:
+def test_events_do_not_depend_on_each_other() -> None:
     """The token of an event comes from that event alone."""
     layer, x = event(9)(), columns()
     before = numpy(layer(x))

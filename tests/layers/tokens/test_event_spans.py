@@ -70,7 +70,7 @@ def test_event_spans(rule: dict[str, Any], own: bool) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES[2:])
-def test_whatever_stands_in_padding_changes_nothing(rule: dict[str, Any]) -> None:
+def test_values_of_padding_change_nothing(rule: dict[str, Any]) -> None:
     times, segments = rows()
     rng = np.random.default_rng(3)
     wild = np.where(segments > 0, times, rng.integers(-(2**31), 2**31 - 1, times.shape)).astype("int32")

@@ -48,7 +48,7 @@ def test_reference() -> None:
     assert np.abs(out - wrong).max() > 0.1
 
 
-def test_a_column_too_many_changes_nothing() -> None:
+def test_additional_columns_change_nothing() -> None:
     layer, x = make(), columns()
     out = numpy(layer(x))
     np.testing.assert_array_equal(numpy(layer({**x, "click": np.full((2, 5), np.nan, "float32")})), out)

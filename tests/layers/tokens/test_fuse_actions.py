@@ -32,7 +32,7 @@ def test_reference() -> None:
     assert np.abs(numpy(layer(x)) - numpy(layer(x, actions=a))).max() > 0.1  # control
 
 
-def test_actions_are_hidden_at_random_in_training_alone() -> None:
+def test_actions_are_masked_at_random_only_in_training() -> None:
     rng = np.random.default_rng(1)
     x, a = (rng.normal(size=(50, 40, 4)).astype("float32") for _ in range(2))
     layer = FuseActions(0.2, seed=3)

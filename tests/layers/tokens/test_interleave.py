@@ -33,13 +33,13 @@ def test_order() -> None:
     assert np.abs(row - np.concatenate([items, actions], axis=1)).max() > 0.1
 
 
-def test_back_again() -> None:
+def test_item_tokens_of_an_interleaved_row() -> None:
     items, actions = tokens()
     row = Interleave()(items, actions=actions)
     np.testing.assert_array_equal(numpy(ItemTokens()(row)), items)
 
 
-def test_queries_behind_events(tmp_path: Path) -> None:
+def test_item_tokens_of_the_fused_layout(tmp_path: Path) -> None:
     events, queries = tokens()
     row = np.concatenate([events, queries], axis=1)
     np.testing.assert_array_equal(numpy(ItemTokens("fused")(row)), queries)

@@ -47,7 +47,7 @@ def test_keep_first(shape: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
     run_layer_checks(KeepFirst, {"inputs": x, "length": length}, tmp_path, mixed_dtype=None)
 
 
-def test_keep_first_lets_no_garbage_through() -> None:
+def test_keep_first_removes_values_beyond_the_length() -> None:
     x = np.full((1, 3, 2), np.nan, "float32")
     x[:, 0] = 4.0
     out = numpy(KeepFirst()(x, length=np.array([1], "int32")))
