@@ -205,7 +205,7 @@ def amortized() -> Drawing:
 
 
 def lirank() -> Drawing:
-    d = Drawing(476, "LiRank, preset feed: cross net beside a gated MLP, two towers, isotonic calibration")
+    d = Drawing(476, "LiRank, preset feed: cross net next to a gated MLP, two towers, isotonic calibration")
     for x, name, note, fill in (
         (40, "numbers", "batch normalisation", LATE),
         (250, "ids, categories", "embedding tables", CANDIDATE),
@@ -235,7 +235,7 @@ def lirank() -> Drawing:
 
 def masks() -> Drawing:
     """Four masks of one example: four events of two tokens, two sessions, then three candidates."""
-    d = Drawing(430, "Four masks as two intervals a token", 680)
+    d = Drawing(430, "Four masks as two intervals a token", 580)
     n, size = 11, 14
     event = [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6]
     candidate = [False] * 8 + [True] * 3
@@ -264,7 +264,7 @@ def masks() -> Drawing:
         ("set-wise: candidates see each other", setwise),
     )
     for at, (name, sees) in enumerate(panels):
-        x0, y0 = 60 + (at % 2) * 330, 30 + (at // 2) * 205
+        x0, y0 = 80 + (at % 2) * 280, 30 + (at // 2) * 205
         d.label(x0 + n * size / 2, y0 - 10, name)
         for i in range(n):
             for j in range(n):

@@ -1,11 +1,12 @@
-"""What pages of the site include and no one writes by hand: the notebooks with their output, and the `--help` of every command.
+"""What the site includes and no one writes by hand: notebooks with their output, `--help` of every command, the font of formulas.
 
-python tools/docs_site/fragments.py        # writes build/docs/
+python tools/docs_site/fragments.py        # writes build/docs/ and docs/assets/math.ttf
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -72,11 +73,20 @@ def command_line_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def math_font() -> Path:
+    """STIX Two Math (SIL Open Font License), as the package ziamath brings it: browsers draw MathML badly without such a font."""
+    found = importlib.util.find_spec("ziamath")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("the site's formulas need the package ziamath: pip install 'keras-ranking[docs]'", name="ziamath")
+    return Path(found.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+
+
 def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     (OUT / "notebooks").mkdir(parents=True)
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         (OUT / "notebooks" / f"{notebook.stem}.md").write_text(notebook_page(notebook), encoding="utf-8")
+    shutil.copy(math_font(), ROOT / "docs" / "assets" / "math.ttf")
     (OUT / "command-line.md").write_text(command_line_page(), encoding="utf-8")
 
 
