@@ -1,4 +1,4 @@
-"""What the commands of `keras-ranking` do; the command line itself is in `cli.py`. Heavy imports stand inside the functions."""
+"""The commands of `keras-ranking` and their arguments; `cli.py` runs them. Heavy imports are inside the functions."""
 
 from keras_ranking.commands.common import quiet_imports, table
 from keras_ranking.commands.exports import export, serve, skew

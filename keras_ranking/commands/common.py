@@ -1,4 +1,4 @@
-"""What several commands need: Keras started quietly, logs and rows read, progress and tables printed."""
+"""Shared by several commands: starting Keras quietly, reading logs and rows, printing progress and tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[None]:
-    """Says on stderr what is being done, and how long it took."""
+    """Print a step and its duration on stderr."""
     begin = time.perf_counter()
     print(f"{what} ...", file=sys.stderr, flush=True)
     yield
@@ -26,9 +26,9 @@ def step(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_imports(debug: bool = False) -> Iterator[None]:
-    """Holds back what TensorFlow's C++ code writes to stderr while it is imported; shown after all where the import fails.
+    """Suppress what TensorFlow's C++ code writes to stderr during its import; if the import fails, print it.
 
-    TensorFlow writes these lines before it reads TF_CPP_MIN_LOG_LEVEL, so the file descriptor is the only handle on them.
+    TensorFlow writes these lines before it reads TF_CPP_MIN_LOG_LEVEL, so they can only be redirected by the file descriptor.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if debug:
@@ -65,7 +65,7 @@ def start_keras(args: argparse.Namespace) -> None:
 
 
 def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8) -> Any:
-    """The log of `--data`; what it holds is said on stderr."""
+    """The log of `--data`; prints its size and notes on stderr."""
     from keras_ranking.data import open_log
 
     with step(f"reading {args.data}"):
@@ -78,7 +78,7 @@ def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8) -
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    """A text table: columns as wide as their widest cell, the first left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -88,14 +88,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """For JSON, which has no NaN: a figure that the rows do not define is null."""
+    """For JSON, which has no NaN: undefined metrics become null."""
     if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain_value(value: Any) -> Any:
-    """A numpy scalar as the Python number that JSON knows."""
+    """A numpy scalar as a Python number, for JSON."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -104,7 +104,7 @@ def read_rows(path: str) -> Any:
     import pandas as pd
 
     readers: dict[str, Callable[..., Any]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".gz": pd.read_csv}
-    # As it stands: pandas would make numbers of texts such as "007", and dates of numbers.
+    # Without conversions: pandas would turn texts such as "007" into numbers, and numbers into dates.
     readers[".json"] = functools.partial(pd.read_json, dtype=False, convert_dates=False, precise_float=True)
     reader = readers.get(Path(path).suffix)
     if reader is None:
@@ -118,7 +118,7 @@ def read_rows(path: str) -> Any:
 
 
 def token(args: argparse.Namespace) -> str | None:
-    """From a file or the environment: what stands on a command line can be read by every user of the machine."""
+    """The token, from a file or the environment: every user of a machine can read its command lines."""
     if args.token_file is None:
         return os.environ.get("KERAS_RANKING_TOKEN") or None
     return Path(args.token_file).read_text(encoding="utf-8").strip()

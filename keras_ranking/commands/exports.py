@@ -37,7 +37,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def skew(args: argparse.Namespace) -> int:
-    """Replay logged requests through an exported version, the Keras model and the data pipeline; 1 where they differ."""
+    """Replay logged requests through an exported version, the Keras model and the data pipeline; returns 1 if they differ."""
     start_keras(args)
     from keras_ranking import serving
 
@@ -58,7 +58,7 @@ def serve(args: argparse.Namespace) -> int:
     with quiet_imports(args.debug):
         from keras_ranking.serving import Limits, Tls, serve
     if (args.tls_cert is None) != (args.tls_key is None) or (args.tls_client_ca is not None and args.tls_cert is None):
-        raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca goes with them.")
+        raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca needs both.")
     known = {field.name for field in dataclasses.fields(Limits)}
     unknown = sorted({name for name, _ in args.limit} - known)
     if unknown:

@@ -1,4 +1,4 @@
-"""Logs and training: `simulate`, `train`, `evaluate`."""
+"""Simulated logs, training and metrics: `simulate`, `train`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def simulate(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a ranker on the `train` rows of a log, or go on with a training."""
+    """Train a ranker on the `train` rows of a log, or resume a training."""
     if args.resume:
         return _resume(args)
     if args.new_events:
-        raise ValueError("`--new-events` needs `--resume DIR`, the training to go on with.")
+        raise ValueError("`--new-events` needs `--resume DIR`, the training to continue.")
     start_keras(args)
     from keras_ranking import training
 
@@ -65,7 +65,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    """Go on with a stopped training, or take the daily step of a finished one."""
+    """Resume an interrupted training, or take the daily step of a finished one."""
     fixed = ("model", "preset", "batch_size", "checkpoint_every", *(() if args.new_events else ("seed", "epochs", "out")))
     for name in fixed:
         if getattr(args, name) is not None:
@@ -79,10 +79,10 @@ def _resume(args: argparse.Namespace) -> int:
 
     training.keep_freed_memory()
     about = training.read_checkpoint(args.resume).about
-    seed = about.get("log_seed", about["seed"])  # a daily step has a seed of its own; a simulated log stays what it was
+    seed = about.get("log_seed", about["seed"])  # a daily step has another seed; a simulated log keeps its seed
     if not args.new_events:
         if about["finished"]:
-            raise ValueError(f"the training in '{args.resume}' is finished. To learn from newer events, give --new-events and --out.")
+            raise ValueError(f"the training in '{args.resume}' is finished. To train it on newer events, give --new-events and --out.")
         log = open_log_of(args, seed)
         settings = {name: about[name] for name in ("model", "seed", "epochs", "batch_size", "options", "checkpoint_every")}
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
@@ -92,12 +92,12 @@ def _resume(args: argparse.Namespace) -> int:
     print(f"{int(new.sum()):,} new events", file=sys.stderr)
     settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet}
     _, history = training.warm_start(log, args.resume, new, args.out, **settings)
-    print(f"{about['model']} went on for {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    print(f"{about['model']} trained further in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
 
 
 def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
-    """The log, and which of its rows are new: those from a day on that are to be learned from, or those of another source."""
+    """The log, and which of its rows are new targets: those from a day on, or those of another source."""
     import dataclasses
     from datetime import datetime
 
@@ -106,12 +106,12 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
 
     from keras_ranking.data import open_log
 
-    # Of rows without a split of their own none is kept back: what is older than the new ones is history.
+    # In a log without splits no rows are validation: all rows before the new ones are history.
     log = open_log_of(args, seed, train_share=1.0)
     events = log.events
     if args.new_events[:1].isdigit():
         try:
-            day = pd.Timestamp(datetime.fromisoformat(args.new_events))  # pandas alone would take "1st of May" for a day of this year
+            day = pd.Timestamp(datetime.fromisoformat(args.new_events))  # pandas would parse "1st of May" as a day of this year
         except ValueError as error:
             raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {args.new_events!r}") from error
         begin = int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp()) - log.schema.epoch
@@ -125,7 +125,7 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print, and write as JSON, the figures of a trained model on one split."""
+    """Print the metrics of a trained model on one split, and write them as JSON."""
     start_keras(args)
     from keras_ranking import models, training
 

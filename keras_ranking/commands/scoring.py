@@ -52,7 +52,7 @@ def score(args: argparse.Namespace) -> int:
 
 
 def _read_request(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(history, candidates, time) of the request that the arguments name."""
+    """(history, candidates, time) of the request in the arguments."""
     import pandas as pd
 
     if args.request:
@@ -65,10 +65,10 @@ def _read_request(args: argparse.Namespace) -> tuple[Any, Any, Any]:
             raise ValueError(f"{args.request} is not JSON: {error}") from error
         if not isinstance(content, dict) or not {"time", "candidates"} <= set(content) <= {"time", "history", "candidates"}:
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"a request must have the keys time, candidates and, if there is one, history. Received: {found}")
+            raise ValueError(f"a request must have the keys time, candidates and, optionally, history. Received: {found}")
         return pd.DataFrame(content.get("history", [])), pd.DataFrame(content["candidates"]), content["time"]
     if not args.candidates or args.time is None:
-        raise ValueError("give a REQUEST file, or --candidates FILE and --time SECONDS (and --history FILE, if there is a history).")
+        raise ValueError("give a REQUEST file, or --candidates FILE and --time SECONDS (and optionally --history FILE).")
     history = read_rows(args.history) if args.history else pd.DataFrame()
     return history, read_rows(args.candidates), args.time
 

@@ -1,0 +1,337 @@
+"""The arguments and help texts of each command, one function a command."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from keras_ranking.commands import exports, learning, scoring
+
+BACKENDS = ("tensorflow", "jax", "torch")
+_DATA_HELP = """\
+source of the log:
+  simulated             the simulator of this package; the log depends on --seed
+  ebnerd:FOLDER         EB-NeRD, the published folders or ebnerd_*.csv.gz
+  kuairand:FOLDER       KuaiRand
+  movielens:FOLDER      MovieLens
+  parquet:FILE          your log, with --schema FILE: one row per impression; `split` is train, validation, test or history
+                        (without this column the last fifth of the requests by time is validation)
+"""
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(120, max(80, shutil.get_terminal_size((120, 24)).columns)))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`name=value` -> (name, value); the value is read as JSON, then as a Python literal, then as text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE. Received: {text!r}")
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return name, read(value)
+    return name, value
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer. Received: {text!r}")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port, 0 to 65535 (0 = any free one). Received: {text!r}")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**32 - 1. Received: {text!r}")
+    return number
+
+
+def _command(
+    subparsers: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    text: str,
+    *,
+    keras: bool = False,
+) -> argparse.ArgumentParser:
+    """The parser of one command, with the arguments that all commands have."""
+    description = f"{summary[0].upper()}{summary[1:]}."
+    made: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, formatter_class=Help, description=description, epilog=text)
+    made.set_defaults(run=run)
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error, and all log lines of TensorFlow")
+    if keras:
+        made.add_argument("--backend", choices=BACKENDS, help="Keras backend (default: the environment variable KERAS_BACKEND)")
+    return made
+
+
+def _data_arguments(made: argparse.ArgumentParser) -> None:
+    sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER or parquet:FILE (see below)"
+    made.add_argument("--data", required=True, metavar="SOURCE", help=sources)
+    made.add_argument("--schema", metavar="FILE", help="schema of a parquet log, as JSON; replaces that of another source")
+
+
+def _setting_arguments(made: argparse.ArgumentParser, text: str) -> None:
+    made.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def simulate_parser(subparsers: Any) -> None:
+    """Arguments of `simulate`."""
+    made = _command(
+        subparsers,
+        "simulate",
+        learning.simulate,
+        "write a simulated feed log with planted taste, recency, position bias and late feedback",
+        """\
+writes the log (one row per impression, with its `split`) and its schema, ready for --data parquet:FILE --schema FILE.
+The same arguments give the same log.
+
+example:
+  keras-ranking simulate --out runs/log.parquet --members 2000 --days 14 --set random_share=0.2
+""",
+    )
+    made.add_argument("--out", required=True, metavar="FILE", help="log to write: .parquet (needs the extra `data`), .csv or .csv.gz")
+    made.add_argument("--schema", metavar="FILE", help="schema to write (default: NAME.schema.json in the folder of the log)")
+    made.add_argument("--members", type=_positive, default=1200, metavar="N", help="members (default: 1200)")
+    made.add_argument("--days", type=_positive, default=14, metavar="N", help="days (default: 14)")
+    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the random numbers (default: 0)")
+    _setting_arguments(made, "any other argument of keras_ranking.data.simulate")
+
+
+def train_parser(subparsers: Any) -> None:
+    """Arguments of `train`."""
+    made = _command(
+        subparsers,
+        "train",
+        learning.train,
+        "train a ranker on the `train` rows of a log",
+        f"""\
+{_DATA_HELP}
+writes DIR/model.keras, DIR/schema.json (with constants fitted on the training rows), DIR/history.json (losses by epoch, seconds,
+counts, options) and DIR/checkpoint.npz (with the optimiser's state), each file atomically.
+
+--resume DIR continues the training in DIR, with its model and options:
+  an interrupted training (with --checkpoint-every) reaches the weights of an uninterrupted one; the log must be the same
+  a finished training takes the daily step with --new-events, into --out: rows with split train and history are read (all rows of a
+  log without split), the loss is on the new events alone, at the learning rate at which the training ended, with its
+  optimiser's state
+
+examples:
+  keras-ranking train --data simulated --out runs/cadet
+  keras-ranking train --data ebnerd:data/ebnerd --out runs/ebnerd --seed 1 --epochs 2 --set row_length=1024
+  keras-ranking train --model lirank --preset feed --data ebnerd:data/ebnerd --out runs/lirank
+  keras-ranking train --data parquet:log.parquet --schema log.schema.json --out runs/mine --backend jax
+  keras-ranking train --data simulated --out runs/long --checkpoint-every 500
+  keras-ranking train --data simulated --resume runs/long
+  keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
+  keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
+""",
+        keras=True,
+    )
+    made.add_argument("--model", metavar="NAME", help="architecture: cadet, lirank, amortized, ligr or feedsr (default: cadet)")
+    made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
+    _data_arguments(made)
+    made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
+    made.add_argument(
+        "--seed", type=_seed, metavar="N", help="seed of weights, shuffling, simulator (default: 0; a daily step has another default)"
+    )
+    made.add_argument("--epochs", type=_positive, metavar="N", help="passes over the log (default: the model's; with --new-events 1)")
+    made.add_argument("--batch-size", type=_positive, metavar="N", help="packed rows per step (default: the model's)")
+    made.add_argument("--checkpoint-every", type=_positive, metavar="N", help="number of steps between checkpoints, for --resume")
+    made.add_argument("--resume", metavar="DIR", help="continue the training in DIR (see below)")
+    made.add_argument(
+        "--new-events",
+        metavar="WHEN",
+        help="with --resume: first day of the new rows (YYYY-MM-DD, or with a time; UTC), or a SOURCE of new rows",
+    )
+    _setting_arguments(made, "any other option of training or of the model; an unknown name lists them all")
+    made.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def evaluate_parser(subparsers: Any) -> None:
+    """Arguments of `evaluate`."""
+    made = _command(
+        subparsers,
+        "evaluate",
+        learning.evaluate,
+        "compute metrics of a trained model on one split of a log",
+        f"""\
+{_DATA_HELP}
+metrics per task: auc, impression_auc (mean over requests), ndcg_at_10, mrr, log_loss, normalized_entropy, calibration_error,
+observed_over_expected. Every event is scored from earlier data only.
+
+example:
+  keras-ranking evaluate runs/ebnerd --data ebnerd:data/ebnerd --split validation --json runs/ebnerd/validation.json
+""",
+        keras=True,
+    )
+    made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
+    _data_arguments(made)
+    made.add_argument("--split", default="validation", metavar="NAME", help="rows of the metrics (default: validation)")
+    made.add_argument("--seed", type=_seed, metavar="N", help="seed of the simulator (default: that of `train`)")
+    made.add_argument("--json", metavar="FILE", help="also write {task: {metric: number}} to FILE; null if undefined")
+
+
+def export_parser(subparsers: Any) -> None:
+    """Arguments of `export`."""
+    made = _command(
+        subparsers,
+        "export",
+        exports.export,
+        "write a trained model as the next version of a served model",
+        """\
+writes FOLDER/N, with N one above the highest version: a SavedModel for TensorFlow Serving or `keras-ranking serve`, atomically, after
+its scores were compared with those of Keras in a fresh process; and FOLDER/tf_serving with configs and flags of the server. Without
+--xla or --through jax it is a plain graph that runs with default flags. Needs the extra `serving`; any backend may have trained the
+model.
+
+example:
+  keras-ranking export runs/cadet --out saved_models/cadet
+  keras-ranking export runs/cadet --out saved_models/cadet --precision bfloat16 --events log.parquet
+  keras-ranking export runs/cadet --out saved_models/cadet_xla --xla --history-buckets 128 512 --candidate-buckets 64
+  keras-ranking export runs/lirank --out saved_models/lirank --quantize int8
+""",
+        keras=True,
+    )
+    made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
+    made.add_argument("--out", required=True, metavar="FOLDER", help="the served model, with numbered folders as versions")
+    made.add_argument("--quantize", choices=["int8"], help="embedding tables in int8, about 0.3 of the size")
+    made.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="data type of matrix products (default: float32)"
+    )
+    made.add_argument("--xla", action="store_true", help="compile attention and trunk for fixed lengths; the server needs flags")
+    made.add_argument(
+        "--through", choices=["tensorflow", "jax"], default="tensorflow", help="backend that compiles the graph (default: tensorflow)"
+    )
+    lengths: dict[str, Any] = {"type": _positive, "nargs": "+", "metavar": "N"}
+    made.add_argument("--history-buckets", **lengths, help="with --xla or --through jax: history lengths (default: 128 512 1024)")
+    made.add_argument("--candidate-buckets", **lengths, help="likewise: candidate counts (default: 64 512)")
+    made.add_argument("--events", metavar="FILE", help="a log to check skew with: .parquet, .csv, .csv.gz or .json")
+    made.add_argument("--no-verify", action="store_true", help="do not compare scores of the written graph with Keras")
+
+
+def skew_parser(subparsers: Any) -> None:
+    """Arguments of `skew`."""
+    made = _command(
+        subparsers,
+        "skew",
+        exports.skew,
+        "check an exported model for training-serving skew on logged requests",
+        """\
+replays requests of a log through the exported model (encoded and raw), the Keras model and the data pipeline, and prints the
+differences by feature and by score with request and row of the largest one. Exit code 1 if there are any. Needs the extra `serving`.
+
+example:
+  keras-ranking skew --model saved_models/cadet --keras runs/cadet --events log.parquet
+""",
+        keras=True,
+    )
+    made.add_argument("--model", required=True, metavar="FOLDER", help="the served model, or one version of it")
+    made.add_argument("--keras", required=True, metavar="DIR", help="folder that `train` wrote")
+    made.add_argument("--events", required=True, metavar="FILE", help="log rows: .parquet, .csv, .csv.gz or .json")
+    made.add_argument("--sample", type=_positive, default=64, metavar="N", help="requests to replay (default: 64)")
+    made.add_argument("--bound", type=float, metavar="X", help="largest difference of a score (default: the bound of the export)")
+    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the sample (default: 0)")
+    made.add_argument("--json", metavar="FILE", help="also write the report to FILE")
+
+
+def serve_parser(subparsers: Any) -> None:
+    """Arguments of `serve`."""
+    made = _command(
+        subparsers,
+        "serve",
+        exports.serve,
+        "serve an exported model by REST and gRPC, with the protocol of TensorFlow Serving",
+        """\
+runs until Ctrl-C or SIGTERM; loads new versions when they appear in FOLDER. By default only this machine can connect. A --host that
+other machines can reach needs a token, client certificates or --insecure. The token is the content of --token-file, or the
+environment variable KERAS_RANKING_TOKEN. Needs the extra `serving`.
+
+examples:
+  keras-ranking serve saved_models/cadet --rest-port 8501 --grpc-port 8500
+  keras-ranking serve saved_models/cadet --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem --token-file token.txt --log-format json
+""",
+    )
+    made.add_argument("folder", metavar="FOLDER", help="the served model, as `export` writes it")
+    made.add_argument("--name", metavar="NAME", help="name of the model in paths and messages (default: the folder's name)")
+    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    made.add_argument("--rest-port", type=_port, default=8501, metavar="PORT", help="default: 8501; 0 = any free port")
+    made.add_argument("--grpc-port", type=_port, default=8500, metavar="PORT", help="default: 8500; 0 = any free port")
+    made.add_argument("--threads", type=int, default=0, metavar="N", help="TensorFlow threads (default: 0 = one per core)")
+    made.add_argument(
+        "--label", action="append", type=_setting, default=[], metavar="NAME=VERSION", help="keep VERSION loaded under the label NAME"
+    )
+    text = "limit of requests, such as queue=512; see keras_ranking.serving.Limits"
+    made.add_argument("--limit", action="append", type=_setting, default=[], metavar="NAME=VALUE", help=text)
+    made.add_argument("--token-file", metavar="FILE", help="token that calls must have (default: KERAS_RANKING_TOKEN, or none)")
+    made.add_argument("--tls-cert", metavar="FILE", help="certificate chain of both ports, PEM; with --tls-key")
+    made.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
+    made.add_argument("--tls-client-ca", metavar="FILE", help="authority of the certificates that clients must present")
+    made.add_argument("--insecure", action="store_true", help="allow other machines to call without token and certificate")
+    made.add_argument(
+        "--notice-seconds", type=float, default=0.0, metavar="S", help="report not ready for S seconds before stopping (default: 0)"
+    )
+    made.add_argument(
+        "--drain-seconds", type=float, default=10.0, metavar="S", help="wait for calls in progress when stopping (default: 10)"
+    )
+    made.add_argument("--log-format", choices=["text", "json"], default="text", help="format of the log lines on stderr (default: text)")
+    made.add_argument("--log-calls", action="store_true", help="log one line per call")
+
+
+def score_parser(subparsers: Any) -> None:
+    """Arguments of `score`."""
+    made = _command(
+        subparsers,
+        "score",
+        scoring.score,
+        "score the candidates of one request and print them ranked",
+        """\
+REQUEST is JSON with values of the log (not encoded), oldest event first:
+  {"time": 1767300000,
+   "history": [{"item_id": 17, "time": 1767290000, "click": 1, ...}, ...],
+   "candidates": [{"item_id": 42, ...}, ...]}
+`time` is in Unix seconds. A candidate has the item and context columns of the schema, a history event the actions and its time
+as well. --history, --candidates and --time take the same rows as tables.
+
+examples:
+  keras-ranking score request.json --model runs/cadet
+  keras-ranking score request.json --server 127.0.0.1:8500 --name cadet --schema runs/cadet/schema.json
+  keras-ranking score --candidates candidates.csv --history history.csv --time 1767300000 --model runs/cadet
+""",
+        keras=True,
+    )
+    made.add_argument("request", nargs="?", metavar="REQUEST", help="JSON file, or - for stdin")
+    made.add_argument("--history", metavar="FILE", help="history rows: .parquet, .csv, .csv.gz or .json")
+    made.add_argument("--candidates", metavar="FILE", help="candidate rows, likewise")
+    made.add_argument("--time", type=int, metavar="SECONDS", help="request time, Unix seconds")
+    where = made.add_mutually_exclusive_group(required=True)
+    where.add_argument("--model", metavar="DIR", help="folder that `train` wrote: score in this process")
+    where.add_argument("--server", metavar="ADDRESS", help="HOST:PORT of a gRPC server, or http://HOST:PORT of a REST server")
+    made.add_argument("--name", default="cadet", metavar="NAME", help="with --server: the served model's name (default: cadet)")
+    made.add_argument("--schema", metavar="FILE", help="with --server: the schema.json that training wrote")
+    made.add_argument("--signature", default="serving_default", metavar="NAME", help="with --server: serving_default or raw")
+    made.add_argument("--token-file", metavar="FILE", help="with --server: its token (default: KERAS_RANKING_TOKEN, or none)")
+    made.add_argument("--tls-ca", metavar="FILE", help="with --server: TLS, with the authority that signed its certificate")
+    made.add_argument("--task", metavar="NAME", help="task to rank by (default: the schema's first)")
+    made.add_argument("--top", type=_positive, metavar="N", help="print only the first N")
+    made.add_argument("--json", action="store_true", help="print JSON")
+
+
+PARSERS = (simulate_parser, train_parser, evaluate_parser, export_parser, skew_parser, serve_parser, score_parser)
