@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""What reading the history once saves: one request of L events and N candidates, by `HistoryEncoder`, on one CPU thread.
+"""Time saved by reading the history once: one request of L events and N candidates, with `HistoryEncoder`, on one CPU thread.
 
     KERAS_BACKEND=torch python tools/benchmarks/amortized.py --json amortized.jsonl
 
     joint     history and all N candidates in one call (`append_cross`)
-    cached    the N candidates against keys and values that are there already (`score`)
-    singles   N calls of the same weights with one candidate each: what a server does that does not amortise
+    cached    the N candidates against cached keys and values (`score`)
+    singles   N calls of the same weights with one candidate each: a server without amortisation
     batched   the same as one batch: N copies of the history, one candidate each
-    concat    `fusion="concat"` at the same width: every candidate joined to every event
+    concat    `fusion="concat"` at the same width: every candidate concatenated with every event
 
-All forms are compiled by their backend (tf.function, jax.jit; torch runs eagerly), and take turns within a round; a figure is the
+All forms are compiled by their backend (tf.function, jax.jit; torch runs eagerly), and run in turn within a round; a figure is the
 median of the rounds. `singles` runs all N passes in every round. `batched` and `concat`, which are linear in N, run on at most
-`--chunk` candidates and are scaled to N. One JSON object a line: L, N, joint_ms, cached_ms, singles_ms, ratio (singles over
+`--chunk` candidates and are scaled to N. One JSON object per line: L, N, joint_ms, cached_ms, singles_ms, ratio (singles over
 joint), batched_ms, concat_ms, backend, d, layers, and the largest difference between joint, cached and single results.
 """
 
@@ -40,7 +40,7 @@ from keras_ranking.layers import HistoryEncoder  # noqa: E402
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as its backend runs it best, waiting for the result."""
+    """The function compiled by its backend, which waits for the result."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -80,7 +80,7 @@ def encoder(fusion: str, length: int, width: int, layers: int) -> HistoryEncoder
     keras.utils.set_random_seed(0)
     options: dict[str, Any] = {"max_history": length, "num_layers": layers, "num_heads": 4, "ffn_multiple": 4.0}
     layer = HistoryEncoder(fusion, rotary=(8.0, 15_552_000.0), **options)
-    part = width if fusion != "concat" else width // 2  # joined: half the width from each
+    part = width if fusion != "concat" else width // 2  # concatenated: half of the width from each
     layer.build({name: x.shape for name, x in request(2, 2, part).items()})
     return layer
 

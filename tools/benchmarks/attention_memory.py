@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """Peak extra memory of span attention on packed rows (W2 of `attention.py`), in units of q + k + v + output.
 
-How it is counted, all beyond the operands that exist before the call:
+What is counted, in addition to the operands that exist before the call:
 
-    torch        every allocation and release of the call, as the profiler records them; the largest running sum
-    jax          the compiled program's temporary and output buffers, as the compiler assigned them
-    tensorflow   what the call adds to the peak resident memory of a fresh process; twice the part of the second half of the
-                 tokens, so that tracing and compiling do not count (Linux only)
+    torch        the largest running sum of all allocations and releases of the call, as recorded by the profiler
+    jax          temporary and output buffers of the compiled program, as assigned by the compiler
+    tensorflow   increase of the peak resident memory of a new process by the call: twice the increase by the second half of the tokens,
+                 so that tracing and compiling are excluded (Linux only)
 
-`--dense` counts the backend's own attention with a dense mask instead: what a form that stores T x T takes.
+`--dense` counts the attention of the backend with a dense mask instead, which stores T x T numbers.
 
 Examples:
     python tools/benchmarks/attention_memory.py --backend torch
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 HEADS, SIZE = 4, 64
-UNIT = 4 * HEADS * SIZE * 4  # bytes of q, k, v and output a token, float32
+UNIT = 4 * HEADS * SIZE * 4  # bytes of q, k, v and output per token, float32
 
 
 def arguments() -> argparse.Namespace:
@@ -37,9 +37,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--backend", choices=("torch", "tensorflow", "jax"), default="torch")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192])
     parser.add_argument("--modes", nargs="+", choices=("forward", "train"), default=["forward", "train"])
-    parser.add_argument("--form", choices=("graph", "xla"), default="graph", help="tensorflow: plain graph, or compiled by XLA")
+    parser.add_argument("--form", choices=("graph", "xla"), default="graph", help="tensorflow: graph without XLA, or compiled by XLA")
     parser.add_argument("--dense", action="store_true", help="keras.ops.dot_product_attention with a dense mask instead of ours")
-    parser.add_argument("--json", action="store_true", help="one object a line instead of the table")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of the table")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -80,7 +80,7 @@ def torch_bytes(function: Callable[..., Any], arrays: list[np.ndarray], mode: st
         function(*leaves).backward(upstream)
         return [leaf.grad for leaf in leaves]
 
-    call()  # the plan of the spans is made once and kept
+    call()  # the plan of the spans is made once and stored
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -104,8 +104,10 @@ def jax_bytes(function: Callable[..., Any], arrays: list[np.ndarray], mode: str)
 
 
 def tensorflow_bytes(tokens: int, mode: str, args: argparse.Namespace) -> int:
-    """What the first call adds to the peak resident memory of a fresh process: twice what the second half of the tokens adds, which
-    leaves out tracing and compiling, and counts anything that grows faster than the tokens in full or more."""
+    """Increase of the peak resident memory of a new process by the first call: twice the increase by the second half of the tokens.
+
+    This excludes tracing and compiling, and does not underestimate memory that grows faster than the number of tokens.
+    """
     peaks = []
     for length in (tokens // 2, tokens):
         command = [sys.executable, __file__, "--child", "--tokens", str(length), "--modes", mode, "--form", args.form]
@@ -117,7 +119,7 @@ def tensorflow_bytes(tokens: int, mode: str, args: argparse.Namespace) -> int:
 
 
 def tensorflow_peak(function: Callable[..., Any], arrays: list[np.ndarray], mode: str, form: str) -> int:
-    """How far the first call takes this process's peak resident memory beyond its resident memory before, in bytes."""
+    """Peak resident memory of this process in the first call minus its resident memory before, in bytes."""
     import tensorflow as tf
 
     def step(*tensors: Any) -> Any:

@@ -1,19 +1,20 @@
 #!/usr/bin/env python
 """Calibration of a miscalibrated logit: Platt, histogram binning, isotonic regression and `IsotonicCalibration`, on held-out rows.
 
-A simulated stream of (device, logit, label): the logit that is reported is the true one, distorted by the device (too steep,
-shifted, flattened at the top). Every method is fitted on the same rows and judged on others:
+A simulated stream of (device, logit, label): the reported logit is the true one, distorted depending on the device (too steep,
+shifted, flattened at the top). Every method is fitted on the same rows and evaluated on other rows:
 
-    none                      the reported logit as it is
+    none                      the reported logit
     Platt                     logistic regression on the logit
     histogram binning         the mean label of 100 bins of equal mass
     isotonic regression       scikit-learn's
-    isotonic, one a device    the same, fitted for each device apart
-    ours                      `IsotonicCalibration`, trained alone on the frozen logits
+    isotonic, one a device    the same, fitted separately for each device
+    ours                      `IsotonicCalibration`, trained on the fixed logits
     ours + device             the same with the device one-hot as its calibration features
-    truth                     the true probabilities: what is left is noise
+    truth                     the true probabilities: the remaining loss is noise
 
-Log loss, calibration error (ECE, 20 bins), observed over expected (O/E), and the O/E furthest from 1 of a device; means over seeds.
+Log loss, calibration error (ECE, 20 bins), observed over expected (O/E), and the device O/E furthest from 1;
+means over seeds.
 
 Example:
     KERAS_BACKEND=torch python tools/benchmarks/calibration.py --json calibration.json
@@ -40,7 +41,7 @@ from keras_ranking.commands import table
 
 Rows = dict[str, np.ndarray]
 DEVICES = 3
-TINY = 1e-6  # a histogram or isotonic 0 that is wrong once would make the log loss infinite
+TINY = 1e-6  # one wrong 0 of a histogram or isotonic regression would make the log loss infinite
 
 
 def arguments() -> argparse.Namespace:
@@ -123,7 +124,7 @@ def layer(fit: Rows, held: Rows, features: bool, epochs: int) -> np.ndarray:
     return sigmoid(model.predict(inputs(held), batch_size=8192, verbose=0)[:, 0].astype(np.float64))
 
 
-def judged(held: Rows, chance: np.ndarray) -> dict[str, float]:
+def evaluated(held: Rows, chance: np.ndarray) -> dict[str, float]:
     by_device = [
         metrics.observed_over_expected(held["label"][rows], chance[rows]) for rows in (held["device"] == d for d in range(DEVICES))
     ]
@@ -157,7 +158,7 @@ def main() -> None:
         fit, held = stream(args.rows, 2 * seed), stream(args.rows, 2 * seed + 1)
         for name, method in methods.items():
             start = time.perf_counter()
-            results[name].append(judged(held, method(fit, held)))
+            results[name].append(evaluated(held, method(fit, held)))
             seconds[name] += time.perf_counter() - start
     columns = list(results["none"][0])
     mean = {name: {column: float(np.mean([run[column] for run in runs])) for column in columns} for name, runs in results.items()}

@@ -1,20 +1,20 @@
-"""Does a Feed-SR that knows of positions rank by relevance? On a simulated feed, where relevance is known.
+"""Does a Feed-SR with position offsets rank by relevance? On a simulated feed with known relevance.
 
     python tools/benchmarks/debias.py [--seeds 3] [--members 1200] [--json FILE]
 
-The policy that made the log shows fresh items with a high editor score first, and what stands lower is looked at less (0.65 and
-0.45 of the first place): a model of plain clicks takes part of the position's effect for that of freshness and editor score. Ways to
-train the same model (preset for the simulated log):
+The policy that wrote the log shows fresh items with a high editor score first, and lower places are examined less (0.65 and 0.45 of
+the first place): a model of clicks without positions attributes part of the effect of the position to freshness and editor score. Ways
+to train the same model (preset for the simulated log):
 
-* plain: no word of positions;
-* offsets: learned offsets of the top positions (`position_offsets=60`), scored at one position for all;
+* plain: no positions;
+* offsets: learned offsets of the top positions (`position_offsets=60`), all items scored at the same position;
 * positives, all: inverse-propensity weights of clicked impressions, or of all (Feed-SR's), propensities by `position_propensities`;
-* plain, shuffled log: the same model where every request was shuffled, so that there is nothing to remove: the reference.
+* plain, shuffled log: the same model on a log in which every request was shuffled, without position bias: the reference.
 
-Judged on the `test` split of the policy's log, by pairs of impressions of one request: `order` is the share of pairs that the score puts
-in the order of true relevance, `lower` the same among pairs whose more relevant impression was shown lower, `gap` how much more
-often pairs are right that were shown in the order of relevance. What the policy knows tells of relevance, so even the reference has a gap;
-more than its gap is the position's doing. Means over seeds and 95 % t-intervals.
+Evaluated on the `test` split of the policy's log, on pairs of impressions of one request: `order` is the share of pairs that the score
+puts in the order of true relevance; `lower` is the same among pairs whose more relevant impression was shown lower; `gap` is `order` among
+the pairs shown in the order of relevance minus `lower`. The inputs of the policy are related to relevance, so even the reference has a
+gap; a larger gap is the effect of the position. Means over seeds and 95 % t-intervals.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def run(way: str, members: int, seed: int) -> dict[str, float]:
     if "ipw" in options:
         options["ipw_options"] = PROPENSITIES
     model, _ = training.train(log, "feedsr", seed=seed, options=options, verbose=False)
-    # Judged on the same kind of pages whatever the log was: those of the policy.
-    judged = data.simulate(members=members, seed=seed, random_share=0.0, shuffled_share=0.0)
-    events, wanted = judged.events, (judged.events["split"] == "test").to_numpy()
+    # Evaluated on pages of the policy for every training log.
+    evaluated = data.simulate(members=members, seed=seed, random_share=0.0, shuffled_share=0.0)
+    events, wanted = evaluated.events, (evaluated.events["split"] == "test").to_numpy()
     sequences = build_sequences(events, model.schema, target=wanted)
     rows = pack(sequences, max(512, 2 * int(np.diff(sequences.request_starts).max())))
     score = model.served(training.predict_events(model, rows, shown=False)["click"])
     chosen = sequences.target
-    relevance = judged.truth.relevance[sequences.rows]
+    relevance = evaluated.truth.relevance[sequences.rows]
     return orders(score[chosen], relevance[chosen], sequences.position[chosen], sequences.request[chosen])
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--members", type=int, default=1200)
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
-    parser.add_argument("--json", type=Path, help="write one object a line here")
+    parser.add_argument("--json", type=Path, help="write one JSON object per line to this file")
     args = parser.parse_args()
     cells, lines = [], []
     for way in args.only:

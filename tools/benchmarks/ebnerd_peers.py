@@ -1,9 +1,9 @@
-"""Peers of the EB-NeRD results: LightGBM and logistic regression on the very context features that CADET gets.
+"""Peers of the EB-NeRD results: LightGBM and logistic regression on the same context features as CADET.
 
     python tools/benchmarks/ebnerd_peers.py FOLDER [--json FILE]
 
-FOLDER holds the EB-NeRD files. Settings are fixed and nothing is tuned: LightGBM with 400 trees, rate 0.03, 31 leaves, 200 rows a
-leaf. The `train` rows are fitted from the second day on, when the counts have a day behind them; `validation` is scored.
+FOLDER holds the EB-NeRD files. Settings are fixed and nothing is tuned: LightGBM with 400 trees, rate 0.03, 31 leaves, 200 rows per
+leaf. They are fitted on `train` from the second day on, when the counts cover a day, and scored on `validation`.
 """
 
 from __future__ import annotations

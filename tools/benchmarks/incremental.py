@@ -2,15 +2,15 @@
 
     python tools/benchmarks/incremental.py [--ebnerd FOLDER] [--json FILE] [--seeds 0 1 2]
 
-A cold start on the first days, then a step a day; each model is judged on the day after its step. `retrain`: from scratch on all days
-so far, with the epochs of the cold start. `fine-tune`: two passes over the latest two days. `incremental`: the same passes held to
-earlier weights by their Fisher information (`fit_incremental`). `cold start`: never trained again.
+A cold start on the first days, then a step per day; each model is evaluated on the day after its step. `retrain`: from scratch on all
+days so far, with the epochs of the cold start. `fine-tune`: two passes over the latest two days. `incremental`: the same passes with a
+Fisher information penalty towards earlier weights (`fit_incremental`). `cold start`: never trained again.
 
-Compute is given twice: sample gradients a day (a pass over a row is one a candidate, and so is a sample of the Fisher information),
-and seconds of training steps a day, without the first of each compiled step, with the measurement of the Fisher information.
-Forgetting, cold weight and what a daily step does are the same for both streams, and were chosen on another seed of the simulator
-and on the first six days of EB-NeRD, which are judged on no later day; the epochs of a cold start and of retraining, 5 and 8, are those
-that served retraining best there.
+Compute has two measures: sample gradients per day (a pass over a row is one per candidate, and so is a sample of the Fisher
+information), and seconds of training steps per day, without the first of each compiled step and including the measurement of the Fisher
+information. Forgetting, cold weight and the daily step are the same for both streams. They were chosen on another seed of the simulator and
+on the first six days of EB-NeRD, which are not used for evaluation later; the epochs of a cold start and of retraining, 5 and 8, are those
+with the best retraining there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OPTIONS = TrainingOptions(batch_size=16, row_length=256, learning_rate=2e-3, pai
 
 
 class StepTimer(keras.callbacks.Callback):
-    """Seconds of training steps, the first of a fit (which compiles) counted as the mean of the others."""
+    """Seconds of training steps; the first of a fit, which compiles, is replaced by the mean of the others."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.steps: list[float] = []
@@ -65,7 +65,7 @@ class Stream:
         seconds = events[log.schema.time].to_numpy()
         self.day = (seconds - seconds.min()) // DAY
         self.cold_days, self.days = cold_days, int(self.day.max()) + 1
-        self.schema = log.schema.fit(events[self.day < cold_days])  # constants stay those of the cold start
+        self.schema = log.schema.fit(events[self.day < cold_days])  # the constants are those of the cold start
         self.sequences = build_sequences(events, self.schema)
         self.builder, self.options = builder, replace(OPTIONS, epochs=epochs)
 
@@ -76,11 +76,11 @@ class Stream:
         keras.utils.set_random_seed(seed)
         return models.LiRank(self.schema, **self.builder)
 
-    def judge(self, model: models.RankingModel, day: int) -> dict[str, float]:
+    def evaluate(self, model: models.RankingModel, day: int) -> dict[str, float]:
         sequences = self.on(day, day)
         score = training.predict_events(model, model_requests(model, sequences))["click"][:, 0]
-        judged = sequences.target
-        found = metrics.summary(sequences.labels["click"][judged], score[judged], sequences.request[judged])
+        evaluated = sequences.target
+        found = metrics.summary(sequences.labels["click"][evaluated], score[evaluated], sequences.request[evaluated])
         return {name: float(found[name]) for name in ("auc", "impression_auc", "log_loss")}
 
 
@@ -93,7 +93,7 @@ def fit(model: models.RankingModel, sequences: Sequences, options: TrainingOptio
 
 
 def samples_of(model: models.RankingModel, sequences: Sequences, seed: int) -> PackedRequests:
-    """One event a row: the samples whose gradients the Fisher information squares."""
+    """One event per row: the samples of the Fisher information."""
     return PackedRequests(model_requests(model, sequences), 1, 512, model.input_columns, tasks=model.tasks, single=True, seed=seed)
 
 
@@ -104,7 +104,7 @@ def measure(model: models.RankingModel, sequences: Sequences, seed: int) -> tupl
 
 
 def daily(model: models.RankingModel, stream: Stream, day: int, seed: int, snapshots: Any) -> tuple[float, int, Any]:
-    """Passes over the latest days with a warm-up and decay of their own, and a penalty where there are snapshots (previous, cold)."""
+    """Passes over the latest days with their own warm-up and decay, and a penalty if there are snapshots (previous, cold)."""
     sequences = stream.on(day - DAILY_DAYS + 1, day)
     options = replace(OPTIONS, epochs=DAILY_EPOCHS, batch_size=DAILY_ROWS, learning_rate=DAILY_RATE)
     dataset, window = training_data(model, sequences, options, seed * 1000 + day)
@@ -132,11 +132,13 @@ def daily(model: models.RankingModel, stream: Stream, day: int, seed: int, snaps
 
 
 def run(stream: Stream, seed: int, retrain_days: list[int]) -> list[dict[str, Any]]:
-    """One line a method and day."""
+    """One line per method and day."""
     lines: list[dict[str, Any]] = []
 
     def note(method: str, day: int, model: models.RankingModel, seconds: float, samples: int) -> None:
-        lines.append({"method": method, "day": day, "seed": seed, "seconds": seconds, "samples": samples, **stream.judge(model, day + 1)})
+        lines.append(
+            {"method": method, "day": day, "seed": seed, "seconds": seconds, "samples": samples, **stream.evaluate(model, day + 1)}
+        )
 
     cold = stream.model(seed)
     fit(cold, stream.on(0, stream.cold_days - 1), stream.options, seed)
@@ -151,7 +153,7 @@ def run(stream: Stream, seed: int, retrain_days: list[int]) -> list[dict[str, An
         seconds, count, _ = daily(tuned, stream, day, seed, None)
         note("fine-tune", day, tuned, seconds, count)
         seconds, count, snapshots = daily(held, stream, day, seed, snapshots)
-        _, fisher_seconds = measure(held, stream.on(day, day), seed)  # as `fit_incremental` did, timed by itself
+        _, fisher_seconds = measure(held, stream.on(day, day), seed)  # as in `fit_incremental`, timed separately
         note("incremental", day, held, seconds + fisher_seconds, count + min(FISHER_SAMPLES, int(stream.on(day, day).target.sum())))
         if day in retrain_days:
             fresh = stream.model(seed)
@@ -161,7 +163,7 @@ def run(stream: Stream, seed: int, retrain_days: list[int]) -> list[dict[str, An
 
 
 def streams(folder: str | None, seed: int) -> dict[str, Stream]:
-    """Both streams; the simulated one has tastes that drift, and the member as a feature that can learn them."""
+    """Both streams; the simulated one has drifting tastes, and the member as a feature from which they can be learned."""
     log = data.simulate(members=400, days=24, seed=seed, drift=0.03)
     member = Id("member", buckets=2048, known="context")
     schema = log.schema.model_copy(update={"features": (*log.schema.features, member)})
@@ -176,7 +178,7 @@ def streams(folder: str | None, seed: int) -> dict[str, Stream]:
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
-    """Means over seeds of the last day and of the days on which there is a retrained model; compute of the last day."""
+    """Means over seeds for the last day and for the days with a retrained model; compute of the last day."""
     last = max(line["day"] for line in lines)
     shared = {line["day"] for line in lines if line["method"] == "retrain"}
     rows = []

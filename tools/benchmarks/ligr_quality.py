@@ -1,11 +1,11 @@
-"""LiGR and AmortizedDLRM on EB-NeRD: gate, set-wise block, history, and how history and candidate are joined; 95 % intervals.
+"""LiGR and AmortizedDLRM on EB-NeRD: gate, set-wise block, history, and fusion of history and candidates; 95 % intervals.
 
     python tools/benchmarks/ligr_quality.py FOLDER --json quality.jsonl [--seeds 0 1 2] [--only NAME ...] [--split validation]
     python tools/benchmarks/ligr_quality.py --table quality.jsonl
 
-Trained on `train`, judged on `validation`. Settings are those of the presets for this log (`keras_ranking.training`), which were chosen
-with the last training day held out (`--split held_out` trains and judges so). `concat` and `append_cross` have equally many
-parameters: the width of the appended tokens is the one that comes nearest to those of `concat`.
+Trained on `train`, evaluated on `validation`. Settings are those of the presets for this log (`keras_ranking.training`), which were chosen
+with the last training day held out (`--split held_out` trains and evaluates in this way). `concat` and `append_cross` have almost the
+same number of parameters: the width of the appended tokens is chosen for it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def as_wide_as_concat(log: Log, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of an appended fusion with the width that gives it as many parameters as `concat` has."""
+    """Options of an appended fusion with the width for which its number of parameters is closest to that of `concat`."""
     schema = log.schema.fit(log.events[log.events["split"] == "train"])
 
     def size(more: dict[str, Any]) -> int:

@@ -1,11 +1,11 @@
-"""LiRank, part by part: what each part changes on public logs, mean and half range of the seeds.
+"""LiRank: the effect of each part on public logs, mean and half range of the seeds.
 
     python tools/benchmarks/lirank_parts.py FOLDER --json parts.jsonl [--seeds 0 1 2] [--only NAME ...]
     python tools/benchmarks/lirank_parts.py --table parts.jsonl
 
-FOLDER holds the EB-NeRD, KuaiRand and MovieLens files. Each row of the table is one change to its log's base model; options that
-are not named are those of the base. Settings are fixed here; none was chosen on the rows that are scored. One JSON object a
-line: part, log, task, seed, figures, parameters, seconds; parts that are in the file already are not run again.
+FOLDER holds the EB-NeRD, KuaiRand and MovieLens files. Each row of the table is one change to the base model of its log; all other
+options are those of the base. Settings are fixed here; none was chosen on the rows that are scored. One JSON object per line: part,
+log, task, seed, figures, parameters, seconds; parts that are already in the file are not run again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from keras_ranking.data import Log, build_sequences
 from keras_ranking.models import RankingModel
 from keras_ranking.training.predict import model_requests
 
-# A plain MLP on numbers, categories and no ids; everything below is a change of it.
+# An MLP on numbers and categories, without ids; all others are changes of it.
 BASE: dict[str, Any] = {
     "cross": "none",
     "gate": None,
@@ -45,7 +45,7 @@ BOTH = ("click", "long_dwell")
 
 @dataclass(frozen=True)
 class Part:
-    """One row: a name, the log, the paper's claim, and what is changed."""
+    """One row: a name, the log, the claim of the paper, and the change."""
 
     name: str
     log: str
@@ -119,7 +119,7 @@ PARTS = [
 
 
 def open_logs(folder: str) -> dict[str, Log]:
-    """Each log with the tasks its parts predict."""
+    """Each log with the tasks that its parts predict."""
     return {
         "ebnerd": data.read_ebnerd(folder),
         "ebnerd2": data.read_ebnerd(folder, tasks=BOTH),
@@ -129,7 +129,7 @@ def open_logs(folder: str) -> dict[str, Log]:
 
 
 def with_ids(log: Log, how: str) -> tuple[Log, list[str]]:
-    """The log with its item id embedded in another way, and the columns that the model reads."""
+    """The log with another embedding of its item id, and the columns that the model reads."""
     schema = log.schema
     item = next(feature for feature in schema.features if feature.kind == "id")
     count = int(log.events[item.name].nunique())
@@ -146,7 +146,7 @@ def with_ids(log: Log, how: str) -> tuple[Log, list[str]]:
 
 
 def _rows(count: int, how: str) -> int:
-    # A full table: so many rows that few ids share one.
+    # A full table: enough rows that few ids share one.
     return 16 * count if how.startswith("full") else max(2, count // 8)
 
 
@@ -155,7 +155,7 @@ def figures(log: Log, model: RankingModel) -> dict[str, dict[str, float]]:
 
 
 def rolling_effects(log: Log, model: RankingModel, hours: int = 8) -> dict[str, dict[str, float]]:
-    """Validation scored in windows, each after random effects were fitted on the hours before it."""
+    """Validation scored in windows, each with random effects fitted on the hours before it."""
     events = log.events
     seconds = events["time"].to_numpy()
     scored = (events["split"] == "validation").to_numpy()
@@ -164,19 +164,19 @@ def rolling_effects(log: Log, model: RankingModel, hours: int = 8) -> dict[str, 
     probability = np.full(sequences.num_events, np.nan)
     start, stop = seconds[scored].min(), seconds[scored].max()
     for at in range(start, stop + 1, hours * 3600):
-        # What is fitted is known: feedback of the last ten minutes is not.
+        # Only known feedback is used for the fit: not that of the last ten minutes.
         past = shown & (seconds >= at - hours * 3600) & (seconds < at - 600)
         training.fit_random_effects(model, sequences.with_target(past), l2=5.0)
         window = sequences.with_target(scored & (seconds >= at) & (seconds < at + hours * 3600))
         if window.target.any():
             found = training.predict_events(model, model_requests(model, window))["click"][:, 0]
             probability = np.where(np.isnan(found), probability, found)
-    judged = sequences.target
-    return {"click": metrics.summary(sequences.labels["click"][judged], probability[judged], sequences.request[judged])}
+    evaluated = sequences.target
+    return {"click": metrics.summary(sequences.labels["click"][evaluated], probability[evaluated], sequences.request[evaluated])}
 
 
 def run(part: Part, log: Log, seed: int) -> dict[str, Any]:
-    """Train and judge one part."""
+    """Train and evaluate one part."""
     options = {**BASE, **part.options}
     if part.after.startswith("ids:"):
         log, options["features"] = with_ids(log, part.after.removeprefix("ids:"))
@@ -207,7 +207,7 @@ def run(part: Part, log: Log, seed: int) -> dict[str, Any]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: a row a part and task, mean and half range over the seeds."""
+    """Markdown: one row per part and task, mean and half range over the seeds."""
     out = [
         "| part | log | task | paper | impression AUC | AUC | log loss | parameters (tables) | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", help="parts whose name or log starts so")
+    parser.add_argument("--only", nargs="+", help="parts whose name or log starts with one of these")
     parser.add_argument("--table", type=Path, help="print the table of this file")
     args = parser.parse_args()
     if args.table:

@@ -1,21 +1,20 @@
 #!/usr/bin/env python
-"""The embedded server under load: mixed lengths, 16 and 64 clients, against a plain loop over the same SavedModel.
+"""The embedded server under load: mixed lengths, 16 and 64 clients, compared with a loop over the same SavedModel.
 
     KERAS_BACKEND=tensorflow python tools/benchmarks/load.py --json load.json
     KERAS_BACKEND=tensorflow python tools/benchmarks/load.py --clients 16 --swap 4 --json swap.json
 
 The model is a small CADET (--dim, --layers) with random weights. --unique requests of 1 to --history events and 1 to --candidates
-candidates, garbage beyond their lengths, are scored one by one by Keras; then
+candidates, with random values beyond their lengths, are scored one by one by Keras; then
 
-    loop      one process runs `tf.saved_model.load(...)` on one request after the other: no server, no network
-    server    `keras-ranking serve` in a process of its own, and the clients in another one: each client is a gRPC connection
-              that sends its next request when it has the reply to the last; all share one asyncio loop and send ready-made messages, so
-              that the measuring takes as little as it can of the cores that the server needs too
+    loop      one process runs `tf.saved_model.load(...)` on one request after another: no server, no network
+    server    `keras-ranking serve` in one process, and the clients in another: each client is a gRPC connection that sends its
+              next request after the reply to the last one; all share one asyncio loop and send messages that are serialised before,
+              so that the clients use as little as possible of the cores, which the server also needs
 
-A reply is wrong where a score differs by more than 1e-5 from that of Keras. The only error that counts as none is declared
-back-pressure (RESOURCE_EXHAUSTED with a time to wait), after which the request is sent again; the waiting is part of its latency.
-With --swap SECONDS a new version, with other weights, appears every so many seconds; a reply is held against the scores of the
-version it says it is from.
+A reply is wrong if a score differs by more than 1e-5 from that of Keras. The only error that is allowed is declared back-pressure
+(RESOURCE_EXHAUSTED with a time to wait), after which the request is sent again; the wait is part of its latency. With --swap SECONDS
+a new version with other weights appears every SECONDS; a reply is compared with the scores of the version that it names.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ TASK = "click"
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Two exports (weights of two seeds) and the workload: messages and the scores of either."""
+    """Two exports (weights of two seeds) and the workload: messages and the scores of both exports."""
     import keras
     import tensorflow as tf
 
@@ -88,7 +87,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def loop(folder: Path, seconds: float) -> dict[str, Any]:
-    """Requests a second of the plain loop, by the function of `tf.saved_model.load` and by the session that the server uses."""
+    """Requests per second of the loop, with the function of `tf.saved_model.load` and with the session that the server uses."""
     import tensorflow as tf
 
     from keras_ranking.serving.checking.saved_model import SavedModel
@@ -132,7 +131,7 @@ async def clients(port: int, work: dict[str, Any], count: int, total: int) -> di
 
     async def client() -> None:
         nonlocal worst, sent
-        # A connection of its own: without this option gRPC lets channels of one process share one.
+        # A separate connection: without this option gRPC channels of one process share one.
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             call = channel.unary_unary(protos.PREDICT)
             while sent < total:
@@ -208,7 +207,7 @@ class Running:
 
 
 def swapping(folder: Path, served: Path, seconds: float, stop: threading.Event) -> None:
-    """A new version every so often, the two exports in turn; each appears whole, as `export` makes it."""
+    """New versions at a fixed interval, the two exports in turn; each appears atomically, as with `export`."""
     number = 1
     while not stop.wait(seconds):
         number += 1
@@ -247,10 +246,10 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, default=30)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=0, help="TensorFlow threads of the server; 0 = one a core")
-    parser.add_argument("--swap", type=float, default=0.0, metavar="SECONDS", help="a new version every so often; 0 = never")
+    parser.add_argument("--threads", type=int, default=0, help="TensorFlow threads of the server; 0 = one per core")
+    parser.add_argument("--swap", type=float, default=0.0, metavar="SECONDS", help="seconds between new versions; 0 = no new versions")
     parser.add_argument("--loop-seconds", type=float, default=10.0)
-    parser.add_argument("--folder", help="keep exports and workload here, and use them where they are there")
+    parser.add_argument("--folder", help="store exports and workload here, and reuse them")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--part", choices=["prepare", "loop"], help=argparse.SUPPRESS)
     args = parser.parse_args()

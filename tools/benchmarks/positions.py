@@ -1,13 +1,13 @@
-"""Position curves of public logs: the plain click rate against what the position itself does.
+"""Position curves of public logs: the click rate compared with the effect of the position.
 
     python tools/benchmarks/positions.py FOLDER
 
-Yandex (`yandex_serp.csv.gz`: a page a row with `page_view`, `query_id`, and `docs` and `clicked_by_rank` as lists with spaces; made of
-Yandex's click logs): real results pages, where rank and quality go together. The click rate by rank relative to the first,
-beside the examination that a click model (EM over query and document) leaves when documents are accounted for.
+Yandex (`yandex_serp.csv.gz`: one page per row with `page_view`, `query_id`, and `docs` and `clicked_by_rank` as lists separated by spaces;
+made from Yandex's click logs): real results pages, on which rank and quality are related. The click rate by rank relative to the first
+rank, and the examination probability of a click model (EM over query and document), which accounts for the documents.
 Open Bandit (`obd_men.csv.gz`, `obd_women.csv.gz`: `item_id`, `position`, `click`, `policy`; the dataset's small release, both policies
-in one file): three places side by side, filled at random: click rate with 95 % intervals.
-The simulator: the planted curve against each method, under a policy that ranks well.
+in one file): three horizontal places, filled at random: click rate with 95 % intervals.
+The simulator: the true curve compared with each method, with a policy that ranks well.
 """
 
 from __future__ import annotations

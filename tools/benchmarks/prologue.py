@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""What stands before attention in a decoder block, and what fusing it would win: gates, rotation, head split.
+"""The operations before attention in a decoder block (gates, rotation, head split), and the possible gain of fusing them.
 
-Times a whole training step of one `DecoderBlock` (forward and gradient) as it is, against the same block with part of the prologue
-left out (the most that a faster form of that part could win) and with forms that save passes:
+Times a whole training step of one `DecoderBlock` (forward and gradient), compared with the same block without part of these operations
+(the upper bound of the gain of a faster form) and with forms that need fewer passes:
 
     tables once     cos and sin of the rotation from one call for queries and keys together
     one product     queries, keys and values from one matrix product
-    padded halves   the rotated halves each padded to the head and added, in place of a concatenation
+    padded halves   the rotated halves, each padded to the head and added, instead of a concatenation
 
-A form is worth its code if it wins 5 % of the block's time.
+A form is used if it saves 5 % of the time of the block.
 
 Example:
     python tools/benchmarks/prologue.py --backend torch --threads 1
@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
 
 
 def step(backend: str, layer: Any, x: np.ndarray, times: np.ndarray, spans: Any) -> Callable[[], Any]:
-    """One call of forward and gradient by the weights and the input, as a training step of the backend runs it."""
+    """One call of forward and gradient with respect to the weights and the input, as in a training step of the backend."""
     import keras
 
     if backend == "torch":
@@ -97,7 +97,7 @@ def tables_once(attention: Any) -> None:
 
 
 def one_product(attention: Any) -> None:
-    """Queries, keys and values from one matrix product over the weights side by side."""
+    """Queries, keys and values from one matrix product with the concatenated weights."""
     from keras import ops
 
     def project(inputs: Any, times: Any, value_bias: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What the quality benchmarks share: runs as JSON lines, the last training day held out, means with intervals."""
+"""Shared by the quality benchmarks: runs as JSON lines, the last training day held out, means with intervals."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def half_interval(values: Sequence[float]) -> float:
 
 
 def mean_cell(values: Sequence[float], least: int = 3) -> str:
-    """'mean ± half', and the mean alone of fewer values than `least`."""
+    """'mean ± half'; only the mean for fewer values than `least`."""
     mean = f"{np.mean(values):.4f}"
     return f"{mean} ± {half_interval(values):.4f}" if len(values) >= least else mean
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The runs that are there; none where there is no file."""
+    """The runs in the file; none if there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
@@ -38,7 +38,7 @@ def add_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def held_out(log: Log) -> Log:
-    """Training rows alone, the last day of which are judged."""
+    """Only the training rows, with the last day for evaluation."""
     events = log.events[log.events["split"].isin(["history", "train"])].reset_index(drop=True)
     train = (events["split"] == "train").to_numpy()
     day = (events["time"].to_numpy() - events["time"].to_numpy()[train].min()) // 86_400

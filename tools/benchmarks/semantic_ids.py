@@ -1,21 +1,22 @@
-"""Semantic ids against tables by item: size, and AUC of a small ranker that knows an item by its representation alone.
+"""Semantic ids compared with tables by item: size, and AUC of a small ranker whose only input of an item is its representation.
 
     python tools/benchmarks/semantic_ids.py FOLDER --json semantic_ids.jsonl [--seeds 0 1 2]
     python tools/benchmarks/semantic_ids.py --table semantic_ids.jsonl
 
 MovieLens (FOLDER holds what `read_movielens` reads, and `ml100k_items.csv.gz` with `item_id`, `movie_title`, `release_year` and
-`genres`, which is `u.item` of the release): item content is genres, hashed title words and the year, known before anyone rated it; the
-simulator: the item's topic and editor score. A `ResidualQuantizer` learns codes from the content alone. The ranker is an MLP on the item's
-representation, the member's embedding and the log's numbers; representations have the same width:
+`genres`, which is `u.item` of the release): item content is genres, hashed title words and the year, known before the first rating; the
+simulator: topic and editor score of the item. A `ResidualQuantizer` learns codes from the content only. The ranker is an MLP on the
+representation of the item, the embedding of the member and the numbers of the log; representations have the same width:
 
-    full table           a row an item
+    full table           one row per item
     hashed, 1/8          ids hashed into an eighth of the rows
-    semantic, sum        `SemanticIdEmbedding`, a table of codewords a level
+    semantic, sum        `SemanticIdEmbedding`, a table of codewords per level
     semantic, prefixes   the same with prefixes of codes
     content              the content vector through a linear layer, for comparison
     none                 no item
 
-Judged on `validation`, split by time, all and on items that training never saw. Three seeds, 95 % intervals; one JSON object a line.
+Evaluated on `validation`, split by time, on all items and on items that are not in `train`. Three seeds, 95 % intervals; one JSON object
+per line.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def movielens(folder: str) -> tuple[Log, str, np.ndarray]:
     size = int(items["item_id"].max()) + 1
     genres = sorted({genre for row in items["genres"] for genre in str(row).split()})
     content = np.zeros((size, len(genres) + 32 + 2), dtype=np.float32)
-    items["year"] = pd.to_numeric(items["release_year"], errors="coerce")  # a few are unknown, which has a column of its own
+    items["year"] = pd.to_numeric(items["release_year"], errors="coerce")  # unknown for a few items; a separate column marks these
     for item, title, year, row in items[["item_id", "movie_title", "year", "genres"]].itertuples(index=False):
         for genre in str(row).split():
             content[item, genres.index(genre)] = 1.0
@@ -78,7 +79,7 @@ def codes_of(content: np.ndarray, seed: int) -> np.ndarray:
 
 
 def ranker(form: str, items: int, members: int, numbers: int, content: np.ndarray) -> tuple[keras.Model, int]:
-    """The model, and how many parameters its item representation has."""
+    """The model, and the number of parameters of its item representation."""
     item = keras.Input((), dtype="int32", name="item")
     codes = keras.Input((LEVELS,), dtype="int32", name="codes")
     vector = keras.Input((content.shape[1],), name="content")
@@ -110,11 +111,11 @@ def ranker(form: str, items: int, members: int, numbers: int, content: np.ndarra
 def run(name: str, log: Log, label: str, content: np.ndarray, seed: int) -> list[dict[str, Any]]:
     events = log.events[log.events["split"] != "history"]
     train = (events["split"] == "train").to_numpy()
-    judged = (events["split"] == "validation").to_numpy()
+    evaluated = (events["split"] == "validation").to_numpy()
     item = events["item_number" if "item_number" in events else "item_id"].to_numpy(np.int32)
     member = pd.factorize(events[log.schema.member])[0].astype(np.int32)
     columns = [feature.name for feature in log.schema.features if feature.kind == "number"]
-    if name == "simulated":  # what the content says is known through the representation alone
+    if name == "simulated":  # the content is available only through the representation
         columns = [column for column in columns if column not in ("editor_score",)]
     numbers = events[columns].to_numpy(np.float32)
     numbers = np.sign(numbers) * np.log1p(np.abs(numbers))
@@ -128,17 +129,17 @@ def run(name: str, log: Log, label: str, content: np.ndarray, seed: int) -> list
         keras.utils.set_random_seed(seed)
         model, size = ranker(form, len(content), int(member.max()) + 1, numbers.shape[1], content)
         model.fit({key: value[train] for key, value in x.items()}, y[train], batch_size=512, epochs=4, verbose=0)
-        p = model.predict({key: value[judged] for key, value in x.items()}, batch_size=4096, verbose=0)[:, 0]
-        new = ~known[judged]
+        p = model.predict({key: value[evaluated] for key, value in x.items()}, batch_size=4096, verbose=0)[:, 0]
+        new = ~known[evaluated]
         lines.append(
             {
                 "log": name,
                 "form": form,
                 "seed": seed,
-                "auc": float(metrics.auc(y[judged], p)),
-                "auc_new_items": float(metrics.auc(y[judged][new], p[new])) if 0 < y[judged][new].mean() < 1 else None,
+                "auc": float(metrics.auc(y[evaluated], p)),
+                "auc_new_items": float(metrics.auc(y[evaluated][new], p[new])) if 0 < y[evaluated][new].mean() < 1 else None,
                 "new_share": float(new.mean()),
-                "log_loss": float(metrics.log_loss(y[judged], p)),
+                "log_loss": float(metrics.log_loss(y[evaluated], p)),
                 "parameters": int(size),
                 "distinct_codes": len(np.unique(codes[np.unique(item)], axis=0)),
                 "items": len(np.unique(item)),

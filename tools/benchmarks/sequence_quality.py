@@ -1,21 +1,21 @@
 #!/usr/bin/env python
-"""FeedSR and CADET on EB-NeRD: what history, rotation, gates, masks, layouts, heads and fusion are worth; 95 % intervals.
+"""FeedSR and CADET on EB-NeRD: the effect of history, rotation, gates, masks, layouts, heads and fusion; 95 % intervals.
 
     python tools/benchmarks/sequence_quality.py FOLDER --out runs/sequence [--seeds 0 1 2] [--only NAME ...] [--split validation]
     python tools/benchmarks/sequence_quality.py FOLDER --out runs/quarter --share 0.25
     python tools/benchmarks/sequence_quality.py --table runs/sequence
 
-Trained on `train`, judged on `validation`. Settings of the two base models are the presets for this log (`keras_ranking.training`), which
-were chosen with the last training day held out (`--split held_out` trains and judges so). Every other row is one change to a base. OUT
-receives a line a run in `runs.jsonl`, and the AUC of every request; runs that are there are not run again.
+Trained on `train`, evaluated on `validation`. Settings of the two base models are the presets for this log (`keras_ranking.training`),
+which were chosen with the last training day held out (`--split held_out` trains and evaluates in this way). Every other row is one
+change to a base. OUT gets one line per run in `runs.jsonl`, and the AUC of every request; existing runs are not run again.
 
 The table gives means and half of the 95 % interval over seeds; the last columns compare with the base of the same model: the difference of
 impression AUC, each request's AUC averaged over seeds, with the interval of a paired bootstrap over members.
 
-`--share` trains on a share of the members, the same ones for every row and seed; all are judged.
+`--share` trains on a share of the members, the same for every row and seed; all members are evaluated.
 
-History: a row with `history N` reads the latest N events alone (`max_history`), in training and in judging; 0 is the same model without
-its past.
+History: a row with `history N` reads only the latest N events (`max_history`), in training and in evaluation; 0 is the same model without
+a history.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BASES = ("FeedSR", "CADET")
 
 
 def history(events: int) -> dict[str, Any]:
-    """Options that read so many events, in rows long enough for them, at equal events a step."""
+    """Options to read `N` events, in rows of sufficient length, with the same number of events per step."""
     rows = max(256, 1 << (2 * events - 1).bit_length()) if events else 256
     return {"max_history": events, "row_length": rows, "batch_size": max(1, 4096 // rows)}
 
@@ -83,18 +83,18 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def of_some(log: Log, share: float) -> Log:
-    """Training rows of a share of the members; all that is judged, and what its members did before."""
+    """Training rows of a share of the members; all rows for evaluation, with the history of their members."""
     if share >= 1:
         return log
     members = np.unique(log.events[log.schema.member])
     kept = np.random.default_rng(0).permutation(members)[: max(1, round(share * len(members)))]
     out = (log.events["split"] == "train") & ~log.events[log.schema.member].isin(kept)
-    # Read, not learned from: the past of those who are judged stays what it is.
+    # Read but not trained on: the history of members in the evaluation is unchanged.
     return replace(log, events=log.events.assign(split=log.events["split"].mask(out, "history")))
 
 
 def resolved(log: Log, options: dict[str, Any]) -> dict[str, Any]:
-    """Options with "all" features spelled out: every column that is no id, of which this log's are never met again."""
+    """Options with "all" features spelled out: every column that is not an id; ids of this log do not occur again."""
     if options.get("token_features") == "all":
         return {**options, "token_features": tuple(feature.name for feature in log.schema.features if feature.kind != "id")}
     return options
@@ -110,15 +110,15 @@ def run(name: str, log: Log, seed: int, out: Path) -> dict[str, Any]:
     longest = int(np.diff(sequences.request_starts).max(initial=1))
     rows = pack(sequences, max(2048, 2 * longest, options.get("row_length", 0)))
     score = training.predict_events(model, rows)["click"][:, model.serving_tower]
-    judged = sequences.target
-    label, request = sequences.labels["click"][judged], sequences.request[judged]
-    found = metrics.per_request_auc(label, score[judged], request)
+    evaluated = sequences.target
+    label, request = sequences.labels["click"][evaluated], sequences.request[evaluated]
+    found = metrics.per_request_auc(label, score[evaluated], request)
     file = out / f"{name.replace(' ', '_').replace(',', '')}_{seed}.npz"
-    np.savez_compressed(file, auc=found.auc, member=sequences.member[judged][found.row])
+    np.savez_compressed(file, auc=found.auc, member=sequences.member[evaluated][found.row])
     return {
         "part": name,
         "seed": seed,
-        **{key: float(value) for key, value in metrics.summary(label, score[judged], request).items()},
+        **{key: float(value) for key, value in metrics.summary(label, score[evaluated], request).items()},
         "parameters": trained["parameters"],
         "seconds": seconds,
         "requests": file.name,
@@ -179,7 +179,7 @@ def main() -> None:
     log = of_some(held_out(log) if args.split == "held_out" else log, args.share)
     for seed in args.seeds:
         for name in args.only or PARTS:
-            # Read each time: another process may be at work on the same folder, on other parts.
+            # Read each time: another process may run other parts in the same folder.
             if any(line["part"] == name and line["seed"] == seed for line in read_lines(path)):
                 continue
             line = run(name, log, seed, args.out)

@@ -3,11 +3,11 @@
     python tools/benchmarks/serving.py --json serving.jsonl
     python tools/benchmarks/serving.py --model feedsr --histories 1000 --candidates 512 --precisions float32
 
-The reference model is a CADET with one token an event; `--model feedsr` is Feed-SR in its default form, two tokens an event.
+The reference model is a CADET with one token per event; `--model feedsr` is Feed-SR in its default form, two tokens per event.
 
-Each line compares a pass with the same work done without amortisation (every candidate in a pass of its own: measured for one
-candidate, times N) and with the arithmetic limit: the FLOPs of the pass at the rate of a 1024^3 matrix product, measured in the same
-run and precision. `--models DIR` keeps the exports for the next run.
+Each line compares a pass with the same work without amortisation (every candidate in a separate pass: measured for one candidate,
+times N) and with the arithmetic limit: the FLOPs of the pass at the rate of a 1024^3 matrix product, measured in the same
+run and precision. `--models DIR` stores the exports for the next run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def reference_model(kind: str) -> Any:
 
 
 def exports(folder: Path, kind: str, precisions: list[str]) -> dict[str, Path]:
-    """Precision -> version; those that are there already are kept."""
+    """Precision -> version; existing versions are reused."""
     from keras_ranking.serving import export
 
     found = {precision: folder / f"{kind}_{precision}" / "1" for precision in precisions}
@@ -76,7 +76,7 @@ def gemm_gflops(precision: str, size: int = 1024) -> float:
 
 
 def flops(kernels: dict[str, int], history: int, candidates: int, tokens: int) -> float:
-    """Of a joint pass: every weight matrix, and the visible pairs of attention, with so many tokens an event."""
+    """Of a joint pass: every weight matrix, and the visible pairs of attention, with this number of tokens per event."""
     history *= tokens
     dense = 2.0 * (kernels["both"] * (history + candidates) + kernels["history"] * history + kernels["candidates"] * candidates)
     pairs = history * (history - 1) / 2 + history * candidates
@@ -84,7 +84,7 @@ def flops(kernels: dict[str, int], history: int, candidates: int, tokens: int) -
 
 
 def kernels(model: Any) -> dict[str, int]:
-    """Multiplications a token by the weight matrices that histories, candidates or both pass through."""
+    """Multiplications per token in the weight matrices for histories, candidates or both."""
     out = {"both": 0, "history": 0, "candidates": 0}
     for variable in model.weights:
         if len(variable.shape) < 2 or "embedding" in variable.path:
@@ -97,14 +97,14 @@ def kernels(model: Any) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", help="write one JSON object a line")
+    parser.add_argument("--json", metavar="FILE", help="write one JSON object per line")
     parser.add_argument("--model", choices=sorted(ARGUMENTS), default="cadet")
     parser.add_argument("--histories", type=int, nargs="+", default=[128, 512, 1000])
     parser.add_argument("--candidates", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--models", metavar="DIR", help="keep the exports here, and use those that are there")
+    parser.add_argument("--models", metavar="DIR", help="store the exports here, and reuse existing ones")
     parser.add_argument("--only-export", action="store_true", help="write the exports into --models and stop")
-    parser.add_argument("--seconds", type=float, default=1.5, help="time a figure is measured for (default: 1.5)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="seconds of measurement per figure (default: 1.5)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         versions = exports(Path(args.models or scratch), args.model, args.precisions)

@@ -1,17 +1,17 @@
-"""What in-session leakage costs: AUC offline, with the session's earlier actions visible, and online, without, of one trained model.
+"""The effect of in-session leakage: AUC of a trained model offline, with earlier actions of the session visible, and online, without.
 
     python tools/benchmarks/session_leak.py [--model cadet] [--seeds 3] [--json FILE] [--variant NAME:OPTION=VALUE,...]
 
-The log is simulated: a hidden mood moves all labels of a session (`mood_scale`), and actions are in the log a second later, so a
-model may read them in training. Ways to train the same model (the first three with CADET, the only one whose runs are fixed here):
+The log is simulated: a hidden mood affects all labels of a session (`mood_scale`), and actions are in the log a second later, so a
+model can read them in training. Ways to train the same model (the first three only with CADET):
 
-* unmasked: `delay=1`, everything before the request's second is visible;
+* unmasked: `delay=1`, all events before the second of the request are visible;
 * delay: a delay longer than any session, 3600 s;
-* shuffle: unmasked, with events in random order inside their session, anew each epoch;
+* shuffle: unmasked, with events in a new random order inside their session in each epoch;
 * further ones from `--variant`, such as `--variant "session:mask=session"` for a model with a session mask.
 
-Offline: the validation split scored as trained (`predict_events`). Online: the serving graph, with the events before the session
-alone (`predict_served`). The gap is offline minus online; mean over seeds and 95 % t-interval.
+Offline: the validation split scored as trained (`predict_events`). Online: the serving graph, with only the events before
+the session (`predict_served`). The gap is offline minus online; mean over seeds and 95 % t-interval.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from keras_ranking.data import build_sequences, pack
 LOG: dict[str, Any] = {"mood_scale": 3.0, "feedback_delay": 1, "taste_scale": 1.0, "sessions_per_day": 0.5}
 
 
-def judge(model: models.RankingModel, log: data.Log, row_length: int = 512) -> tuple[float, float]:
+def evaluate(model: models.RankingModel, log: data.Log, row_length: int = 512) -> tuple[float, float]:
     """AUC of the click offline and online, on the validation split."""
     wanted = (log.events["split"] == "validation").to_numpy()
     kept = log.events["split"].isin(["train", "validation"]).to_numpy()
@@ -40,8 +40,10 @@ def judge(model: models.RankingModel, log: data.Log, row_length: int = 512) -> t
     rows = pack(sequences, max(row_length, int(np.diff(sequences.offsets).max())))
     offline = training.predict_events(model, rows, shown=False)["click"][:, model.serving_tower]
     online = training.predict_served(model, sequences)["click"]
-    label, judged = sequences.labels["click"], sequences.target
-    return tuple(float(metrics.summary(label[judged], score[judged], sequences.request[judged])["auc"]) for score in (offline, online))  # type: ignore[return-value]
+    label, evaluated = sequences.labels["click"], sequences.target
+    return tuple(
+        float(metrics.summary(label[evaluated], score[evaluated], sequences.request[evaluated])["auc"]) for score in (offline, online)
+    )  # type: ignore[return-value]
 
 
 def main() -> None:
@@ -50,9 +52,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--members", type=int, default=400)
     parser.add_argument("--days", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="write one object a line here")
+    parser.add_argument("--json", type=Path, help="write one JSON object per line to this file")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of all variants")
-    parser.add_argument("--variant", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="one more way to train")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="a further way to train")
     parser.add_argument("--only", help="names of the variants to run, with commas")
     args = parser.parse_args()
     variants: dict[str, dict[str, Any]] = {}
@@ -69,7 +71,7 @@ def main() -> None:
         log = data.simulate(members=args.members, days=args.days, seed=seed, **LOG)
         for name, settings in variants.items():
             model, _ = training.train(log, model=args.model, seed=seed, options={**dict(args.set), **settings}, verbose=False)
-            found[name].append(judge(model, log))
+            found[name].append(evaluate(model, log))
             offline, online = found[name][-1]
             lines.append({"variant": name, "seed": seed, "offline_auc": offline, "online_auc": online, "gap": offline - online})
             print(json.dumps(lines[-1]), flush=True)

@@ -1,34 +1,34 @@
-"""Events a second of a training step: packed rows against padded batches, on the lengths of EB-NeRD, on each backend.
+"""Events per second of a training step: packed rows compared with padded batches, on the lengths of EB-NeRD, on each backend.
 
     python tools/benchmarks/training.py FOLDER [--model cadet] [--backends tensorflow,jax,torch] [--json FILE]
-    python tools/benchmarks/training.py FOLDER --set dim=256 --set num_heads=4 [--set jit_compile=True]        # as wide as serving.py's
+    python tools/benchmarks/training.py FOLDER --set dim=256 --set num_heads=4 [--set jit_compile=True]        # the width in serving.py
     python tools/benchmarks/training.py FOLDER --packing 256 512 1024 2496       # share of slots that packing fills, by row length
 
-The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, whole (mean 309 events, median 165,
-longest 2,496), or of each member the latest `--max-events`. The model is the preset for this log (`dim=64`); `--set` changes it. The
-same members, model, weights, optimiser and losses in all ways:
+The streams are those of EB-NeRD's `train` split: impressions and the 21 days of clicks before them, complete (mean 309 events, median
+165, longest 2,496), or the latest `--max-events` of each member. The model is the preset for this log (`dim=64`); `--set` changes it.
+Members, model, weights, optimiser and losses are the same in all ways:
 
-* packed: rows as long as the longest stream, several members a row (`data.pack`), as many rows a step as hold the events of a padded step;
-* padded, the peer and the ordinary way in Keras: `--batch` (32) members a step, met at random, padded to the longest of the batch
-  (rounded up to 64, so that few lengths are compiled). Its attention is ours as well, and skips what is padded;
-* fixed (`--fixed`): the same members, all padded to the longest stream of the log, as `keras.utils.pad_sequences` does: one shape,
+* packed: rows as long as the longest stream, several members per row (`data.pack`); a step has about as many events as a padded step;
+* padded, the usual way in Keras: `--batch` (32) random members per step, padded to the longest of the batch (rounded up to a multiple
+  of 64, so that few lengths are compiled). It has the same attention, which skips padding;
+* fixed (`--fixed`): the same members, all padded to the longest stream of the log, as by `keras.utils.pad_sequences`: one shape,
   compiled once;
-* dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as Keras offers it (on
-  TensorFlow the same in its parts, since Keras's wants lengths that are known when a graph is traced). It holds
+* dense (`--dense`): the padded batches again, attention by `keras.ops.dot_product_attention` with a mask, as available in Keras
+  (on TensorFlow the same with separate operations, because Keras's needs lengths that are known when a graph is traced). It has
   T x T buffers: `--max-events 1000 --batch 8` fits a laptop;
-* rest (`--rest`): packed and padded steps without attention, whose place the mean of query, key and value takes: `attention_share`
-  of a packed step, and `ratio_rest`, what the ratio would be if attention cost nothing. `ratio_bound` is what it would be if attention
-  were nothing but its seven products and two exponentials of the visible pairs, at the rate of this backend's own large product
-  (`product_gflops`) and exponential (`exponentials_per_ns`), on as many threads as the process has: run it on one.
+* rest (`--rest`): packed and padded steps with the mean of query, key and value instead of attention: `attention_share` of a packed
+  step, and `ratio_rest`, the ratio if attention took no time. `ratio_bound` is the ratio if attention consisted only of its seven
+  products and two exponentials of the visible pairs, at the rates of a large product (`product_gflops`) and of the exponential
+  (`exponentials_per_ns`) of this backend, with the threads of the process: run it with one.
 
-What is padded costs the dense layers alone. With d the share of a packed step that is not attention, the ratio is about
-1 + d (slots - 1), where `slots` is how many slots padded batches have for one of packed rows, 4.1 here: it nears `slots` as the model gets
-wider, since attention to n keys costs n / (6 dim) of the other products of a plain block.
+Padding costs time only in the dense layers. With d the share of a packed step that is not attention, the ratio is about
+1 + d (slots - 1); `slots` is the number of slots of padded batches / that of packed rows, 4.1 here. The ratio approaches `slots` for wider
+models, because attention to n keys costs n / (6 dim) of the other products of a plain block.
 
-Freed memory is kept, as in `keras-ranking train` (`training.keep_freed_memory`; `--allocator default` leaves the allocator as it is).
-`fit` runs the same batches several times; the first pass compiles and warms up, the fastest of the others counts. Events are
-real ones: padding counts for nothing. Each backend compiles by its own default (`jit_compile="auto"`). `input_share` is the
-time to make the packed batches over the time of the pass (`input_share_padded` the same of the padded ones). One JSON object a line.
+Freed memory is kept, as in `keras-ranking train` (`training.keep_freed_memory`; `--allocator default` does not change the allocator).
+`fit` runs the same batches several times; the first pass compiles and warms up, and the fastest of the others is reported. Only real
+events are counted, not padding. Each backend compiles by its default (`jit_compile="auto"`). `input_share` is the time to make the
+packed batches / the time of the pass (`input_share_padded` the same for the padded ones). One JSON object per line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ import numpy as np
 
 
 def streams_of(folder: str, max_events: int | None) -> Any:
-    """EB-NeRD's training streams, whole or of each member the latest events."""
+    """EB-NeRD's training streams, complete or only the latest events of each member."""
     import keras_ranking as kr
 
     log = kr.data.read_ebnerd(folder)
@@ -61,7 +61,7 @@ def streams_of(folder: str, max_events: int | None) -> Any:
 
 
 def dense_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any:
-    """In the place of `SpanAttention.call`."""
+    """Replaces `SpanAttention.call`."""
     import keras
 
     from keras_ranking.ops import Spans
@@ -71,13 +71,13 @@ def dense_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> 
     scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
     if keras.backend.backend() != "tensorflow":
         return ops.dot_product_attention(query, key, value, mask=mask, scale=scale)
-    # The same in its parts: Keras's own wants lengths that are known when a graph is traced.
+    # The same with separate operations: Keras's needs lengths that are known when a graph is traced.
     logits = ops.where(mask, scale * ops.einsum("bthd,bshd->bhts", query, key), -1e9)
     return ops.einsum("bhts,bshd->bthd", ops.softmax(logits), value)
 
 
 def no_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any:
-    """In the place of `SpanAttention.call`: all three are needed, so that no layer before them is left out."""
+    """Replaces `SpanAttention.call`; it uses all three operands, so that all layers before them are computed."""
     import keras
 
     group = query.shape[2] // key.shape[2]
@@ -87,7 +87,7 @@ def no_attention(self: Any, query: Any, key: Any, value: Any, spans: Any) -> Any
 
 
 def visible_pairs(spans: Any, stride: int) -> int:
-    """How many pairs of query and key are visible, each once."""
+    """Number of visible pairs of query and key, each counted once."""
     start, end, own = (np.maximum(np.asarray(part, dtype=np.int64), 0) for part in spans)
     after = stride * np.arange(start.shape[1])[None] + 1
     first, second = np.maximum(end - start, 0), np.maximum(after - own, 0)
@@ -96,7 +96,7 @@ def visible_pairs(spans: Any, stride: int) -> int:
 
 
 def best_seconds(call: Any, rounds: int = 7, times: int = 32) -> float:
-    """Seconds of a call: the best mean of `times` calls one after another, of which the last one's result is waited for."""
+    """Seconds per call: the best mean of `times` consecutive calls; only the last result is waited for."""
     import keras
 
     keras.ops.convert_to_numpy(call())
@@ -111,7 +111,7 @@ def best_seconds(call: Any, rounds: int = 7, times: int = 32) -> float:
 
 
 def least_attention(model: Any, batches: list[Any]) -> dict[str, float]:
-    """Seconds a step that the products and exponentials of attention take at the backend's best rates, and these rates."""
+    """Seconds per step of the products and exponentials of attention at the best rates of the backend, and these rates."""
     import keras
 
     from keras_ranking.ops.attention import SpanAttention
@@ -157,7 +157,7 @@ def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, floa
 
         def __getitem__(self, batch: int) -> Any:
             begin = time.perf_counter()
-            dataset._in_epoch = True  # every batch at its own length
+            dataset._in_epoch = True  # every batch with its own length
             found = dataset[batch]
             Some.spent += time.perf_counter() - begin
             return found
@@ -172,7 +172,7 @@ def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, floa
             self.begin, Some.spent = None, 0.0
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            # Not from the epoch's begin: on TensorFlow `fit` may stand still for seconds before the first step of an epoch.
+            # Not from the start of the epoch: on TensorFlow `fit` may wait for seconds before the first step of an epoch.
             self.begin = self.begin or time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -190,7 +190,7 @@ def measure(model: Any, dataset: Any, steps: int, passes: int) -> dict[str, floa
 
 
 def Widths(dataset: Any, segments: list[np.ndarray]) -> Any:
-    """TensorFlow learns from the first two batches which sizes vary: the batch of another length goes second."""
+    """TensorFlow infers from the first two batches which sizes vary: the batch with another length comes second."""
     import keras
 
     lengths = [segment.shape[1] for segment in segments]
@@ -211,7 +211,7 @@ def Widths(dataset: Any, segments: list[np.ndarray]) -> Any:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Both figures on this process's backend."""
+    """All figures for the backend of this process."""
     import keras
 
     import keras_ranking as kr
@@ -251,7 +251,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         dataset, _ = training_data(model, streams, replace(training, batch_size=sizes["packed"], row_length=longest), seed=0)
         dataset._in_epoch = True
         others |= least_attention(model, [dataset[batch][0] for batch in range(args.steps)])
-        least = others["attention_least_s"] / (packed["events_per_s"] * packed["seconds_a_step"])  # an event
+        least = others["attention_least_s"] / (packed["events_per_s"] * packed["seconds_a_step"])  # per event
         others["ratio_bound"] = (least + 1 / rates["rest_padded"]) / (least + 1 / rates["rest_packed"])
         others["ratio_rest"] = rates["rest_packed"] / rates["rest_padded"]
         others["attention_share"] = 1 - results["rest_packed"]["seconds_a_step"] / packed["seconds_a_step"]
@@ -286,20 +286,22 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="folder with EB-NeRD")
-    parser.add_argument("--json", type=Path, help="write one object a line here")
+    parser.add_argument("--json", type=Path, help="write one JSON object per line to this file")
     parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--model", default="cadet")
-    parser.add_argument("--max-events", type=int, help="of a member: the latest; default: all")
-    parser.add_argument("--batch", type=int, default=32, help="members of a padded step")
+    parser.add_argument("--max-events", type=int, help="latest events per member; default: all")
+    parser.add_argument("--batch", type=int, default=32, help="members per padded step")
     parser.add_argument("--fixed", action="store_true", help="compare with members padded to the longest stream of the log, too")
     parser.add_argument("--dense", action="store_true", help="compare with Keras's attention on padded batches, too")
     parser.add_argument("--rest", action="store_true", help="measure both ways without attention, too")
-    parser.add_argument("--allocator", choices=("keeps", "default"), default="keeps", help="what becomes of freed memory")
-    parser.add_argument("--steps", type=int, default=8, help="batches of a pass")
+    parser.add_argument("--allocator", choices=("keeps", "default"), default="keeps", help="whether freed memory is kept")
+    parser.add_argument("--steps", type=int, default=8, help="batches per pass")
     parser.add_argument("--passes", type=int, default=2, help="passes that count")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="option of the model")
-    parser.add_argument("--here", action="store_true", help="this process, on the backend of KERAS_BACKEND")
-    parser.add_argument("--packing", type=int, nargs="+", metavar="ROW_LENGTH", help="print how full rows of these lengths are, and stop")
+    parser.add_argument("--here", action="store_true", help="run in this process, with the backend of KERAS_BACKEND")
+    parser.add_argument(
+        "--packing", type=int, nargs="+", metavar="ROW_LENGTH", help="only print the share of filled slots for these row lengths"
+    )
     args = parser.parse_args()
     if args.packing:
         from keras_ranking.data import pack

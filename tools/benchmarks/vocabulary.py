@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Collisions and sizes of tables for ids without a vocabulary, counted on real fingerprints of distinct ids.
+"""Collisions and sizes of tables for ids without a vocabulary, counted on fingerprints of distinct ids.
 
-Ids "member:0", "member:1", ... are hashed by `fingerprint64` and put into rows in these ways:
+Ids "member:0", "member:1", ... are hashed by `fingerprint64` and mapped to rows in these ways:
 
     hashed b      1 + fingerprint mod (b - 1), as `hash_buckets`: one row of a table of b rows
-    int32         one 32-bit half of the fingerprint (LiRank's static int32 hash keeps as many bits; any good hash spreads alike)
-    low half QR   (q, r) = (B // m, B % m) of the low half B alone: the pair of rows
+    int32         one 32-bit half of the fingerprint (LiRank's static int32 hash has as many bits; any good hash is as uniform)
+    low half QR   (q, r) = (B // m, B % m) of the low half B only: the pair of rows
     both halves   (q, r) of both halves, as `QuotientRemainderEmbedding`: the four rows
 
-Two ids collide if they share all their rows, and can then not be told apart. Expected of a uniform hash on R places:
-n (n - 1) / 2 R colliding pairs, and n (1 - (1 - 1/R)^(n-1)) ids that collide with some other.
+Two ids collide if they share all their rows; then they cannot be distinguished. Expected for a uniform hash to R places:
+n (n - 1) / 2 R colliding pairs, and n (1 - (1 - 1/R)^(n-1)) ids that collide with another.
 
-`ids a row` is the mean number of ids that share a row, of QR tables a quotient and a remainder row. Sizes are rows and
-MB (10^6 bytes, float32) at `--width`; of the full table the rows alone, without the vocabulary that it needs.
+`ids a row` is the mean number of ids that share a row; for QR tables, a quotient and a remainder row. Sizes are rows and
+MB (10^6 bytes, float32) at `--width`; for the full table without the vocabulary that it needs.
 
 Example:
     python tools/benchmarks/vocabulary.py --ids 10000000 --json vocabulary.json
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 SPACE = 2**32
-CHUNK = 500_000  # ids whose texts are held at once
+CHUNK = 500_000  # number of ids whose texts are in memory at once
 
 
 def arguments() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
 
 
 def fingerprints(ids: int) -> np.ndarray:
-    """uint64 (ids,), in chunks: a text of an id takes ten times the room of its fingerprint."""
+    """uint64 (ids,), in chunks: the text of an id needs ten times the memory of its fingerprint."""
     from keras_ranking.ops.hashing import fingerprint64
 
     out = np.empty(ids, dtype=np.uint64)
@@ -61,13 +61,13 @@ def fingerprints(ids: int) -> np.ndarray:
 
 
 def repeats(sorted_places: np.ndarray) -> np.ndarray:
-    """How often each distinct value occurs."""
+    """Number of occurrences of each distinct value."""
     starts = np.flatnonzero(np.r_[True, sorted_places[1:] != sorted_places[:-1]])
     return np.diff(np.r_[starts, sorted_places.size])
 
 
 def counted(size: np.ndarray, ids: int, places: float) -> dict[str, float]:
-    """Colliding pairs and ids, measured from the number of ids in each place and expected of a uniform hash."""
+    """Colliding pairs and ids: counted from the number of ids in each place, and expected for a uniform hash."""
     several = size[size > 1].astype(np.int64)
     return {
         "pairs": int((several * (several - 1) // 2).sum()),
@@ -84,7 +84,7 @@ def quotient_remainder(half: np.ndarray, divisor: int) -> tuple[np.ndarray, np.n
 
 
 def packed_rows(half: np.ndarray, divisor: int) -> np.ndarray:
-    """Both rows of a half as one number q m + r below 2^32, different where any of the two rows is, for r < m (checked)."""
+    """Both rows of a half as one number q m + r below 2^32, different if any of the two rows is, because r < m (checked)."""
     quotient, remainder = quotient_remainder(half, divisor)
     rows = -(-SPACE // divisor)
     if int(quotient.max()) >= rows or int(remainder.max()) >= divisor:
@@ -117,7 +117,7 @@ def measure(ids: int, buckets: list[int], divisors: list[int], width: int) -> li
             raise AssertionError("the rows are not those of hash_buckets")
         add(f"hashed, {size:,} buckets", size, [ids / (size - 1)], counted(np.bincount(rows), ids, size - 1))
         del rows
-    # The halves as `split_fingerprint` makes them, chunk by chunk: it makes copies.
+    # The halves of `split_fingerprint`, computed in chunks, because it makes copies.
     low, high = (np.empty(ids, dtype=np.uint32) for _ in range(2))
     for begin in range(0, ids, CHUNK):
         part = split_fingerprint(hashed[begin : begin + CHUNK]).view(np.uint32)
