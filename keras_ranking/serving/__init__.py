@@ -1,6 +1,6 @@
-"""From a trained model to answered requests: `export`, `serve`, `Client`.
+"""Serving of a trained model: `export`, `serve`, `Client`.
 
-Names load on first use: importing this package imports neither TensorFlow nor Keras, and a client never does.
+Names are imported on first use: importing this package imports neither TensorFlow nor Keras, and a client never does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from keras_ranking.serving.server.security import Tls
     from keras_ranking.serving.server.server import Server, serve
 
-_HOMES = {
+_MODULES = {
     "export": "keras_ranking.serving.exporting.export",
     "serve": "keras_ranking.serving.server.server",
     "Server": "keras_ranking.serving.server.server",
@@ -45,7 +45,7 @@ _HOMES = {
     "SkewReport": "keras_ranking.serving.checking.skew_report",
     "write_warmup": "keras_ranking.serving.exporting.warmup",
 }
-_EXTRA = frozenset({"tensorflow", "tensorflow_serving", "grpc", "grpc_health", "aiohttp", "orjson", "prometheus_client"})
+_PACKAGES_OF_EXTRAS = frozenset({"tensorflow", "tensorflow_serving", "grpc", "grpc_health", "aiohttp", "orjson", "prometheus_client"})
 
 __all__ = [
     "AsyncClient",
@@ -69,12 +69,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_MODULES[name]), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in _EXTRA:
+        if (error.name or "").split(".")[0] in _PACKAGES_OF_EXTRAS:
             raise ModuleNotFoundError(missing_extra(f"keras_ranking.serving.{name}", error), name=error.name) from error
         raise
 

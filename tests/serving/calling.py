@@ -1,4 +1,4 @@
-"""Requests, replies and versions: what the tests of serving call and compare with. No fixtures: these are in conftest.py."""
+"""Requests, expected replies and versions for the tests of serving. Fixtures are in conftest.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.serving import standin
 
 
 def until(condition, seconds=60.0):
-    """Wait for what must happen; a machine under load takes its time."""
+    """Wait until the condition holds; a machine under load may need long."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not hold in time"
         time.sleep(0.02)
 
 
@@ -68,6 +68,6 @@ def frames(length, count, seed=0, now=1_790_000_000):
 
 
 def copy_version(source: Path, folder: Path, number: int) -> None:
-    """As an export puts it there: whole or not at all."""
+    """Copy a version atomically, as an export writes it."""
     shutil.copytree(source, folder / ".copying")
     (folder / ".copying").rename(folder / str(number))

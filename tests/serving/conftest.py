@@ -18,7 +18,7 @@ from tests.serving.calling import connect
 
 @pytest.fixture(scope="session")
 def first(tmp_path_factory):
-    """Model, version folder and card of an export that passed its gate."""
+    """Model, version folder and card of a verified export."""
     model = standin.make(seed=1)
     version = export(model, tmp_path_factory.mktemp("first") / "ranker")
     return SimpleNamespace(model=model, version=version, card=read_card(version))
@@ -41,7 +41,7 @@ def logged():
 
 @pytest.fixture(scope="session")
 def small(logged, tmp_path_factory):
-    """A small CADET trained on nothing, its run folder, and an export that passed its gate and the skew check."""
+    """A small untrained CADET, its run folder, and an export that passed verification and the skew check."""
     keras.utils.set_random_seed(3)
     model = models.CADET(logged.schema, dim=8, num_layers=1, num_heads=2, tower_hidden=(8,), id_dim=4, action_hidden=8)
     run = standin.save(model, tmp_path_factory.mktemp("run"))
@@ -64,7 +64,7 @@ def server(first, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def channel(server):
-    """A gRPC channel without limits of its own."""
+    """A gRPC channel without limits."""
     grpc = pytest.importorskip("grpc")
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=options) as made:

@@ -1,4 +1,4 @@
-"""A ranking model that is no member of `kr.models`: serving must not depend on any one architecture, nor on who wrote it."""
+"""A ranking model that is not one of `kr.models`: serving must not depend on an architecture of this package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from keras_ranking import Category, Id, Number, Schema, Task, Vector
-from keras_ranking.models.ranking_model import RankingModel, builder
+from keras_ranking.models.ranking_model import RankingModel
+from keras_ranking.models.wiring import builder
 
 SCHEMA = Schema(
     member="member_id",
@@ -28,12 +29,12 @@ SCHEMA = Schema(
 )
 
 
-@builder
+@builder()
 def TimeWeightedMean(schema: Schema, width: int = 8, tower_boundaries: Any = (1, 4), name: str = "stand_in") -> RankingModel:
     """Time-weighted mean of the history against each candidate; one tower per range of positions."""
     arguments = {"width": width, "tower_boundaries": list(tower_boundaries)}
-    parts = _Parts(schema, width, len(tower_boundaries) + 1)
-    return _StandIn(parts, "TimeWeightedMean", schema, arguments, name=name)
+    wiring = _Wiring(schema, width, len(tower_boundaries) + 1)
+    return _StandIn(wiring, "TimeWeightedMean", schema, arguments, name=name)
 
 
 @keras.saving.register_keras_serializable("keras_ranking_tests")
@@ -43,7 +44,9 @@ class _StandIn(RankingModel):
         return 0
 
 
-class _Parts:
+class _Wiring:
+    form = "rows"
+
     def __init__(self, schema: Schema, width: int, towers: int) -> None:
         self.schema, self.columns = schema, schema.features_known("item", "context")
         self.tables = {f.name: keras.layers.Embedding(f.rows, width) for f in self.columns if f.dtype == "int32"}
@@ -72,25 +75,25 @@ class _Parts:
             value = values[column.name]
             if column.dtype == "int32":
                 return self.tables[column.name](value if mask is None else ops.where(mask, value, 0))
-            value = ops.tanh(value if column.shape else ops.expand_dims(value, -1))  # any float that is asked has a finite score
+            value = ops.tanh(value if column.shape else ops.expand_dims(value, -1))  # every float has a finite score
             return value if mask is None else ops.where(ops.expand_dims(mask, -1), value, 0.0)
 
         return dense(ops.concatenate([part(column) for column in columns], axis=-1))
 
     def row(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        past = self._tokens(inputs, self.columns, self.item) + self._tokens(inputs, self.schema.actions, self.action)
-        return self._heads(self._tokens(inputs, self.columns, self.item), ops.mean(ops.tanh(past), axis=1))
+        events = self._tokens(inputs, self.columns, self.item) + self._tokens(inputs, self.schema.actions, self.action)
+        return self._heads(self._tokens(inputs, self.columns, self.item), ops.mean(ops.tanh(events), axis=1))
 
     def encode(self, history: dict[str, Any]) -> dict[str, Any]:
         values = {name.removeprefix("history_"): value for name, value in history.items()}
         seen = ops.cumsum(ops.ones_like(values["time"]), axis=1) <= ops.expand_dims(values["length"], 1)
-        past = self._tokens(values, self.columns, self.item, seen) + self._tokens(values, self.schema.actions, self.action, seen)
-        return {"past": ops.tanh(past), "time": ops.where(seen, values["time"], 0), "seen": seen}
+        events = self._tokens(values, self.columns, self.item, seen) + self._tokens(values, self.schema.actions, self.action, seen)
+        return {"events": ops.tanh(events), "time": ops.where(seen, values["time"], 0), "seen": seen}
 
     def score(self, cache: dict[str, Any], candidates: dict[str, Any]) -> dict[str, Any]:
         age = ops.cast(ops.expand_dims(candidates["request_time"], 1) - cache["time"], "float32")
         weight = ops.where(cache["seen"], ops.exp(-ops.abs(age) / 1e6), 0.0)
-        total = ops.sum(ops.expand_dims(weight, -1) * cache["past"], axis=1) / (1.0 + ops.expand_dims(ops.sum(weight, axis=1), -1))
+        total = ops.sum(ops.expand_dims(weight, -1) * cache["events"], axis=1) / (1.0 + ops.expand_dims(ops.sum(weight, axis=1), -1))
         values = {name.removeprefix("candidate_"): value for name, value in candidates.items()}
         return self._heads(self._tokens(values, self.columns, self.item), total)
 

@@ -1,1 +1,1 @@
-"""Does a written graph give the right scores? Verification in a fresh process, comparison with logged requests, sample requests."""
+"""Checks of an exported graph: verification in a fresh process, comparison with logged requests, sample requests."""

@@ -1,4 +1,4 @@
-"""Made-up requests for the gates: random values where they count, hostile ones where they must not."""
+"""Random requests for the verification of exports: valid values in the counted cells, invalid ones beyond the lengths."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, H
 from keras_ranking.serving.protocol.raw_values import column_of
 
 Specs = Mapping[str, Mapping[str, Any]]
-"""Input name -> {"dtype", "shape", "axis", "rows"}, as in `layout.Card.inputs`."""
+"""Input name -> {"dtype", "shape", "axis", "rows"}, as in `model_folder.Card.inputs`."""
 
 _HOSTILE_INT = np.array([-(2**31), -1, 2**31 - 1], dtype=np.int32)
 _HOSTILE_FLOAT = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38], dtype=np.float32)
-_SOME_TIME = 500_000_000  # seconds after the epoch; a multiple of nothing in particular
+_SOME_TIME = 500_000_000  # seconds after the epoch
 _ROWS_UNKNOWN = 2
 
 
 def random_requests(
     inputs: Specs, history: Sequence[int], candidates: Sequence[int], seed: int = 0, hostile: bool = True
 ) -> dict[str, np.ndarray]:
-    """A batch of B requests, padded, with garbage beyond the lengths.
+    """A batch of B requests, padded, with invalid values beyond the lengths.
 
     Args:
         inputs: the model's inputs.
-        history, candidates: (B,) how many events and candidates of each request count.
+        history, candidates: (B,) number of events and candidates of each request.
         seed: of the random numbers.
-        hostile: what stands beyond the lengths: True: NaN, infinities, huge and negative numbers; False: zeros.
+        hostile: values beyond the lengths. True: NaN, infinities, huge and negative numbers; False: zeros.
 
     Returns:
         Serving tensors; L and N are two longer than the longest request, so that every row has padding.
@@ -60,8 +60,8 @@ def random_requests(
             values = rng.standard_normal(shape).astype(np.float32)
         if axis is not None:
             beyond = np.arange(cells[1]) >= lengths[axis][:, None]
-            garbage = _HOSTILE_INT if spec["dtype"] == "int32" else _HOSTILE_FLOAT
-            values[beyond] = rng.choice(garbage, values[beyond].shape) if hostile else 0
+            invalid = _HOSTILE_INT if spec["dtype"] == "int32" else _HOSTILE_FLOAT
+            values[beyond] = rng.choice(invalid, values[beyond].shape) if hostile else 0
         out[name] = values
     return out
 
@@ -73,13 +73,13 @@ _INTS = (0, -1, 7, 2**63 - 1, -(2**63), 10**12)
 def random_raw(
     schema: Schema, raw: Specs, history: Sequence[int], candidates: Sequence[int], seed: int = 0, wild: bool = True
 ) -> dict[str, np.ndarray]:
-    """A batch for the signature `raw`: values of a log where they count, missing and unknown ones among them, garbage beyond.
+    """A batch for the signature `raw`: values of a log, also missing and unknown ones, and invalid values beyond the lengths.
 
     Args:
         schema: of the model.
         raw: inputs of `raw`.
         history, candidates, seed: as `random_requests`.
-        wild: whether numbers reach far beyond the ordinary, where scores are no longer compared but their encoding is.
+        wild: whether numbers have extreme magnitudes: for tests of the encoding, not of scores.
     """
     rng = np.random.default_rng(seed)
     plain = {"string": "int32", "int64": "int32", "float64": "float32"}
@@ -110,7 +110,7 @@ def random_raw(
 
 
 def alone(batch: Mapping[str, np.ndarray], inputs: Specs, row: int) -> dict[str, np.ndarray]:
-    """Request `row` by itself, cut to its own lengths (at least 1, zeros where nothing counts)."""
+    """Request `row` alone, cut to its own lengths (at least 1, with zeros if the length is 0)."""
     out = {}
     for name, spec in inputs.items():
         values = batch[name][row : row + 1]

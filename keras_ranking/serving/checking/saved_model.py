@@ -1,4 +1,4 @@
-"""A SavedModel on disk, run as TensorFlow Serving runs it: through a V1 session of its own."""
+"""A SavedModel on disk, run as TensorFlow Serving runs it: in its own V1 session."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SavedModel:
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         try:
-            with self._graph.as_default(), _no_advice():
+            with self._graph.as_default(), _without_advice():
                 meta = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(version))
             self.signature_defs = dict(meta.signature_def)
             predict = {name: proto for name, proto in self.signature_defs.items() if proto.method_name == _PREDICT}
@@ -49,10 +49,10 @@ class SavedModel:
             raise
 
     def signature(self, name: str) -> Signature:
-        """The signature of that name ('' = `serving_default`).
+        """The signature with this name ('' = `serving_default`).
 
         Raises:
-            ServingError: FAILED_PRECONDITION, as TensorFlow Serving has it.
+            ServingError: FAILED_PRECONDITION, as in TensorFlow Serving.
         """
         name = name or SIGNATURE
         if name not in self.signatures:
@@ -60,17 +60,17 @@ class SavedModel:
         return self.signatures[name]
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a signature on tensors that fit it.
+        """Run a signature on tensors that passed its check.
 
         Raises:
-            tensorflow.errors.OpError: what the graph raised.
+            tensorflow.errors.OpError: an error of the graph.
         """
         call, inputs_order, outputs_order = self._calls[signature]
         results = call(*(inputs[name] for name in inputs_order))
         return dict(zip(outputs_order, results, strict=True))
 
     def close(self) -> None:
-        """Give the session's memory back."""
+        """Release the memory of the session."""
         self._session.close()
 
     def _signature(self, name: str, proto: Any) -> Signature:
@@ -82,16 +82,16 @@ class SavedModel:
         axis = axis_of(key, tensor.shape or ())
         if self.card is None:
             return replace(tensor, axis=axis)
-        # An export of an earlier format states `serving_default` alone; the others name their tensors by the same columns.
+        # A card of an earlier format has `serving_default` only; other signatures use the same names of columns.
         stated = self.card.signatures.get(signature, {}).get("inputs", self.card.inputs)
         spec = stated.get(key, {})
-        # The rows of a table bound its encoded ids; the ids of the log may go by the same name, in another dtype.
+        # The number of rows bounds encoded ids; ids of the log may have the same name, with another dtype.
         rows = spec.get("rows") if spec.get("dtype") == tensor.dtype.name else None
         grows = tensor.free[0] if axis is None and len(tensor.free) == 1 else None
         return replace(tensor, axis=axis, rows=rows, missing=bool(spec.get("missing")), grows=grows)
 
     def _output(self, key: str, tensor: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What grows with a request: the scores with the candidates; where there are none, a cache with the history."""
+        """Set the axis of an output: scores grow with the candidates, a cache with the history."""
         used = {found.axis for found in inputs.values()}
         axis = axis_of(key, tensor.shape or ()) or next((axis for axis in ("candidate", "history") if axis in used), None)
         if self.card is None or axis is None or len(tensor.free) != 1:
@@ -106,8 +106,8 @@ class SavedModel:
 
 
 @contextlib.contextmanager
-def _no_advice() -> Iterator[None]:
-    """Without TensorFlow's advice to load as Python does: the session is the point."""
+def _without_advice() -> Iterator[None]:
+    """Suppress TensorFlow's advice to load the model in Python instead of a session."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Skew: does a served model see and score logged requests as training did? Differences by feature and by score."""
+"""Training-serving skew: differences by feature and by score between an exported model, the Keras model and the data pipeline."""
 
 from __future__ import annotations
 
@@ -36,28 +36,32 @@ def check_skew(
 ) -> SkewReport:
     """Replay logged requests through an exported version, the Keras model and the data pipeline.
 
-    Each request goes four ways: its encoded tensors through `serving_default`, its values as logged through `raw`, the tensors
-    through the Keras model, and its member's stream through the training graph (packed rows, or packed requests). Scores are
-    compared with the Keras model's; what `raw` makes of each value, with what the data pipeline makes of it.
+    Each request is scored in four ways: its encoded tensors by `serving_default`, its values as logged by `raw`, the tensors by the
+    Keras model, and its member's stream by the training graph (packed rows, or packed requests). Scores are compared with those of
+    the Keras model, and the encoding of each value by `raw` with that of the data pipeline.
 
     Args:
-        version: folder of a version, or of the served model: its newest version.
+        version: folder of a version, or of a served model, whose newest version is used.
         model: the Keras `RankingModel`, or the path of a saved one.
         events: a log with the schema's columns, histories of the sampled members included.
-        sample: requests to replay, drawn at random; all where there are fewer.
-        bound: largest difference of a score. None: what the export was verified with, else 1e-5.
+        sample: requests to replay, drawn at random; all if there are fewer.
+        bound: largest difference of a score. None: the bound of the export's verification, else 1e-5.
         seed: of the sample.
 
     Returns:
-        What differs, by feature and by score, with the worst request and row of the log named.
+        `SkewReport`: differences by feature and by score, with request and row of the largest one.
 
     Raises:
-        ValueError: a version without the signature `raw`, or a model with other inputs; what the schema refuses in the log.
+        ValueError: a version without the signature `raw`, or a model with other inputs; values of the log that violate the schema.
 
     Example:
-        >>> report = kr.serving.check_skew("saved_models/cadet", "runs/cadet", log.events)
-        >>> report.found
-        False
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> version = kr.serving.export(model, "saved_models/feed", verify=False)
+        >>> report = kr.serving.check_skew(version, model, log.events, sample=4)
+        >>> report.found, report.summary()
+        (False, '4 requests: no difference')
     """
     from keras_ranking import models
     from keras_ranking.serving.checking.saved_model import SavedModel
@@ -125,7 +129,7 @@ def _sampled(model: Any, events: pd.DataFrame, sample: int, seed: int, card: Car
     found = requests(build_sequences(kept, schema, target=target), **settings)
     lengths = found.history_end - found.history_begin, found.candidate_end - found.candidate_begin
     fits = np.ones(len(found), dtype=bool)
-    if card.through == "jax":  # longer lists are refused there
+    if card.through == "jax":  # longer lists raise an error there
         for length, sizes in zip(lengths, (card.history_buckets, card.candidate_buckets), strict=True):
             fits &= length <= max(sizes)
     chosen = np.flatnonzero(fits)[:sample]
@@ -135,7 +139,7 @@ def _sampled(model: Any, events: pd.DataFrame, sample: int, seed: int, card: Car
 
 
 def _raw_request(schema: Schema, found: Any, kept: pd.DataFrame, q: int, signature: Any) -> Batch:
-    """A request's values as they stand in the log."""
+    """Raw tensors of a request, from the values of the log."""
     rows = found.sequences.rows
     history = kept.iloc[rows[found.history_begin[q] : found.history_end[q]]]
     candidates = kept.iloc[rows[found.candidate_begin[q] : found.candidate_end[q]]]
@@ -152,7 +156,7 @@ def _trained(model: Any, found: Any, chosen: np.ndarray) -> Any:
         dataset: Any = PackedRequests(found, max(256, size), 4, names=model.input_columns, tasks=model.tasks, shuffle=False)
         count, scatter = len(dataset.slots), dataset.scatter
     else:
-        # A row as long as the longest member: nobody's history is cut, as at serving.
+        # A row as long as the longest member, so that no history is cut, as in serving.
         rows = pack(sequences, int(np.diff(sequences.offsets).max(initial=2)) + 1)
         dataset = PackedDataset(rows, 4, inputs=model.input_columns, tasks=model.tasks, shuffle=False, delays=model.arguments["delay"])
         count, scatter = len(rows.index), rows.scatter

@@ -1,4 +1,4 @@
-"""What a skew check found, by feature and by score."""
+"""Result of a skew check, by feature and by score."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclass
 class Difference:
-    """What was compared under one name, and how it differed.
+    """Differences of one feature or score.
 
     Attributes:
-        compared, differ: values, and those that differ (features: in any bit; scores: by more than the bound).
-        largest, mean: absolute difference; of integers too.
-        worst: where the largest stands: request id, row of the log, and both values.
+        compared, differ: number of values, and of those that differ (features: in any bit; scores: by more than the bound).
+        largest, mean: absolute difference, also of integers.
+        worst: request id, row of the log and both values of the largest difference.
     """
 
     compared: int = 0
@@ -30,7 +30,7 @@ class Difference:
         return self.total / self.compared if self.compared else 0.0
 
     def add(self, got: np.ndarray, wanted: np.ndarray, differ: np.ndarray, places: list[dict[str, Any]]) -> None:
-        """Count one list of values; `places` says of each where it stands."""
+        """Add one list of values; `places` has the request and row of each."""
         if not len(got):
             return
         with np.errstate(invalid="ignore"):
@@ -54,11 +54,17 @@ class SkewReport:
     """Result of `check_skew`.
 
     Attributes:
-        requests: how many were replayed. left_out: longer than a compiled export takes.
-        bound: largest difference of a score that counts as none.
-        same_schema: whether version and Keras model have one schema.
-        features: column -> encoding by the exported graph against that of the data pipeline.
-        scores: "<way> <task>" -> scores against the Keras model's: ways are 'serving_default', 'raw' and 'training'.
+        requests: number of replayed requests.
+        left_out: number of requests that are longer than a compiled export accepts.
+        bound: largest difference of a score that is not counted.
+        same_schema: whether version and Keras model have the same schema.
+        features: column -> encoding by the exported graph compared with that of the data pipeline.
+        scores: "<way> <task>" -> scores compared with those of the Keras model; ways are 'serving_default', 'raw' and 'training'.
+
+    Example:
+        >>> report = kr.serving.SkewReport(requests=8, left_out=0, bound=1e-5, same_schema=True, features={}, scores={})
+        >>> report.found, report.summary()
+        (False, '8 requests: no difference')
     """
 
     requests: int
@@ -74,7 +80,7 @@ class SkewReport:
         return any(entry.differ for entry in (*self.features.values(), *self.scores.values()))
 
     def summary(self) -> str:
-        """One line: what differs, the features first."""
+        """One line with all names that differ, features first."""
         names = [f"feature '{name}' ({entry.differ} of {entry.compared})" for name, entry in self.features.items() if entry.differ]
         names += [f"score '{name}' (up to {entry.largest:.3g})" for name, entry in self.scores.items() if entry.differ]
         return f"{self.requests} requests: " + ("; ".join(names) if names else "no difference")

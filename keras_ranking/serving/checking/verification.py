@@ -24,7 +24,7 @@ _LENGTHS = (
     ((0, 0), (4, 1)),
     ((65, 64, 2), (33, 1, 32)),
 )
-_BEYOND = 2  # cells of garbage behind the longest request
+_BEYOND = 2  # cells with invalid values after the longest request
 
 
 def verify(
@@ -41,10 +41,10 @@ def verify(
 
     Args:
         signatures: name -> {"inputs", "outputs"}, as in `Card`.
-        target, work: the written version, and a folder for the cases.
+        target, work: folder of the written version, and a folder for the cases.
         bound: largest absolute difference of a probability.
-        buckets: history and candidate lengths that the graph is compiled for: each pair is run once.
-        inside: whether longer lists than those are refused.
+        buckets: history and candidate lengths of a compiled graph; each pair is run once.
+        inside: whether longer lists are an error.
 
     Raises:
         ExportError: a graph that does not run or differs, naming signature and output.
@@ -81,7 +81,7 @@ def verify(
 
 
 def _lengths(history: Sequence[int], candidates: Sequence[int], inside: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Of the cases: fixed ones for a plain graph; one batch a pair of buckets, and one beyond them, for a compiled one."""
+    """Lengths of the cases. Plain graph: fixed ones. Compiled graph: one batch per pair of buckets, and one beyond them."""
     if not candidates:
         return list(_LENGTHS)
     pairs = [(max(0, L - _BEYOND), max(1, N - _BEYOND)) for L in (history or (_BEYOND,)) for N in candidates]
@@ -90,7 +90,7 @@ def _lengths(history: Sequence[int], candidates: Sequence[int], inside: bool) ->
 
 
 def keras_scores(graph: Any, batch: Batch, inputs: Mapping[str, Mapping[str, Any]]) -> Batch:
-    """Each request by itself at its own lengths, put back at the batch's width with 0 beyond the candidates."""
+    """Scores of each request alone at its own lengths, padded with 0 to the width of the batch."""
     import keras
 
     width = max(values.shape[1] for name, values in batch.items() if inputs[name]["axis"] == "candidate")

@@ -1,9 +1,9 @@
-"""Verification of an export, in a process of its own: does the SavedModel on disk give the Keras scores?
+"""Verification of an export in a separate process: scores of the SavedModel on disk are compared with those of Keras.
 
     python -m keras_ranking.serving.checking.verification_worker VERSION_FOLDER CASES_FOLDER
 
-Runs the graph through a V1 session, as TensorFlow Serving does; a SavedModel whose variables belong to nobody loads in
-Python all the same and fails only there. Writes CASES_FOLDER/result.json.
+Runs the graph in a V1 session, as TensorFlow Serving does: a SavedModel with untracked variables loads in Python and fails only
+there. Writes CASES_FOLDER/result.json.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _load(path: Path) -> Batch:
 
 
 def _run(model: Any, signature: str, inputs: Batch) -> Batch:
-    """A signature; of two joined by '+', the second on what the first gives."""
+    """Run a signature; of two separated by '+', the second on the outputs of the first."""
     result: Batch = {}
     for name in signature.split("+"):
         wanted = model.signature(name).inputs
@@ -69,7 +69,7 @@ def _run(model: Any, signature: str, inputs: Batch) -> Batch:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point; 0 when the graph could be run, whatever the differences."""
+    """Entry point. Returns 0; differences and errors are in result.json."""
     version, cases = map(Path, arguments)
     try:
         result = check(version, cases)

@@ -1,4 +1,4 @@
-"""A process of its own for a part of an export, and the error of a model that was not exported."""
+"""A separate process for a part of an export, and the error of a failed export."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 
 class ExportError(RuntimeError):
-    """The model was not exported; nothing was left under the folder."""
+    """The model was not exported; nothing was left in the folder."""
 
 
 def run_worker(module: str, arguments: list[str], work: Path, **environment: str) -> None:
-    """Run `python -m <module>` with this process's import path; its error, in one line, becomes ours.
+    """Run `python -m <module>` with this process's import path.
 
     Raises:
-        ExportError: the process failed; the message is its last line.
+        ExportError: the process failed; the message is its error in one line.
     """
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    # A worker checks and converts; it must not take memory on an accelerator that this process may have filled.
+    # The worker runs on the CPU: this process may have filled the memory of the accelerator.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],

@@ -1,4 +1,4 @@
-"""AsyncClient: the client for programs built on asyncio, over gRPC."""
+"""AsyncClient: the client for asyncio, over gRPC."""
 
 from __future__ import annotations
 
@@ -24,11 +24,28 @@ from keras_ranking.serving.protocol.signature import Signature
 
 
 class AsyncClient:
-    """`Client` whose calls are awaited; to be made and used in one event loop. The arguments and errors are those of `Client`.
+    """`Client` with coroutines as methods; make and use it in one event loop.
+
+    Args:
+        address, schema, model, timeout, tasks, signature, version, label, token, tls, retry: as `Client`; the protocol is gRPC.
+
+    Raises:
+        ValueError: as `Client`.
 
     Example:
-        >>> async with AsyncClient("127.0.0.1:8500", schema, model="cadet") as client:
-        ...     scores = await client.score(history, candidates, request_time=1_790_000_000)
+        >>> import asyncio
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> version = kr.serving.export(model, "saved_models/feed", verify=False)
+        >>> rows = log.events[log.events["request_id"] == 0]
+        >>> async def score(port):
+        ...     async with kr.serving.AsyncClient(f"127.0.0.1:{port}", schema, model="feed") as client:
+        ...         return await client.score(None, rows, request_time=int(rows["time"].iloc[0]))
+        >>> with kr.serving.serve("saved_models/feed", rest_port=0, grpc_port=0) as server:
+        ...     scores = asyncio.run(score(server.grpc_port))
+        >>> scores.columns.tolist(), len(scores) == len(rows)
+        (['click', 'like'], True)
     """
 
     def __init__(
@@ -65,23 +82,23 @@ class AsyncClient:
     async def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
     ) -> list[pd.DataFrame]:
-        """Scores of several requests, in their order, as `Client.score_many`; the calls run at once."""
+        """Scores of several requests, in their order, as `Client.score_many`; the calls run concurrently."""
         positive(batch=batch)
-        asked = as_requests(requests)
-        if not asked:
+        wanted = as_requests(requests)
+        if not wanted:
             return []
         signature = chosen(await self.signatures(), self._signature)
         try:
-            return await self._score(asked, signature, batch, timeout)
+            return await self._score(wanted, signature, batch, timeout)
         except ServingError as error:
-            # A version with other inputs may have taken over since the names were read.
+            # A new version with other inputs may have been loaded since the signatures were read.
             if error.code != "INVALID_ARGUMENT" or (await self.signatures(refresh=True)).get(self._signature) == signature:
                 raise
-            return await self._score(asked, chosen(await self.signatures(), self._signature), batch, timeout)
+            return await self._score(wanted, chosen(await self.signatures(), self._signature), batch, timeout)
 
-    async def _score(self, asked: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
-        batches = self._encoder.batches(asked, signature, batch)
-        replies = await asyncio.gather(*(self._ask(signature, tensors, timeout) for tensors, _ in batches))
+    async def _score(self, requests: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
+        batches = self._encoder.batches(requests, signature, batch)
+        replies = await asyncio.gather(*(self._send(signature, tensors, timeout) for tensors, _ in batches))
         return [
             self._encoder.frame(outputs, row, request.candidates)
             for outputs, (_, part) in zip(replies, batches, strict=True)
@@ -106,7 +123,7 @@ class AsyncClient:
 
         async def one(tensors: Tensors, rows: np.ndarray) -> tuple[Tensors, np.ndarray]:
             try:
-                return await self._ask(signature, tensors, None), rows
+                return await self._send(signature, tensors, None), rows
             finally:
                 places.release()
 
@@ -116,17 +133,17 @@ class AsyncClient:
                 for tensors, rows in log.batches(batch):
                     await places.acquire()
                     tasks.append(group.create_task(one(tensors, rows)))
-        except BaseExceptionGroup as errors:  # the first one says what was wrong; the group has cancelled the others
+        except BaseExceptionGroup as errors:  # raise the first error; the group has cancelled the other calls
             raise errors.exceptions[0] from None
         return log.frame([task.result() for task in tasks])
 
     async def predict(self, inputs: Mapping[str, Any], signature: str | None = None, timeout: float | None = None) -> Tensors:
-        """Outputs of any signature for tensors of your own, as `Client.predict`."""
-        asked = chosen(await self.signatures(), signature or self._signature)
-        return await self._ask(asked, checked_inputs(asked, inputs), timeout)
+        """Outputs of any signature for given tensors, as `Client.predict`."""
+        signature_used = chosen(await self.signatures(), signature or self._signature)
+        return await self._send(signature_used, checked_inputs(signature_used, inputs), timeout)
 
     async def signatures(self, refresh: bool = False) -> dict[str, Signature]:
-        """The signatures of the served model by name, asked for once."""
+        """The signatures of the served model by name, read from the server once."""
         if self._signatures is None or refresh:
             response = await self._call(self._metadata, self._parts.metadata_request(), self._timeout)
             self._signatures = self._parts.codec.signatures(response)
@@ -143,7 +160,7 @@ class AsyncClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
-    async def _ask(self, signature: Signature, inputs: Tensors, timeout: float | None) -> Tensors:
+    async def _send(self, signature: Signature, inputs: Tensors, timeout: float | None) -> Tensors:
         request = self._parts.predict_request(signature, inputs)
         response = await self._call(self._predict, request, self._timeout if timeout is None else timeout)
         outputs: Tensors = self._parts.codec.read_tensors(response.outputs)

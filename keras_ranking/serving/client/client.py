@@ -1,4 +1,4 @@
-"""Client: frames in, scores out, from any server that speaks TensorFlow Serving's protocol."""
+"""Client: scores of DataFrames from any server with the protocol of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -26,28 +26,35 @@ ENCODE, SCORE = "encode_history", "score_candidates"
 
 
 class Client:
-    """Scores requests on a server. May be shared by threads; a context manager that closes its connections.
+    """Scores requests on a server. Threads may share a client. As a context manager it closes its connections.
 
     Args:
         address: HOST:PORT of the gRPC or the REST port; for REST also http(s)://HOST:PORT.
         schema: of the served model, or the path of its `schema.json`.
         model: name of the model on the server.
-        protocol: 'grpc' (smaller and faster; needs grpcio and protobuf) or 'rest' (needs neither). TensorFlow is imported by neither.
-        timeout: seconds a call may take, all its attempts together; the server is told, and drops what comes too late.
+        protocol: 'grpc' (smaller messages and faster; needs grpcio and protobuf) or 'rest' (needs neither). TensorFlow is not imported.
+        timeout: seconds of a call with all its attempts; sent to the server, which drops calls that are too late.
         tasks: names of the tasks to return; None: all that the model scores, in schema order.
         signature: of the model: 'serving_default', or 'raw' to send the values of the log as they are.
-        version, label: which version is asked, at most one of them; None: what the server serves by default.
+        version, label: the version that scores, at most one of them; None: the server's default.
         token: bearer token of the server.
-        tls: True: TLS with the authorities this machine knows; a `ClientTls`: others, or a certificate of one's own.
-        retry: when a call is sent again; see `Retry`.
+        tls: True: TLS with the certificate authorities of the system; a `ClientTls`: other authorities, or a client certificate.
+        retry: rules for repeating a call; see `Retry`.
 
     Raises:
-        ValueError: an unknown task or protocol, an address that is none, a timeout that is not positive, a version and a label.
+        ValueError: an unknown task or protocol, an invalid address, a timeout that is not positive, a version and a label.
 
     Example:
-        >>> with Client("127.0.0.1:8500", schema, model="cadet") as client:
-        ...     scores = client.score(history, candidates, request_time=1_790_000_000)
-        >>> scores.sort_values("click", ascending=False)
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> version = kr.serving.export(model, "saved_models/feed", verify=False)
+        >>> rows = log.events[log.events["request_id"] == 0]
+        >>> with kr.serving.serve("saved_models/feed", rest_port=0, grpc_port=0) as server:
+        ...     with kr.serving.Client(f"127.0.0.1:{server.grpc_port}", schema, model="feed") as client:
+        ...         scores = client.score(None, rows, request_time=int(rows["time"].iloc[0]))
+        >>> scores.columns.tolist(), len(scores) == len(rows)
+        (['click', 'like'], True)
     """
 
     def __init__(
@@ -88,37 +95,37 @@ class Client:
             One float32 column per task with probabilities, rows and index those of `candidates`.
 
         Raises:
-            ValueError: what `request_tensors` refuses; nothing was sent.
-            ServingError: what the server refused or could not do; `.code` is the gRPC status.
+            ValueError: errors of `request_tensors`; nothing was sent.
+            ServingError: an error of the server; `.code` is the gRPC status.
         """
         return self.score_many([Request(history, candidates, request_time)], timeout=timeout)[0]
 
     def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
     ) -> list[pd.DataFrame]:
-        """Scores of several requests, in their order, `batch` of them in a call.
+        """Scores of several requests, in their order, `batch` requests per call.
 
         Args:
             requests: `Request`s, or tuples (history, candidates, request_time).
-            batch: requests padded to one size and sent together; at most what the server takes.
+            batch: requests padded to one size and sent together; at most the limit of the server.
             timeout: seconds of each call; None: the client's.
 
         Raises:
-            ValueError: as `score`, saying which request; nothing was sent.
+            ValueError: as `score`, with the number of the request; nothing was sent.
             ServingError: as `score`.
         """
         positive(batch=batch)
-        asked = as_requests(requests)
-        if not asked:
+        wanted = as_requests(requests)
+        if not wanted:
             return []
         signature = self._chosen()
         try:
-            return self._score(asked, signature, batch, timeout)
+            return self._score(wanted, signature, batch, timeout)
         except ServingError as error:
-            # A version with other inputs may have taken over since the names were read.
+            # A new version with other inputs may have been loaded since the signatures were read.
             if error.code != "INVALID_ARGUMENT" or self.signatures(refresh=True).get(self._signature) == signature:
                 raise
-            return self._score(asked, self._chosen(), batch, timeout)
+            return self._score(wanted, self._chosen(), batch, timeout)
 
     def score_frame(
         self,
@@ -133,18 +140,18 @@ class Client:
         """Scores of the impressions of a log, each request with its member's events strictly before it.
 
         Args:
-            events: the log, one row an impression, in any order.
-            target: one bool a row: whether it is to be scored; the others are history only. None: all rows.
-            max_history: newest events a request carries; None: all.
-            delay: leave out events younger than so many seconds; None: keep them. See `keras_ranking.data.requests` for when it may be.
-            batch: requests in a call.
-            parallel: calls under way at once.
+            events: the log, one row per impression, in any order.
+            target: one bool per row: whether it is scored; the others are history only. None: all rows.
+            max_history: number of newest events in a request; None: all.
+            delay: leave out events younger than this number of seconds; None: keep them. See `keras_ranking.data.requests`.
+            batch: requests per call.
+            parallel: concurrent calls.
 
         Returns:
             One float32 column per task, rows and index those of `events`; NaN where `target` is False.
 
         Raises:
-            ValueError: what `build_sequences` and `requests` of `keras_ranking.data` find wrong; nothing was sent.
+            ValueError: errors of `build_sequences` and `requests` of `keras_ranking.data`; nothing was sent.
             ServingError: as `score`.
         """
         positive(batch=batch, parallel=parallel)
@@ -166,7 +173,7 @@ class Client:
         return log.frame(parts)
 
     def predict(self, inputs: Mapping[str, Any], signature: str | None = None, timeout: float | None = None) -> Tensors:
-        """Outputs of any signature for tensors of your own, batch first; text as `str` or `bytes`.
+        """Outputs of any signature for given tensors, batch first; text as `str` or `bytes`.
 
         Args:
             inputs: name -> array.
@@ -174,14 +181,14 @@ class Client:
             timeout: seconds of this call; None: the client's.
 
         Raises:
-            ValueError: names, types or ranks that the signature does not have; nothing was sent.
+            ValueError: names, types or ranks that differ from the signature; nothing was sent.
             ServingError: as `score`.
         """
-        asked = chosen(self.signatures(), signature or self._signature)
-        return self._transport.predict(asked, checked_inputs(asked, inputs), self._timeout if timeout is None else timeout)
+        used = chosen(self.signatures(), signature or self._signature)
+        return self._transport.predict(used, checked_inputs(used, inputs), self._timeout if timeout is None else timeout)
 
     def encode(self, history: pd.DataFrame | None, request_time: Any) -> Tensors:
-        """The cache of a history, by the signature `encode_history`: for `score_cached`, as often as the history stays the same.
+        """The cache of a history, by the signature `encode_history`; reuse it in `score_cached` while the history does not change.
 
         Raises:
             ValueError, ServingError: as `score`.
@@ -202,13 +209,13 @@ class Client:
         return self._encoder.frame(self._transport.predict(signature, {**kept, **rest}, self._timeout), 0, candidates)
 
     def signatures(self, refresh: bool = False) -> dict[str, Signature]:
-        """The signatures of the served model by name, asked for once."""
+        """The signatures of the served model by name, read from the server once."""
         if self._signatures is None or refresh:
             self._signatures = self._transport.signatures()
         return self._signatures
 
     def input_names(self, refresh: bool = False) -> list[str]:
-        """Names of the inputs of the client's signature, asked for once."""
+        """Names of the inputs of the client's signature, read from the server once."""
         return sorted(chosen(self.signatures(refresh), self._signature).inputs)
 
     def close(self) -> None:
@@ -228,9 +235,9 @@ class Client:
     def _chosen(self) -> Signature:
         return chosen(self.signatures(), self._signature)
 
-    def _score(self, asked: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
+    def _score(self, requests: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
         frames: list[pd.DataFrame] = []
-        for tensors, part in self._encoder.batches(asked, signature, batch):
+        for tensors, part in self._encoder.batches(requests, signature, batch):
             outputs = self._transport.predict(signature, tensors, self._timeout if timeout is None else timeout)
             frames += [self._encoder.frame(outputs, row, request.candidates) for row, request in enumerate(part)]
         return frames
@@ -246,7 +253,7 @@ def make_target(
     tls: bool | ClientTls,
     retry: Retry | None,
 ) -> Target:
-    """The arguments that both clients share, checked.
+    """Check the arguments that both clients share.
 
     Raises:
         ValueError: see `Client`.

@@ -1,4 +1,4 @@
-"""Between frames and tensors, for the blocking and the async client: requests to batches, outputs to frames, logs to rows."""
+"""DataFrames to tensors and back, for both clients: requests to batches, outputs to frames, scores to rows of a log."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class Encoder:
     schema: Schema
     tasks: list[str] | None
 
-    def batches(self, asked: Sequence[Request], signature: Signature, batch: int) -> list[tuple[Tensors, Sequence[Request]]]:
+    def batches(self, requests: Sequence[Request], signature: Signature, batch: int) -> list[tuple[Tensors, Sequence[Request]]]:
         """Padded tensors of `batch` requests each, with the requests.
 
         Raises:
-            ValueError, TypeError: as `request_tensors`, saying which request.
+            ValueError, TypeError: as `request_tensors`, with the number of the request.
         """
         encoded = []
-        for number, request in enumerate(asked):
+        for number, request in enumerate(requests):
             try:
                 encoded.append(self.tensors(request, signature))
             except (ValueError, TypeError) as error:
-                raise type(error)(f"request {number}: {error}") if len(asked) > 1 else error from None
-        return [(pad_requests(encoded[at : at + batch]), asked[at : at + batch]) for at in range(0, len(asked), batch)]
+                raise type(error)(f"request {number}: {error}") if len(requests) > 1 else error from None
+        return [(pad_requests(encoded[at : at + batch]), requests[at : at + batch]) for at in range(0, len(requests), batch)]
 
     def tensors(self, request: Request, signature: Signature, without: Sequence[str] = ()) -> Tensors:
-        """One request's tensors for a signature, but for the inputs named in `without`."""
+        """One request's tensors for a signature, except the inputs named in `without`."""
         arguments = self.schema, request.history, request.candidates, request.request_time
         inputs = {name: tensor for name, tensor in signature.inputs.items() if name not in without}
         if signature.name == RAW:
@@ -72,17 +72,17 @@ class Encoder:
 
 
 class LogRows:
-    """The requests of a log, and the way of their scores back to its rows.
+    """The requests of a log, and the rows of their scores.
 
     Args:
         encoder: of the client.
-        events: the log, one row an impression.
-        signature: what will be asked.
+        events: the log, one row per impression.
+        signature: the signature that scores.
         target: see `build_sequences`; None: all rows.
         max_history, delay: see `keras_ranking.data.requests`.
 
     Raises:
-        ValueError: what `build_sequences` finds wrong.
+        ValueError: errors of `build_sequences`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LogRows:
         self._requests = requests(sequences, max_history=max_history, delay=delay)
 
     def batches(self, batch: int) -> Iterator[tuple[Tensors, np.ndarray]]:
-        """Tensors of `batch` requests of like lengths, and the row of the log of each candidate cell, -1 for none."""
+        """Tensors of `batch` requests of similar lengths, and the row of the log of each candidate cell, -1 for none."""
         found = self._requests
         history, shown = found.history_end - found.history_begin, found.candidate_end - found.candidate_begin
         order = np.lexsort((shown, history))
@@ -111,7 +111,7 @@ class LogRows:
                 yield found.tensors(which, sorted(self._signature.inputs)), rows
 
     def frame(self, parts: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]]) -> pd.DataFrame:
-        """Scores by task at the rows of the log; NaN where a row was not to be scored."""
+        """Scores by task at the rows of the log; NaN for rows that are not scored."""
         tasks = self._encoder.scored(parts[0][0]) if parts else self._encoder.tasks or [task.name for task in self._encoder.schema.tasks]
         columns = {task: np.full(len(self._events), np.nan, dtype=np.float32) for task in tasks}
         for outputs, rows in parts:
@@ -122,10 +122,10 @@ class LogRows:
 
     def _request(self, number: int) -> Request:
         found = self._requests
-        past = self._rows[found.history_begin[number] : found.history_end[number]]
+        events = self._rows[found.history_begin[number] : found.history_end[number]]
         shown = self._rows[found.candidate_begin[number] : found.candidate_end[number]]
         time = int(found.time[number]) + self._encoder.schema.epoch
-        return Request(self._events.iloc[past], self._events.iloc[shown], time)
+        return Request(self._events.iloc[events], self._events.iloc[shown], time)
 
 
 def as_requests(requests: Sequence[Request | tuple[Any, Any, Any]]) -> list[Request]:
@@ -144,7 +144,7 @@ def chosen(signatures: Mapping[str, Signature], name: str) -> Signature:
     """One signature of a model.
 
     Raises:
-        ServingError: FAILED_PRECONDITION, as a server has it.
+        ServingError: FAILED_PRECONDITION, as on a server.
     """
     if name not in signatures:
         raise ServingError("FAILED_PRECONDITION", f'signature "{name}" not found. The model has: {sorted(signatures)}')
@@ -155,7 +155,7 @@ def checked_inputs(signature: Signature, inputs: Mapping[str, Any]) -> Tensors:
     """A user's arrays for a signature.
 
     Raises:
-        ValueError: a name it does not have or that is missing, or an array of another type, naming the input.
+        ValueError: an unknown or missing name, or an array of another type, naming the input.
     """
     wrong = sorted(inputs.keys() ^ signature.inputs.keys())
     if wrong:

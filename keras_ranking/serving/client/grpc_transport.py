@@ -1,4 +1,4 @@
-"""How a client talks to a server: what the protocols share, and gRPC. Connections are kept; TensorFlow is not imported."""
+"""The gRPC transport of the clients, and what both transports share. Connections are kept open; TensorFlow is not imported."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class ClientTls:
-    """What a client needs for TLS.
+    """TLS settings of a client.
 
     Args:
-        ca: PEM file of the authority that signed the server's certificate; None: those this machine knows.
-        certificate, key: PEM files, where the server asks for a client certificate.
+        ca: PEM file of the authority that signed the server's certificate; None: the authorities of the system.
+        certificate, key: PEM files, if the server requires a client certificate.
+
+    Example:
+        >>> tls = kr.serving.ClientTls(ca="authority.pem", certificate="client.pem", key="client.key")
+        >>> tls.ca
+        'authority.pem'
     """
 
     ca: str | Path | None = None
@@ -33,30 +38,30 @@ class ClientTls:
     key: str | Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """For HTTPS."""
+        """The SSL context for HTTPS."""
         context = ssl.create_default_context(cafile=self.ca)
         if self.certificate is not None:
             context.load_cert_chain(self.certificate, self.key)
         return context
 
     def credentials(self, grpc: Any) -> Any:
-        """For gRPC."""
+        """The channel credentials for gRPC."""
         files = [Path(path).read_bytes() if path is not None else None for path in (self.ca, self.key, self.certificate)]
         return grpc.ssl_channel_credentials(*files)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a client's calls go, and how.
+    """The server of a client and the settings of its calls.
 
     Args:
         address: HOST:PORT, for REST also http(s)://HOST:PORT.
         model: name on the server.
-        version, label: which of its versions, at most one of them; None: what the server serves by default.
-        timeout: seconds a call may take, all its attempts together.
+        version, label: version of the model, at most one of them; None: the server's default.
+        timeout: seconds of a call with all its attempts.
         token: sent as `Authorization: Bearer TOKEN`.
-        tls: None: in the clear.
-        retry: when to ask again.
+        tls: None: without TLS.
+        retry: rules for repeating a call.
     """
 
     address: str
@@ -70,7 +75,7 @@ class Target:
 
 
 class Transport(Protocol):
-    """What a client needs of a protocol."""
+    """Interface of a transport."""
 
     def signatures(self) -> dict[str, Signature]:
         """The signatures of the model, from the server's metadata."""
@@ -79,11 +84,11 @@ class Transport(Protocol):
         """Outputs of a signature."""
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
 
 
 def retried(budget: Budget, once: Callable[[float], Any], timeout: float) -> Any:
-    """Call `once(seconds left)` until it succeeds, its error stands or the time is up."""
+    """Call `once(seconds left)` until it succeeds, the error is final or the time is over."""
     deadline = time.monotonic() + timeout
     budget.earn()
     attempt = 1
@@ -99,7 +104,7 @@ def retried(budget: Budget, once: Callable[[float], Any], timeout: float) -> Any
 
 
 class GrpcParts:
-    """What the blocking and the async transport share: the package, the channel's arguments, messages and errors."""
+    """Shared by the blocking and the async transport: the package, the channel's arguments, messages and errors."""
 
     def __init__(self, target: Target) -> None:
         try:
@@ -115,10 +120,10 @@ class GrpcParts:
     def channel(self, package: Any) -> Any:
         """A channel of `grpc` or of `grpc.aio`."""
         options = [
-            # Replies are bounded by the request that asked for them, not by gRPC's 4 MB.
+            # The size of replies follows from the request; gRPC's bound of 4 MB is switched off.
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
-            # A server that comes back is found while a call is still being sent again, not after two minutes.
+            # Reconnect to a restarted server within the retries of a call, not after two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 200),
         ]
@@ -141,10 +146,10 @@ class GrpcParts:
         return self.codec.metadata_request(self.target.model, self.target.version, self.target.label)
 
     def error(self, error: Any) -> ServingError:
-        """A `grpc.RpcError` as ours."""
+        """A `grpc.RpcError` as `ServingError`."""
         code, details = error.code().name, error.details() or ""
         if code == "CANCELLED" and not self.closed:
-            code = "UNAVAILABLE"  # not by us: a call that reaches a server as it stops
+            code = "UNAVAILABLE"  # not cancelled by this client: the server was stopping
         status = retry_after = None
         if code == "RESOURCE_EXHAUSTED":
             trailer = error.trailing_metadata() or ()

@@ -1,4 +1,4 @@
-"""How a client talks to a server by REST. Needs no package beside numpy."""
+"""The REST transport of the clients. Needs numpy and the standard library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CODES |= {504: "DEADLINE_EXCEEDED"}
 
 
 class RestTransport:
-    """The HTTP API, column form, over one kept connection per thread."""
+    """Column form of the HTTP API, over one open connection per thread."""
 
     def __init__(self, target: Target) -> None:
         address = target.address
@@ -40,7 +40,7 @@ class RestTransport:
         if target.token is not None:
             self._headers["Authorization"] = f"Bearer {target.token}"
         self._target, self._budget = target, Budget(target.retry)
-        self._mine = threading.local()
+        self._local = threading.local()
         self._lock = threading.Lock()
         self._all: list[http.client.HTTPConnection] = []
 
@@ -51,7 +51,7 @@ class RestTransport:
         columns = {name: _json_values(values) for name, values in inputs.items()}
         body = json.dumps({"signature_name": signature.name, "inputs": columns}, separators=(",", ":"))
         outputs = self._call("POST", f"{self._path}:predict", body.encode(), timeout)["outputs"]
-        # A single output comes back bare; its name stands in the metadata.
+        # A single output comes without a name; the metadata has the name.
         named = outputs if isinstance(outputs, dict) else {next(iter(signature.outputs), ""): outputs}
         return {name: _array(values, signature, name) for name, values in named.items()}
 
@@ -61,9 +61,9 @@ class RestTransport:
                 connection.close()
 
     def _call(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
-        return retried(self._budget, lambda left: self._ask(method, path, body, left), timeout)
+        return retried(self._budget, lambda left: self._send(method, path, body, left), timeout)
 
-    def _ask(self, method: str, path: str, body: bytes | None, left: float) -> Any:
+    def _send(self, method: str, path: str, body: bytes | None, left: float) -> Any:
         where = f"(REST {self._target.address})"
         try:
             status, headers, content = self._exchange(method, path, body, left)
@@ -78,25 +78,25 @@ class RestTransport:
         if status != 200:
             message = reply.get("error", "no message") if isinstance(reply, dict) else "no message"
             after = headers.get("Retry-After", "")
-            # Whole seconds are all that the header can say; a first wait may be shorter.
+            # The header has whole seconds; the first wait may be shorter.
             retry_after = float(after) if after.isdigit() and after != "1" else None
             raise ServingError(_CODES.get(status, "UNKNOWN"), f"{message} {where}", status, retry_after)
         return reply
 
     def _exchange(self, method: str, path: str, body: bytes | None, left: float) -> tuple[int, Any, bytes]:
-        connection = getattr(self._mine, "connection", None)
+        connection = getattr(self._local, "connection", None)
         if connection is not None:
             try:
                 return self._once(connection, method, path, body, left)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-                connection.close()  # the server let an idle connection go; scoring changes nothing, so ask again
+                connection.close()  # the server closed an idle connection; scoring has no side effects, so the call is repeated
         if self._context is None:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=left)
         else:
             connection = http.client.HTTPSConnection(self._host, self._port, timeout=left, context=self._context)
         with self._lock:
             self._all.append(connection)
-        self._mine.connection = connection
+        self._local.connection = connection
         return self._once(connection, method, path, body, left)
 
     def _once(
@@ -118,7 +118,7 @@ class RestTransport:
 
     def _forget(self, connection: http.client.HTTPConnection) -> None:
         connection.close()
-        self._mine.connection = None
+        self._local.connection = None
         with self._lock:
             if connection in self._all:
                 self._all.remove(connection)
@@ -133,7 +133,7 @@ def _json_values(values: np.ndarray) -> Any:
 
 
 def _json_text(value: Any) -> Any:
-    """Text as it is; bytes that are no UTF-8 in TensorFlow Serving's form for them."""
+    """Text as a string; bytes that are not UTF-8 in the base-64 form of TensorFlow Serving."""
     if not isinstance(value, bytes):
         return str(value)
     try:

@@ -1,4 +1,4 @@
-"""When a client asks again: calls that changed nothing, within a budget and never beyond the deadline."""
+"""Rules for repeating a call: within a budget, and not beyond the deadline."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from keras_ranking.serving.protocol.errors import ServingError
 
 @dataclass(frozen=True)
 class Retry:
-    """How a client asks again after UNAVAILABLE and RESOURCE_EXHAUSTED (a limit on load; a call that is too large is not sent again).
+    """Rules for repeating a call after UNAVAILABLE or RESOURCE_EXHAUSTED (a limit on load; a call that is too large is not repeated).
 
-    wait before attempt n+1 = max(what the server said, u * min(longest_wait, first_wait * 2^(n-1))), u uniform in 0.5 .. 1
+        wait before attempt n+1 = max(wait stated by the server, u * min(longest_wait, first_wait * 2^(n-1))), u uniform in 0.5 .. 1
 
-    Scoring changes nothing, so every call may be sent again. The budget bounds what a crowd of clients adds to a server in
-    trouble: each call earns `budget` retries, at most `burst` of them saved up. All defaults are our choice.
+    Scoring has no side effects, so every call may be repeated. The budget bounds the load that many clients add to an overloaded
+    server: each call adds `budget` retries, up to `burst`. All defaults are our choice.
 
     Args:
-        attempts: most times a call is sent; 1 = never again.
+        attempts: how often a call is sent at most; 1 = no retry.
         first_wait, longest_wait: seconds.
-        budget: retries a call earns.
-        burst: most retries that are saved up; as many there are at the beginning.
+        budget: retries that each call adds.
+        burst: largest number of saved retries, and their number at the beginning.
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> retry = kr.serving.Retry(attempts=2, first_wait=0.05)
+        >>> retry.attempts, retry.longest_wait
+        (2, 2.0)
     """
 
     attempts: int = 4
@@ -44,7 +49,7 @@ class Retry:
 
 
 class Budget:
-    """The retries that all calls of one client share. May be used by any number of threads."""
+    """The retries that all calls of one client share. Safe for threads."""
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
@@ -52,12 +57,12 @@ class Budget:
         self._lock = threading.Lock()
 
     def earn(self) -> None:
-        """A new call begins."""
+        """Add the retries of a new call."""
         with self._lock:
             self._left = min(self._retry.burst, self._left + self._retry.budget)
 
     def wait(self, error: ServingError, attempt: int, deadline: float) -> float | None:
-        """Seconds to wait before attempt `attempt` + 1, or None where the error stands.
+        """Seconds to wait before attempt `attempt` + 1, or None if the error is final.
 
         Args:
             attempt: how many times the call was sent.

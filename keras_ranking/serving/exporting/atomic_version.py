@@ -1,4 +1,4 @@
-"""A version appears whole or not at all: written in a hidden folder beside its place, synced, renamed."""
+"""Atomic creation of a version: written in a hidden staging directory of the same folder, synced, renamed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOCK = "lock"
 
 @contextlib.contextmanager
 def staging_directory(folder: Path) -> Iterator[Path]:
-    """A locked, hidden directory in `folder`; removed at the end, together with those whose owners are gone."""
+    """A locked, hidden directory in `folder`, removed at the end, together with those of dead processes."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
@@ -34,20 +34,20 @@ def staging_directory(folder: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the leftovers of killed exports: hidden directories whose lock nobody holds."""
+    """Remove the staging directories of killed exports: those without a held lock."""
     for leftover in folder.glob(f"{_PREFIX}*"):
         try:
             with open(leftover / _LOCK, "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(leftover, ignore_errors=True)
         except BlockingIOError:
-            continue  # somebody exports at this moment
+            continue  # another export is running
         except OSError:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sync(tree: Path) -> None:
-    """Everything under `tree` on the disk itself, so that a power cut after the rename cannot hollow it out."""
+    """Write everything under `tree` to the disk, so that a power failure after the rename loses nothing."""
     for directory, _, files in os.walk(tree):
         for path in [os.path.join(directory, name) for name in files] + [directory]:
             _fsync(path)
@@ -62,11 +62,11 @@ def _fsync(path: str | Path) -> None:
 
 
 def publish(target: Path, folder: Path, work: Path, options: Options) -> Path:
-    """Rename to the next free number, then the config files into place; two exports at once get two numbers."""
+    """Rename the version to the next free number, then install the config files. Concurrent exports get different numbers."""
     while True:
         number = max(version_folders(folder), default=0) + 1
         version = folder / str(number)
-        # Written beforehand: what follows the rename takes no more room on the disk.
+        # Written before the rename: the steps after it need no more space on the disk.
         staged = server_configs.stage(work, server_configs.texts(folder, number, options.server_flags, options.allowed_batch_sizes))
         (folder / server_configs.CONFIG_FOLDER).mkdir(exist_ok=True)
         try:

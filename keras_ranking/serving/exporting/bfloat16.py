@@ -1,7 +1,7 @@
-"""Matrix products of a written graph in bfloat16, all else in float32.
+"""Matrix products of a written graph in bfloat16, the rest in float32.
 
-Only the products gain from the short type (matrix units of CPUs with AMX or AVX512-BF16, tensor cores of GPUs); sums, norms and
-softmax keep their digits. The graph on disk is rewritten: each product's operands are cast, and its result cast back.
+Only products are faster in the short type (matrix units of CPUs with AMX or AVX512-BF16, tensor cores of GPUs); sums, norms and
+softmax keep full precision. The graph on disk is rewritten: each product's operands are cast, and its result is cast back.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# Not Einsum, whose kernel for CPUs adds up in bfloat16 as well: the error grows with the width.
+# Not Einsum: its CPU kernel also sums in bfloat16, so the error grows with the width.
 _PRODUCTS = {"MatMul": "product", "BatchMatMul": "output", "BatchMatMulV2": "output"}
 
 
-def cuts() -> bool:
-    """Whether TensorFlow cuts the digits of a product in bfloat16 off, here, instead of rounding to the nearest.
+def truncates() -> bool:
+    """Whether TensorFlow truncates a product in bfloat16 on this machine, instead of rounding to the nearest.
 
     It does on a CPU without instructions for bfloat16 (AVX512-BF16, AMX); the largest error of a product is then twice as large.
     """
@@ -32,7 +32,7 @@ def rewrite(version: Path) -> int:
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     count = sum(_rewrite_function(function) for meta in saved.meta_graphs for function in meta.graph_def.library.function)
     path.write_bytes(saved.SerializeToString(deterministic=True))
-    (version / "fingerprint.pb").unlink(missing_ok=True)  # of the graph before
+    (version / "fingerprint.pb").unlink(missing_ok=True)  # that of the graph before the change
     return count
 
 

@@ -1,7 +1,7 @@
-"""Endpoints compiled by XLA for fixed lengths: a request is padded up to its bucket in the graph, outside the compiled part.
+"""Signatures compiled by XLA for fixed lengths: the graph pads a request to its bucket, outside the compiled part.
 
-XLA compiles a program once a shape, so that free lengths would compile without end. Each pair of a history length and a candidate
-count has a compiled function; requests longer than the largest go to the plain graph. Batch sizes compile too: keep them few.
+XLA compiles a program for each shape, so free lengths would mean unlimited compilations. Each pair of a history length and a
+candidate count has a compiled function; longer requests run in the plain graph. Each batch size is compiled too: use few sizes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ Lengths = Sequence[int]
 
 
 def compiled(made: dict[str, Endpoint], history: Lengths, candidates: Lengths) -> dict[str, Endpoint]:
-    """The endpoints that hold attention and trunk, compiled by bucket; `raw` and the others stay as they are.
-
-    `explore` is not compiled.
-    """
+    """Compile the endpoints with attention and trunk for each bucket; the others, such as `raw` and `explore`, are unchanged."""
     out = dict(made)
     for name in (SIGNATURE, ENCODE):
         if name in made:
@@ -35,25 +32,25 @@ def compiled(made: dict[str, Endpoint], history: Lengths, candidates: Lengths) -
 
 
 def jitted(body: Callable[[Tensors], Tensors]) -> Any:
-    """A function that XLA compiles for the shapes it meets."""
+    """A function that XLA compiles for each shape of its inputs."""
     return tf.function(body, jit_compile=True, autograph=False)
 
 
 def _jitted_for(body: Callable[[Tensors], Tensors], pair: dict[str, int]) -> Any:
-    """`jitted(body)`, one for each pair of lengths: each compiles its own."""
+    """A separate compiled function for each pair of lengths."""
     return jitted(body)
 
 
 def by_bucket(
     endpoint: Endpoint, history: Lengths, candidates: Lengths, make: Callable[[dict[str, int]], Any], plain: bool = True
 ) -> Endpoint:
-    """An endpoint that picks the function of its request's bucket.
+    """An endpoint that selects the function of its request's bucket.
 
     Args:
         endpoint: with the plain body.
         history, candidates: lengths.
         make: lengths by axis -> function of the padded tensors.
-        plain: whether longer requests go to the plain body; else they are refused.
+        plain: whether longer requests run in the plain body; False: they are an error.
     """
     axes = {axis: sizes for axis, sizes in (("history", history), ("candidate", candidates)) if _first(endpoint, axis)}
     pairs: list[dict[str, int]] = [{}]
@@ -84,7 +81,7 @@ def by_bucket(
 
 
 def _scored(score: Endpoint, encode: Endpoint, history: Lengths, candidates: Lengths) -> Endpoint:
-    """`score_candidates` for caches as `encode_history` returns them, at the length of a bucket; others go to the plain graph."""
+    """`score_candidates` for caches as `encode_history` returns them, at the length of a bucket; other lengths run in the plain graph."""
     shapes = [_cache_shapes(encode, size) for size in history]
     made = [(shape, size, jitted(score.body)) for shape in shapes for size in candidates]
 
@@ -113,7 +110,7 @@ def _scored(score: Endpoint, encode: Endpoint, history: Lengths, candidates: Len
 
 
 def _cache_shapes(encode: Endpoint, size: int) -> dict[str, list[int | None]]:
-    """Shapes of what `encode` gives for histories of `size`."""
+    """Shapes of the cache of a history of `size` events."""
     wanted = {}
     for name, spec in encode.inputs.items():
         shape = list(spec["shape"])
@@ -129,7 +126,7 @@ def _first(endpoint: Endpoint, axis: str) -> str:
 
 
 def padded(x: Any, axis: str | None, lengths: dict[str, int]) -> Any:
-    """Zeros (empty texts) up to the bucket, with a shape that is known when traced."""
+    """Pad with zeros (empty texts) to the bucket, with a static shape."""
     if axis not in lengths:
         return x
     rest = [[0, 0]] * (len(x.shape) - 2)

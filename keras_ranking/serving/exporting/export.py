@@ -1,4 +1,4 @@
-"""`export`: a Keras model becomes the next version of a served model, all of it or nothing."""
+"""`export`: writes a Keras model as the next version of a served model, atomically."""
 
 from __future__ import annotations
 
@@ -38,60 +38,62 @@ def export(
     run: str | Path | None = None,
     imports: Sequence[str] = (),
 ) -> Path:
-    """Write a model as the next version under `folder`, with all that TensorFlow Serving reads beside it.
+    """Write a model as the next version under `folder`, with all files that TensorFlow Serving reads.
 
-    The version is written into a hidden folder beside its place, checked, synced to disk and then renamed: whoever looks
-    sees a whole version or none, also when this process is killed. What killed exports left is removed by the next one.
+    The version is written into a hidden staging directory in `folder`, verified, synced to disk and then renamed: other processes
+    see a whole version or none, also if this process is killed. The next export removes the files of a killed one.
 
     Signatures, all with the batch first and float32 scores, zero beyond `candidate_count`:
 
     * `serving_default`: inputs and outputs of `model.serving_model`;
-    * `raw`: the same with values as they stand in the log, encoded in the graph, bit for bit as the schema does. A value that the
-      schema refuses fails the call. `raw_features`: what `raw` makes of them;
+    * `raw`: the same for values of the log, which the graph encodes bit for bit as the schema does. A value that violates the
+      schema is an error of the call. `raw_features`: the encoded values;
     * `encode_history`, `score_candidates`: history -> `cache_*`; those with candidates -> scores. For models that read a history;
     * `explore`: with a `seed` int32 (B,), for a model with exploration.
 
-    Beside the graph, in `assets.extra/`: schema, card, model card and warm-up requests. Beside the versions, in `tf_serving/`: model
+    Each version has `assets.extra/` with schema, card, model card and warm-up requests. The folder has `tf_serving/` with the model
     config with the labels stable and canary, batching and monitoring config, and `server_flags.txt`.
 
     Args:
         model: a `RankingModel`; or the path of a saved one: a `.keras` file, or the folder of a training run.
-        folder: the served model; made where there is none. Versions are its integer-named directories.
+        folder: the served model, made if missing. Versions are its integer-named directories.
         schema: the Schema the model reads; None: `model.schema`.
-        verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with garbage beyond
-            their lengths, and compare with the Keras model on each request alone without the garbage.
-        tolerance: largest absolute difference of a probability that `verify` takes. None: 1e-5, and 3e-2 where matrix products or
-            the whole trunk are in a 16-bit type; with `precision`, 6e-2 on a CPU without bfloat16 instructions, where TensorFlow cuts
-            products off instead of rounding them (our choices).
+        verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with invalid values beyond
+            their lengths, and compare with the Keras model on each request alone without these values.
+        tolerance: largest absolute difference of a probability in `verify`. None: 1e-5, and 3e-2 if matrix products or the whole
+            trunk are in a 16-bit type; with `precision`, 6e-2 on a CPU without bfloat16 instructions, where TensorFlow truncates
+            products instead of rounding them (our choices).
         quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
-        precision: 'bfloat16': matrix products in bfloat16, all else in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
-        xla: False: a plain graph, which any server runs. True: attention and trunk compiled by XLA for fixed lengths; the server
+        precision: 'bfloat16': matrix products in bfloat16, the rest in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
+        xla: False: a plain graph for any server. True: attention and trunk compiled by XLA for fixed lengths; the server
             needs the flags in `server_flags.txt`.
-        through: 'jax': the graph as JAX compiles it, for CPU and CUDA alike: `serving_default`, `raw` and `raw_features` only, for
-            fixed lengths; longer lists are refused. Needs the package jax and the same server flags.
-        history_buckets, candidate_buckets: the fixed lengths of a compiled export. None: (128, 512, 1024), of a model on
-            requests ending at its `max_history`, and (64, 512).
-        raw_ids: column -> 'string' or 'int64': how `raw` takes an id or category. None: as the column stands in `events`, and
-            'string' without them.
+        through: 'jax': the graph compiled by JAX, for CPU and CUDA: `serving_default`, `raw` and `raw_features` only, for fixed
+            lengths; longer lists are an error. Needs the package jax and the same server flags.
+        history_buckets, candidate_buckets: the fixed lengths of a compiled export. None: (128, 512, 1024), for a model on
+            requests up to its `max_history`, and (64, 512).
+        raw_ids: column -> 'string' or 'int64': type of an id or category in `raw`. None: the type in `events`, and 'string' without
+            them.
         events: a log with the schema's columns. Some of its requests are replayed through the written graph, the Keras model and the
-            data pipeline; a difference fails the export. See `check_skew`.
-        skew_bound: largest difference of a score there. None: as `check_skew`.
-        allowed_batch_sizes: to which the server pads batches; for the batching config.
-        run: folder of the training run, for the model card. None: the folder of `model`, where that is a path.
-        imports: modules that register custom layers, imported where the model is loaded by another process. Those of the
-            model's own layers are found without being named.
+            data pipeline; a difference is an error. See `check_skew`.
+        skew_bound: largest difference of a score in this comparison. None: as `check_skew`.
+        allowed_batch_sizes: sizes to which the server pads batches; for the batching config.
+        run: folder of the training run, for the model card. None: the folder of `model`, if `model` is a path.
+        imports: modules that register custom layers, imported if another process loads the model. The modules of the model's layers
+            are found automatically.
 
     Returns:
         The version's directory, `folder/N` with N one more than the highest there.
 
     Raises:
         ValueError: not a ranking model, no schema, or options that exclude each other.
-        ExportError: a graph that does not give the Keras scores, names lost, skew, a disk full, a folder that cannot be written.
+        ExportError: a graph with other scores than the Keras model, lost names, skew, a full disk, a folder that cannot be written.
         FileNotFoundError: a path without a model.
 
     Example:
-        >>> import keras_ranking as kr
-        >>> version = kr.serving.export(model, "saved_models/cadet")
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> version = kr.serving.export(model, "saved_models/feed", verify=False)
         >>> version.name
         '1'
     """
@@ -131,7 +133,7 @@ def export(
             version = publish(target, folder, work, options)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ExportError(f"cannot write a version under '{folder}': {reason}. Nothing was left there.") from error
+        raise ExportError(f"cannot write a version under '{folder}': {reason}. Nothing was left in it.") from error
     if options.server_flags:
         flags = folder / server_configs.CONFIG_FOLDER / server_configs.FLAGS
         print(f"this version needs a server with {' '.join(options.server_flags)} (see {flags})")
@@ -141,12 +143,12 @@ def export(
 def _saved_model_file(path: Path) -> Path:
     file = path / "model.keras" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"no saved model at '{path}': expected a .keras file, or a folder with a model.keras in it")
+        raise FileNotFoundError(f"no saved model at '{path}': expected a .keras file, or a folder with a model.keras")
     return file
 
 
 def _saved_schema(file: Path) -> Schema:
-    """Of a saved model, without building it."""
+    """The schema of a saved model, without building the model."""
     with zipfile.ZipFile(file) as archive:
         return Schema.model_validate(json.loads(archive.read("config.json"))["config"]["schema"])
 
@@ -160,12 +162,12 @@ def _backend() -> str:
 def _write_elsewhere(
     model: Any, target: Path, schema: Schema | None, work: Path, imports: Sequence[str], options: Options, events: Any
 ) -> None:
-    """The same in a process whose Keras backend is the one the export goes through."""
+    """Write the version in a process with the Keras backend of the export."""
     if isinstance(model, Path):
         source = model.resolve()
     else:
         source = work / "model.keras"
-        _flat(model.save, source)
+        _save_model(model.save, source)
         imports = (*imports, *_custom_modules(model))
         schema = schema if schema is not None else getattr(model, "schema", None)
     if schema is not None:
@@ -177,7 +179,7 @@ def _write_elsewhere(
     run_worker("keras_ranking.serving.exporting.worker", [str(work / "request.json")], work, KERAS_BACKEND=options.through)
 
 
-def _flat(save: Any, path: Path) -> None:
+def _save_model(save: Any, path: Path) -> None:
     try:
         save(path)
     except OSError:
@@ -187,7 +189,7 @@ def _flat(save: Any, path: Path) -> None:
 
 
 def _custom_modules(model: Any) -> list[str]:
-    """Modules of the model's own layers that a fresh process would not import by itself."""
+    """Modules of the model's layers that a fresh process has to import."""
     kinds = {type(layer) for layer in (model, *model._flatten_layers(include_self=False))}
     names = {kind.__module__ for kind in kinds}
     return sorted(name for name in names if name.split(".")[0] != "keras" and name != "__main__")

@@ -1,6 +1,6 @@
-"""The export of a model on the JAX backend as JAX compiles it: one program a pair of lengths, for CPU and CUDA alike.
+"""Export of a model compiled by JAX: one program for each pair of lengths, for CPU and CUDA.
 
-The graph holds `XlaCallModule` operations, which a server runs only with XLA switched on. Batch sizes are free.
+The graph holds `XlaCallModule` operations, which a server runs only with XLA enabled. Batch sizes are free.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model card of a version: what it is, what it learned from, how well, how large, and what it takes to run. JSON and Markdown."""
+"""The model card of a version, as JSON and Markdown: model, training data, metrics, sizes and requirements of the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _METRIC_FILES = ("validation.json", "test.json", "metrics.json")
 
 
 def packages() -> dict[str, str]:
-    """Package -> version, of those that are installed."""
+    """Versions of the installed packages."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -37,9 +37,9 @@ def describe(model: Any, card: Card, target: Path, run: Path | None, origin: str
         model: the Keras model that was exported.
         card: of the version.
         target: its folder, with graph and weights in it.
-        run: folder of the training run, for data, metrics and options; None: not known.
+        run: folder of the training run, for data, metrics and options; None: unknown.
         origin: backend that trained or loaded the model.
-        skew: result of the skew check, where a log was given.
+        skew: result of the skew check, if a log was given.
     """
     history = _read(run / "history.json") if run else {}
     return {
@@ -76,14 +76,14 @@ def describe(model: Any, card: Card, target: Path, run: Path | None, origin: str
 
 
 def write(content: Mapping[str, Any], target: Path) -> None:
-    """`model_card.json` and `model_card.md` into the version."""
+    """Write `model_card.json` and `model_card.md` into the version."""
     text = json.dumps(content, indent=2, default=str) + "\n"
     (target / EXTRA / CARD_JSON).write_text(text, encoding="utf-8")
     (target / EXTRA / CARD_MARKDOWN).write_text(markdown(content), encoding="utf-8")
 
 
 def parameters(model: Any) -> dict[str, int]:
-    """Numbers of weights: in embedding tables, and elsewhere. Codes of a quantised table count as weights."""
+    """Numbers of weights in embedding tables and in other layers. Codes of a quantised table count as weights."""
     from keras_ranking.layers import QuantizedEmbedding
 
     layers = list(model._flatten_layers())
@@ -99,7 +99,7 @@ def parameters(model: Any) -> dict[str, int]:
 
 
 def sizes(target: Path) -> dict[str, int]:
-    """Bytes on disk: of the graph, of the weights, and of all."""
+    """Bytes on disk: of the graph, of the weights, and in total."""
     files = {path: path.stat().st_size for path in target.rglob("*") if path.is_file()}
     weights = sum(size for path, size in files.items() if path.parent.name == "variables")
     graph = (target / "saved_model.pb").stat().st_size
@@ -107,7 +107,7 @@ def sizes(target: Path) -> dict[str, int]:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The same for people."""
+    """The card as Markdown."""
     data, code, size, count = (content[name] for name in ("data", "code", "bytes", "parameters"))
     lines = [
         f"# {content['model']}",

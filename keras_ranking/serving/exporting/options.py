@@ -1,4 +1,4 @@
-"""What an export was asked for, in a form that travels to another process."""
+"""Options of an export, in a form that can be passed to another process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU_FLAG, GPU_FLAG = "--xla_cpu_compilation_enabled=true", "--xla_gpu_compilatio
 
 @dataclass(frozen=True)
 class Options:
-    """See `exporting.export`, whose arguments these are."""
+    """Arguments of `export`."""
 
     verify: bool = True
     tolerance: float | None = None
@@ -31,10 +31,10 @@ class Options:
     name: str = ""
 
     def buckets(self, model: Any) -> tuple[list[int], list[int]]:
-        """Lengths that a compiled graph is made for; () and () for a plain one. Defaults end at what the model reads."""
+        """Lengths of a compiled graph; empty for a plain one. The default history lengths end at the model's `max_history`."""
         if not self.compiles:
             return [], []
-        # A model of rows reads the latest so many events *in each block and of those that are visible*, so it is sent more than that.
+        # A model on rows reads its latest visible events *in each block*: its requests are longer than `max_history`.
         limit = (getattr(model, "arguments", None) or {}).get("max_history") if getattr(model, "form", None) == "requests" else None
         longest = limit or HISTORY_BUCKETS[-1]
         history = [size for size in HISTORY_BUCKETS if size < longest] + [int(longest)]
@@ -66,7 +66,7 @@ def checked(
     allowed_batch_sizes: Sequence[int],
     **others: Any,
 ) -> Options:
-    """Options, with defaults in their places.
+    """Options with defaults filled in.
 
     Raises:
         ValueError: an unknown choice, or choices that exclude each other.

@@ -1,8 +1,8 @@
-"""The schema's encoding as a TensorFlow graph: raw values of the log -> serving tensors, bit for bit as numpy makes them.
+"""The schema's encoding as a TensorFlow graph: raw values of the log -> serving tensors, bit for bit as in numpy.
 
-Strings cannot be compiled by XLA, and a compiler that fuses a product and a sum changes the last bit: everything here is pinned
-to the CPU and kept out of auto-clustering. What the schema refuses (a missing number without a stated replacement, a negative
-one under a logarithm, a time before the epoch) the graph refuses too, with the column's name, where the cell counts.
+XLA cannot compile strings, and a compiler that fuses a product and a sum changes the last bit: everything here is placed on the
+CPU and excluded from auto-clustering. Values that are errors of the schema (a missing number without a replacement, a negative
+one under a logarithm, a time before the epoch) are errors of the graph too, with the column's name, in counted cells.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RawEncoder:
         specs: inputs of the signature `raw`, see `raw_values.raw_specs`.
 
     Attributes:
-        tables: lookup tables of vocabularies, to be tracked by whoever saves a graph of this.
+        tables: lookup tables of vocabularies, which the saved graph must track.
     """
 
     def __init__(self, schema: Schema, specs: Specs) -> None:
@@ -98,7 +98,7 @@ def _text(value: Any) -> Any:
 
 
 def _hashed(text: Any, buckets: int | None) -> Any:
-    """As `ops.hashing`: a row of a table, or both halves of the fingerprint; zero for the empty text."""
+    """Hash as in `ops.hashing`: a row of a table, or both halves of the fingerprint; zero for the empty text."""
     empty = tf.equal(text, "")
     if buckets is not None:
         row = 1 + tf.cast(tf.strings.to_hash_bucket_fast(text, buckets - 1), tf.int32)
@@ -117,7 +117,7 @@ def _log1p(x: Any) -> Any:
 
 
 def _to_float32(x: Any) -> Any:
-    """Rounded as numpy does, also below 2^-126, where TensorFlow's threads would write zero: there the bits are counted out."""
+    """Round as numpy does, also below 2^-126, where TensorFlow's threads would flush to zero: these bits are computed."""
     small = (tf.abs(x) < 2.0**-126) & tf.not_equal(x, 0)
     units = tf.cast(tf.round(tf.where(small, tf.abs(x), 0.0) * 2.0**149), tf.int32)
     sign = tf.where(x < 0, tf.constant(-(2**31), tf.int32), 0)
@@ -125,7 +125,7 @@ def _to_float32(x: Any) -> Any:
 
 
 def _kept(value: Any, counted: Any) -> Any:
-    """Zero where a cell does not count."""
+    """Zero in cells that are not counted."""
     if counted is None:
         return value
     for _ in range(len(value.shape) - 2):

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving reads beside the model: batching parameters, model config with labels, monitoring, and the flags to start it."""
+"""Config files of TensorFlow Serving: batching parameters, model config with labels, monitoring, and the flags to start it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LABEL = re.compile(r'key:\s*"(\w+)"\s*value:\s*(\d+)')
 def texts(folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence[int]) -> dict[str, str]:
     """Config files of a served model whose newest version is `number`.
 
-    The label `canary` is the new version; `stable` stays where it was as long as that version is there, and is the new one otherwise.
+    The label `canary` is the new version; `stable` keeps its version while that exists, and is the new one otherwise.
 
     Args:
         folder: the served model, mounted as `/models/<its name>`.
-        number: the version that is being written.
-        flags: that it needs.
-        batch_sizes: to which batches are padded, ascending.
+        number: the new version.
+        flags: server flags of the new version.
+        batch_sizes: sizes to which batches are padded, ascending.
     """
     name = folder.resolve().name
     present = [version for version in version_folders(folder) if version != number]
@@ -61,7 +61,7 @@ def texts(folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence
 
 
 def labels(folder: Path) -> dict[str, int]:
-    """Label -> version, as the model config of a served model states them; empty where there is none."""
+    """Label -> version, from the model config of a served model; empty without a config."""
     path = folder / CONFIG_FOLDER / MODELS
     if not path.is_file():
         return {}
@@ -69,7 +69,7 @@ def labels(folder: Path) -> dict[str, int]:
 
 
 def stage(work: Path, files: dict[str, str]) -> Path:
-    """The files in a folder of their own, on the same disk, ready to be moved."""
+    """Write the files into a folder on the same disk, from which they can be moved."""
     place = work / CONFIG_FOLDER
     place.mkdir(exist_ok=True)
     for name, text in files.items():
@@ -81,7 +81,7 @@ def stage(work: Path, files: dict[str, str]) -> Path:
 
 
 def install(staged: Path, folder: Path) -> None:
-    """Each file into its place, whole or not at all."""
+    """Move each file atomically to its place."""
     place = folder / CONFIG_FOLDER
     place.mkdir(exist_ok=True)
     for path in sorted(staged.iterdir()):

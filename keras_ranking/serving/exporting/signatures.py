@@ -26,7 +26,7 @@ class Endpoint:
     Args:
         body: tensors -> tensors.
         inputs, outputs: name -> {"dtype", "shape", "axis", "rows"}, as in `Card`.
-        tracked: what a saved graph of it must hold: models (for their variables), variables, tables.
+        tracked: models (for their variables), variables and tables that the saved graph must track.
     """
 
     body: Callable[[Tensors], Tensors]
@@ -43,11 +43,11 @@ class Endpoint:
 
 
 def trunk_endpoints(model: Any, schema: Schema) -> dict[str, Endpoint]:
-    """Signature name -> endpoint, of whatever the model offers on encoded tensors.
+    """Endpoints of the model on encoded tensors, by signature name.
 
     Args:
-        model: a `RankingModel`, or by its interface `serving_model` and, where there are, `encoder`, `scorer` and `explore_model`.
-        schema: the schema its inputs are named by.
+        model: a `RankingModel`, or an object with `serving_model` and optionally `encoder`, `scorer` and `explore_model`.
+        schema: names the inputs.
     """
     made = {SIGNATURE: _graph(model.serving_model, schema)}
     if getattr(model, "explore_model", None) is not None:
@@ -59,7 +59,7 @@ def trunk_endpoints(model: Any, schema: Schema) -> dict[str, Endpoint]:
 
 
 def with_raw(made: Mapping[str, Endpoint], schema: Schema, raw_ids: Mapping[str, str] | None = None) -> dict[str, Endpoint]:
-    """The same, with `raw` and `raw_features` before `serving_default`.
+    """The endpoints with `raw` and `raw_features`, which encode values of the log for `serving_default`.
 
     Args:
         raw_ids: see `raw_values.raw_specs`.
@@ -82,7 +82,7 @@ def with_raw(made: Mapping[str, Endpoint], schema: Schema, raw_ids: Mapping[str,
 
 
 def float32_of(outputs: Mapping[str, Any]) -> Tensors:
-    """Floats in float32, whatever the trunk computes in: half-width floats have no JSON and few clients."""
+    """Floats in float32, also if the trunk computes in a 16-bit type, which JSON and most clients do not support."""
     return {name: tf.cast(x, tf.float32) if x.dtype.is_floating else x for name, x in outputs.items()}
 
 
@@ -108,8 +108,8 @@ def _score(model: Any, schema: Schema, encode: Endpoint, serving: Endpoint) -> E
 
     scorer, keep = model.scorer, KeepFirst(name="keep_candidates")
     inputs = dict(encode.outputs)
-    asked = {name: x for name, x in scorer.input.items() if not name.startswith(CACHE)}
-    inputs |= input_specs({**asked, "candidate_count": keras.KerasTensor((None,), dtype="int32")}, schema)
+    others = {name: x for name, x in scorer.input.items() if not name.startswith(CACHE)}
+    inputs |= input_specs({**others, "candidate_count": keras.KerasTensor((None,), dtype="int32")}, schema)
 
     def body(tensors: Tensors) -> Tensors:
         count = tensors["candidate_count"]
@@ -157,9 +157,9 @@ def _spec(tensor: Any, axis: str | None, rows: int | None = None) -> dict[str, A
 
 
 def write(made: Mapping[str, Endpoint], target: Path) -> None:
-    """The endpoints as a SavedModel that holds their functions, variables and tables, and nothing else of Keras.
+    """Write the endpoints as a SavedModel with their functions, variables and tables, without other Keras objects.
 
-    Variables that belong to nobody would load in Python and be missing in a server: every one a graph reads must be held.
+    Untracked variables would load in Python and be missing in a server: every variable of a graph must be tracked.
     """
     held: dict[int, Any] = {}
     for endpoint in made.values():
@@ -168,7 +168,7 @@ def write(made: Mapping[str, Endpoint], target: Path) -> None:
             held.update({id(value): value for value in values})
     module = tf.Module()
     module.resources = list(held.values())
-    # The functions themselves are not held: for those that are, `save` traces each one again.
+    # The functions are not attributes of the module: `save` would trace each one again.
     signatures = {name: endpoint.function().get_concrete_function() for name, endpoint in made.items()}
-    # Without gradients: nobody trains a served graph, and those of attention are half of it.
+    # Without gradients: a served graph is not trained, and the gradients of attention are half of its size.
     tf.saved_model.save(module, str(target), signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))

@@ -1,4 +1,4 @@
-"""Warm-up requests: what a server runs before a version takes traffic, so that no member waits for the first run or a compilation."""
+"""Warm-up requests, which a server runs before a version takes traffic: no member waits for the first run or a compilation."""
 
 from __future__ import annotations
 
@@ -25,32 +25,39 @@ from keras_ranking.serving.protocol.model_folder import (
     read_card,
 )
 
-MOST = 1000  # TensorFlow Serving refuses a version with more
+MOST = 1000  # TensorFlow Serving does not load a version with more
 Batch = dict[str, np.ndarray]
 Requests = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
 _LENGTHS = (20, 10)  # history and candidates of a record where the graph has no fixed lengths
 
 
 def write_warmup(version: str | Path, requests: Requests | None = None, name: str | None = None) -> Path:
-    """Write the warm-up file of an exported version, one record a signature and pair of bucket lengths.
+    """Write the warm-up file of an exported version, with one record for each signature and pair of bucket lengths.
 
-    `export` does this; call it again to warm up with requests of your own.
+    `export` does this; call it again to warm up with other requests.
 
     Args:
         version: folder of the version.
-        requests: signature -> batches of its inputs, such as `pad_requests` makes. None: made-up ones for every signature; of a
+        requests: signature -> batches of its inputs, such as `pad_requests` makes. None: random ones for every signature; for a
             compiled export one for each pair of lengths.
-        name: of the served model; None: the name of the folder that holds the version. Servers do not check it.
+        name: of the served model; None: the name of the folder of the version. Servers do not check it.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        ValueError: a version that this package did not write, an unknown signature, an input missing, no record or more than 1,000: a
-            server loads no version with one failing record.
+        ValueError: a version that this package did not write, an unknown signature, a missing input, no record or more than 1,000. A
+            server does not load a version if one record fails.
 
     Example:
-        >>> kr.serving.write_warmup(version, {"serving_default": [batch]})
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> version = kr.serving.export(model, "saved_models/feed", verify=False)
+        >>> names = list(model.serving_model.input)
+        >>> batch = kr.data.requests(log.events, schema, max_history=0).tensors([0, 1], names)
+        >>> kr.serving.write_warmup(version, {"serving_default": [batch]}).name
+        'tf_serving_warmup_requests'
     """
     import tensorflow as tf
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
@@ -58,8 +65,8 @@ def write_warmup(version: str | Path, requests: Requests | None = None, name: st
     version = Path(version)
     card = read_card(version)
     if card is None or not card.signatures:
-        raise ValueError(f"'{version}' is no version that `export` wrote: it has no card.")
-    chosen = requests if requests is not None else made_up(version, card, lambda histories: _caches(version, histories))
+        raise ValueError(f"'{version}' was not written by `export`: it has no card.")
+    chosen = requests if requests is not None else random_batches(version, card, lambda histories: _caches(version, histories))
     records = [(signature, batch) for signature, batches in chosen.items() for batch in batches]
     if not 0 < len(records) <= MOST:
         raise ValueError(f"`requests` must hold 1 to {MOST} batches. Received: {len(records)}")
@@ -82,8 +89,8 @@ def write_warmup(version: str | Path, requests: Requests | None = None, name: st
     return path
 
 
-def made_up(version: Path, card: Card, encode: Callable[[list[Batch]], list[Batch]]) -> dict[str, list[Batch]]:
-    """Signature -> batches of its inputs; `encode` gives the caches of histories, as `encode_history` of the version does."""
+def random_batches(version: Path, card: Card, encode: Callable[[list[Batch]], list[Batch]]) -> dict[str, list[Batch]]:
+    """Random batches of inputs by signature; `encode` computes the caches of histories, as `encode_history` of the version does."""
     schema = Schema.load(version / EXTRA / SCHEMA_FILE)
     pairs = list(itertools.product(card.history_buckets or _LENGTHS[:1], card.candidate_buckets or _LENGTHS[1:]))
     out: dict[str, list[Batch]] = {}
@@ -98,7 +105,7 @@ def made_up(version: Path, card: Card, encode: Callable[[list[Batch]], list[Batc
             batches.append(_exact(batch, inputs, {"history": history, "candidate": candidates}))
         out[signature] = batches
     if ENCODE in out and SCORE in out:
-        # A cache comes from its own history: what the first signature gives, the second is warmed with.
+        # `score_candidates` needs a cache, which comes from the batches of `encode_history`.
         caches = encode(out[ENCODE])
         out[SCORE] = [{**batch, **cache} for batch, cache in zip(out[SCORE], caches, strict=True)]
         out[ENCODE] = out[ENCODE][:: len(card.candidate_buckets) or 1]
@@ -106,7 +113,7 @@ def made_up(version: Path, card: Card, encode: Callable[[list[Batch]], list[Batc
 
 
 def _exact(batch: Batch, inputs: Mapping[str, Mapping[str, Any]], lengths: Mapping[str, int]) -> Batch:
-    """Without the padding: a list as long as its bucket."""
+    """The batch without padding: lists as long as their bucket."""
     return {
         name: values if inputs[name]["axis"] is None else values[:, : lengths[str(inputs[name]["axis"])]] for name, values in batch.items()
     }

@@ -1,5 +1,5 @@
-"""The TensorFlow half of `export`: writes one version and checks it. Runs in a process of its own where the caller's
-backend is another.
+"""The TensorFlow part of `export`: writes one version and checks it. Runs in a separate process if the caller has another
+backend.
 
     KERAS_BACKEND=tensorflow python -m keras_ranking.serving.exporting.worker REQUEST.json
 """
@@ -22,15 +22,15 @@ from keras_ranking.serving.exporting import bfloat16, model_card
 from keras_ranking.serving.exporting.options import Options
 from keras_ranking.serving.protocol.model_folder import ENCODE, EXTRA, SCHEMA_FILE, SIGNATURE, Card, read_card
 
-# Operations that a server refuses, or that keep a graph from being clustered.
-_HINDERING = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "XlaCallModule"})
+# Operations that a server cannot run, or that prevent clustering of a graph.
+_UNSUPPORTED = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "XlaCallModule"})
 
 
 def load_model(path: Path, imports: Sequence[str] = ()) -> Any:
-    """The saved model of a `.keras` file, after the modules that register its layers.
+    """Load the model of a `.keras` file, after importing the modules that register its layers.
 
     Raises:
-        ExportError: a module or model that does not load.
+        ExportError: a module or model that cannot be loaded.
     """
     try:
         for name in imports:
@@ -45,7 +45,7 @@ def load_model(path: Path, imports: Sequence[str] = ()) -> Any:
 def write_version(
     model: Any, target: Path, *, schema: Schema | None, work: Path, options: Options, events: Any = None, origin: str | None = None
 ) -> None:
-    """Write the signatures of `model` as a SavedModel at `target`, with all that stands beside it, and check it."""
+    """Write the signatures of `model` as a SavedModel at `target`, with its further files, and check it."""
     try:
         import tensorflow as tf
     except ModuleNotFoundError as error:
@@ -99,7 +99,7 @@ def write_version(
         return [{name: x.numpy() for name, x in cache.items()} for cache in found]
 
     try:
-        warmup.write_warmup(target, warmup.made_up(target, card, caches), name=options.name)
+        warmup.write_warmup(target, warmup.random_batches(target, card, caches), name=options.name)
     except tf.errors.OpError as error:
         raise OSError(getattr(error, "error_code", 0), _line(error)) from error
     skew = None
@@ -143,10 +143,10 @@ def _write_graph(model: Any, schema: Schema, target: Path, options: Options) -> 
 
 
 def check_written(target: Path, signatures: dict[str, dict[str, Any]], compiled: bool) -> None:
-    """Names, dtypes and shapes as asked for, and nothing in a plain graph that a server with default flags refuses.
+    """Check names, dtypes and shapes, and that a plain graph has no operation that needs special server flags.
 
     Raises:
-        ExportError: the name that was lost or changed, or the operation.
+        ExportError: naming a lost or changed tensor, or the operation.
     """
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
@@ -156,21 +156,23 @@ def check_written(target: Path, signatures: dict[str, dict[str, Any]], compiled:
     for signature, tensors in signatures.items():
         proto = graph.signature_def[signature]
         for what, written in (("inputs", proto.inputs), ("outputs", proto.outputs)):
-            asked = tensors[what]
-            if sorted(written) != sorted(asked):
-                raise ExportError(f"the graph lost the names of the {what} of '{signature}': {sorted(written)}, asked for {sorted(asked)}")
+            expected = tensors[what]
+            if sorted(written) != sorted(expected):
+                raise ExportError(
+                    f"the graph lost the names of the {what} of '{signature}': {sorted(written)}, expected {sorted(expected)}"
+                )
             for name, info in written.items():
                 dtype = tf.dtypes.as_dtype(info.dtype).name
-                if dtype != asked[name]["dtype"]:
-                    raise ExportError(f"'{name}' of the graph's {what} became {dtype}, asked for {asked[name]['dtype']}")
+                if dtype != expected[name]["dtype"]:
+                    raise ExportError(f"'{name}' of the graph's {what} became {dtype}, expected {expected[name]['dtype']}")
                 dims = [dim.size for dim in info.tensor_shape.dim]
                 if info.tensor_shape.unknown_rank or not dims or dims[0] != -1:
                     raise ExportError(f"'{name}' of the graph's {what} has no free batch dimension first. Received: {dims}")
-                if len(dims) != len(asked[name]["shape"]):
-                    raise ExportError(f"'{name}' of the graph's {what} has {len(dims)} dimensions, asked for {asked[name]['shape']}")
+                if len(dims) != len(expected[name]["shape"]):
+                    raise ExportError(f"'{name}' of the graph's {what} has {len(dims)} dimensions, expected {expected[name]['shape']}")
     functions = graph.graph_def.library.function
     nodes = [*graph.graph_def.node, *(node for function in functions for node in function.node_def)]
-    found = sorted({node.op for node in nodes} & (_HINDERING - ({"XlaCallModule"} if compiled else set())))
+    found = sorted({node.op for node in nodes} & (_UNSUPPORTED - ({"XlaCallModule"} if compiled else set())))
     found += [] if compiled else [function.signature.name for function in functions if function.attr["_XlaMustCompile"].b]
     if found:
         raise ExportError(f"the graph needs XLA or Python, which servers do not have by default: {found[:3]}")
@@ -179,8 +181,8 @@ def check_written(target: Path, signatures: dict[str, dict[str, Any]], compiled:
 def _bound(options: Options, model: Any) -> float:
     if options.tolerance is not None:
         return float(options.tolerance)
-    if options.precision == "bfloat16":  # against float32
-        return 6e-2 if bfloat16.cuts() else 3e-2
+    if options.precision == "bfloat16":  # compared with float32
+        return 6e-2 if bfloat16.truncates() else 3e-2
     policies = {layer.dtype_policy.compute_dtype for layer in model._flatten_layers()}
     return 3e-2 if policies & {"bfloat16", "float16"} else 1e-5
 
@@ -190,7 +192,7 @@ def _line(error: BaseException) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point: what goes wrong is written, in one line, to error.txt beside the request."""
+    """Entry point: an error is written, in one line, to error.txt in the folder of the request."""
     request_file = Path(arguments[0])
     work = request_file.parent
     request = json.loads(request_file.read_text(encoding="utf-8"))

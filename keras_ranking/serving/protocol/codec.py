@@ -38,8 +38,8 @@ def read_tensor(name: str, proto: Any, most_bytes: int | None = None, used: int 
 
     Args:
         name: of the input, for errors.
-        most_bytes: largest sum of tensors to make; a few bytes of message can ask for any size.
-        used: bytes made before this one.
+        most_bytes: bound of all tensors together; a small message can state any shape.
+        used: bytes of the tensors before this one.
 
     Raises:
         ServingError: INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
@@ -62,7 +62,7 @@ def read_tensor(name: str, proto: Any, most_bytes: int | None = None, used: int 
     listed = _listed(name, proto, field, dtype)
     if len(listed) > cells or (cells and not len(listed)):
         raise invalid(f"input '{name}' of shape {shape} must have {cells} values. Received: {len(listed)}")
-    if len(listed) < cells:  # the last value stands for all that follow
+    if len(listed) < cells:  # the last value is repeated
         rest = np.full(cells - len(listed), listed[-1], dtype=dtype)
         listed = np.concatenate([listed, rest])
     return listed.reshape(shape)
@@ -74,7 +74,7 @@ def _listed(name: str, proto: Any, field: str, dtype: np.dtype[Any]) -> np.ndarr
         return np.fromiter((value & 0xFFFF for value in values), dtype=np.uint16).view(dtype)
     try:
         return np.fromiter(values, dtype=dtype, count=len(values))
-    except OverflowError as error:  # int_val carries the narrow integers too
+    except OverflowError as error:  # int_val is also the field of narrower integers
         raise invalid(f"input '{name}' must be {dtype}. Received a number out of its range") from error
 
 
@@ -91,7 +91,7 @@ def read_tensors(protos_by_name: Mapping[str, Any], most_bytes: int | None = Non
 def predict_request(
     model: str, signature: str, inputs: Mapping[str, np.ndarray], version: int | None = None, label: str | None = None
 ) -> Any:
-    """A PredictRequest, for a version, for a label, or for what the server serves by default."""
+    """A PredictRequest for a version, a label, or the server's default."""
     request = protos.PredictRequest()
     _fill_spec(request.model_spec, model, signature, version)
     if label is not None:
@@ -132,7 +132,7 @@ def metadata_response(model: str, version: int, signature_defs: Mapping[str, Any
 
 
 def signatures(response: Any) -> dict[str, Signature]:
-    """The signatures of a GetModelMetadataResponse by name; those with tensors no client can hold are left out."""
+    """The signatures of a GetModelMetadataResponse by name; those with tensors of unsupported types are left out."""
     found = protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
     return {
         name: Signature(name, _specs(proto.inputs), _specs(proto.outputs))

@@ -1,4 +1,4 @@
-"""Types of TensorFlow's tensors and those of numpy."""
+"""Data types of TensorFlow and numpy."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def numpy_type(number: int | str) -> np.dtype[Any]:
     """numpy dtype of a DataType, given by number or by name such as 'DT_FLOAT'.
 
     Raises:
-        ServingError: INVALID_ARGUMENT for a type that no tensor here has.
+        ServingError: INVALID_ARGUMENT for an unsupported type.
     """
     number = _NAMED.get(number, -1) if isinstance(number, str) else number
     if number not in TYPES:
         raise invalid(f"a tensor of DataType {number} cannot be read")
     name = TYPES[number][1]
-    if name == "bfloat16":  # numpy has none; the package that gives it one comes with TensorFlow, JAX and Keras
+    if name == "bfloat16":  # numpy has no bfloat16; ml_dtypes is installed with TensorFlow, JAX and Keras
         import ml_dtypes
 
         found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
@@ -52,7 +52,7 @@ def numpy_type(number: int | str) -> np.dtype[Any]:
 
 
 def signatures_of_json(content: Any) -> dict[str, Signature]:
-    """The signatures in the reply of REST's `/metadata`, by name; those with tensors no client can hold are left out.
+    """The signatures in the reply of REST's `/metadata`, by name; those with tensors of unsupported types are left out.
 
     Raises:
         ServingError: UNKNOWN for a reply of another form.

@@ -1,4 +1,4 @@
-"""One error for everything a request can run into, with the code that gRPC and REST both know."""
+"""The error of a request, with a code that gRPC and REST share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-"""gRPC code -> HTTP status, as TensorFlow Serving maps them (it knows no UNAUTHENTICATED)."""
+"""gRPC code -> HTTP status, as TensorFlow Serving maps them (which has no UNAUTHENTICATED)."""
 
 
 class ServingError(Exception):
-    """A request that got no scores.
+    """The error of a request without scores.
 
     Args:
-        code: a gRPC status name, one of `HTTP_STATUS` (a client may also carry others a server sent, such as 'UNKNOWN').
-        message: what was wrong, naming the input where there is one.
-        http_status: status to answer by REST where it is more exact than the code's own (413 for an oversized body).
-        retry_after: seconds after which the same request may pass; None: the server said nothing, or it never will.
+        code: a gRPC status name, one of `HTTP_STATUS` (an error of a client may have another one from the server, such as 'UNKNOWN').
+        message: the reason, with the name of the input if there is one.
+        http_status: status in REST, if it is more exact than that of the code (413 for a body that is too large).
+        retry_after: seconds after which the same request may succeed; None: unknown, or never.
+
+    Example:
+        >>> error = kr.serving.ServingError("NOT_FOUND", "version 7 is not loaded")
+        >>> error.code, error.http_status, str(error)
+        ('NOT_FOUND', 404, 'NOT_FOUND: version 7 is not loaded')
     """
 
     def __init__(self, code: str, message: str, http_status: int | None = None, retry_after: float | None = None) -> None:
@@ -37,7 +42,7 @@ class ServingError(Exception):
 
 
 def invalid(message: str) -> ServingError:
-    """INVALID_ARGUMENT: the request itself must change."""
+    """INVALID_ARGUMENT: the request is wrong."""
     return ServingError("INVALID_ARGUMENT", message)
 
 
@@ -47,15 +52,15 @@ def not_found(message: str) -> ServingError:
 
 
 def too_large(message: str) -> ServingError:
-    """RESOURCE_EXHAUSTED / 413: a stated limit on size; the request must become smaller."""
+    """RESOURCE_EXHAUSTED / 413: above a limit on size; the request must become smaller."""
     return ServingError("RESOURCE_EXHAUSTED", message, 413)
 
 
 def busy(message: str) -> ServingError:
-    """RESOURCE_EXHAUSTED / 429: a stated limit on load; the same request may pass in a while."""
+    """RESOURCE_EXHAUSTED / 429: above a limit on load; the same request may succeed later."""
     return ServingError("RESOURCE_EXHAUSTED", message, retry_after=0.1)
 
 
 def unavailable(message: str) -> ServingError:
-    """UNAVAILABLE / 503: the server stops or has no version yet; another one may answer."""
+    """UNAVAILABLE / 503: the server is stopping or has no version; another server may reply."""
     return ServingError("UNAVAILABLE", message, retry_after=1.0)

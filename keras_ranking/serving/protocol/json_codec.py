@@ -14,12 +14,12 @@ import orjson
 from keras_ranking.serving.protocol.errors import ServingError, invalid, too_large
 from keras_ranking.serving.protocol.signature import Signature, Tensor
 
-_HELD = {"b": "true and false", "U": "text", "O": "nulls or mixed values", "f": "numbers with a fraction or of more than 64 bits"}
+_KINDS = {"b": "true and false", "U": "text", "O": "nulls or mixed values", "f": "numbers with a fraction or of more than 64 bits"}
 _KEYS = frozenset({"signature_name", "instances", "inputs"})
 
 
 def decode(body: bytes, signature_of: Callable[[str], Signature], most_rows: int) -> tuple[Signature, dict[str, np.ndarray], bool]:
-    """Body of a predict call -> signature, tensors (not checked yet beyond their types), whether it is the row form.
+    """Body of a predict call -> signature, tensors (only their types are checked), whether it is the row form.
 
     Raises:
         ServingError: INVALID_ARGUMENT; FAILED_PRECONDITION for the signature.
@@ -44,16 +44,15 @@ def decode(body: bytes, signature_of: Callable[[str], Signature], most_rows: int
         raise invalid("'inputs' must be an object of input name -> values")
     known = {key: value for key, value in columns.items() if key in signature.inputs}
     tensors: dict[str, np.ndarray] = {key: _array(key, value, signature.inputs[key]) for key, value in known.items()}
-    # Names the signature does not have are kept for its check to name; their values are of no interest.
+    # Unknown names are kept without values: the check of the signature reports them.
     return signature, tensors | {key: np.empty(0) for key in columns if key not in known}, rows
 
 
 def encode(outputs: dict[str, np.ndarray], row_form: bool) -> bytes:
-    """Reply body: one output bare, several as an object, per row or per column.
+    """Reply body: a single output without its name, several as an object, per row or per column.
 
     Raises:
-        ServingError: INTERNAL where a score is not finite (JSON has no such number); INVALID_ARGUMENT where the row form is
-            impossible.
+        ServingError: INTERNAL for a score that is not finite (JSON has no such number); INVALID_ARGUMENT if the row form is impossible.
     """
     for name, values in outputs.items():
         if values.dtype.kind in "fV" and not np.isfinite(values).all():
@@ -78,7 +77,7 @@ def _parse(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body:
-            # No JSON, yet many writers emit it and TensorFlow Serving reads it: parsed, so that the input can be named.
+            # Not JSON, but common, and TensorFlow Serving reads it: parsed, so that the error names the input.
             with contextlib.suppress(ValueError, RecursionError):
                 return json.loads(body)
         raise invalid(f"JSON parse error: {error}") from error
@@ -114,10 +113,10 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
     except (ValueError, OverflowError) as error:
         raise invalid(f"input '{name}' must be a full array: its lists have different lengths or hold other things than numbers") from error
     if array.size == 0 and array.dtype.kind == "f":
-        array = _of_none(array.astype(tensor.dtype), tensor)
+        array = _empty(array.astype(tensor.dtype), tensor)
     wanted = tensor.dtype.kind
     if array.dtype.kind not in ("iuf" if wanted == "f" else "iu" if wanted in "iu" else wanted):
-        raise invalid(f"input '{name}' must be {tensor.dtype}. Received: {_HELD.get(array.dtype.kind, str(array.dtype))}")
+        raise invalid(f"input '{name}' must be {tensor.dtype}. Received: {_KINDS.get(array.dtype.kind, str(array.dtype))}")
     if wanted in "iu" and array.size:
         bounds = np.iinfo(tensor.dtype)
         if array.min() < bounds.min or array.max() > bounds.max:
@@ -126,15 +125,15 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
         return array.astype(tensor.dtype)
 
 
-def _of_none(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """[[], []] says nothing of the vectors it holds none of."""
+def _empty(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Add the missing dimensions of an empty array, such as [[], []] for vectors."""
     if tensor.shape is None or array.ndim >= len(tensor.shape):
         return array
     return array.reshape(array.shape + tuple(size or 0 for size in tensor.shape[array.ndim :]))
 
 
 def _text(name: str, value: Any, tensor: Tensor) -> np.ndarray:
-    """Strings as their UTF-8, and {"b64": ...} as the bytes it stands for."""
+    """Strings as UTF-8, and {"b64": ...} as decoded bytes."""
 
     def cell(found: Any) -> bytes:
         if isinstance(found, str):
@@ -149,14 +148,14 @@ def _text(name: str, value: Any, tensor: Tensor) -> np.ndarray:
     except ValueError as error:
         raise invalid(f"input '{name}' must be a full array: its lists have different lengths") from error
     if array.size == 0:
-        return _of_none(array, tensor)
+        return _empty(array, tensor)
     filled = np.empty(array.size, dtype=object)
     filled[:] = [cell(found) for found in array.reshape(-1)]
     return filled.reshape(array.shape)
 
 
 def _json_array(name: str, values: np.ndarray) -> Any:
-    """A form that orjson writes: text as text, or in base 64 where the name ends in `_bytes`, as TensorFlow Serving has it."""
+    """Values that orjson can write: text, in base 64 if the name ends in `_bytes`, as in TensorFlow Serving."""
     if values.dtype.kind == "O":
         binary = name.endswith("_bytes")
         filled = np.empty(values.size, dtype=object)

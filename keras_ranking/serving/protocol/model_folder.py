@@ -1,12 +1,12 @@
-"""The folder of a served model: integer-named versions, and what this package puts beside each graph.
+"""The folder of a served model: integer-named versions, and the further files of this package.
 
 folder/3/saved_model.pb, variables/          the graph, as TensorFlow Serving reads it
 folder/3/assets.extra/schema.json            the Schema the model was trained with
-folder/3/assets.extra/keras_ranking.json     `Card`: what stands in this version
-folder/3/assets.extra/model_card.json, .md   the same and more for people: data, metrics, sizes, versions of software
+folder/3/assets.extra/keras_ranking.json     `Card`: description of this version
+folder/3/assets.extra/model_card.json, .md   for people: data, metrics, sizes, versions of software
 folder/3/assets.extra/tf_serving_warmup_requests   requests that a server runs before the version takes traffic
 folder/tf_serving/                           model, batching and monitoring config and flags for TensorFlow Serving
-folder/.export-*                             an export under way, or what a killed one left
+folder/.export-*                             staging directory of a running or killed export
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ FEATURES = "raw_features"
 ENCODE = "encode_history"
 SCORE = "score_candidates"
 CACHE = "cache_"
-"""Before the names of what `encode_history` returns and `score_candidates` takes."""
+"""Prefix of the outputs of `encode_history`, which are inputs of `score_candidates`."""
 WARMUP_FILE = "tf_serving_warmup_requests"
 HISTORY_LENGTH = "history_length"
 CANDIDATE_COUNT = "candidate_count"
 AXES = {"history": HISTORY_LENGTH, "candidate": CANDIDATE_COUNT}
-"""Ragged axes of the serving tensors, and the input that says how much of each counts."""
+"""Axes of variable length of the serving tensors, and the input with the counted length."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What an export says about itself.
+    """Description of an exported version.
 
     Args:
         model: class or name of the Keras model.
         schema_digest: `Schema.digest`.
         tasks: names of the tasks it scores, in schema order.
         boundaries: upper bounds of the position towers; () = one tower.
-        compute_dtype: in what the trunk computes; outputs are float32 always.
-        inputs, outputs: of `serving_default`: name -> {"dtype", "shape" (None = free), "axis" (what axis 1 counts), "rows" (for
-            ids and categories: values must be in 0 .. rows-1)}.
+        compute_dtype: data type of the trunk; outputs are always float32.
+        inputs, outputs: of `serving_default`: name -> {"dtype", "shape" (None = free), "axis" ('history' or 'candidate': meaning of
+            axis 1), "rows" (of ids and categories: values must be in 0 .. rows-1)}.
         packages: package -> version, of the process that wrote the graph.
-        verified: what the gate measured: largest absolute difference to the Keras scores, its bound, and the cases.
+        verified: result of the verification: largest absolute difference to the Keras scores, its bound, and the number of requests.
         created: UTC time of the export, ISO 8601.
         quantized: whether embedding tables are in int8.
         signatures: signature -> {"inputs", "outputs"} of every signature, in the same form; an input of `raw` that takes NaN for a
             missing number has "missing": true.
         through: 'tensorflow', or 'jax' for a graph that holds a program compiled by JAX.
         xla: whether the graph needs a server with XLA.
-        precision: what matrix products are computed in.
-        history_buckets, candidate_buckets: lengths the compiled parts are made for; empty for a plain graph.
+        precision: data type of matrix products.
+        history_buckets, candidate_buckets: lengths of the compiled parts; empty for a plain graph.
         server_flags: flags without which TensorFlow Serving does not run this version.
         format: version of this layout.
     """
@@ -89,10 +89,10 @@ class Card:
 
 
 def read_card(version: Path) -> Card | None:
-    """The card of a version, or None where the SavedModel came from elsewhere.
+    """The card of a version, or None for a SavedModel of another program.
 
     Raises:
-        ValueError: a card that cannot be read or is of a later format than this package knows.
+        ValueError: a card that cannot be read or has another format.
     """
     path = version / EXTRA / CARD_FILE
     if not path.exists():
@@ -107,7 +107,7 @@ def read_card(version: Path) -> Card | None:
 
 
 def axis_of(name: str, shape: tuple[int | None, ...]) -> str | None:
-    """What axis 1 of an input counts: 'history', 'candidate', or None for one value a request."""
+    """Meaning of axis 1 of an input: 'history', 'candidate', or None for one value per request."""
     if len(shape) < 2 or name in AXES.values():
         return None
     for axis in AXES:
@@ -117,7 +117,7 @@ def axis_of(name: str, shape: tuple[int | None, ...]) -> str | None:
 
 
 def version_folders(folder: Path) -> dict[int, Path]:
-    """Version number -> directory, ascending: names that are an integer and nothing else, as TensorFlow Serving reads them."""
+    """Version number -> directory, ascending: folders whose name is an integer, as in TensorFlow Serving."""
     if not folder.is_dir():
         return {}
     entries = [entry for entry in folder.iterdir() if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()]

@@ -1,7 +1,7 @@
 """The messages of TensorFlow Serving's protocol, declared here by their public field numbers.
 
 `tensorflow_serving.apis` would import all of TensorFlow; these need `protobuf` alone. Only fields that this package reads or writes
-are declared; others pass through unread, as protobuf has it. They live in a pool of their own and never meet TensorFlow's.
+are declared; protobuf ignores the others. The messages have their own pool, separate from TensorFlow's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _PACKAGE = "keras_ranking.serving"
 _KINDS = {"int32": 5, "int64": 3, "uint32": 13, "uint64": 4, "bool": 8, "string": 9, "bytes": 12, "float": 2, "double": 1}
-# message -> fields "name = number: kind"; [] repeated, {} map from string, | member of the one oneof of the message.
+# message -> fields "name = number: kind"; [] repeated, {} map from string, | member of the only oneof of the message.
 # Enums are declared int32, which is the same on the wire.
 _MESSAGES = {
     "Dim": "size=1:int64 name=2:string",

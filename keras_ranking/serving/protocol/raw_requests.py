@@ -1,4 +1,4 @@
-"""A request as the log has it -> the tensors of the signature `raw`: text, whole numbers and floats, encoded by the graph."""
+"""Tensors of the signature `raw` for a request with values of the log: text, integers and floats, which the graph encodes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from keras_ranking.serving.protocol.signature import Signature
 def raw_request_tensors(
     schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, signature: Signature
 ) -> dict[str, np.ndarray]:
-    """Tensors of one request for a signature that takes the values of the log.
+    """Tensors of one request for a signature on values of the log.
 
     Args:
         schema: of the model; names the columns.
         history, candidates, request_time: see `Request`.
-        signature: of the server's metadata: its inputs and their types say what is sent. Times are Unix seconds where it asks for
-            64 bits, seconds after the schema's epoch where it asks for 32.
+        signature: from the server's metadata, with the inputs and their types. Times are Unix seconds in inputs of 64 bits, seconds
+            after the schema's epoch in inputs of 32.
 
     Returns:
         As `request_tensors`, in the types of the signature; text is an object array of `bytes`.
 
     Raises:
-        ValueError: what `request_tensors` refuses of the frames; a value that the type cannot hold, naming column and row.
-        TypeError: something else than a frame.
+        ValueError: as `request_tensors`; a value that the type cannot represent, with column and row.
+        TypeError: not a DataFrame.
     """
     frames, times, now = checked_frames(schema, history, candidates, request_time)
     counts = {HISTORY_LENGTH: np.asarray(len(frames["history"])), CANDIDATE_COUNT: np.asarray(len(candidates))}
@@ -49,7 +49,7 @@ def raw_request_tensors(
 
 
 def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ...]) -> np.ndarray:
-    if dtype.kind == "O":  # a missing value is the empty text, as it is for the hash of an id
+    if dtype.kind == "O":  # a missing value is the empty text, as in the hash of an id
         texts = canonical_text(values, column.name)
         encoded = np.empty(len(texts), dtype=object)
         encoded[:] = [text.encode() for text in texts]
@@ -64,7 +64,7 @@ def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ..
         return _whole(column.name, values, dtype)
     numbers: np.ndarray = pd.to_numeric(values, errors="coerce").to_numpy(dtype=dtype, na_value=np.nan)
     bad = ~np.isfinite(numbers)
-    if getattr(column, "missing", None) is not None:  # the graph fills in what is stated for a missing value
+    if getattr(column, "missing", None) is not None:  # the graph replaces missing values
         bad &= values.notna().to_numpy()
     if bad.any():
         row = int(bad.argmax())
@@ -73,7 +73,7 @@ def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ..
 
 
 def _whole(column: str, values: pd.Series, dtype: np.dtype) -> np.ndarray:
-    texts = canonical_text(values, column).tolist()  # not by floats, which hold 53 bits
+    texts = canonical_text(values, column).tolist()  # not via floats, which have 53 bits
     bounds = np.iinfo(dtype)
     for row, text in enumerate(texts):
         # "007" is another id than 7: the data pipeline hashes the text.

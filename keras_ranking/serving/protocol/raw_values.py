@@ -1,4 +1,4 @@
-"""The types of the signature `raw`, and what the data pipeline makes of its values. numpy and pandas only."""
+"""The types of the signature `raw`, and the encoding of its values by the data pipeline. numpy and pandas only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Specs = Mapping[str, Mapping[str, Any]]
 
 
 def id_types(schema: Schema, events: pd.DataFrame) -> dict[str, str]:
-    """How `raw` takes each id and category of this log: 'int64' where the column holds whole numbers without gaps, else 'string'."""
+    """How `raw` takes each id and category of this log: 'int64' for a column of integers without missing values, else 'string'."""
     types = {}
     for column in (*schema.features, *schema.actions):
         if isinstance(column, (Number, Vector)) or column.name not in events.columns:
@@ -29,15 +29,15 @@ def id_types(schema: Schema, events: pd.DataFrame) -> dict[str, str]:
 
 
 def raw_specs(schema: Schema, serving: Specs, ids: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Inputs of `raw` for those of `serving_default`: the same names.
+    """Inputs of `raw`, with the same names as those of `serving_default`.
 
     Args:
         schema: of the model.
         serving: input name -> {"dtype", "shape", "axis", "rows"}.
-        ids: column -> 'string' or 'int64', for ids and categories; those not named are 'string'.
+        ids: column -> 'string' or 'int64', for ids and categories; the others are 'string'.
 
     Raises:
-        ValueError: another type, or a column that is no id or category.
+        ValueError: another type, or a column that is not an id or category.
     """
     columns = {column.name: column for column in (*schema.features, *schema.actions)}
     for name, kind in (ids or {}).items():
@@ -60,7 +60,7 @@ def raw_specs(schema: Schema, serving: Specs, ids: Mapping[str, str] | None = No
 
 
 def column_of(columns: Mapping[str, Any], name: str) -> Any:
-    """The schema's column behind an input's name, or None for times, lengths and seeds."""
+    """The schema's column of an input, or None for times, lengths and seeds."""
     if name in AXES.values() or name in ("request_time", "history_time"):
         return None
     axis = axis_of(name, (None, None))
@@ -68,7 +68,7 @@ def column_of(columns: Mapping[str, Any], name: str) -> Any:
 
 
 def encode_raw(schema: Schema, raw: Specs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the data pipeline makes of a batch of raw tensors, zero beyond the lengths: the reference of the graph's encoding."""
+    """Encode a batch of raw tensors with the data pipeline, zero beyond the lengths: the reference for the graph's encoding."""
     columns = {column.name: column for column in (*schema.features, *schema.actions)}
     out = {}
     for name, values in batch.items():
@@ -89,6 +89,6 @@ def encode_raw(schema: Schema, raw: Specs, batch: Mapping[str, np.ndarray]) -> d
 
 
 def _series(values: np.ndarray) -> pd.Series:
-    if values.dtype == object:  # an empty text is a missing one, in the log and in the graph
+    if values.dtype == object:  # an empty text is a missing value, in the log and in the graph
         return pd.Series([text.decode("utf-8") or None for text in values.tolist()], dtype=object)
     return pd.Series(list(values) if values.ndim > 1 else values)

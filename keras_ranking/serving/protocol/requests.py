@@ -1,4 +1,4 @@
-"""A request as frames -> the tensors a model is served with. numpy and pandas only; client and offline evaluation share it."""
+"""Serving tensors of a request given as DataFrames. numpy and pandas only; shared by clients and offline evaluation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ _SIDES = {"history": "the history", "candidate": "the candidates"}
 
 @dataclass(frozen=True)
 class Request:
-    """One member, one time, what they saw, and what could be shown.
+    """One request: the history of one member, and the candidates at one time.
 
     Args:
         history: the member's events, oldest first: the log's columns for items, context, actions and time. None or no rows: an
             empty history.
         candidates: one row per candidate: the log's columns for items and context.
-        request_time: when the scores are asked for: Unix seconds or a datetime, as the log's time column.
+        request_time: time of the request: Unix seconds or a datetime, as in the log's time column.
+
+    Example:
+        >>> candidates = pd.DataFrame({"item_id": [4, 9]})
+        >>> request = kr.serving.Request(history=None, candidates=candidates, request_time=1_790_000_000)
+        >>> len(request.candidates)
+        2
     """
 
     history: pd.DataFrame | None
@@ -40,22 +46,26 @@ def request_tensors(
     Args:
         schema: of the model.
         history, candidates, request_time: see `Request`.
-        names: the tensors wanted, a model's input names: `history_<column>`, `history_time`, `history_length`, `request_time`,
-            `candidate_<column>`, `candidate_count`. Columns of the frames that none of them needs are not looked at.
+        names: names of the tensors, for example a model's inputs: `history_<column>`, `history_time`, `history_length`, `request_time`,
+            `candidate_<column>`, `candidate_count`. Other columns of the frames are ignored.
 
     Returns:
         For each name: int32 or float32, `history_<name>` (L[, size]), `candidate_<name>` (N[, size]), the others scalars.
         `pad_requests` makes a batch of several.
 
     Raises:
-        ValueError: no candidate, a column missing, a value the schema refuses, a history of several members, not in order of
+        ValueError: no candidate, a missing column, a value that violates the schema, a history of several members, not in order of
             time, or later than the request.
-        TypeError: something else than a frame.
+        TypeError: not a DataFrame.
 
     Example:
-        >>> tensors = request_tensors(schema, history, candidates, 1_790_000_000, model_input_names)
-        >>> tensors["candidate_count"]
-        array(3, dtype=int32)
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> rows = log.events[log.events["request_id"] == 0]
+        >>> names = ["candidate_age_hours", "candidate_count"]
+        >>> tensors = kr.serving.request_tensors(schema, None, rows, int(rows["time"].iloc[0]), names)
+        >>> tensors["candidate_count"] == len(tensors["candidate_age_hours"]) == len(rows)
+        True
     """
     frames, times, now = checked_frames(schema, history, candidates, request_time)
     fixed = {
@@ -81,16 +91,17 @@ def tensors_of_frames(
     names: Iterable[str],
     encode: Callable[[str, Any, pd.Series | None], np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """The tensors of those names: `fixed` ones, and columns of the frames.
+    """The tensors with these names: those of `fixed`, and columns of the frames.
 
     Args:
         schema: names the columns.
-        frames, fixed: 'history' and 'candidate', see `checked_frames`; tensors that are no column.
+        frames: 'history' and 'candidate', see `checked_frames`.
+        fixed: tensors that do not come from a column.
         names: see `request_tensors`.
         encode: (name of the tensor, column of the schema, its values or None where a frame has no rows) -> tensor.
 
     Raises:
-        ValueError, TypeError: a name or column that is not there; what `encode` raises, saying in which frame.
+        ValueError, TypeError: a missing name or column; errors of `encode`, with the name of the frame.
     """
     inputs = {column.name: column for column in schema.inputs()}
     columns = {"history": {**inputs, **{column.name: column for column in schema.actions}}, "candidate": inputs}
@@ -101,12 +112,12 @@ def tensors_of_frames(
             continue
         side, _, column = name.partition("_")
         if side not in columns or column not in columns[side]:
-            raise ValueError(f"the model's input '{name}' is no column of the schema. The schema has: {sorted(columns['history'])}")
+            raise ValueError(f"the model's input '{name}' is not a column of the schema. The schema has: {sorted(columns['history'])}")
         frame, where = frames[side], _SIDES[side]
         if len(frame) and column not in frame.columns:
             raise ValueError(f"column '{column}' is missing in {where}. There are: {sorted(map(str, frame.columns))}")
         values = frame[column].reset_index(drop=True) if len(frame) else None
-        with _said_of(where):
+        with _error_in(where):
             out[name] = encode(name, columns[side][column], values)
     return out
 
@@ -114,7 +125,7 @@ def tensors_of_frames(
 def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Requests of different lengths as one batch: zeros up to the longest history and the longest list of candidates.
 
-    Never narrower than one cell: servers differ in what an empty list is to them.
+    Lists have at least one cell: servers differ in how they treat empty ones.
 
     Args:
         requests: results of `request_tensors` for the same names, at least one.
@@ -124,6 +135,11 @@ def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
 
     Raises:
         ValueError: no request, or requests with different names.
+
+    Example:
+        >>> short, long = {"candidate_age": np.ones(2)}, {"candidate_age": np.ones(3)}
+        >>> kr.serving.pad_requests([short, long])["candidate_age"].tolist()
+        [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
     """
     if not requests:
         raise ValueError("`requests` must hold at least one request. Received: none")
@@ -148,7 +164,7 @@ def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
 def checked_frames(
     schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any
 ) -> tuple[dict[str, pd.DataFrame], np.ndarray, np.int32]:
-    """The frames of a request by side, the times of its history and its own, after the checks that need no column but time.
+    """The frames of a request, the times of its history and its own time, after the checks of times and members.
 
     Raises:
         ValueError, TypeError: as `request_tensors`.
@@ -158,7 +174,7 @@ def checked_frames(
             raise TypeError(f"`{what}` must be a DataFrame. Received: {type(frame).__name__}")
     if not len(candidates):
         raise ValueError("`candidates` must have at least one row: a request needs a candidate. Received: 0 rows")
-    with _said_of("the request time"):
+    with _error_in("the request time"):
         now = schema.encode_time(pd.Series([request_time]))[0]
     frames = {"history": history if history is not None else pd.DataFrame(), "candidate": candidates}
     return frames, _history_times(schema, frames["history"], int(now)), now
@@ -172,7 +188,7 @@ def _history_times(schema: Schema, history: pd.DataFrame, now: int) -> np.ndarra
     if schema.member in history.columns and history[schema.member].nunique(dropna=False) > 1:
         members = history[schema.member].nunique(dropna=False)
         raise ValueError(f"the history must be of one member. Received: {members} members in column '{schema.member}'")
-    with _said_of("the history"):
+    with _error_in("the history"):
         times: np.ndarray = schema.encode_time(history[schema.time])
     back = np.flatnonzero(np.diff(times) < 0)
     if len(back):
@@ -187,8 +203,8 @@ def _history_times(schema: Schema, history: pd.DataFrame, now: int) -> np.ndarra
 
 
 @contextlib.contextmanager
-def _said_of(where: str) -> Iterator[None]:
-    """Errors of an encoder, saying in which frame it failed."""
+def _error_in(where: str) -> Iterator[None]:
+    """Add the name of the frame to errors of an encoder."""
     try:
         yield
     except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What a signature asks for and gives, and whether a request's tensors fit it."""
+"""Inputs and outputs of a signature, and the check of a request's tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ class Tensor:
     Args:
         dtype: numpy dtype; text is `object`, an array of `bytes`.
         shape: None = free; None as a whole = unknown rank.
-        axis: what axis 1 of an input counts: 'history', 'candidate' or None. Of an output: what its dimension `grows` follows.
+        axis: meaning of axis 1 of an input: 'history', 'candidate' or None. For an output: what its dimension `grows` depends on.
         rows: valid integers are 0 .. rows-1; None = any.
-        missing: whether NaN stands for a missing number, as in the signature `raw`.
-        grows: dimension, beyond the batch, that is as long as the history or a multiple of it without being counted cell by
-            cell, as that of a cache; None: there is none.
+        missing: whether NaN means a missing number, as in the signature `raw`.
+        grows: dimension after the batch whose size is that of the history or a multiple of it, as in a cache; None: none.
     """
 
     dtype: np.dtype
@@ -35,12 +34,12 @@ class Tensor:
 
     @property
     def dimension(self) -> int | None:
-        """The dimension that is as long as the request's history or candidates ask for; None: there is none."""
+        """The dimension whose size depends on the history or candidates; None: none."""
         return self.grows if self.grows is not None else 1 if self.axis is not None else None
 
     @property
     def free(self) -> list[int]:
-        """Dimensions beyond the batch whose size is free."""
+        """Dimensions after the batch whose size is free."""
         return [dim for dim, size in enumerate(self.shape or ()) if dim and size is None]
 
 
@@ -54,7 +53,7 @@ class Signature:
 
     @cached_property
     def ragged(self) -> bool:
-        """Whether requests of different lengths can share a run: every free size is explained by a length or a cache."""
+        """Whether requests of different lengths can share a run: every free size is that of a length or a cache."""
         used = {tensor.axis for tensor in self.inputs.values() if tensor.axis is not None}
         both = (*self.inputs.values(), *self.outputs.values())
         batched = all(tensor.shape and tensor.shape[0] is None for tensor in both)
@@ -63,18 +62,18 @@ class Signature:
 
     @cached_property
     def lengths(self) -> dict[str, str]:
-        """Axis -> the input that says how much of it counts, where the signature has one."""
+        """Axis -> the input with its counted length, if the signature has one."""
         found = {axis: (name, self.inputs[name]) for axis, name in AXES.items() if name in self.inputs}
         return {axis: name for axis, (name, tensor) in found.items() if len(tensor.shape or ()) == 1 and tensor.dtype.kind == "i"}
 
     def longest(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """The most events and candidates that count in one row, and the size of a cache; at least 1 each."""
+        """Largest number of counted events and candidates of a row, and the size of a cache; at least 1 each."""
         caches = [inputs[name].shape[tensor.grows] for name, tensor in self.inputs.items() if tensor.grows is not None]
         found = {axis: max(1, int(inputs[name].max(initial=0))) for axis, name in self.lengths.items()}
         return found | ({"cache": max(1, *caches)} if caches else {})
 
     def widest(self, inputs: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int]]:
-        """Axis -> the name and size of the input that is widest along it, counted or not."""
+        """Axis -> name and size of the widest input, including cells that are not counted."""
         found: dict[str, tuple[str, int]] = {}
         for name, tensor in self.inputs.items():
             if tensor.axis is not None and inputs[name].shape[1] > found.get(tensor.axis, ("", -1))[1]:
@@ -82,11 +81,11 @@ class Signature:
         return found
 
     def check(self, inputs: Mapping[str, np.ndarray]) -> int:
-        """Raise where the tensors do not fit; return the number of rows (requests).
+        """Check the tensors and return the number of rows (requests).
 
         Raises:
             ServingError: INVALID_ARGUMENT, naming the input: an unknown or missing name, a wrong dtype, rank or size, a length
-                beyond its tensor, no candidate, a NaN or infinity or an id outside its table where it counts.
+                beyond its tensor, no candidate, or, in a counted cell, a NaN, an infinity or an id outside its table.
         """
         unknown = sorted(set(inputs) - set(self.inputs))
         missing = sorted(set(self.inputs) - set(inputs))
@@ -107,7 +106,7 @@ class Signature:
         return next(iter(rows.values()), 1)
 
     def counts(self, inputs: Mapping[str, np.ndarray]) -> dict[str | None, np.ndarray]:
-        """Axis -> (B, cells) whether a cell counts; an axis without a length, of which all do, is left out."""
+        """Axis -> (B, cells) bool: counted cells. An axis without a length is left out: all its cells are counted."""
         found: dict[str | None, np.ndarray] = {}
         for axis, (_, size) in self.widest(inputs).items():
             if axis in self.lengths:
@@ -135,7 +134,7 @@ class Signature:
 
 
 def kind_name(dtype: np.dtype) -> str:
-    """A dtype in the words of a message."""
+    """Name of a dtype in messages."""
     return "text" if dtype.kind in "SUO" else str(dtype)
 
 
@@ -151,7 +150,7 @@ def _check_form(name: str, tensor: Tensor, values: np.ndarray) -> None:
 
 
 def _check_values(name: str, tensor: Tensor, values: np.ndarray, counted: np.ndarray | None) -> None:
-    if values.dtype.kind == "f" and tensor.grows is None:  # a cache is what a model gave; to look through it would cost as much
+    if values.dtype.kind == "f" and tensor.grows is None:  # a cache comes from the model; checking its values would be expensive
         bad, what = ~np.isfinite(values), "finite numbers"
         if tensor.missing:
             bad &= ~np.isnan(values)

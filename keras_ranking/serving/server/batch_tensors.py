@@ -1,4 +1,4 @@
-"""Many calls as one batch of tensors, and its outputs as theirs again."""
+"""Batch concatenation: the tensors of several calls as one batch, and its outputs split by call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass
 class Job:
-    """One checked call, waiting."""
+    """A checked call in the queue."""
 
     signature: Signature
     inputs: Tensors
@@ -25,12 +25,12 @@ class Job:
 
     @property
     def cells(self) -> int:
-        """Cells of the call by itself: rows x (history + candidates)."""
+        """Cells of the call alone: rows x (history + candidates)."""
         return self.rows * max(1, sum(self.longest.values()))
 
 
-def join(jobs: list[Job], signature: Signature) -> Tensors:
-    """One batch of all calls' rows: what counts is copied, the rest is zero (and the empty text)."""
+def concatenate(jobs: list[Job], signature: Signature) -> Tensors:
+    """One batch with the rows of all calls: counted cells are copied, the others are zero (or the empty text)."""
     longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
     counts = [signature.counts(job.inputs) for job in jobs]
     masks = {axis: ~np.concatenate([_resized(count[axis], 1, longest[axis]) for count in counts]) for axis in counts[0] if axis is not None}
@@ -52,7 +52,7 @@ def join(jobs: list[Job], signature: Signature) -> Tensors:
 
 
 def split(jobs: list[Job], signature: Signature, outputs: Tensors) -> list[Tensors]:
-    """Each call's rows at the width of its own tensors, 0 beyond what counts, as an unbatched run gives them."""
+    """The rows of each call at the width of its own tensors, 0 in cells that are not counted, as in a run of the call alone."""
     longest = {axis: max(job.longest[axis] for job in jobs) for axis in jobs[0].longest}
     widest = [signature.widest(job.inputs) for job in jobs]
     results: list[Tensors] = []
@@ -63,7 +63,7 @@ def split(jobs: list[Job], signature: Signature, outputs: Tensors) -> list[Tenso
             part = values[row : row + job.rows]
             tensor = signature.outputs[name]
             if tensor.axis is not None and tensor.grows is not None:
-                # A cache may be a multiple of the history: two tokens an event.
+                # A cache may be a multiple of the history: two tokens per event.
                 times = max(1, part.shape[tensor.grows] // longest[tensor.axis])
                 part = _resized(part, tensor.grows, times * own[tensor.axis][1])
             result[name] = part
@@ -73,7 +73,7 @@ def split(jobs: list[Job], signature: Signature, outputs: Tensors) -> list[Tenso
 
 
 def _stack(parts: list[np.ndarray], dimension: int, size: int) -> np.ndarray:
-    """All rows in one array, each part at the beginning of `dimension`, zero beyond it."""
+    """All rows in one array; each part is at the beginning of `dimension` and padded with zeros."""
     if all(part.shape[dimension] == size for part in parts):
         return np.concatenate(parts)
     shape = list(parts[0].shape)
@@ -89,7 +89,7 @@ def _stack(parts: list[np.ndarray], dimension: int, size: int) -> np.ndarray:
 
 
 def _resized(values: np.ndarray, dimension: int, size: int) -> np.ndarray:
-    """Cut, or filled with zeros, to `size` along `dimension`."""
+    """Cut or pad with zeros to `size` along `dimension`."""
     have = values.shape[dimension]
     if have > size:
         return values.take(range(size), axis=dimension) if dimension != 1 else values[:, :size]

@@ -1,9 +1,9 @@
-"""Micro-batching: calls of different lengths share a run of the model, within a bound on wasted padding.
+"""Micro-batching: calls of different lengths share a run of the model, with a bound on padding.
 
-The queue is bounded and drained by worker threads. Nothing waits for company: while the model runs, calls gather, and the
-next run takes the oldest and those most like it in length. Cells beyond `history_length` and `candidate_count`
-never reach the model: only what counts is copied into a batch, so a run is no wider than its longest call and no garbage can
-poison a neighbour.
+The queue is bounded and emptied by worker threads. No call waits for others: calls that arrive while the model runs are collected,
+and the next run takes the oldest and those of the most similar lengths. Cells beyond `history_length` and `candidate_count` do not
+reach the model: only counted cells are copied into a batch. So a run is as wide as its longest call, and invalid padding of one call
+cannot change another.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import tensorflow as tf
 from keras_ranking.serving.checking.saved_model import SavedModel
 from keras_ranking.serving.protocol.errors import ServingError, busy, too_large, unavailable
 from keras_ranking.serving.protocol.signature import Signature
-from keras_ranking.serving.server.batch_tensors import Job, join, split
+from keras_ranking.serving.server.batch_tensors import Job, concatenate, split
 from keras_ranking.serving.server.limits import Limits
 
 log = logging.getLogger("keras_ranking.serving")
 
 Tensors = dict[str, np.ndarray]
-_WASTE = 1.3  # a run may hold at most this many times the cells of its calls; our choice
+_MOST_PADDING = 1.3  # largest ratio of the cells of a run to those of its calls; our choice
 
 
 class Batcher:
     """The queue of one loaded version.
 
     Args:
-        model: what to run.
+        model: the loaded version.
         limits: bounds of the queue and of a batch.
-        workers: threads that run the model. Our choice, 2: one copies while the other computes.
+        workers: threads that run the model. Our choice: 2, so that one copies while the other computes.
         observe: called with the rows of each run, for metrics.
     """
 
@@ -55,13 +55,13 @@ class Batcher:
         return len(self._queue)
 
     def submit(self, signature: Signature, inputs: Tensors, rows: int, deadline: float) -> Future[Tensors]:
-        """Queue a call whose tensors `Signature.check` has passed.
+        """Queue a call whose tensors were checked by `Signature.check`.
 
         Args:
-            deadline: in `time.monotonic()` seconds; a call still waiting then is not run any more.
+            deadline: in `time.monotonic()` seconds; a call that still waits then is not run.
 
         Raises:
-            ServingError: RESOURCE_EXHAUSTED where the queue is full or the call too large, UNAVAILABLE after `close`.
+            ServingError: RESOURCE_EXHAUSTED if the queue is full or the call is too large, UNAVAILABLE after `close`.
         """
         if rows > self._limits.batch:
             raise too_large(f"a call may hold at most {self._limits.batch} requests. Received: {rows}")
@@ -76,7 +76,7 @@ class Batcher:
         return job.result
 
     def close(self) -> None:
-        """Take no more, finish what waits, end the threads."""
+        """Accept no more calls, finish the waiting ones, end the threads."""
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -95,24 +95,24 @@ class Batcher:
                 self._finish(jobs)
 
     def _gather(self) -> list[Job]:
-        """The oldest call that is still wanted, and others that fit with it; called with the lock held."""
-        first = next((job for job in iter(self._pop, None) if _still_wanted(job)), None)
+        """The oldest call that is not cancelled, and others that fit into its run; called with the lock held."""
+        first = next((job for job in iter(self._pop, None) if _is_active(job)), None)
         if first is None:
             return []
         jobs, rows, cells, longest = [first], first.rows, first.cells, dict(first.longest)
         if not first.signature.ragged:
             return jobs
-        # The most like it first: a run is as wide as its longest call, and what is padded is computed too.
+        # Most similar lengths first: a run is as wide as its longest call, and padding is computed too.
         like = (job for job in self._queue if job.signature.name == first.signature.name)
         taken = set()
         for job in sorted(like, key=lambda job: sum(abs(job.longest[axis] - longest[axis]) for axis in first.longest)):
             wider = {axis: max(longest[axis], job.longest[axis]) for axis in longest}
             padded = (rows + job.rows) * sum(wider.values())
-            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, _WASTE * (cells + job.cells))
+            fits = rows + job.rows <= self._limits.batch and padded <= min(self._limits.batch_cells, _MOST_PADDING * (cells + job.cells))
             if not fits:
                 continue
             taken.add(id(job))
-            if _still_wanted(job):
+            if _is_active(job):
                 jobs.append(job)
                 rows, cells, longest = rows + job.rows, cells + job.cells, wider
             if rows == self._limits.batch:
@@ -127,7 +127,7 @@ class Batcher:
         try:
             results = self._run(jobs)
         except Exception as error:
-            if len(jobs) > 1:  # one call must not fail its neighbours
+            if len(jobs) > 1:  # an error of one call must not affect the others
                 for job in jobs:
                     self._finish([job])
                 return
@@ -142,11 +142,11 @@ class Batcher:
             self._observe(sum(job.rows for job in jobs))
         if not signature.ragged:
             return [self._model.run(signature.name, jobs[0].inputs)]
-        outputs = self._model.run(signature.name, join(jobs, signature))
+        outputs = self._model.run(signature.name, concatenate(jobs, signature))
         return split(jobs, signature, outputs)
 
 
-def _still_wanted(job: Job) -> bool:
+def _is_active(job: Job) -> bool:
     if not job.result.set_running_or_notify_cancel():
         return False
     if time.monotonic() > job.deadline:
@@ -160,7 +160,7 @@ def _as_serving_error(error: Exception) -> ServingError:
         return error
     message = " ".join(str(error).split())[:500]
     if isinstance(error, tf.errors.InvalidArgumentError):
-        return ServingError("INVALID_ARGUMENT", f"the model refused the input: {message}")
+        return ServingError("INVALID_ARGUMENT", f"the model rejected the input: {message}")
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
         return busy(f"not enough memory for the call: {message}")
     log.error("the model failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""The gRPC door: `PredictionService` and `ModelService` of TensorFlow Serving, and the standard health service."""
+"""The gRPC API: `PredictionService` and `ModelService` of TensorFlow Serving, and the standard health service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("keras_ranking.serving")
 
 
 class GrpcListener:
-    """The `grpc.aio` server of a service, to be made in the event loop that runs it; ports are added by the caller.
+    """The `grpc.aio` server of a service. Make it in the event loop that runs it; the caller adds ports.
 
     Attributes:
         server: the server.
@@ -30,12 +30,12 @@ class GrpcListener:
         options = [
             ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
-            # Without this a second server binds the same port in silence and takes half the calls.
+            # Otherwise a second server could bind the same port without an error and get half of the calls.
             ("grpc.so_reuseport", 0),
             ("grpc.max_allowed_incoming_connections", limits.connections),
             ("grpc.server_handshake_timeout_ms", int(limits.read_seconds * 1000)),
             ("grpc.max_connection_idle_ms", int(limits.idle_seconds * 1000)),
-            # A peer that vanished without a word is found by pings.
+            # Pings detect clients that disappeared without closing.
             ("grpc.keepalive_time_ms", int(limits.read_seconds * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_timeout_ms", int(limits.read_seconds * 1000)),
@@ -44,25 +44,25 @@ class GrpcListener:
         self.server = grpc.aio.server(options=options)
         methods = {protos.PREDICT: self._predict, protos.METADATA: self._metadata, protos.STATUS: self._status}
         for path, method in methods.items():
-            # Messages are parsed by the methods: what cannot be parsed is then the caller's mistake, with its code.
-            handler = grpc.unary_unary_rpc_method_handler(self._answering(method))
+            # The methods parse the messages, so that invalid bytes are an error of the caller, with its code.
+            handler = grpc.unary_unary_rpc_method_handler(self._with_errors(method))
             _, name, call = path.split("/")
             self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {call: handler}),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
 
     async def start(self) -> None:
-        """Take calls, and say so."""
+        """Accept calls, and report healthy."""
         await self.server.start()
         for name in ("", "tensorflow.serving.PredictionService", self._service.name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def notice(self) -> None:
-        """Say that no more calls are wanted."""
+        """Report not healthy."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace: float) -> None:
-        """Take no new calls, answer those under way."""
+        """Accept no new calls, finish those in progress."""
         await self.notice()
         await self.server.stop(grace)
 
@@ -102,21 +102,21 @@ class GrpcListener:
         return reply
 
     def _which(self, spec: Any) -> tuple[int | None, str | None]:
-        """Version or label that a ModelSpec asks for, after a look at the model's name."""
+        """Version or label of a ModelSpec, after a check of the model's name."""
         self._service.must_be(spec.name)
         choice = spec.WhichOneof("choice")
         return (spec.version.value if choice == "version" else None), (spec.version_label if choice == "version_label" else None)
 
-    def _answering(self, method: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        """The method behind the token, with its errors as gRPC has them."""
+    def _with_errors(self, method: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        """The method with a check of the token, and its errors as gRPC status."""
 
-        async def answer(message: bytes, context: Any) -> bytes:
+        async def call(message: bytes, context: Any) -> bytes:
             try:
                 if self._service.access.token is not None:
                     self._service.access.check(dict(context.invocation_metadata()).get("authorization"))
                 return await method(message, context)
             except ServingError as error:
-                # The standard way to say when, or (below 0) that the same call must not be sent again.
+                # gRPC's standard field for the time of the next attempt; below 0: no further attempt.
                 pushback = -1 if error.retry_after is None else round(error.retry_after * 1000)
                 trailer = (("grpc-retry-pushback-ms", str(pushback)),) if error.code == "RESOURCE_EXHAUSTED" else ()
                 await context.abort(getattr(grpc.StatusCode, error.code), error.message, trailer)
@@ -125,7 +125,7 @@ class GrpcListener:
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error")
             raise RuntimeError("unreachable: abort raises")
 
-        return answer
+        return call
 
 
 def _parsed(kind: Any, message: bytes) -> Any:

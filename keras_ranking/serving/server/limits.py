@@ -1,4 +1,4 @@
-"""What the embedded server takes before it says no. Every bound is stated in the error it raises."""
+"""Limits of the embedded server. Each error states the limit."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ class Limits:
     """Bounds of the embedded server. All defaults are our choice.
 
     Args:
-        body_bytes: largest request body or gRPC message, in bytes; more is 413 / RESOURCE_EXHAUSTED.
-        batch: most requests (rows) in one call, and in one run of the model; more is 413 / RESOURCE_EXHAUSTED.
-        history, candidates: widest tensors of events and of candidates; more is 413 / RESOURCE_EXHAUSTED.
-        batch_cells: most tensor cells, rows x (history + candidates) after padding, that are put in one run together;
+        body_bytes: largest request body or gRPC message in bytes; above it the error is 413 / RESOURCE_EXHAUSTED.
+        batch: largest number of requests (rows) of one call, and of one run of the model; 413 / RESOURCE_EXHAUSTED.
+        history, candidates: largest width of tensors of events and of candidates; 413 / RESOURCE_EXHAUSTED.
+        batch_cells: largest number of tensor cells, rows x (history + candidates) after padding, of a run with several calls;
             a single call may exceed it and then runs alone.
-        queue: most calls waiting for the model; more is 429 / RESOURCE_EXHAUSTED.
-        concurrent: most calls being read or answered at once; more is 429 / RESOURCE_EXHAUSTED.
-        connections: most open connections of each door; a further one is answered 503 (REST) or closed (gRPC).
-        read_seconds: how long a head or a body may take to arrive, and a reply to be taken; then 408, or the connection is closed.
-        idle_seconds: how long a connection may stay open between calls.
-        deadline_seconds: how long a call without a deadline of its own may wait, and the most that one may ask for; then
-            DEADLINE_EXCEEDED / 504.
+        queue: largest number of calls that wait for the model; 429 / RESOURCE_EXHAUSTED.
+        concurrent: largest number of calls in progress; 429 / RESOURCE_EXHAUSTED.
+        connections: largest number of open connections of each port; a further one gets 503 (REST) or is closed (gRPC).
+        read_seconds: time for a head or body to arrive, and for a reply to be read; then 408, or the connection is closed.
+        idle_seconds: time that a connection may stay open between calls.
+        deadline_seconds: deadline of a call without its own deadline, and the largest one; then DEADLINE_EXCEEDED / 504.
+
+    Raises:
+        ValueError: a value that is not a positive number.
+
+    Example:
+        >>> limits = kr.serving.Limits(queue=32, deadline_seconds=2.0)
+        >>> limits.queue, limits.batch
+        (32, 64)
     """
 
     body_bytes: int = 16 * 2**20

@@ -1,4 +1,4 @@
-"""Log lines as JSON, one object a line."""
+"""Log lines as JSON, one object per line."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import logging
 from datetime import UTC, datetime
 
 CALL = "keras_ranking.serving.calls"
-"""Logger of one line a call, with the fields `protocol`, `code`, `signature`, `version`, `rows` and `seconds`."""
+"""Logger with one line per call, with the fields `protocol`, `code`, `signature`, `version`, `rows` and `seconds`."""
 
 _FIELDS = ("protocol", "code", "signature", "version", "rows", "seconds", "model")
 
 
 class JsonFormatter(logging.Formatter):
     """`logging.Formatter` that writes `time` (UTC, ISO 8601), `level`, `logger`, `message`, the fields of a call, and `error` with
-    the traceback where there is one.
+    the traceback if there is one.
 
     Example:
         >>> handler = logging.StreamHandler()

@@ -1,4 +1,4 @@
-"""What the embedded server tells Prometheus."""
+"""Prometheus metrics of the embedded server."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one served model, in a registry of their own; names begin with `keras_ranking_`."""
+    """Metrics of one served model, in a separate registry; names begin with `keras_ranking_`."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._calls = Counter("keras_ranking_calls", "Calls answered.", ["protocol", "code", "signature"], registry=self._registry)
+        self._calls = Counter("keras_ranking_calls", "Finished calls.", ["protocol", "code", "signature"], registry=self._registry)
         self._seconds = Histogram(
-            "keras_ranking_call_seconds", "Time to answer a call.", ["protocol", "signature"], buckets=_SECONDS, registry=self._registry
+            "keras_ranking_call_seconds", "Duration of a call.", ["protocol", "signature"], buckets=_SECONDS, registry=self._registry
         )
         rows = Histogram("keras_ranking_batch_rows", "Requests in one run of the model.", buckets=_ROWS, registry=self._registry)
         self.ran: Callable[[int], None] = rows.observe
         ProcessCollector(registry=self._registry)
 
     def watch(self, versions: Versions, running: Callable[[], int]) -> None:
-        """Report the state of `versions`, and how many calls are under way, whenever somebody asks."""
+        """Report the state of `versions` and the number of calls in progress at each scrape."""
         gauges: dict[str, tuple[str, Callable[[], int]]] = {
             "waiting_calls": ("Calls in the queue.", lambda: versions.waiting),
-            "running_calls": ("Calls being read or answered.", running),
-            "version": ("Version that answers calls which name none.", lambda: versions.latest),
+            "running_calls": ("Calls in progress.", running),
+            "version": ("Version that scores calls without a version.", lambda: versions.latest),
         }
         for name, (text, value) in gauges.items():
             Gauge(f"keras_ranking_{name}", text, registry=self._registry).set_function(value)
         self._registry.register(_VersionStates(versions))
 
-    def answered(self, protocol: str, code: str, signature: str, seconds: float) -> None:
-        """Count a call. `signature` is one that the model has, or '' where the call did not get so far."""
+    def count(self, protocol: str, code: str, signature: str, seconds: float) -> None:
+        """Count a call. `signature` is one of the model, or '' if the call ended before it was known."""
         self._calls.labels(protocol, code, signature).inc()
         self._seconds.labels(protocol, signature).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it in the text form of Prometheus."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
 
@@ -55,7 +55,7 @@ class _VersionStates:
         self._versions = versions
 
     def collect(self) -> Iterator[Any]:
-        family = GaugeMetricFamily("keras_ranking_version_state", "1 for the state a version is in.", labels=["version", "state"])
+        family = GaugeMetricFamily("keras_ranking_version_state", "1 for the state of a version.", labels=["version", "state"])
         for status in self._versions.statuses():
             family.add_metric([str(status.version), status.state], 1)
         yield family

@@ -1,4 +1,4 @@
-"""The REST door: paths, forms and codes of TensorFlow Serving's HTTP API."""
+"""The REST API: paths, forms and codes of TensorFlow Serving's HTTP API."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from keras_ranking.serving.server.service import Service
 log = logging.getLogger("keras_ranking.serving")
 
 TIMEOUT_HEADER = "X-Request-Timeout"
-"""Seconds the caller will wait; the call is dropped where they pass before the model runs it."""
+"""Deadline of the caller in seconds; the call is dropped if the model has not started it by then."""
 _MODEL = "/v1/models/{model:[^/:]+}"
 _WHICH = ("", "/versions/{version:[0-9]+}", "/labels/{label:[^/:]+}")
-_LAST_SECONDS = 0.5  # for a body that begins as the door closes, of which the rest may never be seen
+_LAST_SECONDS = 0.5  # for a body that begins while the listener closes, whose rest may never arrive
 _PROBES = ("/healthz", "/readyz")
 
 
 def application(service: Service) -> web.Application:
     """The aiohttp application of a service."""
     app = web.Application(middlewares=[_middleware(service)], client_max_size=service.limits.body_bytes)
-    door = _Door(service)
+    handlers = _Handlers(service)
     for which in _WHICH:
-        app.router.add_post(f"{_MODEL}{which}:predict", door.predict)
-        app.router.add_get(f"{_MODEL}{which}", door.status)
-        app.router.add_get(f"{_MODEL}{which}/metadata", door.metadata)
-    app.router.add_get("/healthz", door.healthy)
-    app.router.add_get("/readyz", door.ready)
-    app.router.add_get("/monitoring/prometheus/metrics", door.metrics)
+        app.router.add_post(f"{_MODEL}{which}:predict", handlers.predict)
+        app.router.add_get(f"{_MODEL}{which}", handlers.status)
+        app.router.add_get(f"{_MODEL}{which}/metadata", handlers.metadata)
+    app.router.add_get("/healthz", handlers.healthy)
+    app.router.add_get("/readyz", handlers.ready)
+    app.router.add_get("/monitoring/prometheus/metrics", handlers.metrics)
     return app
 
 
-class _Door:
+class _Handlers:
     def __init__(self, service: Service) -> None:
         self._service = service
 
@@ -90,24 +90,24 @@ class _Door:
         return web.Response(body=self._service.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     def _which(self, request: web.Request) -> tuple[int | None, str | None]:
-        """Version or label of the path, after a look at the model's name."""
+        """Version or label of the path, after a check of the model's name."""
         self._service.must_be(request.match_info["model"])
         version = request.match_info.get("version")
         return (int(version) if version is not None else None), request.match_info.get("label")
 
     async def _body(self, request: web.Request) -> bytes:
         limits = self._service.limits
-        refusal = too_large(f"the body is larger than the limit of {limits.body_bytes} bytes")
+        error_413 = too_large(f"the body is larger than the limit of {limits.body_bytes} bytes")
         if (request.content_length or 0) > limits.body_bytes:
-            raise refusal
+            raise error_413
         closing = self._service.closing
         seconds = min(limits.read_seconds, _LAST_SECONDS) if closing else limits.read_seconds
         try:
             return await asyncio.wait_for(request.read(), seconds)
         except web.HTTPRequestEntityTooLarge as error:
-            raise refusal from error
-        except ConnectionError as error:  # the answer goes nowhere, but is counted
-            raise ServingError("CANCELLED", "the caller went away") from error
+            raise error_413 from error
+        except ConnectionError as error:  # nobody reads the reply, but the call is counted
+            raise ServingError("CANCELLED", "the caller closed the connection") from error
         except TimeoutError as error:
             if closing:
                 raise unavailable("the server is shutting down") from error
@@ -126,19 +126,19 @@ def _timeout(request: web.Request) -> float | None:
 
 
 def _middleware(service: Service) -> Any:
-    """Who may call, and what an error looks like."""
+    """Middleware with the check of the token and the form of errors."""
 
     @web.middleware
-    async def answer(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    async def call(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
         try:
             if request.path not in _PROBES:
                 service.access.check(request.headers.get(hdrs.AUTHORIZATION))
             return await handler(request)
         except ServingError as error:
-            return _refusal(error)
+            return _error_reply(error)
         except web.HTTPException as error:
             malformed = f"Malformed request: {request.method} {request.path}"
-            # TensorFlow Serving answers 400 to whatever it cannot read under its own prefix.
+            # TensorFlow Serving replies 400 to any invalid path under its prefix.
             status = 400 if error.status == 404 and request.path.startswith("/v1/") else error.status
             return _json({"error": malformed if error.status in (404, 405) else error.text or error.reason}, status)
         except ConnectionError:
@@ -147,17 +147,17 @@ def _middleware(service: Service) -> Any:
             log.exception("a REST call failed")
             return _json({"error": "internal error"}, 500)
 
-    return answer
+    return call
 
 
-def _refusal(error: ServingError) -> web.Response:
+def _error_reply(error: ServingError) -> web.Response:
     response = _json({"error": error.message}, error.http_status)
-    if error.retry_after is not None:  # whole seconds are all that the header can say
+    if error.retry_after is not None:  # the header has whole seconds
         response.headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(error.retry_after)))
     if error.code == "UNAUTHENTICATED":
         response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
     if error.http_status in (401, 408, 413):
-        response.force_close()  # the rest of the body is not worth reading
+        response.force_close()  # the rest of the body is not read
     return response
 
 

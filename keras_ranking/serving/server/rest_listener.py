@@ -1,4 +1,4 @@
-"""The REST door: an aiohttp application behind bounds on its connections."""
+"""The REST listener: an aiohttp application with limits on connections."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _USER_TIMEOUT = 18  # TCP_USER_TIMEOUT of Linux; Python names it from 3.6 on Lin
 
 
 class RestListener:
-    """Listens, and lets go of connections that ask for nothing, send half a head or do not take their reply.
+    """Listens, and closes connections that send nothing or half a head, or do not read their reply.
 
     Args:
-        service: what is behind the door.
-        drain_seconds: how long `stop` waits for calls under way.
+        service: the served model.
+        drain_seconds: longest time that `stop` waits for calls in progress.
     """
 
     def __init__(self, service: Service, drain_seconds: float) -> None:
@@ -28,14 +28,14 @@ class RestListener:
         self._busy = 0
         self._silent: dict[Any, asyncio.TimerHandle] = {}
         application = rest_api.application(service)
-        application.middlewares.insert(0, self._heard())
+        application.middlewares.insert(0, self._track_calls())
         self._runner = web.AppRunner(
             application, access_log=None, keepalive_timeout=service.limits.idle_seconds, shutdown_timeout=drain_seconds
         )
         self._socket: asyncio.Server | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        """Listen; the port that was taken.
+        """Listen; returns the port.
 
         Raises:
             OSError: the port is in use.
@@ -46,21 +46,21 @@ class RestListener:
             self._connection, host, port, ssl=tls, reuse_address=True, backlog=1024, ssl_handshake_timeout=handshake
         )
         for listening in self._socket.sockets:
-            # Accepted sockets inherit it: one whose peer takes nothing for so long is closed by the kernel.
+            # Accepted sockets inherit the option: the kernel closes a connection whose client reads nothing for this time.
             with contextlib.suppress(OSError):
                 listening.setsockopt(6, _USER_TIMEOUT, int(self._limits.read_seconds * 1000))
         return int(self._socket.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Take no new connections, answer what is under way."""
+        """Accept no new connections, finish calls in progress."""
         self._service.closing = True
         if self._socket is not None:
             self._socket.close()
-            await asyncio.sleep(0.02)  # connections that were accepted just now are made in the next turns of the loop
+            await asyncio.sleep(0.02)  # connections accepted just now are made in the next iterations of the loop
         end = asyncio.get_running_loop().time() + self._drain_seconds
         while self._busy and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.01)
-        # From here on aiohttp throws away what still arrives, the rest of a body too: nobody may be in the middle of one.
+        # After this, aiohttp discards all further bytes, also the rest of a body: no call may be in progress.
         if self._runner.server is not None:
             self._runner.server.pre_shutdown()
         await self._runner.cleanup()
@@ -70,23 +70,23 @@ class RestListener:
         if server is None or self._service.closing:
             return _Refusal("the server is shutting down")
         if len(server.connections) >= self._limits.connections:
-            return _Refusal(f"{self._limits.connections} connections are open already, which is the limit; try again later")
+            return _Refusal(f"{self._limits.connections} connections are open, which is the limit; try again later")
         handler = server()
-        self._silent[handler] = asyncio.get_running_loop().call_later(self._limits.read_seconds, self._let_go, handler)
+        self._silent[handler] = asyncio.get_running_loop().call_later(self._limits.read_seconds, self._close_silent, handler)
         return handler
 
-    def _let_go(self, handler: Any) -> None:
+    def _close_silent(self, handler: Any) -> None:
         self._silent.pop(handler, None)
         if handler.transport is not None:
             handler.transport.abort()
 
-    def _heard(self) -> Any:
-        """Counts the calls under way, and marks a connection whose first head has arrived; later heads are bounded by aiohttp's keep-alive
-        timeout.
+    def _track_calls(self) -> Any:
+        """Middleware that counts calls in progress, and stops the timer of a connection whose first head has arrived. aiohttp's
+        keep-alive timeout bounds later heads.
         """
 
         @web.middleware
-        async def mark(request: web.Request, handler: Any) -> Any:
+        async def track(request: web.Request, handler: Any) -> Any:
             timer = self._silent.pop(request.protocol, None)
             if timer is not None:
                 timer.cancel()
@@ -99,11 +99,11 @@ class RestListener:
                 response.force_close()
             return response
 
-        return mark
+        return track
 
 
 class _Refusal(asyncio.Protocol):
-    """A connection that is not wanted: told so and closed."""
+    """A connection that gets a 503 reply and is closed."""
 
     def __init__(self, message: str) -> None:
         self._message = message

@@ -1,4 +1,4 @@
-"""Who may call the embedded server, and over what: TLS, a bearer token, and the rule for addresses beyond this machine."""
+"""Security of the embedded server: TLS, a bearer token, and the rule for addresses that other machines can reach."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ class Tls:
     Args:
         certificate: PEM file, the whole chain.
         key: PEM file of its private key.
-        client_ca: PEM file of the authority whose certificates clients must show; None: none are asked for.
+        client_ca: PEM file of the authority whose certificates clients must present; None: no client certificates.
 
     Raises:
-        FileNotFoundError: a file that is not there.
+        FileNotFoundError: a missing file.
+
+    Example:
+        >>> kr.serving.Tls(certificate="chain.pem", key="key.pem")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no such file for TLS: 'chain.pem'
     """
 
     certificate: str | Path
@@ -37,10 +43,10 @@ class Tls:
                 raise FileNotFoundError(f"no such file for TLS: '{path}'")
 
     def context(self) -> ssl.SSLContext:
-        """For the REST door.
+        """The SSL context of the REST listener.
 
         Raises:
-            ValueError: files that are not what they should be.
+            ValueError: files that cannot be used.
         """
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -54,7 +60,7 @@ class Tls:
         return context
 
     def credentials(self) -> Any:
-        """For the gRPC door."""
+        """The server credentials of the gRPC listener."""
         import grpc
 
         pair = (Path(self.key).read_bytes(), Path(self.certificate).read_bytes())
@@ -64,12 +70,12 @@ class Tls:
 
 @dataclass(frozen=True)
 class Access:
-    """What a server asks of its callers.
+    """Access rules of a server.
 
     Args:
-        token: what calls must carry as `Authorization: Bearer TOKEN`; None: nothing.
-        tls: None: in the clear.
-        insecure: listen beyond this machine without knowing who calls.
+        token: token that calls must have, as `Authorization: Bearer TOKEN`; None: no token.
+        tls: None: without TLS.
+        insecure: allow addresses that other machines can reach, without a token and without client certificates.
     """
 
     token: str | None = None
@@ -81,10 +87,10 @@ class Access:
             raise ValueError(f"`token` must be at least {SHORTEST_TOKEN} ASCII characters without spaces around them.")
 
     def check_host(self, host: str) -> None:
-        """Raise unless callers from elsewhere have to show who they are, or `insecure` says that they need not.
+        """Check that other machines cannot call without a token or a client certificate, unless `insecure` allows it.
 
         Raises:
-            ValueError: an address beyond this machine, without a token and without client certificates.
+            ValueError: an address that other machines can reach, without a token and without client certificates.
         """
         known = self.token is not None or (self.tls is not None and self.tls.client_ca is not None)
         if not (known or self.insecure or _is_loopback(host)):
@@ -94,7 +100,7 @@ class Access:
             )
 
     def check(self, authorization: str | bytes | None) -> None:
-        """Raise unless a call carries the token; the comparison takes the same time whatever is wrong.
+        """Check the token of a call, in constant time.
 
         Raises:
             ServingError: UNAUTHENTICATED.

@@ -24,12 +24,21 @@ log = logging.getLogger("keras_ranking.serving")
 
 
 class Server:
-    """A running server; `serve` makes it. A context manager that stops it at the end of the block.
+    """A running server, made by `serve`. As a context manager it stops at the end of the block.
 
     Attributes:
         name: of the model, as in the paths.
-        host: address it listens on.
-        rest_port, grpc_port: the ports it has, also where 0 was asked for.
+        host: address of the server.
+        rest_port, grpc_port: the ports in use, also if 0 was given.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> version = kr.serving.export(model, "saved_models/feed", verify=False)
+        >>> with kr.serving.serve("saved_models/feed", rest_port=0, grpc_port=0) as server:
+        ...     server.name, server.version
+        ('feed', 1)
     """
 
     def __init__(
@@ -56,15 +65,15 @@ class Server:
 
     @property
     def version(self) -> int:
-        """The version that answers calls which name none."""
+        """The version that scores calls without a version."""
         return self._service.versions.latest
 
     def stop(self) -> None:
-        """Say that no more calls are wanted (for `notice_seconds`), take no new ones, answer those under way (for at most
-        `drain_seconds`), unload the model. Safe to call twice.
+        """Report not ready for `notice_seconds`, then accept no new calls, finish calls in progress (for at most `drain_seconds`) and
+        unload the model. Safe to call twice.
         """
         if not self._loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # closed since we looked
+            with contextlib.suppress(RuntimeError):  # closed in the meantime
                 self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
         if not self._stopped.is_set():
@@ -72,13 +81,13 @@ class Server:
             self._service.versions.close()
 
     def wait(self) -> None:
-        """Block until the server is stopped, or SIGINT or SIGTERM asks for it (only in the main thread), and stop it."""
-        asked = threading.Event()
+        """Block until the server is stopped, or until SIGINT or SIGTERM (only in the main thread), and stop it."""
+        signalled = threading.Event()
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, lambda *_: signalled.set()) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while not asked.wait(0.2) and self._thread.is_alive():
+            while not signalled.wait(0.2) and self._thread.is_alive():
                 pass
             self.stop()
         finally:
@@ -126,16 +135,16 @@ class Server:
             await asyncio.gather(grpc.stop(self._drain_seconds), rest.stop())
 
 
-async def _bound(bind: Callable[[], Any], door: str, host: str, port: int) -> Any:
+async def _bound(bind: Callable[[], Any], protocol: str, host: str, port: int) -> Any:
     try:
         return await bind()
     except (OSError, RuntimeError) as error:
-        raise OSError(f"the {door} server cannot listen on {host}:{port}; is the port taken? ({error})") from error
+        raise OSError(f"the {protocol} server cannot listen on {host}:{port}; is the port taken? ({error})") from error
 
 
-async def _grpc_port(door: GrpcListener, tls: Tls | None, host: str, port: int) -> int:
+async def _grpc_port(listener: GrpcListener, tls: Tls | None, host: str, port: int) -> int:
     address = f"[{host}]:{port}" if ":" in host.strip("[]") else f"{host}:{port}"
-    taken = int(door.server.add_insecure_port(address) if tls is None else door.server.add_secure_port(address, tls.credentials()))
+    taken = int(listener.server.add_insecure_port(address) if tls is None else listener.server.add_secure_port(address, tls.credentials()))
     if taken == 0:
         raise OSError("the address was refused")
     return taken
@@ -158,33 +167,33 @@ def serve(
     tls: Tls | None = None,
     insecure: bool = False,
 ) -> Server:
-    """Serve the highest version under `folder`, and each new one as it appears.
+    """Serve the highest version under `folder`, and each new version when it appears.
 
-    The graph on disk is run, never a Python model. A new version is loaded and tried beside the old one, then takes over
-    between two calls; where it is broken the old one serves on and the error is logged and stands in the model's status.
-    Calls that come while the model runs are joined into one batch, also when their lengths differ.
+    The server runs the graph on disk, not a Python model. A new version is loaded and tested while the old one serves, and then
+    replaces it between two calls. If it is broken, the old one continues, and the error is in the log and in the model's status.
+    Calls that arrive while the model runs are concatenated into one batch, also if their lengths differ.
 
-    Beside TensorFlow Serving's paths: `/healthz` (the process lives), `/readyz` (it wants calls), the gRPC service
-    `grpc.health.v1.Health`, and `/monitoring/prometheus/metrics` without being asked for. A call may say how long it waits: the
-    deadline of gRPC, the header `X-Request-Timeout` of REST; one whose time is up is dropped before the model runs it.
+    In addition to TensorFlow Serving's paths there are `/healthz` (the process runs), `/readyz` (it accepts calls), the gRPC service
+    `grpc.health.v1.Health`, and `/monitoring/prometheus/metrics`, which is always on. A call may have a deadline: that of gRPC, or
+    the header `X-Request-Timeout` in REST. A call after its deadline is dropped before the model runs it.
 
-    Log lines go to the loggers `keras_ranking.serving` and, one INFO line a call, `keras_ranking.serving.calls`; see `logs`.
+    Log lines go to the logger `keras_ranking.serving`; `keras_ranking.serving.calls` gets one INFO line per call.
 
     Args:
-        folder: a served model as `export` writes it: integer-named versions.
+        folder: a served model with integer-named versions, as `export` writes it.
         name: of the model in paths and messages; None: the folder's name.
         host: address to listen on; the default is this machine only.
         rest_port, grpc_port: 0 = any free port; see `Server.rest_port`.
-        labels: label -> version, kept loaded beside the highest, for `/labels/NAME:predict`.
-        poll_seconds: how often to look for new versions.
-        threads: TensorFlow threads; 0 = one a core.
-        limits: what is refused, with its error; see `Limits`.
-        drain_seconds: how long `stop` waits for calls under way.
-        notice_seconds: how long before that it says by `/readyz` and gRPC health that it stops, while it still takes calls.
-        token: what every call must carry as `Authorization: Bearer TOKEN`, but for the probes of health; None: no token.
-            Without TLS it can be read on the way.
-        tls: certificate and key of both doors, and the authority of client certificates where those are asked for.
-        insecure: listen beyond this machine without a token and without client certificates.
+        labels: label -> version, kept loaded in addition to the highest, for `/labels/NAME:predict`.
+        poll_seconds: seconds between two looks for new versions.
+        threads: TensorFlow threads; 0 = one per core.
+        limits: limits of requests and load; see `Limits`.
+        drain_seconds: longest time that `stop` waits for calls in progress.
+        notice_seconds: time before that in which `/readyz` and gRPC health report not ready, while calls are still accepted.
+        token: token of every call, as `Authorization: Bearer TOKEN`, except health checks; None: no token. Without TLS it is sent
+            in plain text.
+        tls: certificate and key of both ports, and the authority of client certificates if those are required.
+        insecure: allow an address that other machines can reach, without a token and without client certificates.
 
     Returns:
         The running `Server`; stop it by `stop()`, or use it in a `with` block.
@@ -192,14 +201,20 @@ def serve(
     Raises:
         FileNotFoundError: no folder, or no version in it.
         RuntimeError: no version that can be served.
-        ValueError: a label for a version that is not there; a setting out of range; an address beyond this machine where nobody
-            has to show who they are, without `insecure`.
-        OSError: a port that is taken.
+        ValueError: a label for a missing version; a setting out of range; an address that other machines can reach, without a token,
+            client certificates or `insecure`.
+        OSError: a port that is in use.
 
     Example:
-        >>> with serve("saved_models/cadet", rest_port=0, grpc_port=0) as server:
-        ...     client = Client(f"127.0.0.1:{server.grpc_port}", schema, model="cadet")
-        ...     scores = client.score(history, candidates, request_time)
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.LiRank(schema, history_features=())
+        >>> version = kr.serving.export(model, "saved_models/feed", verify=False)
+        >>> with kr.serving.serve("saved_models/feed", rest_port=0, grpc_port=0) as server:
+        ...     with kr.serving.Client(f"127.0.0.1:{server.rest_port}", schema, model="feed", protocol="rest") as client:
+        ...         scores = client.score_frame(log.events.head(30))
+        >>> scores.shape
+        (30, 2)
     """
     folder = Path(folder)
     limits = limits or Limits()

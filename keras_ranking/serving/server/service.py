@@ -1,4 +1,4 @@
-"""What both doors, REST and gRPC, lead to: find the version, check, queue, wait, count."""
+"""The common part of REST and gRPC: find the version, check, queue, wait, count."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from keras_ranking.serving.server.metrics import Metrics
 from keras_ranking.serving.server.security import Access
 from keras_ranking.serving.server.versions import Servable, Versions
 
-calls = logging.getLogger(CALL)
+call_log = logging.getLogger(CALL)
 Tensors = dict[str, np.ndarray]
 
 
 @dataclass
 class Call:
-    """What is known of a call while it runs, for metrics and the log."""
+    """State of a call, for metrics and the log."""
 
     protocol: str
     begin: float = field(default_factory=time.monotonic)
@@ -40,9 +40,9 @@ class Service:
 
     Args:
         name: of the model.
-        limits: what is refused.
-        access: who may call.
-        open_versions: makes the versions; is handed the function to call with the rows of every run.
+        limits: limits of requests and load.
+        access: access rules.
+        open_versions: makes the versions; its argument is a function that counts the rows of each run.
     """
 
     def __init__(self, name: str, limits: Limits, access: Access, open_versions: Callable[[Callable[[int], None]], Versions]) -> None:
@@ -55,7 +55,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether new calls are wanted."""
+        """Whether the server accepts new calls."""
         return not self.draining and self.versions.latest in self.versions.loaded
 
     def must_be(self, name: str) -> None:
@@ -74,7 +74,7 @@ class Service:
         self._running += 1
         try:
             if self._running > self.limits.concurrent:
-                raise busy(f"{self.limits.concurrent} calls are under way already, which is the limit; try again later")
+                raise busy(f"{self.limits.concurrent} calls are in progress, which is the limit; try again later")
             yield call
         except ServingError as error:
             call.code = error.code
@@ -88,20 +88,20 @@ class Service:
         finally:
             self._running -= 1
             seconds = time.monotonic() - call.begin
-            self.metrics.answered(call.protocol, call.code, call.signature, seconds)
-            if calls.isEnabledFor(logging.INFO):
+            self.metrics.count(call.protocol, call.code, call.signature, seconds)
+            if call_log.isEnabledFor(logging.INFO):
                 known = {name: getattr(call, name) for name in ("protocol", "code", "signature", "version", "rows")}
-                calls.info("call", extra={**known, "seconds": round(seconds, 6), "model": self.name})
+                call_log.info("call", extra={**known, "seconds": round(seconds, 6), "model": self.name})
 
     async def predict(self, call: Call, servable: Servable, signature: Signature, inputs: Tensors, seconds: float | None = None) -> Tensors:
         """Scores of a call; the caller holds the lease of `servable`.
 
         Args:
-            call: to be filled in.
-            seconds: time the caller waits, from the beginning of the call; None: `limits.deadline_seconds`.
+            call: its fields are set.
+            seconds: deadline of the caller, from the beginning of the call; None: `limits.deadline_seconds`.
 
         Raises:
-            ServingError: what is wrong with the inputs, a full queue, a deadline, a failing model.
+            ServingError: invalid inputs, a full queue, a deadline, a failing model.
         """
         call.signature, call.version = signature.name, servable.version
         call.rows = signature.check(inputs)

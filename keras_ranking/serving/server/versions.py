@@ -1,4 +1,4 @@
-"""Which versions of a model are loaded: the highest that works, those a label names, and a swap that loses no request."""
+"""The loaded versions of a model: the highest valid one and those with a label. A swap loses no request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Fingerprint = tuple[tuple[str, int, int], ...]
 
 @dataclass
 class Servable:
-    """A loaded version. `leases` counts the calls that hold it; it is closed when it is retired and nobody holds it."""
+    """A loaded version. `leases` is the number of calls that use it; a retired version is closed when it is 0."""
 
     version: int
     model: SavedModel
@@ -37,7 +37,7 @@ class Servable:
 
 @dataclass(frozen=True)
 class Status:
-    """State of a version as `ModelService` names it; `message` = why it does not serve."""
+    """State of a version as named in `ModelService`; `message` = the error of a version that is not served."""
 
     version: int
     state: str
@@ -50,15 +50,15 @@ class Versions:
     Args:
         folder: holds integer-named version directories.
         limits: for each version's queue.
-        labels: label -> version to keep loaded under that name beside the highest.
-        poll_seconds: how often to look for new versions.
+        labels: label -> version, kept loaded in addition to the highest.
+        poll_seconds: seconds between two looks for new versions.
         threads: TensorFlow threads per version; 0 = TensorFlow's choice.
         on_batch: called with the rows of every run.
 
     Raises:
         FileNotFoundError: no folder, or no version in it.
-        ValueError: a label for a version that is not there.
-        RuntimeError: no version that loads.
+        ValueError: a label for a missing version.
+        RuntimeError: no version that can be loaded.
     """
 
     def __init__(
@@ -85,27 +85,27 @@ class Versions:
 
     @property
     def latest(self) -> int:
-        """The version that answers calls which name none."""
+        """The version that scores calls without a version."""
         return self._latest
 
     @property
     def loaded(self) -> list[int]:
-        """The versions that answer calls, ascending."""
+        """The loaded versions, ascending."""
         with self._lock:
             return sorted(self._loaded)
 
     @property
     def waiting(self) -> int:
-        """Calls in all queues."""
+        """Number of calls in all queues."""
         with self._lock:
             return sum(len(servable.batcher) for servable in self._loaded.values())
 
     @contextlib.contextmanager
     def lease(self, version: int | None = None, label: str | None = None) -> Iterator[Servable]:
-        """Hold a version: it stays loaded until the end of the block, whatever is swapped meanwhile.
+        """Hold a version: it stays loaded until the end of the block, also if it is replaced in the meantime.
 
         Raises:
-            ServingError: NOT_FOUND for a version, INVALID_ARGUMENT for a label, as TensorFlow Serving has it.
+            ServingError: NOT_FOUND for a version, INVALID_ARGUMENT for a label, as in TensorFlow Serving.
         """
         with self._lock:
             if label is not None and label not in self.labels:
@@ -125,7 +125,7 @@ class Versions:
                     servable.idle.set()
 
     def statuses(self, version: int | None = None) -> list[Status]:
-        """State of every version seen, highest first.
+        """State of every version since the start, highest first.
 
         Raises:
             ServingError: NOT_FOUND.
@@ -144,16 +144,16 @@ class Versions:
             self._retire(version)
 
     def refresh(self) -> None:
-        """Look once: load what is new and wanted, retire what is not."""
+        """Load new versions, and retire those that are replaced or removed."""
         folders = version_folders(self.folder)
         if not folders:
-            log.error("no versions under %s any more; version %d serves on", self.folder, self._latest)
+            log.error("no versions under %s; version %d continues", self.folder, self._latest)
             return
         for number in [gone for gone in self._broken if gone not in folders]:
             self._broken.pop(number)
             self._set(number, "END")
-        highest = next((number for number in sorted(folders, reverse=True) if self._have(number, folders[number])), None)
-        wanted = {number for number in self.labels.values() if number in folders and self._have(number, folders[number])}
+        highest = next((number for number in sorted(folders, reverse=True) if self._ensure_loaded(number, folders[number])), None)
+        wanted = {number for number in self.labels.values() if number in folders and self._ensure_loaded(number, folders[number])}
         if highest is not None:
             wanted.add(highest)
             with self._lock:
@@ -184,10 +184,10 @@ class Versions:
             try:
                 self.refresh()
             except Exception:
-                log.exception("looking for new versions under %s failed; version %d serves on", self.folder, self._latest)
+                log.exception("looking for new versions under %s failed; version %d continues", self.folder, self._latest)
 
-    def _have(self, number: int, folder: Path) -> bool:
-        """Whether a version serves, loading it where it does not yet. A broken one is tried again only when its files change."""
+    def _ensure_loaded(self, number: int, folder: Path) -> bool:
+        """Load a version unless it is loaded; whether it could be loaded. A broken one is tried again only if its files change."""
         if number in self._loaded:
             return True
         fingerprint = _fingerprint(folder)
@@ -241,7 +241,7 @@ def _fingerprint(folder: Path) -> Fingerprint:
 
 
 def _probe(model: SavedModel) -> None:
-    """Run our own exports once before they take traffic: a graph may load and then fail on every call."""
+    """Run an export of this package once before it takes traffic: a graph may load and then fail on every call."""
     if SIGNATURE not in model.signatures:
         raise ValueError(f"it has no signature '{SIGNATURE}'. It has: {sorted(model.signatures)}")
     if model.card is None:

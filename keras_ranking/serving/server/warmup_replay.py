@@ -1,4 +1,4 @@
-"""The warm-up requests of a version, run before it takes traffic, as TensorFlow Serving runs them."""
+"""Warm-up requests of a version, run before it takes traffic, as in TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MOST = 1000
 
 
 def run_warmup(model: SavedModel, version: Path) -> int:
-    """Run `assets.extra/tf_serving_warmup_requests` of a version where it has one; how many records there were.
+    """Run the records of `assets.extra/tf_serving_warmup_requests`, if a version has it; returns their number.
 
-    Only Predict records are run. As on TensorFlow Serving, one failing record fails the version.
+    Only Predict records are run. As in TensorFlow Serving, one failing record fails the version.
 
     Raises:
-        ValueError: more than 1,000 records, or one that the model refuses.
+        ValueError: more than 1,000 records, or one that fails.
     """
     path = version / EXTRA / WARMUP
     if not path.is_file():

@@ -115,7 +115,7 @@ def test_command(small, logged, tmp_path, capsys):
     assert "SKEW: 12 requests: feature 'topic'" in capsys.readouterr().out
 
 
-def test_what_it_refuses(small, logged, tmp_path):
+def test_errors(small, logged, tmp_path):
     with pytest.raises(FileNotFoundError, match="no exported version"):
         check_skew(tmp_path, small.model, logged.events)
     with pytest.raises(ValueError, match="`sample` must be a positive integer"):

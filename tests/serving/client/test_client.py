@@ -176,7 +176,7 @@ def test_settings(settings, name):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
-def test_nobody_there(protocol):
+def test_no_server(protocol):
     client = Client("127.0.0.1:1", standin.SCHEMA, model="ranker", protocol=protocol, timeout=5)
     with client, pytest.raises(ServingError, match="127.0.0.1:1") as caught:
         client.score(*frames(1, 1))
@@ -201,7 +201,7 @@ def test_unknown_model_and_signature(server, protocol):
 def test_schema_of_another_model(client):
     """The server's inputs are not the schema's columns."""
     client.schema = standin.SCHEMA.model_copy(update={"features": standin.SCHEMA.features[:-1]})
-    with pytest.raises(ValueError, match="the model's input '(history|candidate)_affinity' is no column of the schema"):
+    with pytest.raises(ValueError, match="the model's input '(history|candidate)_affinity' is not a column of the schema"):
         client.score(*frames(1, 1))
 
 

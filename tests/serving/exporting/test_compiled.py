@@ -53,7 +53,7 @@ def xla(request, first, small, tmp_path_factory):
 @pytest.mark.slow
 def test_xla(xla):
     card, pairs = xla.card, len(xla.history) * len(xla.candidates)
-    # Its gate ran every pair of buckets, and one request beyond them, against Keras.
+    # Verification ran every pair of buckets, and one request beyond them, and compared with Keras.
     assert card.verified["largest_difference"] <= 1e-5 and card.verified["requests"] == 2 * (pairs + 1)
     assert card.xla and (tuple(card.history_buckets), tuple(card.candidate_buckets)) == (xla.history, xla.candidates)
     must = [function for function in functions(xla.version) if function.attr["_XlaMustCompile"].b]
@@ -93,7 +93,7 @@ def test_xla_scores_at_and_beyond_its_buckets(xla):
 
 @pytest.mark.slow
 def test_bfloat16(small, tmp_path):
-    bound = 6e-2 if bfloat16.cuts() else 3e-2
+    bound = 6e-2 if bfloat16.truncates() else 3e-2
     version = export(small.model, tmp_path / "ranker", precision="bfloat16")
     card = read_card(version)
     assert card.precision == "bfloat16" and 1e-6 < card.verified["largest_difference"] <= card.verified["bound"] == bound

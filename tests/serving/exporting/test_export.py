@@ -1,4 +1,4 @@
-"""Exports: parity in a fresh process, the gate and its controls, atomicity, every backend."""
+"""Exports: parity in a fresh process, verification and its controls, atomicity, every backend."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_scores_in_a_fresh_process(first, tmp_path):
 
 
 def test_scores_depend_on_the_weights(first, second):
-    """Control: the tolerance above tells one model from another, and one candidate from the next."""
+    """Control: differences between models and between candidates are larger than the tolerance above."""
     batch = requests(first.card, (5, 9), (4, 4))
     a, b = (expected(version.model, version.card, batch)["click"] for version in (first, second))
     assert np.abs(a - b).max() > 1e-2
@@ -124,7 +124,7 @@ class _LeakyModel:
         return self.serving_model._flatten_layers()
 
 
-def test_gate_refuses_a_model_that_reads_beyond_the_lengths(tmp_path):
+def test_verification_finds_a_model_that_reads_beyond_the_lengths(tmp_path):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("written in this process, which needs the TensorFlow backend")
     with pytest.raises(ExportError, match="'(raw )?click' differs from the Keras scores by"):
@@ -132,7 +132,7 @@ def test_gate_refuses_a_model_that_reads_beyond_the_lengths(tmp_path):
     assert list((tmp_path / "ranker").iterdir()) == []
 
 
-def test_gate_refuses_a_graph_whose_variables_belong_to_nobody(tmp_path):
+def test_verification_finds_untracked_variables(tmp_path):
     """The trap: TensorFlow's own loader runs it, a server cannot."""
     tf = pytest.importorskip("tensorflow")
     if keras.backend.backend() != "tensorflow":
@@ -218,7 +218,7 @@ EXPORT = "import sys, standin; from keras_ranking.serving import export; print(e
 
 @pytest.mark.slow
 def test_killed_export_leaves_no_version(tmp_path):
-    """SIGKILL while the graph is on disk already and the gate runs."""
+    """SIGKILL during verification, when the graph is on disk."""
     folder = tmp_path / "ranker"
     process = python(EXPORT, folder, KERAS_BACKEND="tensorflow")
     end = time.monotonic() + 120
@@ -247,7 +247,7 @@ def test_no_room_for_the_configs(first, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "sync", lambda _: None)
     if keras.backend.backend() != "tensorflow":
         monkeypatch.setattr(exporting, "_write_elsewhere", lambda *_: None)
-    with pytest.raises(ExportError, match="No space left on device. Nothing was left there"):
+    with pytest.raises(ExportError, match="No space left on device. Nothing was left in it"):
         export(first.model, folder)
     assert list(folder.iterdir()) == []
 

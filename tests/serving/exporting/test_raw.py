@@ -132,7 +132,7 @@ def test_what_it_is_equal_to(graph):
     assert not got["candidate_both"][1, -7:].any() and not got["history_time"][1].any()
 
 
-def test_another_vocabulary_is_told_apart(graph):
+def test_another_vocabulary(graph):
     """Control: the comparison above finds two words that changed places."""
     specs, run = graph
     batch = batch_of(specs)
@@ -157,7 +157,7 @@ def test_another_vocabulary_is_told_apart(graph):
         ("history_time", SCHEMA.epoch + 2**31, "column `at` must hold Unix seconds"),
     ],
 )
-def test_refused_where_it_counts(graph, name, value, message):
+def test_errors_in_counted_cells(graph, name, value, message):
     specs, run = graph
     batch = batch_of(specs)
     batch[name][0] = value

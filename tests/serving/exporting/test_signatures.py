@@ -22,7 +22,7 @@ BUILDERS = {
     "lirank": lambda s: models.LiRank(s, hidden=(8,), rank=2, max_history=6, id_dim=4, explore=("click",)),
 }
 
-# Both ways in one process that knows nothing of this package: V1 load, Session.run.
+# Both ways in one process without this package: V1 load, Session.run.
 RUN = """
 import sys, numpy as np, tensorflow as tf
 session = tf.compat.v1.Session(graph=tf.Graph())
@@ -39,7 +39,7 @@ whole = run("serving_default", feed)
 cache = run("encode_history", feed)
 finite = all(np.isfinite(value).all() for value in cache.values())
 composed = run("score_candidates", {**feed, **cache})
-# What stands in the cache beyond its history must not matter either.
+# Values of the cache beyond its history must not change scores.
 spoilt = dict(cache)
 if "cache_key" in cache and "cache_length" in cache:
     tokens = cache["cache_key"].shape[2] // max(1, cache["cache_time"].shape[1] if "cache_time" in cache else cache["cache_key"].shape[2])
@@ -111,7 +111,7 @@ def check_names(version, model, towers):
 def test_of_a_small_model(small, tmp_path):
     check_names(small.version, small.model, towers=True)
     composed_equals_whole(small.version, tmp_path)
-    assert small.card.signatures["raw"]["inputs"]["candidate_item_id"]["dtype"] == "int64"  # as it stands in the log
+    assert small.card.signatures["raw"]["inputs"]["candidate_item_id"]["dtype"] == "int64"  # as in the log
     assert small.card.verified["largest_difference"] <= 1e-5
 
 
@@ -124,7 +124,7 @@ def test_of_every_model(kind, logged, tmp_path):
 
 
 def test_a_plain_graph_holds_no_python_and_no_program(small):
-    """And what it does hold of the encoding of strings stands outside the trunk: XLA could compile the rest."""
+    """The encoding of strings is outside the trunk: XLA could compile the rest."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString((small.version / "saved_model.pb").read_bytes())

@@ -1,4 +1,4 @@
-"""Micro-batching: what is joined, what is not, and that neighbours never touch each other."""
+"""Micro-batching: which calls share a run, and that calls of a run do not affect each other."""
 
 from __future__ import annotations
 
@@ -130,6 +130,6 @@ def test_full_and_closed(first, model):
     assert caught.value.http_status == 413
     model.go.set()
     batcher.close()
-    assert waiting.result()["click"].shape[0] == 3  # what waited was answered
+    assert waiting.result()["click"].shape[0] == 3  # waiting calls were finished
     with pytest.raises(ServingError, match="UNAVAILABLE"):
         submit(requests(first.card))

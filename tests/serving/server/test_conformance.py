@@ -1,4 +1,4 @@
-"""What any server that speaks TensorFlow Serving's protocol must answer, about the reference model of these tests.
+"""Replies of any server with TensorFlow Serving's protocol, for the reference model of these tests.
 
 By default against the embedded server. Against another one, which serves the reference under the name `ranker`:
 
@@ -72,16 +72,16 @@ def warmup(version):
 
 @pytest.fixture(scope="module")
 def target(request, tmp_path_factory):
-    """Where to ask, and what the answers must be."""
-    asked = {name: os.environ.get(f"KR_SERVING_{name}") for name in ("ADDRESS", "REST_ADDRESS", "REFERENCE")}
-    if any(asked.values()):
-        absent = sorted(f"KR_SERVING_{name}" for name, value in asked.items() if not value)
+    """Address of the server, and the expected replies."""
+    settings_given = {name: os.environ.get(f"KR_SERVING_{name}") for name in ("ADDRESS", "REST_ADDRESS", "REFERENCE")}
+    if any(settings_given.values()):
+        absent = sorted(f"KR_SERVING_{name}" for name, value in settings_given.items() if not value)
         if absent:
-            pytest.fail(f"set {absent} as well: an outside server is asked by gRPC and REST about the reference that --write made")
+            pytest.fail(f"set {absent} as well: an external server is tested by gRPC and REST with the reference that --write made")
         from keras_ranking import models
 
-        folder = Path(asked["REFERENCE"])
-        yield made(models.load(folder), read_card(folder / "ranker" / "1"), asked["ADDRESS"], asked["REST_ADDRESS"])
+        folder = Path(settings_given["REFERENCE"])
+        yield made(models.load(folder), read_card(folder / "ranker" / "1"), settings_given["ADDRESS"], settings_given["REST_ADDRESS"])
         return
     from keras_ranking.serving import serve
 
@@ -116,7 +116,7 @@ def rest(target, path, content=None, raw=None):
     return reply.status, json.loads(text)
 
 
-def ask(target, batch, signature="serving_default", model=None, **spec):
+def call(target, batch, signature="serving_default", model=None, **spec):
     import tensorflow as tf
 
     request = predict_pb2.PredictRequest()
@@ -134,7 +134,7 @@ def ask(target, batch, signature="serving_default", model=None, **spec):
 
 def refused(target, *args, **settings):
     with pytest.raises(grpc.RpcError) as caught:
-        ask(target, *args, **settings)
+        call(target, *args, **settings)
     return caught.value.code().name
 
 
@@ -211,7 +211,7 @@ def test_metadata(target):
 
 @pytest.mark.parametrize("which", [{}, {"version": 1}, {"label": None}])
 def test_predict_by_grpc(target, batch, want, which):
-    got, spec = ask(target, batch, **({"label": target.label} if "label" in which else which))
+    got, spec = call(target, batch, **({"label": target.label} if "label" in which else which))
     assert (spec.name, spec.version.value, spec.signature_name) == (target.name, 1, "serving_default")
     equal(got, want)
 
@@ -228,20 +228,20 @@ def test_predict_by_rest(target, batch, want, which):
 
 
 def test_every_signature(target, batch, want):
-    """Each signature of the metadata answers, by gRPC and REST alike; those over the same weights give the same scores."""
+    """Each signature of the metadata gives the same reply by gRPC and REST; signatures with the same weights give the same scores."""
     signatures = metadata(target)
-    answered = {}
+    replies_by_signature = {}
     for name, signature in signatures.items():
         if signature.method_name != "tensorflow/serving/predict":
             continue
         given = dict(batch)
         if name == "score_candidates":
-            given |= ask(target, {k: v for k, v in batch.items() if k in signatures["encode_history"].inputs}, "encode_history")[0]
+            given |= call(target, {k: v for k, v in batch.items() if k in signatures["encode_history"].inputs}, "encode_history")[0]
         elif name.startswith("raw"):
             given = in_words_of_the_log(target, signature)
         given.setdefault("seed", np.arange(3, dtype=np.int32))
         given = {key: given[key] for key in signature.inputs}
-        got, _ = ask(target, given, name)
+        got, _ = call(target, given, name)
         assert got.keys() == signature.outputs.keys()
         assert all(values.shape[0] == 3 and np.isfinite(values).all() for values in got.values()), name
         words = np.vectorize(bytes.decode, otypes=[object])
@@ -251,9 +251,9 @@ def test_every_signature(target, batch, want):
         outputs = reply["outputs"] if isinstance(reply["outputs"], dict) else {next(iter(got)): reply["outputs"]}
         for key, values in got.items():
             np.testing.assert_allclose(np.asarray(outputs[key], dtype=values.dtype), values, rtol=1e-6, atol=1e-6)
-        answered[name] = got
-    for name in {"serving_default", "score_candidates"} & answered.keys():
-        equal(answered[name], want)
+        replies_by_signature[name] = got
+    for name in {"serving_default", "score_candidates"} & replies_by_signature.keys():
+        equal(replies_by_signature[name], want)
 
 
 def in_words_of_the_log(target, signature):
@@ -279,11 +279,13 @@ def in_words_of_the_log(target, signature):
 def test_mixed_lengths_at_once(target):
     """Requests of different lengths, sent at once: whatever the server joins, each gets the scores that it has alone."""
     rng = np.random.default_rng(1)
-    asked = [requests(target.card, [int(rng.integers(0, 40))], [int(rng.integers(1, 12))], seed=seed, hostile=True) for seed in range(24)]
-    scores = [expected(target.model, target.card, one) for one in asked]
+    settings_given = [
+        requests(target.card, [int(rng.integers(0, 40))], [int(rng.integers(1, 12))], seed=seed, hostile=True) for seed in range(24)
+    ]
+    scores = [expected(target.model, target.card, one) for one in settings_given]
     assert np.abs(scores[0]["click"][0, 0] - scores[1]["click"][0, 0]) > 1e-4  # control: mixing them up would show
     with ThreadPoolExecutor(8) as pool:
-        for (got, _), wanted in zip(pool.map(lambda one: ask(target, one), asked * 2), scores * 2, strict=True):
+        for (got, _), wanted in zip(pool.map(lambda one: call(target, one), settings_given * 2), scores * 2, strict=True):
             equal(got, wanted)
 
 
@@ -292,25 +294,25 @@ def test_hostile_padding(target):
     hostile = requests(target.card, (5, 0), (2, 6), seed=3, hostile=True)
     assert np.isnan(hostile["candidate_text"]).any()
     want = expected(target.model, target.card, hostile)
-    equal(ask(target, hostile)[0], want)
+    equal(call(target, hostile)[0], want)
     first = {name: values.copy() for name, values in hostile.items()}
     for name, values in first.items():
         if values.ndim > 1:
             length = first["history_length" if name.startswith("history_") else "candidate_count"]
             for row, count in enumerate(length):
                 values[row, count:] = values[0, 0]
-    equal(ask(target, first)[0], want)
+    equal(call(target, first)[0], want)
 
 
 @pytest.mark.parametrize("lengths", [((0,), (1,)), ((0, 0), (3, 1)), ((1,), (1,)), ((300,), (50,))])
 def test_lengths_at_the_edges(target, lengths):
     one = requests(target.card, *lengths, seed=9)
-    equal(ask(target, one)[0], expected(target.model, target.card, one))
+    equal(call(target, one)[0], expected(target.model, target.card, one))
 
 
 def test_a_request_is_alone(target, batch, want):
     for row in range(3):
-        got, _ = ask(target, alone(batch, target.card.inputs, row))
+        got, _ = call(target, alone(batch, target.card.inputs, row))
         for name in want:
             count = int(batch["candidate_count"][row])
             np.testing.assert_allclose(got[name][0, :count], want[name][row, :count], **CLOSE)
@@ -346,7 +348,7 @@ def test_wrong_bodies(target, body):
 
 
 def test_it_lives(target, batch, want):
-    equal(ask(target, batch)[0], want)
+    equal(call(target, batch)[0], want)
 
 
 def write(folder):

@@ -1,4 +1,4 @@
-"""Who may come in, what is said at the door, and how long anybody may take: token, TLS, health, deadlines, limits, logs."""
+"""The REST and gRPC listeners: token, TLS, health, deadlines, limits, logs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.one_backend
 TOKEN = "correct horse battery"
 
 
-def ask(url, content=None, headers=(), context=None):
+def call(url, content=None, headers=(), context=None):
     """Status, headers and JSON or text."""
     data = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(url, data=data, headers=dict(headers))
@@ -53,18 +53,18 @@ def health(channel, service=""):
 
 @contextlib.contextmanager
 def serving(first, **settings):
-    """A server of its own, of the exported model."""
+    """A separate server of the exported model."""
     with serve(first.version.parent, rest_port=0, grpc_port=0, **settings) as running:
         yield running
 
 
 def waiting(running):
-    """Calls in the queue, as the server's metrics tell."""
-    text = ask(f"http://127.0.0.1:{running.rest_port}/monitoring/prometheus/metrics")[2].decode()
+    """Number of calls in the queue, from the server's metrics."""
+    text = call(f"http://127.0.0.1:{running.rest_port}/monitoring/prometheus/metrics")[2].decode()
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("keras_ranking_waiting_calls "))
 
 
-class Gate:
+class Barrier:
     """Holds every run of the model until it is opened, and counts them."""
 
     def __init__(self, monkeypatch):
@@ -93,7 +93,7 @@ def guarded(first):
 def test_without_the_token(guarded, header):
     headers = {} if header is None else {"Authorization": header}
     for path in ("/v1/models/ranker", "/v1/models/ranker:predict", "/monitoring/prometheus/metrics", "/v1/models/ranker/metadata"):
-        status, reply, body = ask(f"http://127.0.0.1:{guarded.rest_port}{path}", {} if "predict" in path else None, headers)
+        status, reply, body = call(f"http://127.0.0.1:{guarded.rest_port}{path}", {} if "predict" in path else None, headers)
         assert (status, reply["WWW-Authenticate"]) == (401, "Bearer") and b"needs a token" in body
     if header is None or header.isascii():
         token = (header or " ").partition(" ")[2] or None
@@ -109,8 +109,8 @@ def test_with_the_token(guarded, protocol):
 
 
 def test_probes_need_no_token(guarded):
-    assert ask(f"http://127.0.0.1:{guarded.rest_port}/healthz")[0] == 200
-    assert ask(f"http://127.0.0.1:{guarded.rest_port}/readyz")[0] == 200
+    assert call(f"http://127.0.0.1:{guarded.rest_port}/healthz")[0] == 200
+    assert call(f"http://127.0.0.1:{guarded.rest_port}/readyz")[0] == 200
     with grpc.insecure_channel(f"127.0.0.1:{guarded.grpc_port}") as channel:
         assert {health(channel, name) for name in ("", "ranker", "tensorflow.serving.PredictionService")} == {"SERVING"}
         with pytest.raises(grpc.RpcError) as caught:
@@ -156,20 +156,20 @@ def test_tls(first, certificates, mutual):
     path = certificates.joinpath
     tls = Tls(path("server.pem"), path("server.key"), path("ca.pem") if mutual else None)
     known = ClientTls(path("ca.pem"), *((path("client.pem"), path("client.key")) if mutual else ()))
-    strangers = [False, True] + ([ClientTls(path("ca.pem"))] if mutual else [])
+    untrusted = [False, True] + ([ClientTls(path("ca.pem"))] if mutual else [])
     with serving(first, tls=tls) as running:
         for protocol in ("grpc", "rest"):
             with connect(running, protocol, tls=known) as client:
                 assert client.score(*frames(3, 2)).shape == (2, 2)
-            for stranger in strangers:
-                with connect(running, protocol, tls=stranger, retry=Retry(attempts=1), timeout=5) as client:
+            for settings in untrusted:
+                with connect(running, protocol, tls=settings, retry=Retry(attempts=1), timeout=5) as client:
                     with pytest.raises(ServingError) as caught:
                         client.score(*frames(1, 1))
                     assert caught.value.code == "UNAVAILABLE"
         context = ssl.create_default_context(cafile=path("ca.pem"))
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         if not mutual:
-            assert ask(f"https://127.0.0.1:{running.rest_port}/healthz", context=context)[0] == 200
+            assert call(f"https://127.0.0.1:{running.rest_port}/healthz", context=context)[0] == 200
 
 
 def test_key_of_another_certificate(first, certificates):
@@ -181,29 +181,29 @@ def test_key_of_another_certificate(first, certificates):
 
 
 def test_notice_before_the_end(first):
-    """A server that stops says so first, and answers meanwhile."""
+    """A server that stops first reports not ready, and still accepts calls."""
     with serving(first, notice_seconds=2.0) as running:
         url = f"http://127.0.0.1:{running.rest_port}"
-        assert ask(f"{url}/readyz")[0] == 200
+        assert call(f"{url}/readyz")[0] == 200
         stopping = threading.Thread(target=running.stop)
         stopping.start()
         deadline = time.monotonic() + 1.5
-        while ask(f"{url}/readyz")[0] == 200:
+        while call(f"{url}/readyz")[0] == 200:
             assert time.monotonic() < deadline
-        assert ask(f"{url}/healthz")[0] == 200
+        assert call(f"{url}/healthz")[0] == 200
         with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
             assert health(channel) == "NOT_SERVING"
         with connect(running, "grpc") as client:
             assert client.score(*frames(3, 2)).shape == (2, 2)
         stopping.join()
     with pytest.raises(OSError):
-        ask(f"{url}/healthz")
+        call(f"{url}/healthz")
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_expired_calls_are_dropped_before_they_run(first, monkeypatch, protocol):
     with serving(first) as running:
-        gate = Gate(monkeypatch)
+        barrier = Barrier(monkeypatch)
         deadlines = []
         submit = Batcher.submit
 
@@ -220,7 +220,7 @@ def test_expired_calls_are_dropped_before_they_run(first, monkeypatch, protocol)
             blocked = [threading.Thread(target=lambda: done.append(client.predict(batch))) for _ in range(2)]  # one for each worker
             for runs, thread in enumerate(blocked, start=1):
                 thread.start()
-                until(lambda runs=runs: gate.runs == runs)
+                until(lambda runs=runs: barrier.runs == runs)
             begin = time.monotonic()
             for _ in range(3):
                 with pytest.raises(ServingError) as caught:
@@ -229,16 +229,16 @@ def test_expired_calls_are_dropped_before_they_run(first, monkeypatch, protocol)
             assert time.monotonic() - begin < 3.0
             # The server counts from when a call arrives, so its deadline may be later than the client's.
             until(lambda: len(deadlines) == 5 and time.monotonic() > max(deadlines[2:]))
-            gate.open.set()
+            barrier.open.set()
             for thread in blocked:
                 thread.join()
-            assert len(done) == 2 and gate.runs == 2  # the three were never run
+            assert len(done) == 2 and barrier.runs == 2  # the three were never run
             assert client.predict(batch)["click"].shape == (1, 4)
         if protocol == "rest":
             url = f"http://127.0.0.1:{running.rest_port}/v1/models/{running.name}:predict"
-            assert ask(url, columns(batch), {"X-Request-Timeout": "1e-9"})[0] == 504
+            assert call(url, columns(batch), {"X-Request-Timeout": "1e-9"})[0] == 504
             for bad in ("soon", "-1", "nan", "inf", "0"):
-                status, _, body = ask(url, columns(batch), {"X-Request-Timeout": bad})
+                status, _, body = call(url, columns(batch), {"X-Request-Timeout": bad})
                 assert status == 400 and b"X-Request-Timeout must be a positive number of seconds" in body
 
 
@@ -248,21 +248,21 @@ def test_back_pressure(first, monkeypatch):
         batch = requests(first.card, (2,), (2,), hostile=False)
         with connect(running, "grpc") as client:
             client.signatures()
-            gate = Gate(monkeypatch)
+            barrier = Barrier(monkeypatch)
             done = []
             threads = [threading.Thread(target=lambda: done.append(client.predict(batch))) for _ in range(3)]  # two run, one waits
             for calls, thread in enumerate(threads, start=1):
                 thread.start()
-                until(lambda calls=calls: gate.runs == min(calls, 2) and waiting(running) == max(0, calls - 2))
-            status, headers, body = ask(f"http://127.0.0.1:{running.rest_port}/v1/models/{running.name}:predict", columns(batch))
+                until(lambda calls=calls: barrier.runs == min(calls, 2) and waiting(running) == max(0, calls - 2))
+            status, headers, body = call(f"http://127.0.0.1:{running.rest_port}/v1/models/{running.name}:predict", columns(batch))
             assert (status, headers["Retry-After"]) == (429, "1") and b"1 calls are waiting already" in body
             with connect(running, "grpc", retry=Retry(attempts=1)) as once, pytest.raises(ServingError) as caught:
                 once.predict(batch)
             assert (caught.value.code, caught.value.retry_after) == ("RESOURCE_EXHAUSTED", 0.1)
             late = threading.Thread(target=lambda: done.append(client.predict(batch)))
             late.start()
-            time.sleep(0.2)  # long enough to be refused once; on a slow machine it is let in at once, which must work too
-            gate.open.set()
+            time.sleep(0.2)  # long enough for one error; on a slow machine the call may be accepted at once, which must work too
+            barrier.open.set()
             for thread in (*threads, late):
                 thread.join()
             assert len(done) == 4
@@ -282,7 +282,7 @@ def test_lists_that_are_too_long(first):
                 assert (caught.value.code, caught.value.http_status) == ("RESOURCE_EXHAUSTED", 413)
         with connect(running, "grpc") as client:
             assert client.score(*frames(8, 5)).shape == (5, 2)
-        text = ask(f"http://127.0.0.1:{running.rest_port}/monitoring/prometheus/metrics")[2].decode()
+        text = call(f"http://127.0.0.1:{running.rest_port}/monitoring/prometheus/metrics")[2].decode()
         for protocol in ("grpc", "rest"):
             name = f'keras_ranking_calls_total{{code="RESOURCE_EXHAUSTED",protocol="{protocol}",signature="serving_default"}}'
             assert f"{name} 2.0" in text
@@ -296,9 +296,9 @@ def test_connections_are_bounded(first):
         time.sleep(0.2)
         with socket.create_connection(("127.0.0.1", running.rest_port), timeout=10) as extra:
             reply = extra.recv(1000)
-        assert reply.startswith(b"HTTP/1.1 503") and b"3 connections are open already" in reply
+        assert reply.startswith(b"HTTP/1.1 503") and b"3 connections are open," in reply
         held[0].close()
-        until(lambda: ask(f"http://127.0.0.1:{running.rest_port}/healthz")[0] == 200)
+        until(lambda: call(f"http://127.0.0.1:{running.rest_port}/healthz")[0] == 200)
         stack.enter_context(contextlib.closing(held[0]))
         own = [("grpc.use_local_subchannel_pool", 1)]
         channels = [stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}", options=own)) for _ in range(4)]
@@ -384,9 +384,9 @@ def test_a_command_line_server(first, tmp_path):
         port = int(re.search(r"gRPC 127\.0\.0\.1:(\d+)", text)[1])
         with Client(f"127.0.0.1:{port}", first.version / "assets.extra/schema.json", model="ranker", token=TOKEN) as client:
             assert client.score(*frames(3, 2)).shape == (2, 2)
-        stranger = Client(f"127.0.0.1:{port}", first.version / "assets.extra/schema.json", model="ranker")
-        with stranger, pytest.raises(ServingError, match="needs a token"):
-            stranger.score(*frames(3, 2))
+        unknown = Client(f"127.0.0.1:{port}", first.version / "assets.extra/schema.json", model="ranker")
+        with unknown, pytest.raises(ServingError, match="needs a token"):
+            unknown.score(*frames(3, 2))
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)

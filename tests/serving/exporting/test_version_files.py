@@ -1,4 +1,4 @@
-"""What stands beside a graph: warm-up requests, server configs, model card."""
+"""Further files of a version: warm-up requests, server configs, model card."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_configs(small):
 
 
 def test_labels_of_the_next_versions(tmp_path):
-    """The new version is the canary; what is stable stays until somebody says otherwise, or it is gone."""
+    """The new version is the canary; the stable one stays until its label is changed or it is removed."""
     folder = tmp_path / "ranker"
 
     def publish(number):
