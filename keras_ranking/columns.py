@@ -274,7 +274,7 @@ class Vector(_Column):
                 numeric = not isinstance(value, str | bytes) and hasattr(value, "__len__") and np.asarray(value).dtype.kind in "fiu"
                 if not numeric or np.shape(value) != (self.size,):
                     raise ValueError(f"column '{self.name}' must hold vectors of {self.size} numbers. Received: {value!r} at row {row}")
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused below
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is an error below
             out = np.asarray(rows, dtype=np.float32).reshape(len(rows), self.size)
         if not np.isfinite(out).all():
             row = int((~np.isfinite(out)).any(axis=1).argmax())

@@ -10,7 +10,7 @@ all, *when each value is known*:
 | actions    | what the member did; known after the feedback delay               | of *later* events only              |
 | `after`    | known after scoring (position shown, dwell of the page)           | never                               |
 
-A column cannot stand in two of these at once, so an after-scoring value can never become an input of a score.
+A column has one of these, so an after-scoring value can never become an input of a score.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Columns by kind, and tasks: what they refuse to be, and what their values encode to."""
+"""Kinds of columns, and tasks: errors and encoded values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_names_of_model_inputs_are_reserved(name: str) -> None:
         lambda: Task("a", missing="drop"),
     ],
 )
-def test_refused_column(build: Any) -> None:
+def test_invalid_column(build: Any) -> None:
     with pytest.raises(ValidationError):
         build()
 

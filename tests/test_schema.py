@@ -65,7 +65,7 @@ def test_json_of_any_float_constant_is_exact() -> None:
     assert (again.features[0].mean, again.features[0].std) == (0.1 + 0.2, 1 / 3)
 
 
-def test_digest_tells_schemas_apart(full: Schema) -> None:
+def test_digest_differs_between_schemas(full: Schema) -> None:
     assert full.digest != full.model_copy(update={"epoch": 5}).digest
     assert len(full.digest) == 64
 
@@ -101,7 +101,7 @@ def test_inputs_of_a_score(full: Schema) -> None:
 
 
 @pytest.mark.parametrize("name", ["page_dwell", "rank", "like", "dwell", "reaction", "click", "is_long"])
-def test_after_scoring_column_is_refused_as_input(full: Schema, name: str) -> None:
+def test_after_scoring_column_cannot_be_an_input(full: Schema, name: str) -> None:
     with pytest.raises(ValueError, match=f"column '{name}' is known only after scoring and cannot be an input of a score"):
         full.inputs([name])
 
@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_schema(case: str) -> None:
+def test_invalid_schema(case: str) -> None:
     settings, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         make(**settings)

@@ -1,6 +1,6 @@
 """The main job end to end, on a simulated log; run by tools/quickstart.
 
-simulate -> train CADET -> evaluate beside a popularity ranker and a logistic regression -> export -> serve -> score one
+simulate -> train CADET -> evaluate with a popularity ranker and a logistic regression as baselines -> export -> serve -> score one
 request by REST and gRPC -> table, ranked candidates, plots. Exits with 1 where a served score is not the Keras score.
 """
 
@@ -29,22 +29,22 @@ count = 0
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """One numbered line before, one with the seconds after."""
+    """Print a numbered line before a step, and its duration after it."""
     global count
     count += 1
     begin = time.perf_counter()
     print(f"\n[{count}/{STEPS}] {what}", flush=True)
     yield
-    print(f"      done in {time.perf_counter() - begin:.0f} s, {time.perf_counter() - started:.0f} s in all", flush=True)
+    print(f"      done in {time.perf_counter() - begin:.0f} s, {time.perf_counter() - started:.0f} s in total", flush=True)
 
 
 def popularity(log: Any, rows: np.ndarray) -> np.ndarray:
-    """The item's click rate over everything that was known ten minutes before the impression."""
+    """The item's click rate over all data known ten minutes before the impression."""
     return log.events["item_click_rate_all"].to_numpy()[rows]
 
 
 def logistic_regression(log: Any, rows: np.ndarray) -> np.ndarray:
-    """scikit-learn's logistic regression on every input of the schema but the ids, fitted on the training rows."""
+    """scikit-learn's logistic regression on all inputs of the schema except ids, fitted on the training rows."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import OneHotEncoder
 
@@ -126,13 +126,13 @@ def plot(
 
 
 def serve_and_score(served: Path, model: Any, request: tuple[pd.DataFrame, pd.DataFrame, int]) -> pd.DataFrame:
-    """Scores of one request by gRPC and by REST, checked against the Keras model's."""
+    """Scores of one request by gRPC and by REST, compared with the Keras model's."""
     from keras_ranking.serving import Client, serve
 
     expected = commands.score_here(model, *request)
     with serve(served, rest_port=0, grpc_port=0) as server:
-        doors = {"grpc": f"127.0.0.1:{server.grpc_port}", "rest": f"http://127.0.0.1:{server.rest_port}"}
-        for protocol, address in doors.items():
+        addresses = {"grpc": f"127.0.0.1:{server.grpc_port}", "rest": f"http://127.0.0.1:{server.rest_port}"}
+        for protocol, address in addresses.items():
             with Client(address, model.schema, model=server.name, protocol=protocol) as client:
                 begin = time.perf_counter()
                 scores = client.score(*request)
@@ -183,18 +183,18 @@ def main() -> None:
 
     with step(f"export to {args.served}"):
         version = serving.export(model, args.served)
-        print(f"      version {version.name}; checked in a fresh process against the Keras scores")
+        print(f"      version {version.name}; scores compared with Keras in a fresh process")
 
     with step("serve with the embedded server, score one request by gRPC and REST"):
         request = one_request(log)
-        past, candidates, moment = request
-        tables = {name: json.loads(rows.to_json(orient="records")) for name, rows in (("history", past), ("candidates", candidates))}
+        history, candidates, moment = request
+        tables = {name: json.loads(rows.to_json(orient="records")) for name, rows in (("history", history), ("candidates", candidates))}
         (args.out / "request.json").write_text(json.dumps({"time": moment, **tables}) + "\n", encoding="utf-8")
         served = serve_and_score(args.served, model, request)
 
     with step("results"):
         figures = ["auc", "impression_auc", "ndcg_at_10", "mrr", "log_loss", "normalized_entropy", "calibration_error"]
-        print(f"\nClicks on the {len(rows):,} test impressions. Popularity and logistic regression do not know the position; the last row")
+        print(f"\nClicks on the {len(rows):,} test impressions. Popularity and logistic regression do not use the position; the last row")
         print("is the simulator's own click probability, which a model beats only by chance.\n")
         lines = [[name, *(f"{result[figure]:.4f}" for figure in figures)] for name, result in results.items()]
         print(commands.table(["", *figures], lines))
@@ -202,12 +202,12 @@ def main() -> None:
         recovered = curve.round(3).tolist()
         print(f"\nP(click) relative to position 1, at positions 1, 2 to 4, 5 and below: planted {planted}, recovered {recovered}")
         shown = candidates[["item_id", "topic", "age_hours"]].assign(**served).sort_values("click", ascending=False)
-        print(f"\nOne request: {len(past)} events of history, {len(shown)} candidates ranked by P(click).\n")
+        print(f"\nOne request: {len(history)} events of history, {len(shown)} candidates ranked by P(click).\n")
         lines = [[str(rank), *map(cell, row)] for rank, row in enumerate(shown.itertuples(index=False), 1)]
         print(commands.table(["rank", *shown.columns], lines))
         print("\nplots: " + "\n       ".join(map(str, plots)))
     here = Path(sys.executable).parent / "keras-ranking"
-    print(f"\nmodel: {args.out / 'cadet'}\nserved model: {version}\n\ngo on with:")
+    print(f"\nmodel: {args.out / 'cadet'}\nserved model: {version}\n\nnext steps:")
     print(f"  {here} serve {args.served}")
     print(f"  {here} score {args.out / 'request.json'} --server 127.0.0.1:8500 --schema {args.out / 'cadet' / 'schema.json'}")
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How a metric moves with training compute: a ladder of sizes, a line through them, and how sure it is.
+"""How a metric changes with training compute: several sizes, a fitted line, and its confidence interval.
 
     python tools/scaling.py --json scaling.jsonl --plot scaling.png [--data simulated | ebnerd:FOLDER] [--model ligr] [--seeds 0 1 2]
     python tools/scaling.py --table scaling.jsonl --plot scaling.png
 
 Each run changes one axis of a base model (layers, width, context: events of history that are read, data: share of the training
-members) and is trained for the same number of passes. The metric is judged on `validation`. Fit: ordinary least squares of the metric on
+members) and is trained for the same number of passes. The metric is computed on `validation`. Fit: ordinary least squares of the metric on
 log10 of training FLOPs, over all runs and for each axis alone; the 95 % interval resamples sizes, not runs, since runs of
 one size differ by the seed alone. A slope whose interval holds 0 is reported as that.
 
@@ -40,12 +40,12 @@ AXES = ("base", "num_layers", "dim", "max_history", "share")
 
 
 def sizes(ladder: str) -> list[tuple[str, dict[str, Any]]]:
-    """(axis, size) of each rung; the base is on every axis."""
+    """(axis, size) of each run; the base is on every axis."""
     return [("base", BASE)] + [(axis, {**BASE, axis: value}) for axis, values in LADDER[ladder].items() for value in values]
 
 
 def part_of(log: Log, share: float, seed: int) -> Log:
-    """The training rows of a share of the members, and all that is judged."""
+    """The training rows of a share of the members, and all rows of the evaluation."""
     if share >= 1:
         return log
     members = np.unique(log.events[log.schema.member])
@@ -92,7 +92,7 @@ def run(log: Log, name: str, axis: str, size: dict[str, Any], seed: int, options
 
 
 def fit(lines: Sequence[dict[str, Any]], metric: str, draws: int = 2000) -> dict[str, float]:
-    """Slope of the metric a decade of FLOPs, its 95 % interval, and the intercept."""
+    """Slope of the metric per decade of FLOPs, its 95 % interval, and the intercept."""
     by_size: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_size.setdefault(json.dumps(line["size"], sort_keys=True), []).append(line)
@@ -168,7 +168,7 @@ def main() -> None:
     if not args.table:
         simulated = args.data == "simulated"
         log = data.simulate(members=args.members, days=args.days, seed=100) if simulated else data.open_log(args.data)
-        # Ids are learned by heart at this scale: the history has to say what a member likes.
+        # Models overfit ids at this scale: the tastes of a member must come from the history.
         options: dict[str, Any] = {"epochs": args.epochs, "batch_size": 8, "row_length": 128, "num_heads": 2}
         options |= {"pairwise_weight": 0.0, "listwise_weight": 0.1, "learning_rate": 2e-3, "tasks": ("click",)}
         options |= {"setwise_layers": 0} if args.model == "ligr" else {}

@@ -217,7 +217,7 @@ def check_events(events: pd.DataFrame, schema: Schema, on_error: str = "raise", 
     before the schema's epoch or too late for int32; ids that are neither integers nor strings; numbers that are text, not finite,
     negative under a logarithm, or missing without a stated substitute; vectors of a wrong size or not finite; labels other than 0 and 1;
     a row that is equal to an earlier one; a request with two members or two times; a position that is not a whole number
-    >= 1 or repeats inside its request; a row that stands after a later row of the same member.
+    >= 1 or repeats inside its request; a row that comes after a later row of the same member.
 
     Args:
         events: one row per impression.

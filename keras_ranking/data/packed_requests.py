@@ -170,8 +170,8 @@ class PackedRequests(keras.utils.PyDataset):
         members = np.pad(self.members[chosen], spare, constant_values=-1)
         sequences = self.requests.sequences
         x = {name: take_or_zero(sequences.columns[name.removeprefix("candidate_")], index) for name in self._sides["candidate"]}
-        asked = self.requests.tensors(members.reshape(-1), self._sides["request"], history=self.history)
-        x |= {name: values.reshape(*members.shape, *values.shape[1:]) for name, values in asked.items()}
+        tensors = self.requests.tensors(members.reshape(-1), self._sides["request"], history=self.history)
+        x |= {name: values.reshape(*members.shape, *values.shape[1:]) for name, values in tensors.items()}
         if SLOT in self.names:
             x[SLOT] = request
         target, y, weights = take_or_zero(sequences.target, index), {}, {}

@@ -98,7 +98,7 @@ def pack(sequences: Sequences, row_length: int, context: int | None = None, skip
 
 
 def pad(sequences: Sequences, row_length: int, context: int | None = None, skip_targetless: bool = True) -> PackedRows:
-    """The pieces of `pack`, each in a row of its own: for batches padded to their longest row (`PackedDataset(length=...)`).
+    """The pieces of `pack`, each in its own row: for batches padded to their longest row (`PackedDataset(length=...)`).
 
     Args:
         sequences, row_length, context, skip_targetless: as `pack`.

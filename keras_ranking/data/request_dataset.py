@@ -20,7 +20,7 @@ class RequestDataset(keras.utils.PyDataset):
     Args:
         requests: from `keras_ranking.data.requests`.
         batch_size: requests per batch.
-        names: serving tensors wanted: the serving model's input names.
+        names: names of the serving tensors, for example the serving model's inputs.
         history, candidates: L and N to pad to; None: the longest of all requests.
 
     Raises:
@@ -49,7 +49,7 @@ class RequestDataset(keras.utils.PyDataset):
         if not len(requests):
             raise ValueError("`requests` must hold at least one request. Received: none; is there any event to score?")
         self.requests, self.batch_size, self.names = requests, batch_size, list(names)
-        # One L and N for all batches: shapes that change would be traced anew, or refused by a tf.data signature.
+        # One L and N for all batches: other shapes would be traced again, or violate a tf.data signature.
         self.history = _size(requests.history_end - requests.history_begin, history, "history")
         self.candidates = _size(requests.candidate_end - requests.candidate_begin, candidates, "candidates")
         requests.tensors([], self.names)

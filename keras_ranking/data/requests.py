@@ -46,7 +46,7 @@ class Requests:
 
         Args:
             which: (B,) indices of requests; -1: an empty request, all zeros.
-            names: the tensors wanted, such as `history_click`, `candidate_age`, `history_length` (a model's input names).
+            names: names of the tensors, such as `history_click`, `candidate_age`, `history_length` (a model's input names).
             history, candidates: L and N to pad to; None: the longest of the batch (at least 1).
 
         Raises:

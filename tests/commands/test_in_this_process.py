@@ -84,7 +84,7 @@ def test_the_daily_step_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.quickest
-def test_score_knows_which_tasks_a_model_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_with_one_of_two_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The task is not the schema's first, candidates lack a column that the model does not read, and texts of a file stay texts."""
     log = kr.data.simulate(members=10, days=2, seed=0)
     schema = log.schema.fit(log.events)

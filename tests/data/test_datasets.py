@@ -59,7 +59,7 @@ def batches(dataset: Any) -> list[Any]:
     return [dataset[i] for i in range(len(dataset))]
 
 
-def joined(dataset: PackedDataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+def concatenated(dataset: PackedDataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
     found = batches(dataset)
     return tuple({name: np.concatenate([batch[part][name] for batch in found]) for name in found[0][part]} for part in range(3))  # type: ignore[return-value]
 
@@ -85,7 +85,7 @@ def test_one_shape_for_all_batches(batch_size: int) -> None:
 def test_content() -> None:
     log, rows = packed()
     sequences = rows.sequences
-    x, y, weights = joined(PackedDataset(rows, batch_size=5, shuffle=False))
+    x, y, weights = concatenated(PackedDataset(rows, batch_size=5, shuffle=False))
     count = len(rows.index)
     real = rows.index >= 0
     source = sequences.rows[np.maximum(rows.index, 0)]  # row of the log of each slot
@@ -110,7 +110,7 @@ def test_content() -> None:
     for zero in (~real, real & ~rows.target, rows.target & np.isnan(labels)):
         assert zero.any()  # there is padding; there are events that are history or context, and unknown labels
         assert not weights["liked"][:count][zero].any()
-    # The rows that fill the last batch weigh nothing and belong to nobody.
+    # The rows that fill the last batch have weight 0 and no member.
     assert len(x["time"]) > count
     assert not any(value[count:].any() for value in (*x.values(), *weights.values()))
     assert all(np.isfinite(value).all() for value in (*x.values(), *y.values()) if value.dtype == np.float32)
@@ -118,7 +118,7 @@ def test_content() -> None:
 
 def test_request_numbers_are_equal_exactly_within_a_request() -> None:
     log, rows = packed(seed=1)
-    _, y, _ = joined(PackedDataset(rows, batch_size=4, shuffle=False))
+    _, y, _ = concatenated(PackedDataset(rows, batch_size=4, shuffle=False))
     numbers = y["click"][: len(rows.index), :, 2]
     np.testing.assert_array_equal(numbers, np.round(numbers))
     assert numbers.min() >= 1
@@ -135,7 +135,7 @@ def test_request_numbers_are_equal_exactly_within_a_request() -> None:
 
 def test_sessions_are_equal_exactly_within_a_session() -> None:
     log, rows = packed(seed=2)
-    x, _, _ = joined(PackedDataset(rows, batch_size=4, shuffle=False))
+    x, _, _ = concatenated(PackedDataset(rows, batch_size=4, shuffle=False))
     names = (log["member"] + log["session"]).to_numpy()[rows.sequences.rows[np.maximum(rows.index, 0)]]
     for row in range(len(rows.index)):
         real = np.flatnonzero(rows.index[row] >= 0)
@@ -144,7 +144,7 @@ def test_sessions_are_equal_exactly_within_a_session() -> None:
 
 
 def order(dataset: PackedDataset) -> list[float]:
-    return joined(dataset)[0]["row_number"][:, 0].tolist()
+    return concatenated(dataset)[0]["row_number"][:, 0].tolist()
 
 
 def test_shuffling_can_be_repeated_and_resumed() -> None:

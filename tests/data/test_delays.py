@@ -41,7 +41,7 @@ def test_bad_delays(distribution: list, message: str) -> None:
         sample_delays([1.0], -1)
 
 
-def test_the_input_is_one_draw_a_request_anew_each_epoch() -> None:
+def test_the_input_is_one_draw_per_request_and_epoch() -> None:
     _, rows = packed()
     dataset = PackedDataset(rows, 5, inputs=["delay"], shuffle=False, delays=np.arange(1.0, 1000.0), seed=4)
     epochs = []
@@ -66,7 +66,7 @@ def test_without_a_distribution_it_is_the_delay_of_the_schema() -> None:
     assert set(x["delay"].ravel()) == {rows.sequences.schema.feedback_delay}
     np.testing.assert_array_equal(x["position"], np.where(rows.index[:5] < 0, 0, rows.sequences.position[rows.index[:5]]))
     assert x["position"].dtype == np.int32
-    # Neither is there unless it is asked for: the position is no feature.
+    # Neither is an input by default: the position is not a feature.
     assert not {"delay", "position"} & set(PackedDataset(rows, 5)[0][0])
 
 

@@ -104,9 +104,9 @@ def test_the_table_holds_the_thresholds_that_were_used() -> None:
         assert table[table["level"] == level][list(CLUSTERS[3 - level :])].isna().all(axis=None)
         rows = (got.level == level).to_numpy()
         left = log[rows].assign(day=day[rows] - got.age[rows], want=got.threshold[rows])
-        joined = left.merge(table[table["level"] == level], on=["day", *names], how="left", suffixes=("", "_table"))
-        assert len(joined) == rows.sum() > 0
-        np.testing.assert_array_equal(joined["threshold"], joined["want"])
+        merged = left.merge(table[table["level"] == level], on=["day", *names], how="left", suffixes=("", "_table"))
+        assert len(merged) == rows.sum() > 0
+        np.testing.assert_array_equal(merged["threshold"], merged["want"])
 
 
 @pytest.mark.parametrize("same_day", [False, True])

@@ -45,8 +45,8 @@ def test_every_candidate_stands_in_one_slot_with_its_request(found: Requests, sh
                 assert x["request_time"][b, slot - 1] == found.time[at] == sequences.time[event]
                 length = x["history_length"][b, slot - 1]
                 assert length == found.history_end[at] - found.history_begin[at]
-                past = sequences.columns["item_id"][found.history_begin[at] : found.history_end[at]]
-                np.testing.assert_array_equal(x["history_item_id"][b, slot - 1, :length], past)
+                history = sequences.columns["item_id"][found.history_begin[at] : found.history_end[at]]
+                np.testing.assert_array_equal(x["history_item_id"][b, slot - 1, :length], history)
                 assert weights["click"][b, s] == sequences.target[event] and y["click"][b, s, 2] == slot
                 assert y["click"][b, s, 0] == sequences.labels["click"][event] and y["click"][b, s, 1] == sequences.position[event]
     wanted = np.concatenate([np.arange(a, b) for a, b in zip(found.candidate_begin, found.candidate_end, strict=True)])

@@ -99,7 +99,7 @@ def test_random_logs(sizes: list[list[int]], row_length: int, context: int, shar
             np.testing.assert_array_equal(packed.target[row, slots], sequences.target[events] & (events >= first))
     np.testing.assert_array_equal(packed.segment == 0, packed.index < 0)
     assert not packed.target[packed.index < 0].any()
-    # No request is split: its events are learned from in one row and one piece.
+    # No request is split: its target events are in one row and one piece.
     where = {int(packed.index[row, slot]): (row, int(packed.segment[row, slot])) for row, slot in np.argwhere(packed.target)}
     for a, b in pairwise(sequences.request_starts):
         assert len({where[event] for event in range(a, b) if event in where}) <= 1

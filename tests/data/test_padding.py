@@ -44,7 +44,7 @@ def test_batches_are_as_long_as_their_longest_row(length: str) -> None:
         learned = np.concatenate([x["row_number"][w["click"] > 0] for x, _, w in found])
         assert len(learned) == rows.target.sum() and len(np.unique(learned)) == len(learned)
         epochs.append([x["row_number"][:, 0].tolist() for x, _, _ in found])
-    assert epochs[0] != epochs[1]  # batches meet anew, or come in another order
+    assert epochs[0] != epochs[1]  # other rows share a batch, or batches have another order
 
 
 def test_buckets_waste_less_than_random_batches_and_packing_least() -> None:

@@ -1,4 +1,4 @@
-"""requests: what serving would have been asked, with what it could have known."""
+"""requests: the requests of serving, with the events known at their time."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_shape_of_the_log(log):
     lists = events.groupby("request_id")
     assert lists.size().between(10, 12).all() and lists["item_id"].nunique().equals(lists.size())
     assert (lists["position"].max() == lists.size()).all() and (lists["position"].min() == 1).all()
-    assert not events.drop_duplicates("request_id").duplicated(["member_id", "time"]).any()  # a member asks once at a time
+    assert not events.drop_duplicates("request_id").duplicated(["member_id", "time"]).any()  # a member has one request at a time
     sessions = events.groupby("session_id")
     assert sessions["member_id"].nunique().max() == 1 and sessions["request_id"].nunique().mean() > 2
     assert (sessions["time"].max() - sessions["time"].min()).max() <= 3000
@@ -242,5 +242,5 @@ def test_no_item_is_shown_before_it_is_born() -> None:
 
     rng = np.random.default_rng(0)
     assert set(_draw_candidates(np.array([100]), np.array([0, 50, 90, 101]), 3, rng)[0]) == {0, 1, 2}
-    with pytest.raises(ValueError, match="`items_per_day` must leave 4 items to show at any time. Received: 3 at one"):
+    with pytest.raises(ValueError, match="`items_per_day` must leave 4 items to show at any time. Received: 3 at one time"):
         _draw_candidates(np.array([100]), np.array([0, 50, 90, 101]), 4, rng)

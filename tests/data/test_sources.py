@@ -80,7 +80,7 @@ def test_unknown_sources_name_the_known_ones(source):
         open_log(source)
 
 
-def test_options_of_the_simulator_are_refused_elsewhere(tmp_path):
+def test_options_of_the_simulator_with_another_source(tmp_path):
     with pytest.raises(ValueError, match="`members` is an option of source 'simulated' alone"):
         open_log(f"movielens:{tmp_path}", members=5)
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept: an array made again and again is not asked of the system each time."""
+"""Freed memory is kept: repeated allocations of an array do not request memory from the system each time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.quickest
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is that of Linux")
-def test_pages_are_asked_for_once() -> None:
+def test_pages_are_requested_once() -> None:
     module = sys.modules[keep_freed_memory.__module__].__file__
     faults = {}
     for way in ("plain", "kept"):
@@ -34,5 +34,5 @@ def test_pages_are_asked_for_once() -> None:
             [sys.executable, "-c", LOOP, way, str(module)], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
         )
         faults[way] = int(done.stdout)
-    assert faults["plain"] > 200, "the control: by default the pages of every array are asked for anew"
+    assert faults["plain"] > 200, "control: by default the pages of every array are requested again"
     assert faults["kept"] < faults["plain"] / 10

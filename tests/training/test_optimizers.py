@@ -1,4 +1,4 @@
-"""Our AdamW takes the steps of Keras's, and asks its schedule once a step."""
+"""AdamW takes the same steps as that of Keras, with one evaluation of the schedule per step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from keras_ranking.training.optimizers import AdamW
 
 
 class Counting(keras.optimizers.schedules.ExponentialDecay):
-    """Counts how often it is asked."""
+    """Counts its evaluations."""
 
-    asked = 0
+    evaluations = 0
 
     def __call__(self, step: Any) -> Any:
-        Counting.asked += 1
+        Counting.evaluations += 1
         return super().__call__(step)
 
 
@@ -32,13 +32,13 @@ def steps(kind: type, schedule: Any, number: int = 4) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
-def test_steps_are_those_of_keras_and_the_schedule_is_asked_once_in_each() -> None:
-    Counting.asked = 0
+def test_steps_are_those_of_keras_with_one_evaluation_of_the_schedule() -> None:
+    Counting.evaluations = 0
     ours = steps(AdamW, Counting(0.1, 2, 0.5))
-    asked, Counting.asked = Counting.asked, 0
+    evaluations, Counting.evaluations = Counting.evaluations, 0
     theirs = steps(keras.optimizers.AdamW, Counting(0.1, 2, 0.5))
     if keras.backend.backend() != "torch":  # there `compile_for` takes Keras's, whose sums are taken in another order
-        assert asked == 4 < Counting.asked
+        assert evaluations == 4 < Counting.evaluations
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)

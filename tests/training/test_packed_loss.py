@@ -67,7 +67,7 @@ def losses(model: Any, batch: Any) -> dict[tuple[str, str], float]:
 
 
 def part_of(streams: Sequences, begin: int, end: int) -> Sequences:
-    """Some of one member's events as a stream of their own."""
+    """Some of one member's events as a separate stream."""
     part = slice(begin, end)
     return replace(
         streams,
@@ -134,7 +134,7 @@ def test_results_do_not_depend_on_the_batching(streams: Sequences, model: Any, b
 
 
 def test_a_chunk_scores_as_the_events_that_it_holds(streams: Sequences, model: Any) -> None:
-    """Each event is learned from once, and scored as if its member had begun with the first event of its chunk's context."""
+    """Each event is a target once, and is scored as if its member had begun with the first event of its chunk's context."""
     rows = pack(streams, 28, context=14)
     cut = np.setdiff1d(rows.cuts, streams.offsets)
     assert len(cut)

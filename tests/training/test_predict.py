@@ -1,4 +1,4 @@
-"""evaluate: figures of each task where its labels are known."""
+"""evaluate: metrics of each task with known labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_ranking.training import evaluate
 pytestmark = pytest.mark.one_backend
 
 
-def test_a_task_without_labels_in_the_split_leaves_the_others_their_figures() -> None:
+def test_a_task_without_labels_in_the_split_does_not_affect_the_others() -> None:
     log = kr.data.simulate(members=20, days=3, seed=0)
     log.events["liked"] = log.events["like"].astype("float64")
     schema = log.schema.fit(log.events)

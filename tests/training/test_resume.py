@@ -1,4 +1,4 @@
-"""A training that was stopped reaches the weights of one that was not; a finished one goes on with new events."""
+"""An interrupted training reaches the weights of an uninterrupted one; a finished one is trained further on new events."""
 
 from __future__ import annotations
 
@@ -94,15 +94,15 @@ def test_an_interrupted_run_reaches_the_same_weights(log: Any, whole: Any, broke
     for name, values in history["epochs"].items():
         assert again["epochs"][name] == pytest.approx(values, rel=1e-6)  # means of two parts of an epoch
     assert read_checkpoint(folder).about["finished"]
-    # Control: what it went on from was not yet there, so the test can tell.
+    # Control: the weights of the checkpoint differ from the final ones.
     before = read_checkpoint(broken).arrays
     assert any(not np.array_equal(array, read_checkpoint(folder).arrays[name]) for name, array in before.items())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", ["padded", "bucketed"])
-def test_batches_of_several_lengths_go_on_as_they_were(log: Any, batching: str, tmp_path: Path) -> None:
-    # numpy's numbers and ranges are options like any others, and stand in the checkpoint.
+def test_batches_of_several_lengths_are_resumed(log: Any, batching: str, tmp_path: Path) -> None:
+    # numpy's numbers and ranges are valid options, and are in the checkpoint.
     changed = {"batching": batching, "row_length": 192, "batch_size": 8, "session_gap": np.int64(1800), "tower_boundaries": range(1, 3)}
     settings = {**SETTINGS, "options": {**OPTIONS, **changed}, "epochs": 1}
     model, _ = train(log, out=tmp_path / "whole", **settings)
@@ -113,7 +113,7 @@ def test_batches_of_several_lengths_go_on_as_they_were(log: Any, batching: str, 
     assert not differ(model, resumed)
 
 
-def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken: Path) -> None:
+def test_a_checkpoint_of_another_run(log: Any, whole: Any, broken: Path) -> None:
     for change, message in (
         ({"seed": 8}, "seed: 7 in the checkpoint, 8 here"),
         ({"epochs": 3}, "training.epochs: 2 in the checkpoint, 3 here"),
@@ -124,10 +124,10 @@ def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken:
             train(log, out=broken, resume=True, **{**SETTINGS, **change})
     other = kr.data.simulate(members=50, days=3, seed=2)
     with pytest.raises(
-        ValueError, match=r"made with other options or other data \(data: \w+ in the checkpoint, \w+ here\). Go on with the same."
+        ValueError, match=r"made with other options or other data \(data: \w+ in the checkpoint, \w+ here\). Resume with the same."
     ):
         train(other, out=broken, resume=True, **SETTINGS)
-    # Weights and delays come from columns that no stream holds.
+    # Weights and delays come from columns that are not in a stream.
     sequences = kr.data.build_sequences(log.events, log.schema.fit(log.events))
     ones, delays = {"click": np.ones(sequences.num_events, "float32")}, np.array([3.0, 9.0])
     prints = [fingerprint(sequences, ones, delays), fingerprint(sequences, {"click": 2 * ones["click"]}, delays)]
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_something_else_is_refused(log: Any, whole: Any, broken:
 
 @pytest.mark.one_backend
 def test_no_checkpoint(log: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint.npz in .*: `train` writes one"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint.npz in .*: `train` writes it"):
         train(log, out=tmp_path, resume=True, **SETTINGS)
     with pytest.raises(ValueError, match="`resume` needs `out`"):
         train(log, resume=True)
@@ -153,16 +153,16 @@ def test_no_checkpoint(log: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.one_backend
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_files_are_written_atomically(tmp_path: Path) -> None:
     from keras_ranking.training.checkpoint import write_whole
 
-    def fails(beside: Path) -> None:
-        beside.write_text("half")
+    def fails(path: Path) -> None:
+        path.write_text("half")
         raise OSError("no space left")
 
     one, other = tmp_path / "one", tmp_path / "other"
     write_whole({one: lambda path: path.write_text("first"), other: lambda path: path.write_text("first")})
-    # The first of two is written when the second fails: neither is changed, and nothing is left beside them.
+    # The first of two is written when the second fails: neither is changed, and no temporary file is left.
     with pytest.raises(OSError, match="no space left"):
         write_whole({one: lambda path: path.write_text("second"), other: fails})
     assert one.read_text() == other.read_text() == "first"
@@ -202,9 +202,9 @@ def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
     assert largest < 50 * 0.01 * 2e-3  # small steps: no new warm-up to the full rate
     about = read_checkpoint(tmp_path).about
     assert about["finished"] and about["warm"] == 1 and about["progress"]["step"] > steps
-    # The step has a seed of its own; a simulated log is still that of the cold start.
+    # The step has another seed; a simulated log keeps the seed of the cold start.
     assert history["log_seed"] == about["log_seed"] == read_checkpoint(folder).about["seed"] != about["seed"]
-    # The day after goes on from there.
+    # The next day continues from this step.
     again, _ = warm_start(log, tmp_path, new, verbose=False)
     assert differ(warmed, again)
     for marks, message in ((new[:-1], "`new` must have one bool for each row"), (new & False, "`new` must be True for at least one row")):
@@ -214,7 +214,7 @@ def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_small_day_with_propensities(log: Any, tmp_path: Path) -> None:
-    """A day of one request has no curve of its own: what was learned from before counts as well."""
+    """A day of one request is too small for an estimate of propensities: earlier training rows are included."""
     ipw = {"ipw": "all", "ipw_options": {"method": "random", "randomised": "shuffled", "boundaries": (1, 4)}}
     train(log, out=tmp_path, **{**SETTINGS, "options": {**OPTIONS, **ipw}, "epochs": 1})
     late = log.events[log.events["split"] == "validation"]

@@ -1,4 +1,4 @@
-"""Offline and online scores of one model: equal where a session's own actions are masked, apart where they are not."""
+"""Offline and online scores of one model: equal if actions of the own session are masked, different if not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def log() -> Any:
 
 
 @pytest.mark.parametrize("delay", [1, LONG])
-def test_online_is_offline_where_the_session_is_masked(log: Any, delay: int) -> None:
+def test_online_equals_offline_with_a_session_mask(log: Any, delay: int) -> None:
     keras.utils.set_random_seed(2)
     schema = log.schema.fit(log.events)
     model = kr.models.CADET(schema, delay=delay, **SMALL)
@@ -47,7 +47,7 @@ def test_online_is_offline_where_the_session_is_masked(log: Any, delay: int) -> 
     np.testing.assert_allclose(same[sequences.target], offline[sequences.target], atol=1e-5)
 
 
-def test_a_task_that_is_trained_alone_is_not_served(log: Any) -> None:
+def test_an_auxiliary_task_is_not_served(log: Any) -> None:
     schema = log.schema.fit(log.events)
     model = kr.models.CADET(schema, auxiliary_tasks={"like": 0.1}, **SMALL)
     assert set(predict_served(model, build_sequences(log.events, schema), whole_session=False)) == set(model.tasks) - {"like"}
@@ -76,7 +76,7 @@ def test_a_trained_model_loses_online_what_the_session_told_it() -> None:
         rows = pack(sequences, 256)
         offline = predict_events(model, rows)["click"][:, model.serving_tower]
         online = predict_served(model, sequences)["click"]
-        label, judged = sequences.labels["click"], sequences.target
-        auc[delay] = [kr.metrics.summary(label[judged], score[judged], sequences.request[judged])["auc"] for score in (offline, online)]
+        label, scored = sequences.labels["click"], sequences.target
+        auc[delay] = [kr.metrics.summary(label[scored], score[scored], sequences.request[scored])["auc"] for score in (offline, online)]
     assert auc[1][0] - auc[1][1] > 0.03, auc  # larger models and logs: `tools/benchmarks/session_leak.py`
     assert abs(auc[LONG][0] - auc[LONG][1]) < 0.005, auc

@@ -92,7 +92,7 @@ def read_ebnerd(
 
     Args:
         folder: where the files are.
-        tasks: "click" and, if wanted, "long_dwell" (dwell >= `long_dwell_seconds`, unknown where not clicked or not measured).
+        tasks: "click" and optionally "long_dwell" (dwell >= `long_dwell_seconds`, unknown if not clicked or not measured).
         delay: seconds after which other members' views and clicks are counted.
         feedback: seconds after an impression at which the member's own actions are taken; the schema's `feedback_delay`.
             Our choice: 120, when 93 % of the clicks have happened.

@@ -85,5 +85,5 @@ def read_movielens(folder: str | Path, delay: int = 1, validation_share: float =
         events[f"{name}_like_rate"] = counts[f"{key}_liked_rate_all"]
     edge = events["time"].to_numpy()[min(int(len(events) * (1 - validation_share)), len(events) - 1)]
     events["split"] = np.where(events["time"] >= edge, "validation", "train")
-    notes = ("every rating is a request of its own",)
+    notes = ("every rating is its own request",)
     return Log(events=events, schema=movielens_schema(), name="movielens", notes=notes)

@@ -31,14 +31,14 @@ def test_features_equal_counting_by_hand(small):
         own = rows[(rows["member"] == row["member"]) & (rows["time"] < row["time"])]
         mine = own[own["article_id"] == row["article_id"]]
         happened = rows[(rows["member"] == row["member"]) & (rows["time"] + rows["click_after"] < row["time"])]
-        past = [click for click in old if click[0] == row["split"]]
+        clicks_before = [click for click in old if click[0] == row["split"]]
         expected = {
             "seen": len(mine),
             "clicked": happened.loc[happened["article_id"] == row["article_id"], "click"].sum(),
             "impressions_so_far": own["request"].nunique(),
-            "history_clicks": sum(a == row["article_id"] and t <= row["time"] - 600 for _, _, t, a in past),
-            "in_history": sum(a == row["article_id"] and m == row["member"] and t < row["time"] for _, m, t, a in past),
-            "history_size": sum(m == row["member"] and t < row["time"] for _, m, t, a in past),
+            "history_clicks": sum(a == row["article_id"] and t <= row["time"] - 600 for _, _, t, a in clicks_before),
+            "in_history": sum(a == row["article_id"] and m == row["member"] and t < row["time"] for _, m, t, a in clicks_before),
+            "history_size": sum(m == row["member"] and t < row["time"] for _, m, t, a in clicks_before),
         }
         for name, value in expected.items():
             assert row[name] == value, name

@@ -38,16 +38,21 @@ def test_long_dwell_is_unknown_without_a_measured_click(small):
 
 def test_history_has_no_repetition_and_no_click_of_the_log(small):
     log, _, history = small
-    past = log.events[log.events["split"] == "history"]
-    assert not past.duplicated(["member", "time", "article_id"]).any()
-    assert (past["request"] < 0).all() and past["request"].is_unique and (past["session"] < 0).all() and (past["click"] == 1).all()
-    assert set(past.loc[past["article_id"] == 950, "member"]) == set(range(3, 9))  # the unexplained clicks stay
+    clicks_before = log.events[log.events["split"] == "history"]
+    assert not clicks_before.duplicated(["member", "time", "article_id"]).any()
+    assert (
+        (clicks_before["request"] < 0).all()
+        and clicks_before["request"].is_unique
+        and (clicks_before["session"] < 0).all()
+        and (clicks_before["click"] == 1).all()
+    )
+    assert set(clicks_before.loc[clicks_before["article_id"] == 950, "member"]) == set(range(3, 9))  # the unexplained clicks stay
     clicked = log.events[(log.events["split"] != "history") & (log.events["click"] == 1)]
-    late = past[past["time"] >= T0].merge(clicked, on=["member", "article_id"])
+    late = clicks_before[clicks_before["time"] >= T0].merge(clicked, on=["member", "article_id"])
     assert late.empty
     given = history["article_id_fixed"].str.split().map(len).sum()
     noted = [int(note.split()[0]) for note in log.notes if "history clicks" in note]
-    assert len(past) == given - sum(noted) and all(noted)
+    assert len(clicks_before) == given - sum(noted) and all(noted)
 
 
 def test_history_rows_do_not_depend_on_later_clicks(tmp_path):
@@ -77,10 +82,10 @@ def test_lists_of_one_article_are_lists(tmp_path):
 
 
 def test_history_sessions_end_with_a_pause(small):
-    past = small[0].events.query("split == 'history'").sort_values(["member", "time"])
-    pause = past["time"].diff()[(past["member"].diff() == 0)] > 1800
-    same = (past["session"].diff() == 0)[(past["member"].diff() == 0)]
-    assert (same == ~pause).all() and past.groupby("session")["member"].nunique().max() == 1
+    clicks_before = small[0].events.query("split == 'history'").sort_values(["member", "time"])
+    pause = clicks_before["time"].diff()[(clicks_before["member"].diff() == 0)] > 1800
+    same = (clicks_before["session"].diff() == 0)[(clicks_before["member"].diff() == 0)]
+    assert (same == ~pause).all() and clicks_before.groupby("session")["member"].nunique().max() == 1
 
 
 def test_published_layout_gives_the_same_log(small, tmp_path):
@@ -94,12 +99,12 @@ def test_published_layout_gives_the_same_log(small, tmp_path):
         for name in ("article_ids_inview", "article_ids_clicked"):
             part[name] = [np.array(value.split(), dtype=np.int32) for value in part[name]]
         part.to_parquet(folder / "behaviors.parquet")
-        past = history[history["split"] == split].drop(columns="split")
+        clicks_before = history[history["split"] == split].drop(columns="split")
         for name, kind in (("impression_time_fixed", "datetime64[us]"), ("article_id_fixed", np.int32)):
-            past[name] = [np.array(value.split(), dtype=kind) for value in past[name]]
+            clicks_before[name] = [np.array(value.split(), dtype=kind) for value in clicks_before[name]]
         for name in ("read_time_fixed", "scroll_percentage_fixed"):
-            past[name] = [np.array(value.split(), dtype=np.float32) for value in past[name]]
-        past.to_parquet(folder / "history.parquet")
+            clicks_before[name] = [np.array(value.split(), dtype=np.float32) for value in clicks_before[name]]
+        clicks_before.to_parquet(folder / "history.parquet")
     other = read_ebnerd(tmp_path, tasks=("click", "long_dwell"))
     pd.testing.assert_frame_equal(other.events, log.events, check_dtype=False)
     assert other.notes == log.notes
@@ -108,10 +113,10 @@ def test_published_layout_gives_the_same_log(small, tmp_path):
 def test_max_history_keeps_the_latest(small, tmp_path):
     _, behaviors, history = small
     log = read_ebnerd(write(tmp_path, behaviors, history), max_history=2)
-    past = log.events[log.events["split"] == "history"]
-    assert past.groupby("member").size().max() == 2 and any("beyond the latest 2" in note for note in log.notes)
+    clicks_before = log.events[log.events["split"] == "history"]
+    assert clicks_before.groupby("member").size().max() == 2 and any("beyond the latest 2" in note for note in log.notes)
     longer = small[0].events.query("split == 'history'").sort_values("time").groupby("member").tail(2)
-    assert sorted(past["time"]) == sorted(longer["time"])
+    assert sorted(clicks_before["time"]) == sorted(longer["time"])
 
 
 def test_errors_name_what_is_missing(small, tmp_path):

@@ -165,7 +165,7 @@ def test_yandex(data_folder: Path) -> None:
 
 @pytest.mark.parametrize("campaign", ["men", "women"])
 def test_open_bandit(data_folder: Path, campaign: str) -> None:
-    """Three places side by side, random policy: the data cannot tell them apart, and the intervals say so."""
+    """Three equivalent places and a random policy: the estimates do not differ, and the intervals contain 1."""
     file = data_folder / f"obd_{campaign}.csv.gz"
     if not file.is_file():
         pytest.skip(f"no {file.name} in {data_folder}")
@@ -202,7 +202,7 @@ def test_errors(settings: dict, message: str) -> None:
         position_propensities(log.events, log.schema, **settings)
 
 
-def test_a_log_that_cannot_tell() -> None:
+def test_a_log_without_information() -> None:
     log = kr.data.simulate(members=20, days=2, seed=0)
     with pytest.raises(ValueError, match="task 'click' has no label 1 at position 1 to compare with"):
         position_propensities(log.events.assign(click=0), log.schema, tasks=["click"])
@@ -242,7 +242,7 @@ def test_an_item_without_a_usable_row_is_as_good_as_the_mean() -> None:
         assert 0 < curve.attractiveness[~known].item() < 1
 
 
-def test_every_row_says_whether_it_is_randomised() -> None:
+def test_every_row_needs_a_value_of_randomised() -> None:
     log = kr.data.simulate(members=20, days=2, seed=0)
     marks = log.events["shuffled"].astype(object)
     with pytest.raises(ValueError, match=r"use False for unknown ones. Received: missing in 3 of"):
