@@ -31,7 +31,7 @@ def identifiers() -> dict[str, str]:
     for page in sorted(API.rglob("*.md")):
         for path in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
             name = path.rpartition(".")[2]
-            found[path] = found[path.replace("keras_ranking", "kr", 1)] = path
+            found[path] = found[path.replace("keras_ranking", "kr", 1)] = found[path.partition(".")[2]] = path
             if name in seen:
                 found.pop(name, None)
             elif name not in AMBIGUOUS:
