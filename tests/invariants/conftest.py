@@ -1,4 +1,4 @@
-"""One small log and randomly weighted models of every family and layout: what the invariants are asked of."""
+"""One small log and randomly weighted models of every family and layout: on which the invariants are tested."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """A model with one log in the three forms that must agree."""
+    """A model, and one log in the three forms that must agree."""
 
     model: Any
     sequences: Sequences
@@ -94,11 +94,11 @@ class Case:
 
     @property
     def segment(self) -> str:
-        """Name of the input that says what a slot of a packed row belongs to, 0 = empty."""
+        """Name of the input with the segment or request of each slot of a packed row, 0 = empty."""
         return "segment" if self.model.form == "rows" else "request_slot"
 
     def slotwise(self, name: str) -> bool:
-        """Whether an input of the training graph has a value a slot."""
+        """Whether an input of the training graph has one value per slot."""
         return self.model.form == "rows" or name == self.segment or name.startswith("candidate_")
 
     def rows(self, row_length: int = 256, sequences: Sequences | None = None, **changes: Any) -> dict[str, np.ndarray]:
@@ -131,7 +131,7 @@ class Case:
         return to_numpy(out[name]) if name in out else to_numpy(out[self.task])[..., None]
 
     def served(self, logits: np.ndarray) -> np.ndarray:
-        """(..., K) logits of a row -> what `serve` gives for them: by tower, or the one score where no towers are returned."""
+        """(..., K) logits of a row -> the probabilities as from `serve`: by tower, or one score if no towers are returned."""
         towers = sigmoid(logits)
         returned = f"{self.task}_by_position" in self.model.serving_model.output
         return towers if returned else np.asarray(self.model.served(towers))[..., None]
@@ -145,7 +145,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def randomise(model: Any, seed: int = 0, scale: float = 0.25) -> None:
-    """Weights far from their start: a leak must not hide behind a zero."""
+    """Weights far from their initial values: a zero could hide a leak."""
     rng = np.random.default_rng(seed)
     model.set_weights([w + rng.normal(0, scale, w.shape).astype(w.dtype) for w in model.get_weights()])
 
@@ -161,7 +161,7 @@ def make_case(log: Any, **arguments: Any) -> Case:
     plain = {"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": None if arguments.get("mask") == "causal" else 120}
     builder = arguments.pop("builder", "CADET")
     model = getattr(kr.models, builder)(schema, **({**plain, **arguments} if builder in ("CADET", "FeedSR") else arguments))
-    # Products of cross layers grow: at the scale of an attention model's weights their logits are in the hundreds.
+    # Products of cross layers grow: with weights at the scale of an attention model, their logits are in the hundreds.
     randomise(model, scale=0.25 if builder == "CADET" else 0.1)
     sequences = build_sequences(log.events, schema)
     return Case(model, sequences, requests(sequences))
@@ -174,7 +174,7 @@ def case(request: Any, log: Any) -> Case:
 
 @pytest.fixture
 def leaky(log: Any, monkeypatch: pytest.MonkeyPatch) -> Case:
-    """The control: the same model with a plain causal mask over the row, as if no action were ever late."""
+    """Control: the same model with a plain causal mask over the row, as if actions were never delayed."""
     monkeypatch.setattr(
         Spans, "delayed", classmethod(lambda cls, times, delay, segments, events=None, own=True: Spans.causal(segments, own=own))
     )

@@ -1,4 +1,4 @@
-"""Invariants 1 to 5 and 8 of every sequence model on the active backend; a control that must fail stands beside each."""
+"""Invariants 1 to 5 and 8 of every sequence model on the active backend; each with a control that must fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLEARLY = 1e-3
 
 
 def shown(case: Case, which: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Candidate slots of the requests and the events that stand in them."""
+    """Candidate slots of the requests and the events in them."""
     index = case.requests.candidate_index(which)
     return index >= 0, index
 
@@ -81,7 +81,7 @@ def without(case: Case, event: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def middle_request(case: Case) -> int:
-    """First impression of the request in the middle of the longest stream: with a past, a future and neighbours."""
+    """First impression of the request in the middle of the longest stream: with a history, later events and neighbours."""
     sequences = case.sequences
     m = int(np.argmax(np.diff(sequences.offsets)))
     middle = (sequences.offsets[m] + sequences.offsets[m + 1]) // 2
@@ -109,7 +109,7 @@ def test_permuting_candidates_permutes_scores(case: Case) -> None:
     moved = {name: x[:, order] if name.startswith("candidate_") and x.ndim > 1 else x for name, x in tensors.items()}
     moved["candidate_count"] = np.full(len(which), len(order), dtype=np.int32)
     np.testing.assert_allclose(case.serve(moved), case.serve(tensors)[:, order], atol=1e-6)
-    assert np.abs(case.serve(moved) - case.serve(tensors)[:, : len(order)]).max() > CLEARLY, "control: the order does show"
+    assert np.abs(case.serve(moved) - case.serve(tensors)[:, : len(order)]).max() > CLEARLY, "control: the order has an effect"
 
 
 # 3. packing, padding, row length ------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_padding_changes_nothing(case: Case, side: str) -> None:
 
     def padded(name: str, x: np.ndarray) -> np.ndarray:
         out = np.pad(x, ((0, 0), (left, right)) + ((0, 0),) * (x.ndim - 2))
-        if name != case.segment:  # whatever stands in padding must not matter
+        if name != case.segment:  # values of padding must not matter
             pad = np.ones(out.shape[1], dtype=bool)
             pad[left : out.shape[1] - right] = False
             out[:, pad] = rng.integers(0, 3, out[:, pad].shape) if out.dtype == np.int32 else rng.normal(size=out[:, pad].shape) * 9
@@ -187,10 +187,10 @@ def test_hidden_actions_change_no_score(case: Case, training: bool) -> None:
     hidden = (member == member[event]) & (sequences.time > sequences.time[event] - delay)
     before = case.by_event(training=training)
     after = case.by_event(changed_actions(case, hidden), training=training)
-    # Everything scored no later than the event sees none of the hidden actions; nor does any other member.
+    # Events scored no later than the event see none of the hidden actions; nor do other members.
     unmoved = (member != member[event]) | (sequences.time <= sequences.time[event])
     np.testing.assert_array_equal(before[unmoved], after[unmoved])
-    assert np.abs(before - after)[~unmoved].max() > CLEARLY, "control: visible actions do move later scores"
+    assert np.abs(before - after)[~unmoved].max() > CLEARLY, "control: visible actions change later scores"
 
 
 def test_control_a_causal_mask_leaks_hidden_actions(leaky: Case) -> None:
@@ -226,7 +226,7 @@ def test_shifting_all_times_changes_nothing(case: Case, shift: int) -> None:
         which = long_requests(case)
         tensors = case.tensors(which)
         later = {**tensors, "request_time": tensors["request_time"] + np.int32(7200)}
-        assert np.abs(case.serve(later) - case.serve(tensors)).max() > 1e-4, "control: shifting one side alone does show"
+        assert np.abs(case.serve(later) - case.serve(tensors)).max() > 1e-4, "control: shifting one side only changes scores"
 
 
 # 8. the empty cases ---------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_empty_histories_rows_and_single_candidates_are_finite(case: Case) -> No
     empty = {**tensors, "history_length": np.zeros(len(which), dtype=np.int32)}
     scores = case.serve(empty)
     assert np.isfinite(scores).all()
-    # An empty history has one meaning, whatever the padded length.
+    # An empty history gives the same scores for every padded length.
     short = {name: x[:, :1] if name.startswith("history") and x.ndim > 1 else x for name, x in empty.items()}
     np.testing.assert_allclose(case.serve(short), scores, atol=1e-6)
     one = {name: x[:, :1] if name.startswith("candidate") and x.ndim > 1 else x for name, x in tensors.items()}

@@ -1,4 +1,4 @@
-"""Every layout under every mask, for CADET and FeedSR: a row of training is what serving computes, and hides what its mask hides."""
+"""Every layout under every mask, for CADET and FeedSR: a training row equals serving, and events hidden by the mask have no effect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module", params=[(layout, mask) for layout in LAYOUTS for mask in MASKS], ids="-".join)
 def case(request: Any, log: Any) -> Case:
     layout, mask = request.param
-    at = LAYOUTS.index(layout) + MASKS.index(mask)  # a Latin square: each variant meets each layout and each mask
+    at = LAYOUTS.index(layout) + MASKS.index(mask)  # a Latin square: each variant with each layout and each mask
     variant = {**VARIANTS[at % 3]}
     if layout == "interleaved" and variant["rotate_by"] == "index":
         variant["shared_index"] = mask != "session"
@@ -33,7 +33,7 @@ def case(request: Any, log: Any) -> Case:
 
 
 def visible(case: Case, event: int) -> np.ndarray:
-    """Which events of the log the mask shows to an event, from its words."""
+    """Which events of the log an event sees, by the description of the mask."""
     s, a = case.sequences, case.model.arguments
     member, time = s.member, s.time.astype(np.int64)
     older = (member == member[event]) & (time < time[event])
@@ -58,7 +58,7 @@ def test_a_packed_row_equals_serving(case: Case) -> None:
     single["candidate_count"] = np.ones(len(which), dtype=np.int32)
     np.testing.assert_allclose(case.serve(single)[:, 0], joint[:, 0], atol=TOLERANCE)
     half = {**tensors, "history_length": tensors["history_length"] // 2}
-    assert np.abs(case.serve(half) - joint)[real].max() > CLEARLY, "control: the history is read"
+    assert np.abs(case.serve(half) - joint)[real].max() > CLEARLY, "control: the history has an effect"
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
@@ -70,7 +70,7 @@ def test_hidden_events_change_no_score(case: Case, training: bool) -> None:
     hidden = ~seen
     after = case.by_event(changed_actions(case, hidden), training=training)
     np.testing.assert_array_equal(before[event], after[event])
-    # Control: what it shows does move the score.
+    # Control: visible events change the score.
     after = case.by_event(changed_actions(case, seen), training=training)
     assert np.abs(before[event] - after[event]).max() > 1e-5
 
@@ -99,7 +99,7 @@ def test_left_padding_changes_nothing(case: Case) -> None:
 
 
 def test_the_order_inside_a_request_changes_no_score(case: Case) -> None:
-    """Where an event stands among those of its second is the position shown: its score and those of later ones are the same."""
+    """The order of events of one second is the position shown: its score and those of later events do not depend on it."""
     s = case.sequences
     starts = s.request_starts
     order = np.concatenate([np.arange(a, b)[::-1] for a, b in pairwise(starts)])

@@ -31,7 +31,7 @@ for model_file, inputs_file, out_file in zip(sys.argv[1::3], sys.argv[2::3], sys
     np.savez(out_file, backend=keras.backend.backend(), **out)
 """
 
-# The server runs a SavedModel's graph through a V1 session: nothing of Keras, nothing of this package.
+# The server runs the graph of a SavedModel in a V1 session: without Keras and without this package.
 SESSION = """
 import sys, numpy as np, tensorflow as tf
 folder = sys.argv[1]
@@ -48,7 +48,7 @@ with tf.compat.v1.Session(graph=tf.Graph()) as session:
 
 
 def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") -> None:
-    # XLA_FLAGS: XLA compiles as it does by default, whatever is asked of it for quick tests.
+    # XLA_FLAGS: XLA compiles with its default options, not with those for quick tests.
     settings = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": ""}
     environment = {**os.environ, **settings}
     done = subprocess.run(
@@ -58,7 +58,7 @@ def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") ->
 
 
 def session_scores(version: Path, *requests: dict[str, np.ndarray], work: Path) -> list[dict[str, np.ndarray]]:
-    """What a version answers to each of some requests, asked in one fresh process."""
+    """Scores of a version for some requests, computed in one new process."""
     files = [(work / f"inputs_{i}.npz", work / f"out_{i}.npz") for i in range(len(requests))]
     for (inputs, _), tensors in zip(files, requests, strict=True):
         np.savez(inputs, **tensors)
@@ -106,13 +106,13 @@ def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
                 np.testing.assert_allclose(value, expected, rtol=TOLERANCE, atol=2 * TOLERANCE, err_msg=f"{name} {backend} {output}")
         case.model.set_weights([w * 1.01 for w in case.model.get_weights()])
         moved = case.serve({column[8:]: x for column, x in asked[name].items() if column.startswith("request_") and column[8:]})
-        assert np.abs(moved - by_tower(case, reference, "request_")).max() > CLEARLY, f"control: another {name} has other scores"
+        assert np.abs(moved - by_tower(case, reference, "request_")).max() > CLEARLY, f"control: another {name} has different scores"
 
 
 def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -> None:
     from keras_ranking.serving import export
 
-    version = export(case.model, tmp_path / "served", verify=False)  # compared below, on more than the gate of `export` asks
+    version = export(case.model, tmp_path / "served", verify=False)  # compared below, on more requests than in the verification of `export`
     which = long_requests(case)
     exact = case.tensors(which)
     expected = case.serve(exact)
@@ -133,7 +133,7 @@ def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -
         assert (got[spare] == 0).all()
         np.testing.assert_allclose(got[:, : expected.shape[1]], expected, atol=TOLERANCE)
         np.testing.assert_array_equal(out["click"], got[..., case.model.serving_tower])
-    assert np.abs(by_tower(case, short) - expected).max() > CLEARLY, "control: the length is read"
+    assert np.abs(by_tower(case, short) - expected).max() > CLEARLY, "control: the length has an effect"
     np.testing.assert_allclose(by_tower(case, short), case.serve(shorter), atol=TOLERANCE)
 
 
@@ -146,11 +146,11 @@ def three_tasks(log: Any) -> tuple[kr.models.RankingModel, Any]:
 
 
 def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any, tmp_path: Path) -> None:
-    """The graph in int8 gives the scores of the Keras model in int8, to rounding; and those in float32 to what int8 costs."""
+    """The graph in int8 equals the Keras model in int8 to rounding, and the model in float32 within the error of int8."""
     from keras_ranking.serving import export, quantize_embeddings
 
     model, events = three_tasks(log)
-    # Not further from the start: see the test below.
+    # Small weights: see the test below.
     randomise(model, scale=0.05)
     assert model.tasks == ["click", "like", "long_dwell"] and model.arguments["calibration"]
     found = requests(build_sequences(events, model.schema), max_history=8)
@@ -161,11 +161,11 @@ def test_an_exported_lirank_with_int8_tables_and_three_calibrated_tasks(log: Any
     for task in model.tasks:
         np.testing.assert_allclose(out[task], rounded[task], atol=TOLERANCE)
         lost = np.abs(out[task] - exact[task]).max()
-        assert TOLERANCE < lost < 2e-2, f"control: int8 is not float32, {lost}"
+        assert TOLERANCE < lost < 2e-2, f"control: int8 differs from float32, {lost}"
 
 
 def test_control_rounding_of_large_weights_exceeds_the_bound(log: Any) -> None:
-    """Why the test above keeps its weights small: at four times their scale one unit in the last place of each moves a score by more."""
+    """The reason for small weights above: at four times their scale, one unit in the last place of each changes a score by more."""
     from keras_ranking.serving.checking.sample_requests import random_raw
     from keras_ranking.serving.checking.verification import keras_scores
     from keras_ranking.serving.exporting.signatures import specs
@@ -181,7 +181,7 @@ def test_control_rounding_of_large_weights_exceeds_the_bound(log: Any) -> None:
         raw = raw_specs(model.schema, inputs, None)
         batch = encode_raw(model.schema, raw, random_raw(model.schema, raw, (0, 1, 7, 20), (1, 5, 2, 9), seed=1, wild=False))
         before = keras_scores(model.serving_model, batch, inputs)
-        # Which way each weight goes decides how much cancels: the worst of some draws.
+        # The signs of the changes decide how much cancels: the worst of some draws.
         for seed in range(5):
             rng = np.random.default_rng(seed)
             model.set_weights([np.nextafter(w, rng.choice([-np.inf, np.inf], w.shape), dtype=w.dtype) for w in start])

@@ -1,4 +1,4 @@
-"""Set-wise models: scores depend on the list, and on nothing of it but what is known before it is shown."""
+"""Set-wise models: scores depend on the list, but only on values known before it is shown."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_only_the_request_of_a_list_depends_on_it(case: Case) -> None:
     column[event] += 3.0
     before, after = case.by_event(), case.by_event(case.with_columns(age_hours=column))
     request = sequences.request == sequences.request[event]
-    # The changed item is a past event of later requests of its member; all others do not move.
+    # The changed item is an event of the history of later requests of its member; all other scores do not change.
     others = ~request & ((sequences.member != sequences.member[event]) | (sequences.time <= sequences.time[event]))
     np.testing.assert_array_equal(before[others], after[others])
     rest = request & (np.arange(sequences.num_events) != event)
     if case.model.arguments["top_k"] is None:
-        assert np.abs(before - after)[rest].max() > CLEARLY, "control: the rest of its own list does"
+        assert np.abs(before - after)[rest].max() > CLEARLY, "control: the other scores of its list change"
 
 
 def test_permuting_candidates_permutes_scores(case: Case) -> None:

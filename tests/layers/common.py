@@ -1,4 +1,4 @@
-"""What every layer of the package must pass, whatever it computes."""
+"""Checks that every layer of the package must pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def leaves(structure: Any) -> list[Any]:
 
 
 def randomise(layer: keras.layers.Layer, seed: int = 5, scale: float = 0.5) -> None:
-    """Random weights, biases too: zeros and constants hide a missing or a doubled term."""
+    """Random weights, including biases: zeros and constants hide a missing or a doubled term."""
     rng = np.random.default_rng(seed)
     layer.set_weights([rng.normal(0.0, scale, weight.shape).astype("float32") for weight in layer.weights])
 
@@ -58,7 +58,7 @@ def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: floa
 
 
 def rotate_pairs(x: np.ndarray, times: np.ndarray, periods: np.ndarray) -> np.ndarray:
-    """Pairs (k, k + D/2) of x (B, T, H, D) as complex numbers, turned by 2 pi t / P_k."""
+    """Pairs (k, k + D/2) of x (B, T, H, D) as complex numbers, rotated by 2 pi t / P_k."""
     half = x.shape[-1] // 2
     turns = (times[..., None].astype("int64") % periods) / periods
     turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(2j * np.pi * turns)[:, :, None, :]
@@ -66,7 +66,7 @@ def rotate_pairs(x: np.ndarray, times: np.ndarray, periods: np.ndarray) -> np.nd
 
 
 def masked_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """softmax(q k / sqrt(d)) v over the keys that `mask` (B, T, S) lets through, zero where there is none. One query at a time."""
+    """softmax(q k / sqrt(d)) v over the keys visible in `mask` (B, T, S), zero if there is none. One query at a time."""
     out = np.zeros_like(query)
     group = query.shape[2] // key.shape[2]
     for b, t, h in np.ndindex(*query.shape[:3]):
@@ -103,7 +103,7 @@ def symbols(inputs: Mapping[str, Any], batch: bool, tokens: bool) -> dict[str, A
             shape[1] = None
         return keras.Input(batch_shape=tuple(shape), dtype=str(tensor.dtype), name=name)
 
-    # Named in the order of `leaves`, as `feed` names them: map_structure visits a dict in an order of its own on torch.
+    # Named in the order of `leaves`, as `feed` names them: map_structure visits a dict in another order on torch.
     flat = leaves(dict(inputs))
     packed = keras.tree.pack_sequence_as(dict(inputs), [one(leaf, f"input_{i}") for i, leaf in enumerate(flat)])
     return {name: packed[name] for name in inputs}
@@ -172,9 +172,9 @@ def check_saving(make: Factory, inputs: Mapping[str, Any], settings: Mapping[str
 
 
 def a_rounding() -> float:
-    """The largest relative error of a product in bfloat16, here: 2^-8 to the nearest, 2^-7 where TensorFlow cuts the digits off.
+    """The largest relative error of a product in bfloat16 on this machine: 2^-8 if rounded to nearest, 2^-7 if truncated.
 
-    It does so on a CPU without instructions for the type.
+    TensorFlow truncates on a CPU without bfloat16 instructions.
     """
     product = keras.ops.matmul(keras.ops.ones((1, 2), "bfloat16"), keras.ops.convert_to_tensor([[1.0], [0.75 * 2**-7]], "bfloat16"))
     return {1.0: 2.0**-7, 1.0 + 2**-7: 2.0**-8}[float(numpy(product)[0, 0])]
@@ -196,13 +196,13 @@ def check_mixed(make: Factory, inputs: Mapping[str, Any], settings: Mapping[str,
             np.testing.assert_array_equal(numpy(tensor), want)
             continue
         assert dtype == output_dtype
-        # A layer rounds a handful of times.
+        # A layer rounds a few times.
         assert np.abs(numpy(tensor) - want).max() <= 10 * a_rounding() * np.abs(want).max()
     check_symbolic(make, inputs, settings, dtype="mixed_bfloat16")
 
 
 def check_training(make: Factory, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """One compiled step changes every trainable weight: none is cut off from the output, or from the gradient."""
+    """One compiled step changes every trainable weight: each has an effect on the output and gets a gradient."""
     layer = make()
     model = functional(layer, inputs, settings, batch=False, tokens=True)
     outputs = leaves(model(feed(inputs)))
@@ -230,8 +230,8 @@ def run_layer_checks(
         make: makes the layer; takes `name` and `dtype`.
         inputs: the tensors of a call by argument name, the first one first; each a numpy array or a structure of them.
         folder: an empty folder.
-        settings: further call arguments that are no tensors.
-        mixed_dtype: what float outputs are under the policy mixed_bfloat16; None: the layer keeps the dtype it is given.
+        settings: further call arguments that are not tensors.
+        mixed_dtype: dtype of float outputs under the policy mixed_bfloat16; None: the layer keeps the dtype of its inputs.
     """
     settings = settings or {}
     check_build(make, inputs, settings)

@@ -36,7 +36,7 @@ def value_and_gradient(function: Callable[[Any], Any], x: np.ndarray) -> tuple[f
 
 
 def value_of(loss: Any, y_true: np.ndarray, logits: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """The loss, on JAX as one compiled program: compiling its operations one by one takes longer than all tests."""
+    """The loss; on JAX as one compiled program, because compiling each operation takes longer than all tests."""
     if keras.backend.backend() == "jax":
         import jax
 

@@ -48,7 +48,7 @@ def test_the_losses_equal_the_formula(seed: int, same_bucket: bool) -> None:
     close(InRequestSoftmax(BOUNDARIES), lists)
     both = ObservedTowerLoss(BOUNDARIES, pairwise_weight=0.3, listwise_weight=0.2, same_bucket=same_bucket, window=window)
     close(both, entropy + 0.3 * pairs + 0.2 * lists)
-    # Control: the other choice of buckets is another loss.
+    # Control: the other choice of buckets gives another loss.
     assert pairs != pytest.approx(reference_pairwise(plain, logits, weight, BOUNDARIES, not same_bucket), rel=1e-3)
 
 
@@ -59,7 +59,7 @@ def test_a_window_forms_exactly_the_pairs_within_it(window: int) -> None:
     wanted = reference_pairwise(plain, logits, weight, BOUNDARIES, False, reach=window)
     assert found == pytest.approx(wanted, rel=1e-5)
     exact = reference_pairwise(plain, logits, weight, BOUNDARIES, False)
-    # Control: a window shorter than the largest request misses pairs, one as long misses none.
+    # Control: a window shorter than the largest request misses pairs, one of the same length misses none.
     assert (found == pytest.approx(exact, rel=1e-5)) == (window >= largest_request(y_true, weight))
 
 
@@ -68,7 +68,7 @@ def test_the_same_number_in_two_rows_is_not_the_same_request() -> None:
     for loss in (InRequestPairwise(), InRequestPairwise(window=2)):
         assert value_of(loss, apart, np.zeros((2, 1, 1), np.float32)) == 0
         assert value_of(loss, together, np.zeros((1, 2, 1), np.float32)) == pytest.approx(np.log(2))
-    # A softmax over a list of one is certain; over the list of two it is not.
+    # The loss of a list of one is 0; that of a list of two is not.
     assert float(InRequestSoftmax()(apart, np.zeros((2, 1, 1), np.float32))) == 0
     assert float(InRequestSoftmax()(together, np.zeros((1, 2, 1), np.float32))) == pytest.approx(np.log(2))
 
@@ -133,12 +133,12 @@ def test_values_of_weight_zero_are_ignored_even_nan(loss: Any) -> None:
     value, gradient = value_and_gradient(lambda x: loss(spoilt_true, x, weight), spoilt)
     assert value == clean
     np.testing.assert_array_equal(gradient, clean_gradient)
-    # Control: with weight they are seen.
+    # Control: with a weight they have an effect.
     assert np.isnan(value_and_gradient(lambda x: loss(y_true, x, np.ones_like(weight)), spoilt)[0])
 
 
 @each_loss
-def test_nothing_to_learn_from_is_exactly_zero(loss: Any) -> None:
+def test_loss_without_weights_is_exactly_zero(loss: Any) -> None:
     y_true, logits, weight, _ = random_batch(np.random.default_rng(13))
     value, gradient = value_and_gradient(lambda x: loss(y_true, x, np.zeros_like(weight)), logits)
     assert value == 0
@@ -166,7 +166,7 @@ def test_large_logits_are_finite_and_correct(loss: Any) -> None:
     wanted["observed_tower_loss"] = 2e4 / 3 + 0.7 * wanted["in_request_pairwise"] + 0.3 * 2e4
     assert value == pytest.approx(wanted[loss.name], rel=1e-6)
     assert np.all(np.isfinite(gradient))
-    assert gradient[0, 0, 1] < -0.4  # the misjudged positive is pulled up
+    assert gradient[0, 0, 1] < -0.4  # the gradient increases the logit of the positive
 
 
 def test_the_divisor_is_the_weight_not_the_number_of_tokens() -> None:
@@ -185,7 +185,7 @@ def test_the_divisor_is_the_weight_not_the_number_of_tokens() -> None:
 @each_loss
 def test_bfloat16_logits_lose_only_their_own_rounding(loss: Any) -> None:
     y_true, logits, weight, _ = random_batch(np.random.default_rng(23))
-    y_true[..., 2] += 300  # beyond the whole numbers of bfloat16
+    y_true[..., 2] += 300  # beyond the integers that bfloat16 can represent
     rounded = ops.cast(logits, "bfloat16")
     value = loss(y_true, rounded, weight)
     assert keras.backend.standardize_dtype(value.dtype) == "float32"
@@ -231,7 +231,7 @@ def test_shapes_that_do_not_fit_are_named(true_shape: tuple, pred_shape: tuple, 
         ObservedTowerLoss(BOUNDARIES)(np.zeros(true_shape, np.float32), np.zeros(pred_shape, np.float32), weight)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="reads the traced program, which JAX shows")
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="reads the traced program of JAX")
 def test_window_memory_does_not_grow_with_the_square_of_the_row() -> None:
     import jax
 

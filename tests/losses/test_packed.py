@@ -58,7 +58,7 @@ def test_no_gradient_reaches_an_unobserved_tower_even_if_it_overflowed() -> None
     assert np.isfinite(value)
     assert np.all(gradient[~observed] == 0)
     assert np.all(gradient[observed] != 0)
-    # Control: selection by multiplying with 0 and 1 does not survive this.
+    # Control: selection by multiplication with 0 and 1 gives NaN.
     one_hot = ops.convert_to_tensor(observed.astype(np.float32))
     naive, _ = value_and_gradient(lambda x: ops.sum(ops.square(ops.sum(x * one_hot, axis=-1))), logits)
     assert not np.isfinite(naive)
@@ -97,7 +97,7 @@ def test_largest_request_is_the_longest_stretch_of_weighted_tokens() -> None:
     weight[1, [1, 2]] = 0
     assert largest_request(y_true, weight) == 3
     weight[1, 3] = 0
-    weight[1, 1] = 1  # the request now reaches over tokens of weight 0
+    weight[1, 1] = 1  # the request now spans tokens of weight 0
     assert largest_request(y_true, weight) == 5
     assert largest_request(y_true, np.zeros((2, 6))) == 0
     with pytest.raises(ValueError, match="packed targets"):

@@ -33,7 +33,7 @@ def _model(policy: str = "float32") -> keras.Model:
 
 
 class Rows(keras.utils.PyDataset):
-    """Batches of 5, 5 and 2 rows, the second shorter: TensorFlow sees neither the batch size nor the row length."""
+    """Batches of 5, 5 and 2 rows, the second shorter: in TensorFlow neither the batch size nor the row length is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def test_fit_reports_the_loss_that_a_call_gives() -> None:
     each = {name: float(loss(y[name], logits[name], w[name])) for name in ("click", "dwell")}
     assert result["click_loss"] == pytest.approx(each["click"], rel=1e-5)
     assert result["loss"] == pytest.approx(sum(each.values()), rel=1e-5)
-    # Control: without its weights the loss is another.
+    # Control: without its weights the loss differs.
     assert float(loss(y["click"], logits["click"])) != pytest.approx(each["click"], rel=1e-3)
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.one_backend
 
 
 def scored(seed: int, rows: int = 400, groups: int = 60, ties: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, probabilities (with ties) and groups, in no order."""
+    """Labels, probabilities (with ties) and groups, unordered."""
     rng = np.random.default_rng(seed)
     chance = rng.random(rows)
     if ties:
@@ -37,7 +37,7 @@ def pair_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None 
 
 
 def orders(scores: np.ndarray) -> list[list[int]]:
-    """Every order in which the items may be shown: descending scores, tied items in any order."""
+    """All orders of the items by descending score, with tied items in any order."""
     ranked = sorted(itertools.permutations(range(len(scores))))
     return [list(p) for p in ranked if all(scores[a] >= scores[b] for a, b in itertools.pairwise(p))]
 
@@ -64,7 +64,7 @@ def test_group_aucs_equal_the_pairs(seed: int, weighted: bool, kind: str) -> Non
     mean = metrics.grouped_auc(labels, scores, names, weights)
     assert mean.groups == len(wanted)
     assert mean.value == pytest.approx(np.mean(list(wanted.values())), rel=1e-12)
-    # Control: halves for ties matter here.
+    # Control: ties have an effect here.
     untied = metrics.grouped_auc(labels, scores + 1e-6 * labels, names, weights)
     assert untied.value > mean.value + 0.01
 
@@ -149,7 +149,7 @@ def test_ndcg_and_mrr_equal_keras_rs(k: int) -> None:
     truth = {"labels": labels.astype(np.float32), "mask": shown}
     assert metrics.ndcg(*flat, k=k).value == pytest.approx(float(keras_rs.metrics.NDCG(k=k)(truth, scores)), rel=1e-5)
     assert metrics.mrr(*flat).value == pytest.approx(float(keras_rs.metrics.MeanReciprocalRank()(truth, scores)), rel=1e-5)
-    # Where they part: a list without a positive is left out here, and worth 0 there.
+    # The difference: a list without a positive is ignored here, and counts as 0 there.
     labels[:10] = False
     flat = labels[shown].astype(int), scores[shown], groups[shown]
     truth = {"labels": labels.astype(np.float32), "mask": shown}
@@ -164,9 +164,9 @@ def test_calibration_error_is_that_of_equal_bins() -> None:
     wanted = sum(abs((labels[part] - chance[part]).sum()) for part in np.array_split(order, 10)) / 1000
     assert metrics.calibration_error(labels, chance) == pytest.approx(wanted, rel=1e-12)
     assert metrics.calibration_error(labels, chance, bins=1) == pytest.approx(abs((labels - chance).mean()), rel=1e-12)
-    # Control: bins of equal width, or probabilities pushed up, are something else.
+    # Control: bins of equal width, or higher probabilities, give another value.
     assert metrics.calibration_error(labels, np.sqrt(chance)) > wanted + 0.1
-    # A constant shares one bin, whatever the order of its rows.
+    # Equal probabilities share one bin, for any order of the rows.
     assert metrics.calibration_error([0, 1, 0, 1], [0.5] * 4) == 0
     assert metrics.calibration_error([0, 0, 1, 1], [0.5] * 4) == 0
 
@@ -238,15 +238,15 @@ def test_bootstrap_coverage_with_clusters() -> None:
     covered, wide, narrow = 0, [], []
     for seed in range(100):
         member = np.repeat(np.arange(60), 5)
-        common = np.repeat(rng.normal(size=60), 5) * 0.1  # what one member's requests share
+        common = np.repeat(rng.normal(size=60), 5) * 0.1  # common to the requests of a member
         noise = rng.random(300)
         result = metrics.paired_bootstrap(noise, noise + 0.02 + common, member, samples=200, seed=seed)
         covered += result.low <= 0.02 <= result.high
         wide.append(result.deviation)
         narrow.append(metrics.paired_bootstrap(noise, noise + 0.02 + common, samples=200, seed=seed).deviation)
-    assert 86 <= covered <= 99  # 95 %, binomial sd 2.2; small-sample percentile intervals fall a little short
+    assert 86 <= covered <= 99  # 95 %, binomial sd 2.2; percentile intervals of small samples are slightly too narrow
     assert np.mean(wide) == pytest.approx(0.1 / math.sqrt(60), rel=0.1)
-    # Control: requests drawn one by one claim to know more than they do.
+    # Control: intervals from single requests are too narrow.
     assert np.mean(narrow) < 0.6 * np.mean(wide)
 
 
@@ -293,7 +293,7 @@ def test_a_constant_score_equals_a_random_order_on_real_lists(data_folder: Path)
     groups = np.repeat(np.arange(len(log)), shown.str.len())
     labels = np.concatenate([np.isin(s, c) for s, c in zip(shown, clicked)]).astype(int)
     constant = np.full(len(labels), labels.mean())
-    # The published floor of a random order over these 13,277 lists, rounded to three digits, one draw.
+    # The published value of one random order over these 13,277 lists, rounded to three digits.
     assert len(labels) == 159_537
     assert metrics.mrr(labels, constant, groups).value == pytest.approx(0.311, abs=0.004)
     assert metrics.ndcg(labels, constant, groups, 5).value == pytest.approx(0.341, abs=0.004)

@@ -32,7 +32,7 @@ def log(seed: int, requests: int = 60) -> dict[str, Any]:
 
 
 def lists(x: dict[str, Any], k: int | None = None) -> list[list[int]]:
-    """Rows of each list, best first; of equals the earlier row."""
+    """Rows of each list, best first; of equal scores the earlier row first."""
     out = []
     for group in sorted(set(x["groups"])):
         rows = [i for i in range(len(x["groups"])) if x["groups"][i] == group]
@@ -86,13 +86,13 @@ def test_rerank(seed: int, gaps: dict[str, int]) -> None:
     x = log(seed)
     places = metrics.greedy_rerank(x["scores"], x["groups"], {"author": x["author"], "type": x["type"]}, gaps)
     for rows in lists(x):
-        assert sorted(places[rows]) == list(range(1, len(rows) + 1)), "every item has a place of its own"
+        assert sorted(places[rows]) == list(range(1, len(rows) + 1)), "every item has a different place"
         expected = rows if not gaps else brute(x, rows, gaps)
         assert [rows[i] for i in np.argsort(places[rows])] == expected
     if gaps == {"author": 1}:
         before = metrics.gap_violations(x["author"], x["scores"], x["groups"], gap=1).mean
         after = metrics.gap_violations(x["author"], -places.astype(float), x["groups"], gap=1).mean
-        assert after < 0.5 * before, "control: the rule was broken before"
+        assert after < 0.5 * before, "control: the rule was violated before"
 
 
 def test_errors() -> None:

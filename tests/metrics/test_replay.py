@@ -1,4 +1,4 @@
-"""Replay of shuffled sessions: by hand, against loops, and on a log whose truth is known."""
+"""Replay of shuffled sessions: worked examples, loops, and a log with known click probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ one_backend = pytest.mark.one_backend
 
 
 def loop(label: Any, score: Any, request: Any, position: Any, shuffled: Any) -> tuple[float, float, int]:
-    """One request after another, in float64; tied tops count in part."""
+    """One request at a time, in float64; a tied top item is a fraction of a match."""
     top = bottom = 0.0
     looked = 0
     for name in sorted(set(request)):
@@ -36,7 +36,7 @@ def loop(label: Any, score: Any, request: Any, position: Any, shuffled: Any) -> 
 
 
 def log_(seed: int, requests: int = 200, ties: bool = True) -> dict[str, np.ndarray]:
-    """Requests of one to seven items in no order, a tenth without a first position, half shuffled."""
+    """Requests of one to seven items, unordered, a tenth without a first position, half shuffled."""
     rng = np.random.default_rng(seed)
     size = rng.integers(1, 8, requests)
     request = np.repeat(np.arange(requests), size)
@@ -62,7 +62,7 @@ def test_against_the_loop(seed: int, ties: bool) -> None:
     found = replay_contribution_rate(**log)
     assert found == pytest.approx(loop(**log), rel=1e-12)
     assert 0.1 < found.rate < 0.7 and found.matched > 15 and (found.matched % 1 == 0) != ties
-    # whatever the order of the rows, the names of the requests and the scale of the scores
+    # for any order of the rows, names of the requests and scale of the scores
     order = np.random.default_rng(9).permutation(len(log["label"]))
     changed = {name: values[order] for name, values in log.items()}
     changed["request"] = np.array([f"r{name}" for name in changed["request"]])
@@ -116,7 +116,7 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
 
 @one_backend
 def test_replay_gives_the_true_rate_only_on_shuffled_sessions() -> None:
-    """A new policy, newest first, replayed on half of the sessions, shuffled, and on the other half, ranked by the old policy."""
+    """A new policy (newest first), replayed on the shuffled half of the sessions, and on the other half, ranked by the old policy."""
     from keras_ranking.data.simulate import simulate
 
     off: dict[int, list[float]] = {1: [], 0: []}
@@ -125,7 +125,7 @@ def test_replay_gives_the_true_rate_only_on_shuffled_sessions() -> None:
         events, truth = log.events, log.truth
         score = -events["age_hours"].to_numpy()
         top = pd.Series(score).groupby(events["request_id"].to_numpy()).idxmax().to_numpy()
-        true = truth.click_probability[top, 0].mean()  # what the new policy's first items earn when shown first
+        true = truth.click_probability[top, 0].mean()  # click probability of the first items of the new policy at the first position
         for flag in off:
             chosen = events["is_shuffled"] == flag
             found = replay_contribution_rate(events["click"], score, events["request_id"], events["position"], chosen)
@@ -134,7 +134,7 @@ def test_replay_gives_the_true_rate_only_on_shuffled_sessions() -> None:
                 assert found.matched / found.requests == pytest.approx(1 / 11, rel=0.15)
     inside = {flag: sum(abs(z) < 1.96 for z in values) for flag, values in off.items()}
     assert inside[1] >= 7 and abs(np.mean(off[1])) < 3 / math.sqrt(8)
-    assert inside[0] == 0 and min(off[0]) > 4  # the control: clicks where both policies agree are more than the new one earns
+    assert inside[0] == 0 and min(off[0]) > 4  # the control: more clicks where both policies agree than the new policy has
 
 
 def stream(seed: int = 0, batches: int = 4, ties: bool = True) -> tuple[list[tuple[np.ndarray, ...]], dict[str, np.ndarray]]:
@@ -185,7 +185,7 @@ def test_weights_nan_and_one_tower() -> None:
     assert float(metric.result()) == pytest.approx(2 / 4) and float(metric.matched()) == 4
     metric.update_state(y_true, logits[..., None], [[0.0, 0.0, 3.0, 3.0, 0.0, 0.0]])
     assert float(metric.result()) == pytest.approx(2 / 7)
-    # -inf everywhere is a tie of two, and padding of weight 0 may hold what it wants
+    # -inf everywhere is a tie of two, and padding of weight 0 may have any value
     metric.reset_state()
     metric.update_state(y_true, np.where([[1, 1, 0, 0, 0, 0]], -np.inf, np.nan).astype("float32"), [[1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
     assert (float(metric.result()), float(metric.matched())) == (1.0, 0.5)

@@ -78,9 +78,9 @@ def test_a_stream_of_batches_equals_the_whole(metric: Any) -> None:
         metric.reset_state()
         for y_true, logits, weight, _plain in batches:
             metric.update_state(y_true, logits, sample_weight=weight)
-        # Half-integer logits lie on cell borders and every tie shares a cell: even the calibration error is exact.
+        # Half-integer logits are on cell borders and ties share a cell: even the calibration error is exact.
         assert float(metric.result()) == pytest.approx(wanted, rel=1e-5)
-    # Controls: another tower, or no weights, is another value.
+    # Controls: another tower, or no weights, gives another value.
     metric.reset_state()
     for y_true, logits, weight, _plain in batches:
         metric.update_state(y_true, np.roll(logits, 1, axis=-1), sample_weight=weight)
@@ -212,7 +212,7 @@ def test_requests_in_one_row_do_not_mix() -> None:
     metric = metrics.GroupedAUC()
     metric.update_state(y_true, logits)
     assert float(metric.result()) == 1.0
-    # Control: as one request the first positive loses against the last negative.
+    # Control: as one request, the first positive is below the last negative.
     metric.reset_state()
     metric.update_state(targets([[1, 0, 1, 0]]), logits)
     assert float(metric.result()) == 0.75

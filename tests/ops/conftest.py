@@ -1,4 +1,4 @@
-"""The random numbers of the tests of ops."""
+"""The random generator of the tests of ops."""
 
 from __future__ import annotations
 

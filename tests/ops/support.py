@@ -13,9 +13,9 @@ EXACT = 1e-5
 
 
 def packed_rows(rng, batch, tokens, mean):
-    """Segments with padding left of, between and right of them; times, sessions and events that fit. All int32 (batch, tokens)."""
+    """Segments with padding left of, between and right of them; with times, sessions and events. All int32 (batch, tokens)."""
     segments, times, sessions, events = (np.zeros((batch, tokens), "int32") for _ in range(4))
-    times[:] = rng.integers(0, 1000, times.shape)  # what stands in padding must not matter
+    times[:] = rng.integers(0, 1000, times.shape)  # values of padding must not matter
     for row in range(batch):
         at, number = int(rng.integers(0, 3)), 1
         while at < tokens:

@@ -1,4 +1,4 @@
-"""Candidates against cached keys: the float64 reference, and equality with span attention over the joined row."""
+"""Candidates against cached keys: the float64 reference, and equality with span attention over the concatenated row."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_cache_beyond_its_length_may_have_any_value(rng, poison):
     for one, other in zip(dirty, grads, strict=True):
         np.testing.assert_array_equal(one, other)
     value[0, 0] = poison
-    assert not np.isfinite(run(key, value)[0][0]).any()  # control: a visible one is noticed
+    assert not np.isfinite(run(key, value)[0][0]).any()  # control: a visible key has an effect
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2e-2), ("float16", 3e-3)])

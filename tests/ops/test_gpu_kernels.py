@@ -1,4 +1,4 @@
-"""The kernels for GPUs, without one: Pallas in its interpreter and lowered for CUDA, flex_attention by its rules and compiled for the CPU.
+"""The kernels for GPUs, tested without a GPU: Pallas in its interpreter and lowered for CUDA, flex_attention uncompiled and for the CPU.
 
 The same float64 reference and tolerances as in test_span_attention.py.
 """
@@ -19,7 +19,7 @@ BACKEND = keras.backend.backend()
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="Pallas is JAX's")
 on_torch = pytest.mark.skipif(BACKEND != "torch", reason="flex_attention is torch's")
 TRITON = "__gpu$xla.gpu.triton"  # the custom call of a Triton kernel
-ROWS = 300  # more than two blocks of queries, the last one cut
+ROWS = 300  # more than two blocks of queries, the last one partial
 
 
 # -- Pallas -----------------------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_pallas_on_requests_and_in_cross_form(rng):
 def test_pallas_with_stride_two(rng, kernel):
     for spans in masks(rng, 2, ROWS, 50).values():
         check(kernel, operands(rng, 2, ROWS // 2, ROWS, 4, 2, 8), every(spans, 2), stride=2)
-    # The first two queries see what plain causal rows would show them, but for the own key of the second.
+    # The first two queries see the same keys as in plain causal rows, except for the own key of the second.
     check(kernel, operands(rng, 1, 2, 4, 2, 2, 8), Spans(*np.array([[[0, 0]], [[0, 2]], [[0, 2]]], "int32")), stride=2)
 
 
@@ -82,7 +82,7 @@ def test_pallas_with_any_value_in_unseen_keys(rng, poison):
     (clean, grads), (out, dirty_grads) = run(arrays), run(dirty)
     for one, other in zip((clean, *grads), (out, *dirty_grads), strict=True):
         np.testing.assert_array_equal(one, other)
-    arrays[2][tuple(np.argwhere(~padding)[0])] = poison  # control: a visible key is noticed
+    arrays[2][tuple(np.argwhere(~padding)[0])] = poison  # control: a visible key has an effect
     assert not np.isfinite(run(arrays)[0]).all()
 
 
@@ -102,7 +102,7 @@ def test_pallas_in_half_precision(rng, dtype, bound):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [8, 64, 128, 256])
 def test_pallas_lowers_for_cuda(dtype, size):
-    """Every operation of the kernels has a Triton form; needs no GPU. Control: the interpreter's program holds no Triton."""
+    """Every operation of the kernels has a Triton form; needs no GPU. Control: the program of the interpreter has no Triton call."""
     import jax
 
     from keras_ranking.ops.backends import jax_pallas
@@ -179,7 +179,7 @@ def torch_spans(spans):
 @on_torch
 @pytest.mark.parametrize("mean", [20, 600])
 def test_flex_blocks_are_those_of_the_dense_mask(rng, mean):
-    """Reached blocks hold all visible pairs; whole blocks hold no hidden one; for monotone masks both are exact."""
+    """Partial and full blocks contain all visible pairs; full blocks contain no hidden pair; for monotone masks both are exact."""
     from keras_ranking.ops.backends import torch_flex
 
     for name, spans in masks(rng, 2, ROWS, mean).items():
@@ -218,7 +218,7 @@ def test_flex_blocks_with_stride_two(rng):
 @on_torch
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_rules_equal_the_reference(rng):
-    """Uncompiled: the rule for single pairs, the softmax's sum, and what is zeroed."""
+    """Uncompiled: the rule for single pairs, the softmax's sum, and the rows set to zero."""
     import torch
 
     from keras_ranking.ops.backends import torch as kernels, torch_flex
@@ -269,7 +269,7 @@ def test_flex_compiles(rng):
 @on_torch
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_candidates_with_an_own_key(rng):
-    """The way of candidates on a GPU, in its uncompiled form, against the kernel of the CPU."""
+    """The kernel for candidates on a GPU, uncompiled, against the kernel of the CPU."""
     import torch
 
     from keras_ranking.ops.backends import torch as kernels, torch_flex

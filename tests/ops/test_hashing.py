@@ -1,4 +1,4 @@
-"""The published id hash against TensorFlow's own ops, and against values fixed here."""
+"""The id hash against the ops of TensorFlow, and against fixed values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 from keras_ranking import Id
 from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets
 
-# FarmHash Fingerprint64 of the texts, fixed so that a change of library cannot pass unnoticed on any backend.
+# FarmHash Fingerprint64 of the texts, fixed so that a change of the library fails on every backend.
 KNOWN = {"": 11160318154034397263, "1": 9304157803607034849, "hello": 13009744463427800296}
 
 
@@ -34,7 +34,7 @@ def test_equals_tensorflow_bit_for_bit():
     np.testing.assert_array_equal(fingerprint64(texts), theirs.view("<u8").reshape(-1))
     buckets = tf.strings.to_hash_bucket_fast(tf.constant(texts[:500]), 999).numpy() + 1
     np.testing.assert_array_equal(hash_buckets(texts[:500], 1000), buckets)
-    assert (hash_buckets(texts[:500], 1001) != buckets).any()  # control: another number of buckets is noticed
+    assert (hash_buckets(texts[:500], 1001) != buckets).any()  # control: another number of buckets gives other rows
 
 
 def test_integers_floats_and_texts_of_one_id_share_a_hash():
@@ -116,7 +116,7 @@ def test_rows_of_a_series_count_from_its_start() -> None:
     [
         ([1.5], ValueError),
         ([np.inf], ValueError),
-        ([float(2**53)], ValueError),  # 2**53 and 2**53 + 1 are one float: the id may have been another
+        ([float(2**53)], ValueError),  # 2**53 and 2**53 + 1 are the same float: the id is ambiguous
         ([dt.datetime(2020, 1, 1)], TypeError),
         ([["a"]], TypeError),
         (pd.Series([1.0, "a"], dtype=object), TypeError),

@@ -18,7 +18,7 @@ BOUNDS = {"forward": 3.0, "train": 6.0}
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc, which this system has not"),
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc, not available here"),
 ]
 
 
@@ -33,10 +33,10 @@ def test_peak_memory_is_a_few_times_the_operands():
     found = ratios("--tokens", "8192")
     assert found.keys() == BOUNDS.keys()
     for mode, ratio in found.items():
-        assert 0.2 < ratio < BOUNDS[mode]  # the output alone is 0.25: a count below it saw nothing
+        assert 0.2 < ratio < BOUNDS[mode]  # the output alone is 0.25: a lower count is wrong
 
 
 def test_a_dense_mask_takes_more():
-    """The control: the same count finds the T x T buffers of a dense mask, at a quarter of the length."""
+    """Control: the same count finds the T x T buffers of a dense mask, at a quarter of the length."""
     found = ratios("--dense", "--tokens", "4096", "--modes", "forward")
     assert found["forward"] > BOUNDS["forward"]

@@ -18,7 +18,7 @@ def dense(start, end, own, num_keys, stride=1):
 
 
 def painted(plan, shape):
-    """The mask that the tiles stand for."""
+    """The mask that the tiles represent."""
     mask = np.zeros(shape, dtype=bool)
     for tile in plan.tiles:
         keys = np.concatenate([np.arange(low, high) for low, high in tile.keys])
@@ -41,11 +41,11 @@ def painted(plan, shape):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("seed", range(20))
 def test_tiles_are_the_mask(seed, stride):
-    """Free spans: empty ones, reversed ones, queries that see nothing, several members to a row, own tokens or none."""
+    """Arbitrary spans: empty, reversed, queries that see nothing, several members per row, with and without own tokens."""
     rng = np.random.default_rng(seed)
     batch, queries = 3, int(rng.integers(1, 400))
     tokens = stride * queries
-    lead = np.sort(rng.integers(0, tokens, (batch, tokens)), axis=1) // 50 * 50  # where a member begins
+    lead = np.sort(rng.integers(0, tokens, (batch, tokens)), axis=1) // 50 * 50  # first token of the member
     index = np.broadcast_to(np.arange(tokens), (batch, tokens))
     start = np.where(rng.random((batch, tokens)) < 0.1, tokens, lead)
     end = index - rng.integers(0, 12, (batch, tokens))
@@ -63,7 +63,7 @@ def test_tiles_are_the_mask(seed, stride):
     if want.any():
         where = tuple(np.argwhere(want)[0])
         want[where] = False
-        assert (found != want).any()  # control: one pair more is noticed
+        assert (found != want).any()  # control: one more pair is different
 
 
 def test_tiles_do_not_mix_members_with_stride_two():
@@ -76,7 +76,7 @@ def test_tiles_do_not_mix_members_with_stride_two():
 
 
 def test_a_bias_is_made_only_where_queries_differ():
-    """A causal row with a delay: of the keys of a tile all see the early ones, so that a mask is as wide as tile and delay."""
+    """A causal row with a delay: all queries of a tile see the early keys, so a mask is only as wide as tile and delay."""
     tokens, delay = 4000, 30
     index = np.arange(tokens)[None]
     plan = span_plan(np.zeros((1, tokens), int), index - delay, index, tokens)

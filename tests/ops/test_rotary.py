@@ -1,4 +1,4 @@
-"""Rotation by integer periods: the ladder, the formula, and scores that depend on the difference of times alone."""
+"""Rotation by integer periods: the ladder, the formula, and scores that depend only on the difference of times."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_periods_follow_the_formula(head_dim, shortest, longest):
 def test_ends_of_the_ladder():
     periods = rotary_periods(64, 1, HALF_YEAR)
     assert periods[0] == 2 * HALF_YEAR  # half a turn over the longest span
-    assert periods[-1] == 8  # an eighth of a turn a second
+    assert periods[-1] == 8  # an eighth of a turn per second
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_rotation_equals_the_formula_in_float64(rng):
 
 
 def test_scores_depend_only_on_the_difference_of_times(rng):
-    """Near 2**31 as near 0. Control: float32 seconds times a frequency fail by far."""
+    """Near 2**31 and near 0. Control: float32 seconds times a frequency have a large error."""
     periods = rotary_periods(32, 1, HALF_YEAR)
     x, y = (rng.standard_normal((1, 6, 2, 32)).astype("float32") for _ in range(2))
     early = np.sort(rng.integers(0, HALF_YEAR, (1, 6))).astype("int32")
@@ -77,7 +77,7 @@ def test_scores_depend_only_on_the_difference_of_times(rng):
 
     base = scores(x, y, early, early, turn)
     assert np.abs(scores(x, y, late, late, turn) - base).max() < 2e-5
-    assert np.abs(scores(x, y, late, early, turn) - base).max() > 1  # a one-sided shift must not pass
+    assert np.abs(scores(x, y, late, early, turn) - base).max() > 1  # a shift of one side changes the scores
 
     def naive(part, times):
         return rotate_index(part, times, (2 * np.pi / periods).astype("float32"))

@@ -41,7 +41,7 @@ def normals(seed: np.ndarray, width: int, stream: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("counter", "key", "rounds", "want"),
     [
-        # the known answers of Random123, the library of the paper's authors
+        # the published test values of Random123, the library of the paper's authors
         ((0, 0), (0, 0), 20, (0x6B200159, 0x99BA4EFE)),
         ((2**32 - 1,) * 2, (2**32 - 1,) * 2, 20, (0x1CB996FC, 0xBB002BE7)),
         ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), 20, (0xC4923A9C, 0x483DF7A0)),
@@ -57,14 +57,14 @@ def test_threefry(counter: tuple[int, int], key: tuple[int, int], rounds: int, w
 
 
 def test_draws_are_those_of_numpy() -> None:
-    """So all backends give the same: words to the bit, normal numbers to the rounding of ln and cos."""
+    """So all backends agree: words to the bit, normal numbers to the rounding of ln and cos."""
     seed = np.array([0, 1, -1, 2**31 - 1, -(2**31), 12345], "int32")
     for width, stream in ((1, 0), (7, 9), (64, 2**32 - 1)):
         np.testing.assert_allclose(numpy(seeded_normal(seed, width, stream)), normals(seed, width, stream), rtol=2e-5, atol=3e-6)
 
 
 def test_draws_are_standard_normal() -> None:
-    """Seeds in a row are the hardest case; bounds are 4.5 standard errors."""
+    """Consecutive seeds are the hardest case; bounds are 4.5 standard errors."""
     n, width = 40_000, 7
     draws = numpy(seeded_normal(np.arange(n, dtype="int32"), width, 5)).astype("float64")
     other = numpy(seeded_normal(np.arange(n, dtype="int32"), width, 6)).astype("float64")

@@ -70,7 +70,7 @@ def test_any_spans(kernel, seed, spread):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("stride", [2, 3])
 def test_every_mask_with_a_stride(rng, kernel, stride):
-    """Every mask; and what comes out is what these tokens get where all ask."""
+    """Every mask; and the output equals that of these tokens if all tokens are queries."""
     tokens = 132 * stride
     for name, spans in masks(rng, 2, tokens, 150).items():
         arrays = operands(rng, 2, 132, tokens, 4, 2, 8)
@@ -91,7 +91,7 @@ def test_any_spans_with_stride_two(kernel, seed, spread):
 
 
 def test_control_wrong_stride(rng):
-    """Control: own keys at other places are far outside the tolerance; and what does not fit is refused."""
+    """Control: own keys at other places are far outside the tolerance; and wrong strides are errors."""
     arrays = operands(rng, 1, 20, 40, 2, 2, 8)
     spans = every(Spans.causal(np.ones((1, 40), "int32")), 2)
     out = keras.ops.convert_to_numpy(span_attention(*arrays[:3], spans, stride=2))
@@ -120,7 +120,7 @@ def test_head_sizes(rng, kernel, size):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_one_batch_of_equal_rows(rng, kernel):
-    """Rows that are alike may be computed together."""
+    """Equal rows may be computed together."""
     spans = Spans.causal(np.ones((3, 70), "int32"))
     check(kernel, operands(rng, 3, 70, 70, 2, 1, 8), spans)
 
@@ -152,18 +152,18 @@ def test_a_given_scale(rng, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_large_scores_do_not_overflow(rng, kernel):
-    """Logits of some thousands: a softmax without its maximum taken out would be infinite."""
+    """Logits of some thousands: a softmax without subtraction of the maximum would be infinite."""
     q, k, v, _ = operands(rng, 2, ROWS, ROWS, 4, 2, 8)
     spans = masks(rng, 2, ROWS, 20)["causal"]
     out = keras.ops.convert_to_numpy(span_attention(200 * q, 20 * k, v, spans, kernel=kernel))
-    # Rounding of logits near 1e4 is 1e-3: one in a thousand is what float32 can promise here.
+    # The rounding error of logits near 1e4 is 1e-3.
     assert distance(out, reference.span_attention(200 * q, 20 * k, v, numpy_spans(spans))) < 5e-3
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_unseen_keys_may_have_any_value(rng, kernel, poison):
-    """Poison in padding: same output and same gradients to the bit. Control: poison in a visible key is noticed."""
+    """NaN or infinity in padding: same output and gradients to the bit. Control: in a visible key they have an effect."""
     segments = packed_rows(rng, 2, ROWS, 20)[0]
     spans = Spans.delayed(np.zeros_like(segments), 1, segments)
     arrays = operands(rng, 2, ROWS, ROWS, 4, 2, 8)

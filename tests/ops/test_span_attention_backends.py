@@ -14,10 +14,10 @@ BACKEND = keras.backend.backend()
 ROWS = 130  # more than one block, and a multiple of no tile
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="oneDNN is a switch of TensorFlow's")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="oneDNN is an option of TensorFlow")
 @pytest.mark.parametrize("switched_on", [True, False])
 def test_every_mask_with_and_without_onednn(rng, monkeypatch, switched_on):
-    """Whatever this CPU would choose, both forms are right; a float16 of a scale that is no power of two too."""
+    """Both forms, whichever this CPU would choose; also float16 with a scale that is not a power of two."""
     from keras_ranking.ops.backends import tensorflow_loop as kernels
 
     monkeypatch.setattr(kernels, "_onednn", lambda: switched_on)
@@ -29,7 +29,7 @@ def test_every_mask_with_and_without_onednn(rng, monkeypatch, switched_on):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="custom gradients of JAX and torch are of the first order")
 def test_a_second_derivative(rng):
-    """The gradient uses the softmax's sum of the forward pass: it must be followed there, against a dense softmax."""
+    """The gradient uses the softmax's sum of the forward pass, through which the derivative must go; against a dense softmax."""
     import tensorflow as tf
 
     q, k, v, _ = (tf.constant(part) for part in operands(rng, 1, 40, 40, 2, 2, 4))
@@ -57,7 +57,7 @@ def test_a_second_derivative(rng):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's loop")
 def test_half_precision_with_values_far_from_zero(rng):
-    """The gradient takes dP - rowsum(dP P), which cancels where values share a part: not of outputs that are rounded already."""
+    """The gradient uses dP - rowsum(dP P), which cancels if values have a common part; it must not use rounded outputs."""
     import tensorflow as tf
 
     arrays = operands(rng, 1, 150, 150, 2, 2, 32)
@@ -108,7 +108,7 @@ def test_unknown_shapes_export_and_reload(rng, tmp_path):
             for got, wanted in zip(grads, reference.span_attention_gradients(q, k, v, spans, 2 * expected), strict=True):
                 assert distance(got.numpy(), wanted) < EXACT
         counts.append(len(traces))
-    assert len(set(counts)) == 1  # no shape was traced anew
+    assert len(set(counts)) == 1  # no new trace for any shape
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the meta device is torch's")
@@ -144,4 +144,4 @@ def test_a_plan_is_kept_until_its_spans_change(rng):
     spans.end.zero_()  # changed in place: the old plan would give the causal output
     assert kernels._plan(spans, 9) is not first
     out = keras.ops.convert_to_numpy(span_attention(q, k, v, spans))
-    assert distance(out, v) < EXACT  # each token sees itself alone
+    assert distance(out, v) < EXACT  # each token sees only itself

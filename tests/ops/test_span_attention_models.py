@@ -41,7 +41,7 @@ def test_functional_model_saves_and_loads(rng, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_compiled_and_uncompiled_training_have_equal_losses(rng, jit):
-    """Batches of a PyDataset, whose batch size TensorFlow does not know when it traces."""
+    """Batches of a PyDataset, whose batch size is unknown when TensorFlow traces."""
     if BACKEND == "torch" and jit:
         pytest.skip("compiled training is TensorFlow's and JAX's")
 

@@ -14,7 +14,7 @@ BACKEND = keras.backend.backend()
 
 
 def runs(*ids):
-    """Run number of each token: the neighbours that share all ids have one number."""
+    """Run number of each token: neighbours with equal ids have the same number."""
     out = np.zeros(len(ids[0]), int)
     for i in range(1, len(out)):
         out[i] = out[i - 1] + any(values[i] != values[i - 1] for values in ids)
@@ -39,7 +39,7 @@ def dense(spans, keys):
 
 
 def own_delays(times):
-    return times * 7 % 12 - 2  # less than 1 counts as 1
+    return times * 7 % 12 - 2  # a value below 1 counts as 1
 
 
 def cases(segments, times, sessions, events):
@@ -59,7 +59,7 @@ def cases(segments, times, sessions, events):
         ("window without own", Spans.window(1, segments, own=False), brute(segments, lambda row, i, j: j == i - 1)),
         ("delayed", Spans.delayed(times, 5, segments), brute(segments, lambda row, i, j: j == i or times[row, j] <= times[row, i] - 5)),
         (
-            "delayed, each its own",
+            "delayed, one delay per token",
             Spans.delayed(times, drawn, segments),
             brute(segments, lambda row, i, j: j == i or times[row, j] <= times[row, i] - max(drawn[row, i], 1)),
         ),
@@ -237,9 +237,9 @@ def test_under_jit(rng):
         np.testing.assert_array_equal(np.asarray(mask), expected, err_msg=name)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="XLA's fusion is what makes it matter")
+@pytest.mark.skipif(BACKEND != "jax", reason="only relevant with the fusion of XLA")
 def test_each_search_runs_once_under_jit():
-    """A loop stands between a search and its readers: unrolled, each reader would do all its gathers again, for every element."""
+    """A search is a loop: if it were unrolled, every operation that uses it would repeat all its gathers for every element."""
     import jax
 
     def gathers(tokens):

@@ -82,7 +82,7 @@ def test_reference() -> None:
     mask = numpy(spans.dense(T))
     out = numpy(layer(x, times=times, spans=spans))
     np.testing.assert_allclose(out, reference(layer, x, times, mask), rtol=1e-5, atol=1e-5)
-    # Controls: without norms; and a norm does not see a shift that is the same in every dimension, only a random one.
+    # Controls: without norms; and a norm removes a shift that is equal in all dimensions, but not a random one.
     assert np.abs(out - reference(layer, x, times, mask, prenorm=False)).max() > 1e-2
 
 
@@ -100,7 +100,7 @@ def test_no_leak() -> None:
             moved = np.abs(numpy(layer(changed, times=times, spans=spans, training=training)) - before).max(-1) > 1e-6
             np.testing.assert_array_equal(moved[0], mask[0, :, token])
             assert not moved[1].any()
-    # Control: over a mask that shows everything the same change is seen by the tokens before it.
+    # Control: with a mask that shows everything the same change changes the tokens before it.
     wide = Spans.bidirectional(segments)
     changed = x.copy()
     changed[0, 6] += rng.normal(size=D)
@@ -110,7 +110,7 @@ def test_no_leak() -> None:
 
 @pytest.mark.parametrize("see_self", [True, False])
 def test_two_blocks_with_a_cache_equal_one_row(see_self: bool) -> None:
-    """A stack: history first, candidates later, equal to one row."""
+    """Two blocks: history first, candidates later, equal to one row."""
     history, slots = 6, 3
     blocks = [ready(make()) for _ in range(2)]
     rng = np.random.default_rng(7)
@@ -162,7 +162,7 @@ def test_errors() -> None:
 
 
 def test_a_stride_computes_a_part_of_the_same_output() -> None:
-    """Every second token alone, in a row of two members; keys and values are those of all tokens."""
+    """Only every second token, in a row of two members; keys and values are those of all tokens."""
     layer = ready(make(gates=("representation", "query", "key", "output")))
     x, times, _ = row()
     x, times = x[:, :6], times[:, :6]

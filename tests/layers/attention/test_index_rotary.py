@@ -1,4 +1,4 @@
-"""IndexRotaryEmbedding, and attention that rotates by place, by time, or by both in halves of its heads."""
+"""IndexRotaryEmbedding, and attention that rotates by index, by time, or by both in halves of its heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROTARY = (2.0, 5_000_000.0)
 
 
 def turned(x: np.ndarray, index: np.ndarray, base: float) -> np.ndarray:
-    """Pairs (k, k + D/2) of x (B, T, H, D) as complex numbers, turned by p base^(-2k/D)."""
+    """Pairs (k, k + D/2) of x (B, T, H, D) as complex numbers, rotated by p base^(-2k/D)."""
     half = x.shape[-1] // 2
     angle = index[..., None] * base ** (-np.arange(half) / half)
     out = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)[:, :, None, :]
@@ -36,7 +36,7 @@ def test_common(tmp_path: Path) -> None:
 def test_reference() -> None:
     x, index = inputs()
     out = numpy(IndexRotaryEmbedding(1e5)(x, index=index))
-    # Places up to 2000 have angles of up to 2000 in float32: 1.2e-4 of a radian.
+    # Indices up to 2000 have angles up to 2000 in float32: an error of 1.2e-4 radian.
     np.testing.assert_allclose(out, turned(x.astype("float64"), index, 1e5), atol=5e-4)
     assert np.abs(out - turned(x, index, 1e4)).max() > 0.1  # control
 
@@ -73,7 +73,7 @@ def test_attention_reference(rotate_by: str) -> None:
     given = {"times": data["times"], "index": data["index"], "spans": spans}
     out = numpy(layer(data["x"], **given))
     np.testing.assert_allclose(out, want, rtol=1e-4, atol=2e-5)
-    # Differences of places decide, and nothing else; control: one token alone at another place.
+    # Only differences of indices matter. Control: one token at another index.
     later = {**given, "index": data["index"] + 17}
     np.testing.assert_allclose(numpy(layer(data["x"], **later)), out, atol=1e-4)
     moved = data["index"].copy()

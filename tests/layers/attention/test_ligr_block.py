@@ -1,4 +1,4 @@
-"""GatedResidual, SwiGLU and LiGRBlock against an independent numpy version; gates forced shut and open."""
+"""GatedResidual, SwiGLU and LiGRBlock against an independent numpy version; gates forced closed and open."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_reference() -> None:
     layer, x = ready(), inputs()
     got = numpy(layer(**x))
     np.testing.assert_allclose(got, reference(layer, x), rtol=2e-5, atol=2e-5)
-    assert np.abs(got - reference(layer, x, normalised_gate=True)).max() > 1e-2, "control: the gate reads the stream before LN"
+    assert np.abs(got - reference(layer, x, normalised_gate=True)).max() > 1e-2, "control: the gate is computed from the stream before LN"
 
 
 def force(layer: LiGRBlock, bias: float) -> None:

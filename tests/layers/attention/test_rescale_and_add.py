@@ -71,7 +71,7 @@ def test_a_block_with_alpha_zero_is_the_identity() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_differ_only_in_their_residuals(kind: str) -> None:
-    """The block's own branches, put together here by the reference of the kind."""
+    """The branches of the block, combined here by the reference of the kind."""
     x, _ = tensors()
     spans = Spans.causal(np.ones((2, 5), "int32"))
     layer = block(residual=kind, residual_initial=None)

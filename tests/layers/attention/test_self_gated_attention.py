@@ -108,7 +108,7 @@ def test_reference(gates: tuple[str, ...], kv: int | None, rotary: tuple[float, 
         want = reference(layer, x, times, mask, value_bias, gates)
         np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
     assert not out[1, -1].any()  # padding
-    # Controls: without one of the gates, or without the mask, the numbers are others.
+    # Controls: without one of the gates, or without the mask, the numbers differ.
     for gate in gates:
         assert np.abs(out - reference(layer, x, times, mask, bias, tuple(g for g in gates if g != gate))).max() > 1e-2
     assert np.abs(out - reference(layer, x, times, np.ones_like(mask), bias, gates)).max() > 1e-2
@@ -122,7 +122,7 @@ def test_shifting_all_times_changes_nothing() -> None:
     before = numpy(layer(x, times=times, spans=spans))
     for shift in (1, 86_400, 1_500_000_000):
         np.testing.assert_allclose(numpy(layer(x, times=times + np.int32(shift), spans=spans)), before, **TOLERANCE)
-    # Control: gates behind the rotation make the same weights depend on absolute time.
+    # Control: with gates after the rotation, the same weights depend on absolute time.
     wrong = [reference(layer, x, times + shift, mask, None, ALL, gate_last=True) for shift in (0, 3_000_007)]
     assert np.abs(wrong[0] - wrong[1]).max() > 1e-2
     right = [reference(layer, x, times + shift, mask, None, ALL) for shift in (0, 3_000_007)]
@@ -185,8 +185,8 @@ def test_cached_history_and_candidates_equal_one_row(see_self: bool, kv: int | N
             alone = numpy(layer(shown[:, chunk], times=times[:, chunk], cache=(key, value, length), see_self=see_self))
             np.testing.assert_allclose(alone, scored[:, chunk], **TOLERANCE)
     if not see_self:
-        assert not scored[3].any()  # an empty history, and not even itself to see
-    # Controls: another length, or candidates that see each other, give other numbers.
+        assert not scored[3].any()  # an empty history, without itself
+    # Controls: another length, or candidates that see each other, give different numbers.
     other = numpy(layer(shown, times=times, cache=(key, value, np.full(4, 9, "int32")), see_self=see_self))
     assert np.abs(other - scored)[1:].max() > 1e-3
     naive = Spans.causal(np.concatenate([segments * 0 + 1, np.ones((4, slots), "int32")], 1))
@@ -210,7 +210,7 @@ def test_cache_is_gated_and_rotated() -> None:
 
 
 def test_no_leak() -> None:
-    """What the spans hide moves nothing, in training and in inference; what they show moves something."""
+    """Hidden tokens change no output, in training and in inference; visible tokens change it."""
     layer = ready(attention(ALL))
     x, times, segments = row()
     rng = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""TimestampRotaryEmbedding: pairs turned by whole seconds modulo whole periods."""
+"""TimestampRotaryEmbedding: pairs rotated by whole seconds modulo whole periods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make(**settings: Any) -> TimestampRotaryEmbedding:
 
 
 def periods(head_dim: int, shortest: float, longest: float) -> np.ndarray:
-    """From the words of the docstring: geometric, an eighth of a turn over `shortest`, half a turn over `longest`."""
+    """As described in the docstring: geometric, an eighth of a turn over `shortest`, half a turn over `longest`."""
     return np.rint(np.geomspace(2 * longest, 8 * shortest, head_dim // 2)).astype("int64")
 
 
@@ -43,7 +43,7 @@ def test_reference() -> None:
     np.testing.assert_array_equal(layer.periods, ladder)
     want = rotate_pairs(x.astype("float64"), times, ladder)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=2e-6)
-    # Control: an angle taken in float32 from the raw seconds is noise in the fast pairs.
+    # Control: an angle computed in float32 from the raw seconds is noise in the fast pairs.
     angle = (times[..., None].astype("float32") * (2 * np.pi / ladder).astype("float32"))[:, :, None, :]
     a, b = x[..., :4], x[..., 4:]
     naive = np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=-1)
@@ -62,7 +62,7 @@ def test_scores_depend_only_on_differences() -> None:
     before = scores(times)
     for shift in (1, 86_400, 2_000_000_000):
         np.testing.assert_allclose(scores(times + np.int32(shift)), before, rtol=1e-5, atol=1e-5)
-    # Control: a shift of one member's times only in part does change them.
+    # Control: a shift of only a part of the times of a member changes them.
     some = times.copy()
     some[:, 3:] += 86_400
     assert np.abs(scores(some) - before).max() > 0.1

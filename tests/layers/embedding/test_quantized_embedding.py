@@ -13,12 +13,12 @@ from tests.layers.common import numpy, run_layer_checks
 
 
 def table(rows: int = 40, dim: int = 16) -> np.ndarray:
-    """Rows of many sizes and offsets, constant rows and a tiny range among them."""
+    """Rows of many sizes and offsets, including constant rows and a tiny range."""
     rng = np.random.default_rng(6)
     out = rng.normal(size=(rows, dim)) * 10.0 ** rng.uniform(-6, 6, (rows, 1)) + rng.normal(size=(rows, 1))
     out[3], out[4], out[5] = 0.1, 0.0, -3e38
     out[6] = 0.0
-    out[6, 0] = 1e-44  # a scale that float32 cannot hold
+    out[6, 0] = 1e-44  # a scale too small for float32
     out[7, ::2], out[7, 1::2] = -3e38, 3e38
     return out.astype("float32")
 
@@ -43,7 +43,7 @@ def test_quantize_against_the_formula() -> None:
         want_scale = (row.max() - row.min()) / (2**8 - 1)
         want_middle = (row.max() * 2**7 + row.min() * (2**7 - 1)) / (2**8 - 1)
         np.testing.assert_allclose([m, s], [want_middle, want_scale], rtol=1e-6)
-        # Float32 storage of the middle may carry a value over a half: one code at most.
+        # Float32 storage of the middle may move a value across a half: one code at most.
         assert (
             np.abs(got - np.clip(np.round((row - want_middle) / want_scale), -128, 127)).max() <= 1 + np.abs(row).max() / want_scale / 2**23
         )
@@ -56,7 +56,7 @@ def test_error_bound() -> None:
     error = np.abs(dequantize_rows(codes, middle, scale).astype("float64") - x).max(1)
     bound = scale.astype("float64") / 2 + 2.0**-22 * np.abs(x.astype("float64")).max(1) + 1e-40
     assert (error <= bound).all()
-    assert (error[8:] > 0.3 * scale[8:]).any()  # control: the bound is not slack
+    assert (error[8:] > 0.3 * scale[8:]).any()  # control: the bound is tight
     shifted = np.abs(dequantize_rows(np.roll(codes, 1, axis=1), middle, scale).astype("float64") - x).max(1)
     assert (shifted[8:] > bound[8:]).all()
 

@@ -1,4 +1,4 @@
-"""QuotientRemainderEmbedding, and the halves it is fed with."""
+"""QuotientRemainderEmbedding, and the halves of ids that are its inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EDGES = [0, 1, 2**24 + 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1, 999
 
 
 def fingerprints() -> np.ndarray:
-    """Edge halves in both places, then random ones; (2, 90)."""
+    """Edge cases in both halves, then random ones; (2, 90)."""
     edges = [low + (high << 32) for low, high in itertools.product(EDGES, EDGES)]
     random = np.random.default_rng(2).integers(0, 2**64, 36, dtype="uint64").tolist()
     return np.array(edges + random, "uint64").reshape(2, 90)
@@ -51,7 +51,7 @@ def make(join: str, **settings: Any) -> QuotientRemainderEmbedding:
 @pytest.mark.parametrize("join", ["sum", "concat"])
 def test_common(join: str, tmp_path: Path) -> None:
     halves = split_fingerprint(fingerprints())
-    # Tokens unknown must leave the two halves known, so (B, T, 2).
+    # With unknown T the two halves must be known, so (B, T, 2).
     run_layer_checks(lambda **settings: make(join, **settings), {"inputs": halves}, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""ResidualQuantizer: codes and losses against numpy, gradients past the bottleneck, dead codewords, running means."""
+"""ResidualQuantizer: codes and losses against numpy, gradients through the bottleneck, unused codewords, running means."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ F, K, LEVELS = 5, 8, 3
 
 
 def vectors(rows: int = 64, seed: int = 0) -> np.ndarray:
-    """Clusters of clusters, as codes of several levels suit."""
+    """Clusters of clusters, which suit codes of several levels."""
     rng = np.random.default_rng(seed)
     coarse, fine = 3 * rng.normal(size=(6, F)), rng.normal(size=(6, F))
     return (coarse[rng.integers(0, 6, rows)] + fine[rng.integers(0, 6, rows)] + 0.1 * rng.normal(size=(rows, F))).astype("float32")
@@ -85,7 +85,7 @@ def test_fit_reduces_the_error_and_further_levels_reduce_it_more(settings: dict[
 
 
 def test_unused_codewords_are_replaced() -> None:
-    """Two far clusters seen first, then others: without revival the codebook keeps to where it was."""
+    """First two distant clusters, then others: without replacement the codebook stays near the first."""
     x = vectors(512)
     revived, stuck = make(levels=1, revive_after=3), make(levels=1, revive_after=None)
     for layer in (revived, stuck):
@@ -108,12 +108,12 @@ def test_running_means_and_gradients() -> None:
     before = numpy(layer.encode(x))[:, 0]
     codes = numpy(layer.encode(x))[:, 0]
     words = codewords(layer)[0]
-    # decay 0: a codeword is the mean of what chose it in the last batch
+    # decay 0: a codeword is the mean of its residuals in the last batch
     layer(x, training=True)
     for code in np.unique(before):
         np.testing.assert_allclose(codewords(layer)[0][code], x[codes == code].mean(axis=0), atol=1e-4)
     assert words.shape == (K, F)
-    # past the bottleneck: d sum(y) / d x of the identity form is 1
+    # through the bottleneck: d sum(y) / d x of the identity form is 1
     plain = make(levels=2)
     plain(x, training=True)
     np.testing.assert_allclose(gradient(plain, x), np.ones_like(x), atol=1e-6)

@@ -54,7 +54,7 @@ def test_reference(settings: dict[str, Any]) -> None:
 
 
 def test_prefixes_distinguish_items_that_share_a_code() -> None:
-    """(0, 1) and (1, 1) share their second code: the plain form gives it one meaning, prefixes two."""
+    """(0, 1) and (1, 1) share their second code: the plain form has one row for it, prefixes two."""
     pairs = np.array([[0, 1], [1, 1], [0, 2], [1, 2]], "int32")
     for prefixes, same in ((False, True), (True, False)):
         layer = make(levels=2, prefixes=prefixes)

@@ -1,4 +1,4 @@
-"""BayesianLinear: posterior, draws, and what exploring wins."""
+"""BayesianLinear: posterior, draws, and the gain of exploration."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_common(kind: str, with_seed: bool, tmp_path: Path) -> None:
         check(of_kind, inputs, {})
     check_saving(of_kind, inputs, {}, tmp_path)
     check_mixed(of_kind, inputs, {}, "float32")
-    # One step moves kernel and bias, and leaves the posterior.
+    # One step changes kernel and bias, but not the posterior.
     layer = of_kind()
     model = functional(layer, inputs, {}, batch=False, tokens=True)
     model.compile(keras.optimizers.SGD(0.5), loss="mse")
@@ -103,7 +103,7 @@ def test_scores(shape: tuple[int, ...], use_bias: bool) -> None:
 
 
 def test_all_candidates_of_a_request_share_one_draw() -> None:
-    """Same seed, same weights: whatever else is in the batch, and for candidates one at a time."""
+    """Same seed, same weights: for any other rows in the batch, and for one candidate at a time."""
     layer = ready()
     x = np.random.default_rng(5).normal(size=(3, 6, D)).astype("float32")
     seed = np.array([11, 12, 11], "int32")
@@ -113,7 +113,7 @@ def test_all_candidates_of_a_request_share_one_draw() -> None:
     twin = numpy(layer.sample(np.tile(x[:1], (3, 1, 1)), seed))
     np.testing.assert_allclose(twin[0], twin[2], rtol=1e-6)
     assert np.abs(twin[0] - twin[1]).max() > 0.1
-    # layers of other names draw other numbers; the same name draws the same
+    # layers with different names have different draws; with the same name, the same draws
     a, b, again = (ready(stream=None, name=name) for name in ("posterior_click", "posterior_like", "posterior_click"))
     assert np.abs(numpy(a.sample(x, seed)) - numpy(b.sample(x, seed))).max() > 0.1
     np.testing.assert_array_equal(numpy(a.sample(x, seed)), numpy(again.sample(x, seed)))
@@ -143,7 +143,7 @@ def test_updates_in_chunks_equal_one_update(kind: str, tmp_path: Path) -> None:
         eta = full.T @ (curvature * y)
         np.testing.assert_allclose(layer.evidence, eta, rtol=0, atol=1e-10 * np.abs(eta).max())
         np.testing.assert_allclose(layer.mean, np.linalg.solve(want, eta), rtol=1e-6, atol=1e-7)  # the kernel is float32
-    # control: without the weights it is another
+    # control: different without the weights
     other = ready(kind=kind, prior_precision=2.0, noise=0.7)
     other.update(z, y)
     assert np.abs(other.precision - want).max() > 1e-2 * np.abs(want).max()
@@ -158,7 +158,7 @@ def test_logistic_update_does_not_change_scores() -> None:
     for _ in range(3):
         layer.update(z)
     np.testing.assert_array_equal(numpy(layer(z)), before)
-    assert np.abs(numpy(layer(z, seed=seed)) - before).mean() < 0.3 * spread  # what has been seen is explored less
+    assert np.abs(numpy(layer(z, seed=seed)) - before).mean() < 0.3 * spread  # less exploration after an update
     assert {weight.name for weight in layer.trainable_weights} == {"kernel", "bias"}
 
 
@@ -178,7 +178,7 @@ def test_padding_and_shapes() -> None:
 
 @pytest.mark.parametrize("kind", ["logistic", "gaussian"])
 def test_discount(kind: str) -> None:
-    """Evidence decays, the prior does not."""
+    """The evidence is discounted, the prior is not."""
     layer, whole = ready(kind=kind, discount=0.25, prior_precision=3.0), ready(kind=kind, prior_precision=3.0)
     z, y, _ = data()
     layer.update(z, y)
@@ -209,12 +209,12 @@ def test_covariance_of_samples() -> None:
     assert np.abs((weights.mean(0) - centre) / scale).max() < 5 / n**0.5
     error = (np.cov(weights.T) - want) / np.outer(scale, scale)
     assert np.abs(error).max() < 5 * 2**0.5 / n**0.5
-    transposed = np.linalg.inv(np.linalg.cholesky(layer.precision))  # control: L^-1 where L^-T belongs
+    transposed = np.linalg.inv(np.linalg.cholesky(layer.precision))  # control: L^-1 instead of L^-T
     assert np.abs((transposed @ transposed.T - want) / np.outer(scale, scale)).max() > 0.1
 
 
 def regret(kind: str, exploration: float, seed: int, rounds: int = 70, requests: int = 8, arms: int = 10) -> float:
-    """Of a bandit with an arm a dimension: mean loss against the best arm. New data goes in after every round."""
+    """Regret of a bandit with one arm per dimension: mean loss compared with the best arm. An update after every round."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=arms) if kind == "gaussian" else rng.normal(0.0, 1.5, arms)
     layer = BayesianLinear(kind, use_bias=False, kernel_initializer="zeros", stream=1)
@@ -237,7 +237,7 @@ def regret(kind: str, exploration: float, seed: int, rounds: int = 70, requests:
         np.add.at(shown, chosen, 1.0)
         np.add.at(wins, chosen, clicks)
         kernel = layer.mean
-        for _ in range(20):  # what training does: the most probable kernel under the same prior
+        for _ in range(20):  # training: the most probable kernel under the same prior
             p = sigmoid(kernel)
             kernel -= (shown * p - wins + kernel) / (shown * p * (1 - p) + 1.0)
         layer.kernel.assign(kernel[:, None].astype("float32"))
@@ -247,7 +247,7 @@ def regret(kind: str, exploration: float, seed: int, rounds: int = 70, requests:
 
 @pytest.mark.parametrize("kind", ["gaussian", "logistic"])
 def test_thompson_sampling_has_less_regret_than_greedy(kind: str) -> None:
-    """Greedy stays with the first arm that went well; Thompson sampling finds the best one."""
+    """Greedy keeps the first successful arm; Thompson sampling finds the best one."""
     seeds = range(6)
     greedy = [regret(kind, 0.0, seed) for seed in seeds]
     thompson = [regret(kind, 1.0, seed) for seed in seeds]

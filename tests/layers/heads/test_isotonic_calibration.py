@@ -135,7 +135,7 @@ def test_never_falls(with_features: bool, monkeypatch: pytest.MonkeyPatch) -> No
     rise = np.diff(numpy(layer(grid, features=features)), axis=1)
     assert rise.min() > -5e-6  # rounding
     assert rise.max() > 1e-3
-    monkeypatch.setattr(ops, "relu", lambda x: x)  # control: negative slopes let it fall
+    monkeypatch.setattr(ops, "relu", lambda x: x)  # control: with negative slopes it decreases
     assert np.diff(numpy(layer(grid, features=features)), axis=1).min() < -1e-3
 
 
@@ -158,7 +158,7 @@ def test_units_are_independent() -> None:
 
 
 def gradients(layer: Any, logits: np.ndarray, features: np.ndarray | None, cotangent: np.ndarray) -> dict[str, np.ndarray]:
-    """d sum(out * cotangent) by the logits and by each weight, read off one step of plain SGD with rate 1."""
+    """d sum(out * cotangent) / d logits and / d each weight, from one step of SGD with rate 1."""
     source = keras.Input(batch_shape=(1,), dtype="int32", name="row")
     shift = keras.layers.Embedding(1, logits.size, embeddings_initializer="zeros", name="shift")
     y = ops.reshape(shift(source), logits.shape) + logits
@@ -215,7 +215,7 @@ def test_extreme_logits_are_finite() -> None:
     layer = ready()
     logits = np.array([-3e38, -1e9, 1e9, 3e38], "float32")
     assert np.isfinite(numpy(layer(logits))).all()
-    assert np.isnan(numpy(layer(np.array([np.nan], "float32")))).all()  # not hidden
+    assert np.isnan(numpy(layer(np.array([np.nan], "float32")))).all()  # NaN is not hidden
 
 
 def test_errors() -> None:

@@ -34,11 +34,11 @@ def test_reference(beyond: str, scale: float) -> None:
     for position in range(1, 9):
         offset = o[position - 1] if position <= 3 else (o[2] if beyond == "clip" else 0.0)
         np.testing.assert_allclose(numpy(layer(z))[..., min(position, 4) - 1], z + offset, **TOLERANCE)
-    assert np.abs(o).min() > 0.01  # control: every offset is something
+    assert np.abs(o).min() > 0.01  # control: no offset is zero
 
 
 def test_the_loss_adds_the_offset_of_the_position_shown() -> None:
-    """Boundaries 1 .. P pick o[position]; no other offset gets a gradient."""
+    """Boundaries 1 .. P select o[position]; no other offset gets a gradient."""
     z, label = logits(), np.random.default_rng(1).integers(0, 2, (2, 6))
     position = np.array([[1, 2, 3, 4, 9, 1], [2, 2, 1, 1, 2, 1]])
     layer = PositionOffset(3, "zero")

@@ -62,7 +62,7 @@ def test_shared_tower_with_the_range_as_input(tmp_path: Path) -> None:
         joined = np.concatenate([x.astype("float64"), np.tile(w["ranges"][k], (2, 6, 1))], axis=-1)
         h = silu(joined @ w["tower_0_0/kernel"] + w["tower_0_0/bias"])
         np.testing.assert_allclose(out[..., k], (h @ w["tower_0_logit/kernel"] + w["tower_0_logit/bias"])[..., 0], **TOLERANCE)
-    assert np.abs(out[..., 0] - out[..., 1]).max() > 0.01  # control: the range is read
+    assert np.abs(out[..., 0] - out[..., 1]).max() > 0.01  # control: the range has an effect
     with pytest.raises(ValueError, match="`embedding_dim` must be a positive integer"):
         PositionTowers(3, shared=True, embedding_dim=0)
 
@@ -85,7 +85,7 @@ def test_dropout_only_in_training() -> None:
 
 
 def test_float32_logits_under_mixed_precision() -> None:
-    """An input of 100 % bfloat16 still gives float32 logits, and the functional graph says so beforehand."""
+    """Inputs in bfloat16 give float32 logits, also in the symbolic output of a functional graph."""
     layer = make(dtype="mixed_bfloat16")
     assert layer(keras.Input((None, 8))).dtype == "float32"
     assert keras.backend.standardize_dtype(layer(state()).dtype) == "float32"
@@ -99,7 +99,7 @@ def test_errors() -> None:
 
 
 def test_logits_are_computed_in_float32() -> None:
-    """In half precision candidates would tie: a bfloat16 between 1 and 2 has 128 values."""
+    """In half precision scores of candidates would be equal: there are 128 bfloat16 numbers between 1 and 2."""
     x = np.random.default_rng(0).normal(size=(500, 8)).astype("float32")
     keras.utils.set_random_seed(0)
     logits = numpy(PositionTowers(1, hidden=(64,), dtype="mixed_bfloat16")(x))

@@ -25,7 +25,7 @@ def derivative(b: float, y: np.ndarray, o: np.ndarray, w: np.ndarray, l2: float)
 
 
 def root(y: np.ndarray, o: np.ndarray, w: np.ndarray, l2: float) -> float:
-    """By plain bisection, one id."""
+    """Bisection for one id."""
     low, high = -1e4, 1e4
     with np.errstate(over="ignore"):
         for _ in range(120):
@@ -45,11 +45,11 @@ def test_fit_against_bisection_per_id(l2: float) -> None:
         want.append(root(data["labels"][rows], data["offsets"][rows], data["weights"][rows], l2))
     np.testing.assert_allclose(fit.effects, want, rtol=1e-8, atol=1e-9)
     without = fit_random_effect(data["ids"], data["labels"], np.zeros(3000), l2, data["weights"])
-    assert np.abs(without.effects - want).max() > 0.1  # control: the offset counts
+    assert np.abs(without.effects - want).max() > 0.1  # control: the offset has an effect
 
 
 def test_fit_of_hard_cases() -> None:
-    """Separable labels, offsets far out on either side, no weight at all: Newton alone runs away on these."""
+    """Separable labels, large offsets of both signs, weights of zero: without bisection, Newton diverges on these."""
     ids = np.array(["a", "a", "b", "c", "d", "e"])
     labels = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     offsets = np.array([0.0, 1.0, 40.0, -300.0, 900.0, 0.0])
@@ -106,7 +106,7 @@ def test_common(tmp_path: Path) -> None:
 def test_reference_and_unseen_ids_add_exactly_zero() -> None:
     layer, x = make(), inputs()
     layer.build((4, 6))
-    effects = np.random.default_rng(1).normal(size=30).astype("float32")  # row 0 too: even a wrong table is not read there
+    effects = np.random.default_rng(1).normal(size=30).astype("float32")  # row 0 too: it is not used, whatever its value
     layer.effects.assign(effects)
     ids = x["ids"].copy()
     ids[0] = [0, -1, 30, 31, 2**31 - 1, 0]
@@ -130,9 +130,9 @@ def test_from_fit() -> None:
     data = log_()
     fit = fit_random_effect(**data, l2=1.0)
     layer = RandomEffect.from_fit(fit)
-    asked = np.array([fit.ids[5], 3, -4, 10**9, fit.ids[-1]])  # 3 is no multiple of 7
-    assert fit.rows(asked).tolist() == [6, 0, 0, 0, len(fit.ids)]
-    out = numpy(layer(np.zeros(5, "float32"), fit.rows(asked)))
+    wanted = np.array([fit.ids[5], 3, -4, 10**9, fit.ids[-1]])  # 3 is not a multiple of 7
+    assert fit.rows(wanted).tolist() == [6, 0, 0, 0, len(fit.ids)]
+    out = numpy(layer(np.zeros(5, "float32"), fit.rows(wanted)))
     np.testing.assert_allclose(out, [fit.effects[5], 0, 0, 0, fit.effects[-1]], rtol=1e-6)
     assert not layer.trainable_weights
 

@@ -85,7 +85,7 @@ def test_dropped_gates() -> None:
     still, moved = numpy(layer(h))["click"], numpy(layer(h, training=True))["click"]
     np.testing.assert_array_equal(numpy(layer(h, training=False))["click"], still)
     bias = by_path(layer)["logit_click/bias"][0]
-    # All three gates of a row are dropped at once in an eighth of the rows: nothing but the bias is left.
+    # In an eighth of the rows all three gates are dropped: only the bias remains.
     assert 0.08 < (np.abs(moved - bias) < 1e-6).mean() < 0.18
     assert np.abs(moved - still).max() > 0.1
 

@@ -37,7 +37,7 @@ def test_reference(towers: int) -> None:
         want = (np.maximum(own, 0) * filled).sum(-1) + bias - 17
         inside = (y[..., 0] > -17) & (y[..., 0] < 8)
         np.testing.assert_allclose(out[..., k][inside], want[inside], rtol=1e-4, atol=1e-4)
-    if towers > 1:  # control: towers have maps of their own
+    if towers > 1:  # control: towers have different maps
         same = numpy(layer(np.repeat(z[..., :1], 3, axis=-1)))
         assert np.abs(same[..., 0] - same[..., 1]).max() > 0.01
 

@@ -1,4 +1,4 @@
-"""HistoryEncoder, appended fusions: the history once, then any candidates against its keys and values."""
+"""HistoryEncoder, appended fusions: the history is read once, then any candidates against its keys and values."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ready(*args: Any, **settings: Any) -> HistoryEncoder:
 
 
 def reference(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
-    """One candidate behind one window of real events at a time, in float64, with a dense mask."""
+    """One candidate after one window of real events at a time, in float64, with a dense mask."""
     w = by_path(layer)
     periods = None if layer.rotary is None else np.rint(np.geomspace(2 * layer.rotary[1], 8 * layer.rotary[0], 2))
     rows = []
@@ -123,7 +123,7 @@ def reference(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
     ids=["time", "index", "sessions", "ligr"],
 )
 def test_all_passes_equal_the_reference(fusion: str, settings: dict[str, Any]) -> None:
-    """The call equals the reference, one at a time, in chunks, cached, and packed into rows."""
+    """A call, one candidate at a time, chunks, the cached pass and packed rows equal the reference."""
     layer, x = ready(fusion, **settings), inputs()
     whole = numpy(layer(x))
     np.testing.assert_allclose(whole, reference(layer, x), rtol=2e-5, atol=2e-5)
@@ -146,7 +146,7 @@ def test_append_self_is_the_control_without_a_cache() -> None:
     expected = reference(layer, x)
     alone = np.concatenate([numpy(layer({**x, "candidates": x["candidates"][:, n : n + 1]})) for n in range(N)], axis=1)
     np.testing.assert_allclose(alone, expected, rtol=2e-5, atol=2e-5)
-    assert np.abs(numpy(layer(x)) - expected).max() > 1e-2, "scored together, candidates move each other"
+    assert np.abs(numpy(layer(x)) - expected).max() > 1e-2, "control: scored together, candidates change each other's scores"
     with pytest.raises(ValueError, match="has no cache"):
         layer.prefill(x)
     with pytest.raises(ValueError, match="no packed pass"):
@@ -160,7 +160,7 @@ def test_extended_cache_equals_prefill_over_all_events(fusion: str, mask: str, r
     layer, x = ready(fusion, history_mask=mask, rotary=rotary[0], rotate_by=rotary[1], max_history=50), inputs()
     first = np.array([4, 2, 0, 1], "int32")
     cache = layer.prefill({**x, "visible": first})
-    for step in (1, 2):  # in two steps, of which the second also adds nothing to some
+    for step in (1, 2):  # two steps; in the second some rows get no new event
         until = np.minimum(x["visible"], first + 2) if step == 1 else x["visible"]
         count = (until - first).astype("int32")
         new, times = np.full((B, 3, E), 9.0, "float32"), np.zeros((B, 3), "int32")
@@ -193,7 +193,7 @@ def test_hidden_events_change_no_output(mask: str) -> None:
     longer["times"] = np.pad(x["times"], ((0, 0), (0, 9)), constant_values=5)
     np.testing.assert_allclose(numpy(layer(longer)), before, rtol=1e-5, atol=1e-6)
     changed["history"][0, 6] += 1.0
-    assert (np.abs(numpy(layer(changed)) - before)[0].max(axis=-1) > 1e-3).all(), "control: the last visible event moves all"
+    assert (np.abs(numpy(layer(changed)) - before)[0].max(axis=-1) > 1e-3).all(), "control: the last visible event changes all outputs"
 
 
 def test_sessions_mask_hides_events_of_the_same_session() -> None:
@@ -205,8 +205,8 @@ def test_sessions_mask_hides_events_of_the_same_session() -> None:
     before = numpy(layer.prefill({**x, "visible": np.full(B, 7, "int32")})["summary"]).reshape(B, 5, D)
     x["history"][:, 3] += 1.0  # in the second session, of events 2, 3, 4
     moved = np.abs(numpy(layer.prefill({**x, "visible": np.full(B, 7, "int32")})["summary"]).reshape(B, 5, D) - before).max(axis=(0, 2))
-    assert (moved[[0, 1, 3]] > 1e-4).all(), "events 6 and 5 of the next session see it, and event 3 is it"
-    assert not moved[[2, 4]].any(), "events 4 and 2 are of its session"
+    assert (moved[[0, 1, 3]] > 1e-4).all(), "events 6 and 5 of the next session see event 3, and so does event 3 itself"
+    assert not moved[[2, 4]].any(), "events 4 and 2 are of the same session"
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def ready(**settings: Any) -> HistoryEncoder:
 
 
 def reference(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
-    """One candidate and one window at a time, in float64, over the real events alone."""
+    """One candidate and one window at a time, in float64, with the real events only."""
     w = by_path(layer)
     out = np.zeros((B, N, (1 + K) * D))
     for b in range(B):
@@ -93,7 +93,7 @@ def test_hidden_events_change_no_output() -> None:
     hidden[0, : L - W] = True  # older than the window
     changed = {**x, "history": np.where(hidden[..., None], np.float32(np.nan), x["history"]), "times": np.where(hidden, 1, x["times"])}
     np.testing.assert_array_equal(numpy(layer(changed)), before)
-    # control: the last visible event moves every candidate of its request
+    # control: the last visible event changes every candidate of its request
     changed["history"][0, 6] += 1.0
     assert (np.abs(numpy(layer(changed)) - before)[0].max(axis=-1) > 1e-3).all()
 

@@ -1,4 +1,4 @@
-"""The cross layers: LowRankCross, AttentionLowRankCross, and what ResidualDCN, ParallelDCN and StackedDCN make of them."""
+"""The cross layers: LowRankCross, AttentionLowRankCross, ResidualDCN, ParallelDCN and StackedDCN."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mixture(q: np.ndarray, k: np.ndarray, v: np.ndarray, score: str, tau: float)
 
 
 def reference(w: dict[str, np.ndarray], x: np.ndarray, settings: dict[str, Any] | None = None) -> np.ndarray:
-    """The stack for one sample after the other, in float64. `settings`: of the attention; None: plain cross layers."""
+    """The stack for one sample at a time, in float64. `settings`: of the attention; None: plain cross layers."""
     out = []
     for sample in x.reshape(-1, x.shape[-1]).astype("float64"):
         state, layer = sample, 0
@@ -124,7 +124,7 @@ def test_attention_reference(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("rank", "activation"), [(RANK, None), (RANK, "tanh"), (None, None)])
 def test_equals_feature_cross_of_keras_rs(rank: int | None, activation: str | None) -> None:
-    """One layer, and a stack of two of theirs, each given x_0 and the state."""
+    """One layer, and a stack of two layers of keras-rs, each with x_0 and the state as inputs."""
     x = state(6)
     theirs = [keras_rs.layers.FeatureCross(projection_dim=rank, pre_activation=activation) for _ in range(2)]
     rng = np.random.default_rng(2)
@@ -154,24 +154,24 @@ def test_identity_scores_equal_the_plain_cross() -> None:
     np.testing.assert_array_equal(numpy(attention(state())), numpy(plain(state())))
     skipping = AttentionLowRankCross(RANK, score="identity")
     skipping.build((None, WIDTH))
-    # I v + v = 2 v: U takes the factor up
+    # I v + v = 2 v: the factor is included in U
     skipping.set_weights([value / (2 if "up" in w.path else 1) for w, value in zip(plain.weights, plain.get_weights(), strict=True)])
     np.testing.assert_array_equal(numpy(skipping(state())), numpy(plain(state())))
 
 
 def test_sharp_softmax_scores_equal_identity_scores() -> None:
-    """Not only by the switch: sharp softmax scores that pick each token itself make the same layer."""
+    """Sharp softmax scores, by which each token attends to itself, give the same layer as score='identity'."""
     layer, w = AttentionLowRankCross(WIDTH, num_layers=1, head_dim=4, inner_skip=False, temperature=1e-3), np.eye(WIDTH)
     layer.build((None, WIDTH))
     up = np.random.default_rng(0).normal(size=(WIDTH, WIDTH))
     weights = {"down_0": w, "up_0": up, "bias_0": np.zeros(WIDTH), "query_0": w, "key_0": w}
     layer.set_weights([weights[weight.name].astype("float32") for weight in layer.weights])
-    x = np.tile(np.array([[1.0, 0, 0, 2, -2, 0, 1, 0]], "float32"), (2, 1))  # q_i . k_i beats q_i . k_j
+    x = np.tile(np.array([[1.0, 0, 0, 2, -2, 0, 1, 0]], "float32"), (2, 1))  # q_i . k_i is larger than q_i . k_j
     np.testing.assert_allclose(numpy(layer(x)), x * (x @ up) + x, rtol=1e-5, atol=1e-5)
 
 
 def over_the_batch(w: dict[str, np.ndarray]) -> Call:
-    """The mistaken reading: samples are the tokens, and a sample's low-rank vector is mixed with those of its batch."""
+    """A wrong interpretation: samples are the tokens, and the low-rank vector of a sample is mixed with those of its batch."""
 
     def run(x: np.ndarray) -> np.ndarray:
         x0 = x.astype("float64")
@@ -199,7 +199,7 @@ def test_samples_do_not_depend_on_their_batch(score: str) -> None:
     assert max(batch_leaks(lambda x: numpy(layer(x))).values()) < 1e-5
     deep = ready(ParallelDCN(RANK, hidden=(7,), cross="residual", gate="dense"))
     assert max(batch_leaks(lambda x: numpy(deep(x))).values()) < 1e-5
-    # control: attention over the batch fails; permuting alone would not show it
+    # control: attention over the batch fails; a permutation would not show it
     wrong = batch_leaks(over_the_batch(by_path(layer)))
     assert wrong["permuted"] < 1e-9
     assert wrong["others"] > 0.1 and wrong["alone"] > 0.1

@@ -54,7 +54,7 @@ def state(*lead: int) -> np.ndarray:
 
 
 def gate(w: dict[str, np.ndarray], h: np.ndarray, prefix: str, settings: dict[str, Any]) -> np.ndarray:
-    """h' for the last axis, number by number."""
+    """h' for the last axis, one number at a time."""
     matrix = w[f"{prefix}kernel_0"]
     if f"{prefix}kernel_1" in w:
         matrix = matrix @ w[f"{prefix}kernel_1"]
@@ -97,8 +97,8 @@ def test_identity_at_start_still_trains(activation: str, rank: int | None) -> No
         before = layer.get_weights()
         model.fit(x, np.tanh(x) * x, batch_size=32, epochs=1, verbose=0)
         moved.append([np.abs(new - old).max() for new, old in zip(layer.get_weights(), before, strict=True)])
-    assert moved[0][-1] > 1e-3  # the zero factor moves at once
-    assert min(moved[1]) > 1e-4  # and the first with it from the second step on
+    assert moved[0][-1] > 1e-3  # the zero factor changes in the first step
+    assert min(moved[1]) > 1e-4  # and the first factor from the second step on
     assert rank is None or moved[0][0] == 0
     assert np.abs(numpy(layer(x)) - x).max() > 1e-3
     assert np.abs(start[-1]).max() == 0 and (rank is None or np.abs(start[0]).max() > 0)
@@ -106,7 +106,7 @@ def test_identity_at_start_still_trains(activation: str, rank: int | None) -> No
 
 @pytest.mark.parametrize(("activation", "factor"), [("tanh", 0.0), ("sigmoid", 0.5)])
 def test_plain_gate_of_zeros(activation: str, factor: float) -> None:
-    """Why the start matters: h * tanh(0) = 0, and the layer below gets no gradient."""
+    """A start at zero fails: h * tanh(0) = 0, and the layer below gets no gradient."""
     layer, x = DenseGate(activation=activation, kernel_initializer="zeros"), state(32)
     np.testing.assert_array_equal(numpy(layer(x)), factor * x)
     below = keras.layers.Dense(WIDTH)
@@ -119,7 +119,7 @@ def test_plain_gate_of_zeros(activation: str, factor: float) -> None:
 
 
 def test_two_zero_factors_get_no_gradient() -> None:
-    """The control of the identity form, whose first factor is drawn."""
+    """Control for the identity form, in which only the second factor is zero."""
     layer, x = DenseGate(3, identity_at_start=True, kernel_initializer="zeros"), state(32)
     model = keras.Sequential([layer])
     model.compile(keras.optimizers.SGD(1.0), loss="mse")
@@ -158,7 +158,7 @@ def test_mlp_common(settings: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_mlp_with_batch_normalization(tmp_path: Path) -> None:
-    """The same checks, with a step of training that looks at moving statistics too."""
+    """The same checks, with a training step that also checks the moving statistics."""
 
     def make(**more: Any) -> GatedMLP:
         return GatedMLP((9, 7), **BATCH, **more)
@@ -203,7 +203,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 
 def test_signal_through_gates_at_the_start() -> None:
-    """Four new layers: the identity form passes the signal as ungated layers do, the plain product loses it."""
+    """Four layers before training: with the identity form the signal is as without gates, with the plain product it vanishes."""
     x, size = np.random.default_rng(0).normal(size=(64, 100)).astype("float32"), {}
     for name, settings in {"none": {"gate": None}, "identity": {}, "plain": {"gate_identity_at_start": False}}.items():
         keras.utils.set_random_seed(1)
@@ -216,7 +216,7 @@ def test_sizes_of_the_paper() -> None:
     """A full gate would double 4 x 3500; 'auto' adds 4 %. On 4 x 100 with D = 3000 the full gate adds 12 %."""
 
     def parameters(widths: list[int], gate_rank: Any) -> int:
-        # the formula of the sizes below, for the layers themselves would fill memory
+        # the number of parameters by formula, because the layers would fill memory
         dense = sum((before + 1) * width for before, width in zip([3000, *widths], widths))
         ranks = [DenseGate(gate_rank)._rank(width) for width in widths]
         gates = sum(width**2 if rank is None else 2 * width * rank for width, rank in zip(widths, ranks))

@@ -1,4 +1,4 @@
-"""MaskedBatchNormalization: padding does not enter the moments."""
+"""MaskedBatchNormalization: padding is not in the moments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_reference() -> None:
     np.testing.assert_allclose(out[REAL > 0], (kept - mean) / np.sqrt(variance + layer.epsilon), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(numpy(layer.moving_mean.value), 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(numpy(layer.moving_variance.value), 0.9 + 0.1 * variance, rtol=1e-5)
-    # control: without the marks the padding is in the moments
+    # control: without `real` the padding is in the moments
     assert abs(numpy(MaskedBatchNormalization()(x, training=True))[REAL > 0]).max() < 2.0 < abs(out[REAL > 0]).max() + 1.5
     other = MaskedBatchNormalization(momentum=0.9)
     other(x, training=True)

@@ -1,4 +1,4 @@
-"""SetwiseAttention: sets without order, the best k of each, and nothing from one set to another."""
+"""SetwiseAttention: sets without order, the best k of each, and no dependence of one set on another."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 
 def best(x: dict[str, np.ndarray], k: int | None) -> np.ndarray:
-    """Which are among the k best of their set, by brute force; of equals the earlier."""
+    """Whether each item is among the best k of its set, by brute force; of equal scores the earlier item first."""
     chosen = np.zeros((B, S), bool)
     for b in range(B):
         for group in set(x["slot"][b]) - {0}:
@@ -86,7 +86,7 @@ def test_permuting_a_set_permutes_its_output_and_a_whole_row_is_one_set(top_k: i
     np.testing.assert_allclose(numpy(short)[:, :7], numpy(out)[:, :7], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(numpy(chosen), numpy(layer(**one)[1]))
 
-    # control: an order inside the set shows
+    # control: an order inside the set changes the output
     class Ordered(SetwiseAttention):
         def _blocks(self, x: Any, spans: Any, training: Any) -> Any:
             return super()._blocks(x, tuple(Spans.causal(np.ones(x.shape[:2], "int32"))), training)
@@ -109,7 +109,7 @@ def test_sets_do_not_depend_on_other_sets_or_padding(top_k: int | None) -> None:
     after = numpy(layer(**changed)[0])
     np.testing.assert_array_equal(after[0, 4:7], before[0, 4:7])
     assert np.abs(after[0, :4] - before[0, :4]).max() > 1e-3, "control"
-    if top_k is not None:  # those beyond the best neither change nor are seen
+    if top_k is not None:  # other items neither change nor are seen
         changed = {name: value.copy() for name, value in x.items()}
         changed["inputs"][0, 0] += 1.0
         after = numpy(layer(**changed)[0])

@@ -1,4 +1,4 @@
-"""The multi-task layers: SharedBottom, GroupedTasks, MMoE, SparseMMoE, PLE and the head that names them."""
+"""The multi-task layers: SharedBottom, GroupedTasks, MMoE, SparseMMoE, PLE and MultiTaskHead."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ def test_bank_common(shape: tuple[int, ...], tmp_path: Path) -> None:
     for m in range(3):
         np.testing.assert_allclose(numpy(out)[:, m], mlp(w, "bank", m, x if len(shape) == 2 else x[:, m], linear=True), **TOLERANCE)
     kernels = w["bank/kernel_0"]
-    assert np.abs(kernels[0] - kernels[1]).max() > 0.01, "each MLP is drawn on its own"
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01, "each MLP is drawn separately"
     limit = np.sqrt(6 / (8 + 7))
     assert 0.8 * limit < np.abs(kernels).max() <= limit  # Glorot of one kernel, not of the stack
 
 
 def test_bank_sums_in_float32() -> None:
-    """A wide product in bfloat16 loses its last rounding only, not one for each term."""
+    """A wide product in bfloat16 has the rounding error of its result only, not of each term."""
     wide = MLPBank(2, (16,), last_activation="linear", dtype="bfloat16")
     x = ops.cast(np.random.default_rng(3).normal(size=(8, 2048)), "bfloat16")
     got = numpy(wide(x))
@@ -155,7 +155,7 @@ def test_rank_two_inputs() -> None:
 
 
 def test_gate_dropout() -> None:
-    """Kept gates are divided by 1 - rate and not normalised again, unless asked; training alone."""
+    """In training, remaining gates are divided by 1 - rate, and normalised again only with `renormalise`."""
     x = np.random.default_rng(1).normal(size=(4000, 8)).astype("float32")
     for renormalise in (False, True):
         layer = make("mmoe", gate_dropout=0.5, renormalise=renormalise, seed=3)
@@ -222,7 +222,7 @@ def test_balance_loss() -> None:
                 share[k, np.argsort(-scores, kind="stable")[:2]] += 1 / 12
                 mean[k] += softmax(scores) / 12
         np.testing.assert_allclose(losses[name], 0.5 * (share * mean).sum(-1).mean() * 4 / 2, rtol=1e-4)
-    assert losses["collapsed"] > 0.9  # twice the balanced value: half of the experts take all
+    assert losses["collapsed"] > 0.9  # twice the balanced value: all tokens use half of the experts
     assert losses["random"] < losses["collapsed"]
     unbalanced = make("sparse_mmoe", balance=0.0)
     unbalanced(x, training=True)
@@ -230,7 +230,7 @@ def test_balance_loss() -> None:
 
 
 def test_balance_loss_reaches_fit() -> None:
-    """Through the head and a compiled model: the loss that fit reports holds the balance term."""
+    """Through the head and a compiled model: the loss reported by fit contains the balance term."""
     x = state()
     reported = []
     for balance in (0.0, 100.0):

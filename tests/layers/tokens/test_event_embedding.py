@@ -72,7 +72,7 @@ def test_reference(make: Any, inputs: Any, hidden: int | None) -> None:
 
 
 def test_events_do_not_depend_on_each_other() -> None:
-    """The token of an event comes from that event alone."""
+    """The token of an event depends only on this event."""
     layer, x = event(9)(), columns()
     before = numpy(layer(x))
     changed = {name: value.copy() for name, value in x.items()}

@@ -1,4 +1,4 @@
-"""EventSpans, TokenSpans and VisibleLength: who sees whom, by three rules and in three layouts."""
+"""EventSpans, TokenSpans and VisibleLength: which events see which, by three rules and in three layouts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULES: list[dict[str, Any]] = [
 
 
 def rows(seed: int = 0, batch: int = 4, tokens: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Times and segments of packed rows with ties in time, several members a row and padding at the end."""
+    """Times and segments of packed rows with equal times, several members per row and padding at the end."""
     rng = np.random.default_rng(seed)
     times, segments = np.zeros((batch, tokens), "int32"), np.zeros((batch, tokens), "int32")
     for b in range(batch):
@@ -38,7 +38,7 @@ def rows(seed: int = 0, batch: int = 4, tokens: int = 12) -> tuple[np.ndarray, n
 
 
 def seen(times: np.ndarray, rule: dict[str, Any], i: int, j: int) -> bool:
-    """Whether event i of a stream sees the earlier event j, from the words of the docstring."""
+    """Whether event i of a stream sees the earlier event j, as described in the docstring."""
     if rule["mask"] == "delay":
         return bool(times[j] <= times[i] - rule["delay"])
     if rule["mask"] == "causal":
@@ -65,7 +65,7 @@ def test_event_spans(rule: dict[str, Any], own: bool) -> None:
         got = numpy(EventSpans(**rule, own=own)(times, segments=segments).dense(times.shape[1]))
         np.testing.assert_array_equal(got, event_mask(times, segments, rule, own))
     assert not own or got.any()
-    # Control: a plain causal mask is another one, for events of one second.
+    # Control: a plain causal mask differs for events of the same second.
     assert (got != numpy(Spans.causal(segments, own=own).dense(times.shape[1]))).any()
 
 
@@ -113,7 +113,7 @@ def test_token_spans(layout: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_visible_length(rule: dict[str, Any]) -> None:
-    """What a request sees is what its impressions would see in a row: the history, then one event at the request's time."""
+    """A request sees the same events as its impressions in a row: the history, then one event at the request time."""
     rng = np.random.default_rng(1)
     times = np.sort(rng.integers(0, 60, (64, 9)), axis=1).astype("int32")
     length = rng.integers(0, 10, 64).astype("int32")
@@ -126,7 +126,7 @@ def test_visible_length(rule: dict[str, Any]) -> None:
     got = numpy(VisibleLength(**rule)(times, history_length=length, request_time=request))
     assert got.dtype == np.int32
     np.testing.assert_array_equal(got, want)
-    if rule["delay"] < 1000:  # control: the end of the history is read
+    if rule["delay"] < 1000:  # control: the end of the history has an effect
         assert (got < numpy(VisibleLength(**rule)(times, history_length=np.full_like(length, 9), request_time=request + 60))).any()
 
 
@@ -136,7 +136,7 @@ def test_visible_length_agrees_with_the_spans_of_training(rule: dict[str, Any]) 
     times = np.sort(times, axis=1)
     spans = EventSpans(**rule)(times, segments=np.ones_like(times))
     for i in range(20):
-        first = int(np.searchsorted(times[0], times[0, i]))  # of its request: those of one second are not history yet
+        first = int(np.searchsorted(times[0], times[0, i]))  # of its request: events of the same second are not history
         got = numpy(VisibleLength(**rule)(times, history_length=np.array([first], "int32"), request_time=times[:, i]))
         assert got[0] == numpy(spans.end)[0, i] - numpy(spans.start)[0, i]
 

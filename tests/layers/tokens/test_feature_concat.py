@@ -1,4 +1,4 @@
-"""FeatureConcat: embeddings and values side by side, in schema order."""
+"""FeatureConcat: concatenated embeddings and values, in schema order."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_reference() -> None:
     want = np.concatenate([x["age"][..., None], items[x["item_id"]], x["text"], topics[x["topic"]]], axis=-1)
     assert layer.width == want.shape[-1] == 12
     np.testing.assert_allclose(out, want, rtol=1e-6)
-    # Control: the order is the schema's, not that of the dictionary.
+    # Control: the order is that of the schema, not that of the dictionary.
     wrong = np.concatenate([topics[x["topic"]], x["age"][..., None], x["text"], items[x["item_id"]]], axis=-1)
     assert np.abs(out - wrong).max() > 0.1
 

@@ -1,4 +1,4 @@
-"""FuseActions: item and action in one token, or an item whose action is not known."""
+"""FuseActions: item and action in one token, or an item whose action is unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interleave and ItemTokens: two tokens an event, and back."""
+"""Interleave and ItemTokens: two tokens per event, and the item tokens of these."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_order() -> None:
     for event in range(5):
         np.testing.assert_array_equal(row[:, 2 * event], items[:, event])
         np.testing.assert_array_equal(row[:, 2 * event + 1], actions[:, event])
-    # Control: all items first, then all actions, is another order.
+    # Control: all items first, then all actions, is a different order.
     assert np.abs(row - np.concatenate([items, actions], axis=1)).max() > 0.1
 
 

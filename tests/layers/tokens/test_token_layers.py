@@ -1,4 +1,4 @@
-"""The small layers that turn times, lengths and slots into what models need."""
+"""Small layers on times, lengths and slots: `lengths.py`, `token_times.py`, `rows.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.layers.common import check_build, check_config, numpy, run_layer_chec
 
 
 def rows(seed: int = 0, batch: int = 4, tokens: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Times and segments of packed rows with ties in time, several members a row and padding at the end."""
+    """Times and segments of packed rows with equal times, several members per row and padding at the end."""
     rng = np.random.default_rng(seed)
     times, segments = np.zeros((batch, tokens), "int32"), np.zeros((batch, tokens), "int32")
     for b in range(batch):
@@ -52,12 +52,12 @@ def test_keep_first_removes_values_beyond_the_length() -> None:
     x[:, 0] = 4.0
     out = numpy(KeepFirst()(x, length=np.array([1], "int32")))
     np.testing.assert_array_equal(out, [[[4, 4], [0, 0], [0, 0]]])
-    # Control: a product with the mask does not clean a NaN.
+    # Control: a product with the mask does not remove a NaN.
     assert np.isnan(x * np.array([1, 0, 0])[None, :, None]).any()
 
 
 def test_keep_first_keeps_float32_under_mixed_precision() -> None:
-    """Numbers are cleaned before the model casts them: 16,777,215 must not become 16,777,216."""
+    """Numbers are set to zero before the model casts them: 16,777,215 must not become 16,777,216."""
     x = np.array([[16_777_215.0]], "float32")
     out = KeepFirst(dtype="mixed_bfloat16")(x, length=np.array([1], "int32"))
     assert keras.backend.standardize_dtype(out.dtype) == "float32"
