@@ -82,12 +82,12 @@ def case(request: Any, log: Any) -> Case:
 
 def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
     cases = {name: make_case(log, **dict(MODELS[name])) for name in NAMES}
-    asked = {}
+    requested = {}
     for name, case in cases.items():
         case.model.save(tmp_path / f"{name}.keras")
         inputs = {f"row_{column}": x for column, x in case.rows().items() if column}
-        asked[name] = {**inputs, **{f"request_{column}": x for column, x in case.tensors(long_requests(case)).items()}}
-        np.savez(tmp_path / f"{name}.npz", **asked[name])
+        requested[name] = {**inputs, **{f"request_{column}": x for column, x in case.tensors(long_requests(case)).items()}}
+        np.savez(tmp_path / f"{name}.npz", **requested[name])
     for backend in ("tensorflow", "jax", "torch"):
         files = [(f"{name}.keras", f"{name}.npz", f"{name}_{backend}.npz") for name in NAMES]
         fresh_process(SCORE, *(tmp_path / file for three in files for file in three), backend=backend)
@@ -95,7 +95,7 @@ def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
         found = {backend: dict(np.load(tmp_path / f"{name}_{backend}.npz")) for backend in ("tensorflow", "jax", "torch")}
         for backend, out in found.items():
             assert str(out.pop("backend")) == backend
-        real = asked[name][f"row_{case.segment}"] > 0
+        real = requested[name][f"row_{case.segment}"] > 0
         reference = found["tensorflow"]
         for backend in ("jax", "torch"):
             assert found[backend].keys() == reference.keys()
@@ -105,7 +105,7 @@ def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
                     value, expected = value[real], expected[real]
                 np.testing.assert_allclose(value, expected, rtol=TOLERANCE, atol=2 * TOLERANCE, err_msg=f"{name} {backend} {output}")
         case.model.set_weights([w * 1.01 for w in case.model.get_weights()])
-        moved = case.serve({column[8:]: x for column, x in asked[name].items() if column.startswith("request_") and column[8:]})
+        moved = case.serve({column[8:]: x for column, x in requested[name].items() if column.startswith("request_") and column[8:]})
         assert np.abs(moved - by_tower(case, reference, "request_")).max() > CLEARLY, f"control: another {name} has different scores"
 
 

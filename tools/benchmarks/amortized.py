@@ -92,7 +92,7 @@ def measure(length: int, count: int, width: int, layers: int, rounds: int, chunk
     whole, cache = tensors(x), layer.prefill(tensors({name: x[name] for name in ("history", "visible", "times")}))
     one = [tensors({**x, "candidates": x["candidates"][:, n : n + 1]}) for n in range(count)]
     joint, score = compiled(lambda inputs: layer(inputs)), compiled(lambda inputs, cache: layer.score(inputs, cache))
-    asked = {name: whole[name] for name in ("candidates", "request_time")}
+    requested = {name: whole[name] for name in ("candidates", "request_time")}
     copies = {name: np.repeat(values, some, axis=0) for name, values in x.items()}
     copies["candidates"] = x["candidates"][0, :some, None]
     batch = tensors(copies)
@@ -101,14 +101,14 @@ def measure(length: int, count: int, width: int, layers: int, rounds: int, chunk
     concat = compiled(lambda inputs: concat_layer(inputs))
     forms: dict[str, tuple[Callable[[], Any], float]] = {
         "joint": (lambda: joint(whole), 1.0),
-        "cached": (lambda: score(asked, cache), 1.0),
+        "cached": (lambda: score(requested, cache), 1.0),
         "singles": (lambda: [joint(inputs) for inputs in one], 1.0),
         "batched": (lambda: joint(batch), count / some),
         "concat": (lambda: concat(joined), count / some),
     }
     first = joint(one[0])  # compiles
     together = np.asarray(joint(whole))
-    differences = [np.abs(np.asarray(score(asked, cache)) - together).max(), np.abs(np.asarray(first) - together[:, :1]).max()]
+    differences = [np.abs(np.asarray(score(requested, cache)) - together).max(), np.abs(np.asarray(first) - together[:, :1]).max()]
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(rounds + 1):  # the first warms up
         for name, (form, scale) in forms.items():

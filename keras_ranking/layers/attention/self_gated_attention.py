@@ -243,9 +243,9 @@ class SelfGatedAttention(keras.layers.Layer):
         queries = gather_rows(ops.concatenate([before, query], axis=1), lengths, slots)
         # Only the new tokens are queries.
         index = ops.arange(slots + added, dtype="int32")[None, :] + ops.zeros_like(lengths)[:, None]
-        asks = index >= lengths[:, None]
+        is_query = index >= lengths[:, None]
         nothing = (ops.zeros_like(index), ops.zeros_like(index), index + 1)
-        spans = Spans(*(ops.where(asks, part, none) for part, none in zip(spans, nothing, strict=True)))
+        spans = Spans(*(ops.where(is_query, part, none) for part, none in zip(spans, nothing, strict=True)))
         out = span_attention(queries, key, value, spans)
         rows = lengths[:, None] + ops.arange(added, dtype="int32")[None, :]
         return ops.take_along_axis(out, rows[:, :, None, None], axis=1), key, value
