@@ -93,7 +93,7 @@ class SpanAttention(keras.Operation):
             )
         if self.stride > 1 and query.shape[1] is not None and _differ(self.stride * query.shape[1], key.shape[1]):
             raise ValueError(
-                f"with `stride={self.stride}` there must be {self.stride} keys a query. "
+                f"with `stride={self.stride}` there must be {self.stride} keys per query. "
                 f"Received: query.shape={tuple(query.shape)}, key.shape={tuple(key.shape)}"
             )
         for name, part in zip(Spans._fields, spans, strict=True):

@@ -97,7 +97,7 @@ def test_control_wrong_stride(rng):
     out = keras.ops.convert_to_numpy(span_attention(*arrays[:3], spans, stride=2))
     assert distance(out, reference.span_attention(*arrays[:3], spans, stride=2)) < EXACT
     assert distance(out, reference.span_attention(*arrays[:3], spans)) > 0.1
-    with pytest.raises(ValueError, match="there must be 3 keys a query"):
+    with pytest.raises(ValueError, match="there must be 3 keys per query"):
         span_attention(*arrays[:3], spans, stride=3)
     with pytest.raises(ValueError, match="`stride` must be an integer of at least 1"):
         span_attention(*arrays[:3], spans, stride=0)
