@@ -11,7 +11,8 @@ import pytest
 
 from keras_ranking.data.checks import check_events
 from keras_ranking.data.counts import point_in_time_counts
-from keras_ranking.data.simulate import SimulatedLog, simulate
+from keras_ranking.data.simulate import simulate
+from keras_ranking.data.simulated_log import SimulatedLog
 from keras_ranking.schema import Schema
 
 
@@ -72,7 +73,7 @@ def test_same_seed_same_log():
     assert not one.events.equals(other.events)
 
 
-def test_clicks_follow_the_true_chance(log):
+def test_clicks_follow_the_true_probability(log):
     events, truth = log.events, log.truth
     deciles = pd.qcut(truth.click, 10, labels=False)
     seen = events["click"].groupby(deciles).agg(["mean", "size"])
