@@ -7,9 +7,12 @@ from typing import Any
 
 import keras
 
-from keras_ranking.layers.multi_task.mmoe import MMoE, SparseMMoE
-from keras_ranking.layers.multi_task.multi_task import GroupedTasks, MultiTask, SharedBottom
+from keras_ranking.layers.multi_task.grouped_tasks import GroupedTasks
+from keras_ranking.layers.multi_task.mmoe import MMoE
+from keras_ranking.layers.multi_task.multi_task import MultiTask
 from keras_ranking.layers.multi_task.ple import PLE
+from keras_ranking.layers.multi_task.shared_bottom import SharedBottom
+from keras_ranking.layers.multi_task.sparse_mmoe import SparseMMoE
 
 KINDS: dict[str, type[MultiTask]] = {
     "shared_bottom": SharedBottom,

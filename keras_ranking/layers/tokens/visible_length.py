@@ -1,0 +1,69 @@
+"""The number of events of a history that a request sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.layers.tokens.event_spans import check_mask
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class VisibleLength(keras.layers.Layer):
+    """How many events of a history a request sees: the same events that its impressions see in a training row, see `EventSpans`.
+
+    | `mask`      | the first n events, n = the number of                                                       |
+    |-------------|---------------------------------------------------------------------------------------------|
+    | `'delay'`   | events with t_j <= request_time - delay                                                     |
+    | `'session'` | events before the last pause of `session_gap` seconds; the request ends the last pause      |
+    | `'causal'`  | events with t_j < request_time                                                              |
+
+    With 'session' the history must also hold the events of the current session, although they are hidden: they show when it began.
+
+    Args:
+        delay: seconds, at least 1.
+        mask, session_gap: see `EventSpans`.
+
+    Call arguments:
+        history_time: int32 (B, L), oldest first.
+        history_length: int32 (B,), number of events; entries beyond it are ignored.
+        request_time: int32 (B,).
+
+    Output:
+        int32 (B,).
+
+    Raises:
+        ValueError: see `EventSpans`.
+
+    Example:
+        >>> times, length = np.array([[0, 5, 60, 0]], "int32"), np.array([3], "int32")
+        >>> keras.ops.convert_to_numpy(kr.layers.VisibleLength(60)(times, history_length=length, request_time=np.array([66], "int32")))
+        array([2], dtype=int32)
+    """
+
+    def __init__(self, delay: int, mask: str = "delay", session_gap: int = 1800, **settings: Any) -> None:
+        super().__init__(**settings)
+        check_mask(mask, delay, session_gap)
+        self.delay, self.mask, self.session_gap = int(delay), mask, int(session_gap)
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, history_time: Any, history_length: Any, request_time: Any) -> Any:
+        index = ops.arange(ops.shape(history_time)[1], dtype="int32")[None, :]
+        real, now = index < history_length[:, None], request_time[:, None]
+        if self.mask != "session":
+            old = history_time <= now - (self.delay if self.mask == "delay" else 1)
+            return ops.sum(ops.cast(ops.logical_and(real, old), "int32"), axis=1)
+        after = ops.concatenate([history_time[:, 1:], now], axis=1)
+        after = ops.where(index + 1 < history_length[:, None], after, now)
+        paused = ops.logical_and(real, after - history_time >= self.session_gap)
+        return ops.max(ops.where(paused, index + 1, 0), axis=1, initial=0)
+
+    def compute_output_spec(self, history_time: Any, history_length: Any, request_time: Any) -> Any:
+        return keras.KerasTensor(tuple(history_length.shape), dtype="int32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "delay": self.delay, "mask": self.mask, "session_gap": self.session_gap}
