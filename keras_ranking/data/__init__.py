@@ -12,6 +12,7 @@ from keras_ranking.data.requests import Requests, requests
 from keras_ranking.data.sequences import Sequences, build_sequences
 from keras_ranking.data.shuffling import shuffle_sessions
 from keras_ranking.data.simulate import simulate
+from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes
 from keras_ranking.data.sources import open_log
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "RequestDataset",
     "Requests",
     "Sequences",
+    "SimulatedItems",
+    "SimulatedLists",
+    "SimulatedTastes",
     "build_sequences",
     "check_events",
     "open_log",

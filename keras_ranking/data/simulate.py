@@ -28,13 +28,15 @@ All of this is our design; the size of every effect is an argument or in `_EFFEC
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from keras_ranking.configuration import gather
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.simulated_log import DEVICES, SimulatedLog, Truth, simulated_schema
+from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes, positive
 
 START = 1_767_225_600  # 2026-01-01 00:00:00 UTC, a Thursday
 _EFFECTS = {
@@ -110,47 +112,15 @@ def _tastes(members: int, days: int, topics: int, scale: float, drift: float, rn
     return taste
 
 
-def _check(whole: dict[str, int], shares: dict[str, float], sizes: tuple[int, int], exam: np.ndarray, boundaries: tuple[int, ...]) -> None:
-    for name, value in whole.items():
-        if int(value) != value or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
-    if whole["authors"] < whole["topics"]:
-        raise ValueError(f"`authors` must be at least `topics`, so that each topic has one. Received: authors={whole['authors']}")
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"`{name}` must be between 0 and 1. Received: {name}={share}")
-    if not 1 <= sizes[0] <= sizes[1]:
-        raise ValueError(f"`list_size` must be (smallest, largest) with 1 <= smallest <= largest. Received: list_size={sizes}")
-    if whole["items_per_day"] * 2 < sizes[1]:
-        items = whole["items_per_day"]
-        raise ValueError(f"`items_per_day` must leave a choice for lists of {sizes[1]}. Received: items_per_day={items}")
-    if list(boundaries) != sorted(set(boundaries)) or (boundaries and boundaries[0] < 1):
-        raise ValueError(f"`boundaries` must be increasing positions >= 1. Received: boundaries={boundaries}")
-    if len(exam) != len(boundaries) + 1 or not ((exam > 0) & (exam <= 1)).all():
-        stated = f"one chance in (0, 1] for each of the {len(boundaries) + 1} buckets"
-        raise ValueError(f"`examination` must hold {stated}. Received: examination={exam.tolist()}")
-
-
 def simulate(
     members: int = 1200,
     days: int = 14,
     seed: int = 0,
-    *,
+    *configuration: SimulatedItems | SimulatedLists | SimulatedTastes,
     sessions_per_day: float = 0.33,
-    items_per_day: int = 80,
-    topics: int = 6,
-    authors: int = 64,
-    list_size: tuple[int, int] = (10, 12),
-    examination: Sequence[float] = (1.0, 0.65, 0.45),
-    boundaries: tuple[int, ...] = (1, 4),
-    random_share: float = 0.5,
-    shuffled_share: float = 0.0,
-    taste_scale: float = 2.0,
-    drift: float = 0.03,
-    freshness: float = 0.3,
-    mood_scale: float = 0.5,
     feedback_delay: int = 600,
     split: tuple[float, float] = (0.7, 0.85),
+    **options: Any,
 ) -> SimulatedLog:
     """Simulate a feed: members, sessions, requests of shown items, and what the members did.
 
@@ -159,22 +129,11 @@ def simulate(
     Args:
         members, days: size of the log.
         seed: the same seed gives the same log.
+        configuration: objects of `SimulatedItems`, `SimulatedLists` and `SimulatedTastes`, each at most once.
         sessions_per_day: mean per member; a session has 2.5 requests on average, half a minute to ten minutes apart.
-        items_per_day: new items a day; an item can be shown for three days.
-        topics, authors: an author writes on one topic.
-        list_size: smallest and largest number of items of a request.
-        examination: probability that a position is examined, per bucket.
-        boundaries: upper bounds of the position buckets; (1, 4) = first, 2 to 4, 5 and below.
-        random_share: share of requests that are shuffled uniformly instead of ranked by the policy.
-        shuffled_share: share of sessions, drawn by the seed, all of whose requests are shuffled uniformly. Above 0 the events and
-            the schema have a column `is_shuffled` (1 in those sessions, known after scoring: never an input). All other
-            sessions have the items, order and actions that the same seed gives without it.
-        taste_scale: standard deviation of a member's taste for a topic, in logits.
-        drift: share of a taste's variance that is renewed every day.
-        freshness: logits lost for each day of an item's age.
-        mood_scale: standard deviation of a session's mood, in logits.
         feedback_delay: seconds after which every action of an impression is in the log; counts are delayed by the same time.
         split: shares of the period at which validation and test begin.
+        options: fields of these classes one by one: `drift=0.1` is `SimulatedTastes(drift=0.1)`.
 
     Returns:
         `SimulatedLog`: events sorted by time, with the columns of `simulated_schema`, `split`, `feedback_seconds` (delay of the
@@ -183,25 +142,30 @@ def simulate(
 
     Raises:
         ValueError: an argument outside its range.
+        TypeError: an unknown option, or one that is given twice.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=1)
         >>> bool(log.events["click"].mean() < log.truth.relevance.mean())
         True
     """
-    exam = np.asarray(examination, dtype=np.float64)
-    whole = {"members": members, "days": days, "items_per_day": items_per_day, "topics": topics, "authors": authors}
-    shares = {"random_share": random_share, "shuffled_share": shuffled_share, "drift": drift}
-    _check({**whole, "feedback_delay": feedback_delay}, shares, list_size, exam, boundaries)
+    items, lists, tastes = gather("simulate", (SimulatedItems, SimulatedLists, SimulatedTastes), configuration, options)
+    for name, value in (("members", members), ("days", days), ("feedback_delay", feedback_delay)):
+        positive(name, value)
+    if items.items_per_day * 2 < lists.list_size[1]:
+        received = f"items_per_day={items.items_per_day}"
+        raise ValueError(f"`items_per_day` must leave a choice for lists of {lists.list_size[1]}. Received: {received}")
     if not 0 < split[0] <= split[1] <= 1:
         raise ValueError(f"`split` must be (validation begins, test begins), 0 < first <= second <= 1. Received: split={split}")
+    topics, authors, list_size = items.topics, items.authors, lists.list_size
+    exam = np.asarray(lists.examination, dtype=np.float64)
     parts = np.random.default_rng(seed).spawn(6)
     requests = _requests(members, days, sessions_per_day, parts[0])
 
     # Items are created evenly from three days before the start on, so that the first request has enough candidates.
     rng = parts[1]
     width = list_size[1]
-    total = items_per_day * (days + 3)
+    total = items.items_per_day * (days + 3)
     born = np.sort(rng.integers(-_LIFETIME, days * 86400, size=total))
     author = rng.integers(0, authors, size=total)
     topic = (np.arange(authors) % topics)[author]
@@ -210,28 +174,28 @@ def simulate(
     author_effect = rng.normal(0, _EFFECTS["author"], size=authors)
 
     rng = parts[2]
-    taste = _tastes(members, days, topics, taste_scale, drift, rng)
+    taste = _tastes(members, days, topics, tastes.taste_scale, tastes.drift, rng)
     member_effect = rng.normal(0, _EFFECTS["member"], size=members)
-    mood = rng.normal(0, mood_scale, size=int(requests["session"].max()) + 1)
+    mood = rng.normal(0, tastes.mood_scale, size=int(requests["session"].max()) + 1)
 
     # The lists, as (requests, width) tables with the unused places of short lists masked out.
     rng = parts[3]
     time = requests["time"].to_numpy()
-    items = _draw_candidates(time, born, width, rng)
+    drawn = _draw_candidates(time, born, width, rng)
     size = rng.integers(list_size[0], list_size[1] + 1, size=len(time))
-    age_days = (time[:, None] - born[items]) / 86400
-    shuffled = rng.random(len(time)) < random_share
-    policy = editor[items] - 0.5 * age_days + rng.normal(0, 0.3, size=items.shape)
-    policy = np.where(shuffled[:, None], rng.random(items.shape), policy)
-    if shuffled_share > 0:  # a separate generator: no other session changes
-        replay = (parts[5].random(len(mood)) < shuffled_share)[requests["session"].to_numpy()]
-        policy = np.where(replay[:, None], parts[5].random(items.shape), policy)
+    age_days = (time[:, None] - born[drawn]) / 86400
+    shuffled = rng.random(len(time)) < lists.random_share
+    policy = editor[drawn] - 0.5 * age_days + rng.normal(0, 0.3, size=drawn.shape)
+    policy = np.where(shuffled[:, None], rng.random(drawn.shape), policy)
+    if lists.shuffled_share > 0:  # a separate generator: no other session changes
+        replay = (parts[5].random(len(mood)) < lists.shuffled_share)[requests["session"].to_numpy()]
+        policy = np.where(replay[:, None], parts[5].random(drawn.shape), policy)
         shuffled = shuffled | replay
     policy[np.arange(width) >= size[:, None]] = -np.inf
-    items = np.take_along_axis(items, np.argsort(-policy, axis=1), axis=1)
+    drawn = np.take_along_axis(drawn, np.argsort(-policy, axis=1), axis=1)
     used = np.arange(width) < size[:, None]
     request, place = np.nonzero(used)
-    item = items[used]
+    item = drawn[used]
     row = requests.iloc[request]
     member, session, device = row["member"].to_numpy(), row["session"].to_numpy(), row["device"].to_numpy()
     seconds = time[request]
@@ -241,8 +205,8 @@ def simulate(
     liking = taste[member, seconds // 86400, topic[item]].astype(np.float64)
     logit = _EFFECTS["base"] + member_effect[member] + liking + quality[item] + author_effect[author[item]]
     logit += mood[session] + _DEVICE_EFFECT[device] + _EFFECTS["hour"] * np.cos(2 * np.pi * (hour - 21) / 24)
-    relevance = _sigmoid(logit - freshness * (seconds - born[item]) / 86400)
-    bucket = np.searchsorted(np.asarray(boundaries), place + 1, side="left")
+    relevance = _sigmoid(logit - tastes.freshness * (seconds - born[item]) / 86400)
+    bucket = np.searchsorted(np.asarray(lists.boundaries), place + 1, side="left")
     like_given_click = _sigmoid(_EFFECTS["like_base"] + _EFFECTS["like_taste"] * liking)
     click = rng.random(len(item)) < exam[bucket] * relevance
     like = click & (rng.random(len(item)) < like_given_click)
@@ -271,7 +235,7 @@ def simulate(
             "shuffled": shuffled[request],
         }
     )
-    if shuffled_share > 0:
+    if lists.shuffled_share > 0:
         events["is_shuffled"] = replay[request].astype(np.int8)
     counts = point_in_time_counts(events, "item_id", [86400, None], actions=["click"], delay=feedback_delay)
     for column, source in (("views_24h", "views_24h"), ("click_rate_24h", "click_rate_24h"), ("click_rate_all", "click_rate_all")):
@@ -280,7 +244,7 @@ def simulate(
     events["split"] = np.asarray(["train", "validation", "test"], dtype=object)[np.searchsorted(edges, seconds, side="right")]
     truth = Truth(
         examination=exam,
-        boundaries=tuple(boundaries),
+        boundaries=tuple(lists.boundaries),
         relevance=relevance,
         click_probability=relevance[:, None] * exam,
         like_given_click=like_given_click,
@@ -290,4 +254,6 @@ def simulate(
         taste=taste,
         item_quality=quality,
     )
-    return SimulatedLog(events=events, schema=simulated_schema(topics, feedback_delay, shuffled_share > 0), name="simulated", truth=truth)
+    return SimulatedLog(
+        events=events, schema=simulated_schema(topics, feedback_delay, lists.shuffled_share > 0), name="simulated", truth=truth
+    )

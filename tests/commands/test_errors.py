@@ -18,7 +18,7 @@ pytestmark = pytest.mark.one_backend
     [
         (("simulate", "--out", "log.txt"), r"`--out` must end in .parquet, .csv or .csv.gz. Received: log.txt"),
         (("simulate", "--out", "{tmp}/log.csv", "--set", "drift=2"), r"`drift` must be between 0 and 1. Received: drift=2"),
-        (("simulate", "--out", "{tmp}/log.csv", "--set", "drfit=1"), r"unexpected keyword argument 'drfit'"),
+        (("simulate", "--out", "{tmp}/log.csv", "--set", "drfit=1"), r"simulate\(\) has no option 'drfit'"),
         (("score", "{tmp}/none.json", "--server", "127.0.0.1:1"), r"none.json"),
         (("score", "{tmp}/text.json", "--server", "127.0.0.1:1"), r"text.json is not JSON"),
         (("score", "{tmp}/list.json", "--server", "127.0.0.1:1"), r"a request must have the keys time, candidates"),
