@@ -221,11 +221,11 @@ def test_inputs_that_changed_since(client):
     assert client.signatures()["serving_default"] == now
 
 
-def test_connection_that_was_let_go(server):
+def test_idle_connection_closed_by_the_server(server):
     with connect(server, "rest") as client:
         want = client.score(*frames(2, 2))
-        client._transport._mine.connection.sock.close()
-        client._transport._mine.connection.close()
+        client._transport._local.connection.sock.close()
+        client._transport._local.connection.close()
         pd.testing.assert_frame_equal(client.score(*frames(2, 2)), want)
 
 

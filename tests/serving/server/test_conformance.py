@@ -38,7 +38,7 @@ from keras_ranking.serving.checking.sample_requests import alone
 from keras_ranking.serving.protocol.model_folder import read_card
 from tests.serving import standin
 from tests.serving.calling import expected, requests
-from tests.serving.server.test_listeners import write_warmup
+from tests.serving.server.listening import write_warmup
 
 grpc = pytest.importorskip("grpc")
 from tensorflow_serving.apis import (  # noqa: E402
