@@ -18,8 +18,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Whole rooms that are numpy and pandas, or that bring their own backend in a process of their own: run once, not per backend.
-ONE_BACKEND = ("data", "serving", "tools", "test_cli.py", "test_architecture.py", "test_columns.py", "test_docstrings.py", "test_package.py", "test_schema.py")
+# Folders of numpy and pandas, or that bring their own backend in a process of their own: run once, not per backend. The files beside
+# the folders are of the package as a whole, and run once too.
+ONE_BACKEND = ("commands", "data", "serving")
 
 # A traced graph is a million small objects that stay: to look through them all again and again takes a twentieth of a run.
 gc.set_threshold(200_000, 50, 100)
@@ -31,8 +32,8 @@ hypothesis.settings.load_profile("repeatable")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = ROOT / "tests"
     for item in items:
-        room = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
-        if room in ONE_BACKEND and not item.get_closest_marker("quickest"):
+        place = item.path.relative_to(tests).parts if item.path.is_relative_to(tests) else ("",)
+        if (len(place) == 1 or place[0] in ONE_BACKEND) and not item.get_closest_marker("quickest"):
             item.add_marker(pytest.mark.one_backend)
     # Files with many slow tests first, so that no process is left with one of them at the end.
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

@@ -58,7 +58,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         ARRAYS | {"keras", "ml_dtypes", "tensorflow", "tensorflow_serving", "jax", "google"},
     ),
     "serving.server": (
-        {"serving.protocol", "serving.checking", "serving.exporting"},
+        {"configuration", "serving.protocol", "serving.checking", "serving.exporting"},
         {"numpy", "tensorflow", "grpc", "grpc_health", "aiohttp", "prometheus_client", "orjson", "google"},
     ),
     "commands": (MODELS | DATA | TRAINING | SERVING | {"models", "serving"}, ARRAYS | {"keras"}),

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from keras_ranking.serving.client.grpc_transport import ClientTls
     from keras_ranking.serving.client.retry import Retry
     from keras_ranking.serving.exporting.export import export
+    from keras_ranking.serving.exporting.options import GraphOptions, Verification
     from keras_ranking.serving.exporting.warmup import write_warmup
     from keras_ranking.serving.protocol.errors import ServingError
     from keras_ranking.serving.protocol.requests import Request, pad_requests, request_tensors
-    from keras_ranking.serving.server.limits import Limits
-    from keras_ranking.serving.server.security import Tls
+    from keras_ranking.serving.server.limits import Limits, Stopping
+    from keras_ranking.serving.server.security import Access, Tls
     from keras_ranking.serving.server.server import Server, serve
 
 _MODULES = {
@@ -35,6 +36,10 @@ _MODULES = {
     "ClientTls": "keras_ranking.serving.client.grpc_transport",
     "Retry": "keras_ranking.serving.client.retry",
     "Tls": "keras_ranking.serving.server.security",
+    "Access": "keras_ranking.serving.server.security",
+    "Stopping": "keras_ranking.serving.server.limits",
+    "GraphOptions": "keras_ranking.serving.exporting.options",
+    "Verification": "keras_ranking.serving.exporting.options",
     "Limits": "keras_ranking.serving.server.limits",
     "Request": "keras_ranking.serving.protocol.requests",
     "ServingError": "keras_ranking.serving.protocol.errors",
@@ -48,16 +53,20 @@ _MODULES = {
 _PACKAGES_OF_EXTRAS = frozenset({"tensorflow", "tensorflow_serving", "grpc", "grpc_health", "aiohttp", "orjson", "prometheus_client"})
 
 __all__ = [
+    "Access",
     "AsyncClient",
     "Client",
     "ClientTls",
+    "GraphOptions",
     "Limits",
     "Request",
     "Retry",
     "Server",
     "ServingError",
     "SkewReport",
+    "Stopping",
     "Tls",
+    "Verification",
     "check_skew",
     "export",
     "pad_requests",

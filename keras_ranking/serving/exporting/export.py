@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_ranking.configuration import gather
 from keras_ranking.schema import Schema
 from keras_ranking.serving.checking.worker_process import ExportError, run_worker
 from keras_ranking.serving.exporting import server_configs
 from keras_ranking.serving.exporting.atomic_version import publish, staging_directory, sync
-from keras_ranking.serving.exporting.options import Options, checked
+from keras_ranking.serving.exporting.options import GraphOptions, Options, Verification, together
 from keras_ranking.serving.protocol.raw_values import id_types
 
 _MODEL = "model"
@@ -21,22 +22,14 @@ _MODEL = "model"
 def export(
     model: Any,
     folder: str | Path,
-    *,
+    *configuration: GraphOptions | Verification,
     schema: Schema | None = None,
-    verify: bool = True,
-    tolerance: float | None = None,
-    quantize: str | None = None,
-    precision: str = "float32",
-    xla: bool = False,
-    through: str = "tensorflow",
-    history_buckets: Sequence[int] | None = None,
-    candidate_buckets: Sequence[int] | None = None,
-    raw_ids: Mapping[str, str] | None = None,
     events: Any = None,
-    skew_bound: float | None = None,
+    raw_ids: Mapping[str, str] | None = None,
     allowed_batch_sizes: Sequence[int] = (1, 8, 32),
     run: str | Path | None = None,
     imports: Sequence[str] = (),
+    **options: Any,
 ) -> Path:
     """Write a model as the next version under `folder`, with all files that TensorFlow Serving reads.
 
@@ -57,35 +50,24 @@ def export(
     Args:
         model: a `RankingModel`; or the path of a saved one: a `.keras` file, or the folder of a training run.
         folder: the served model, made if missing. Versions are its integer-named directories.
+        configuration: objects of `GraphOptions` and `Verification`, each at most once.
         schema: the Schema the model reads; None: `model.schema`.
-        verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with invalid values beyond
-            their lengths, and compare with the Keras model on each request alone without these values.
-        tolerance: largest absolute difference of a probability in `verify`. None: 1e-5, and 3e-2 if matrix products or the whole
-            trunk are in a 16-bit type; with `precision`, 6e-2 on a CPU without bfloat16 instructions, where TensorFlow truncates
-            products instead of rounding them (our choices).
-        quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
-        precision: 'bfloat16': matrix products in bfloat16, the rest in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
-        xla: False: a plain graph for any server. True: attention and trunk compiled by XLA for fixed lengths; the server
-            needs the flags in `server_flags.txt`.
-        through: 'jax': the graph compiled by JAX, for CPU and CUDA: `serving_default`, `raw` and `raw_features` only, for fixed
-            lengths; longer lists are an error. Needs the package jax and the same server flags.
-        history_buckets, candidate_buckets: the fixed lengths of a compiled export. None: (128, 512, 1024), for a model on
-            requests up to its `max_history`, and (64, 512).
-        raw_ids: column -> 'string' or 'int64': type of an id or category in `raw`. None: the type in `events`, and 'string' without
-            them.
         events: a log with the schema's columns. Some of its requests are replayed through the written graph, the Keras model and the
             data pipeline; a difference is an error. See `check_skew`.
-        skew_bound: largest difference of a score in this comparison. None: as `check_skew`.
+        raw_ids: column -> 'string' or 'int64': type of an id or category in `raw`. None: the type in `events`, and 'string' without
+            them.
         allowed_batch_sizes: sizes to which the server pads batches; for the batching config.
         run: folder of the training run, for the model card. None: the folder of `model`, if `model` is a path.
         imports: modules that register custom layers, imported if another process loads the model. The modules of the model's layers
             are found automatically.
+        options: fields of these classes one by one: `xla=True` is `GraphOptions(xla=True)`.
 
     Returns:
         The version's directory, `folder/N` with N one more than the highest there.
 
     Raises:
         ValueError: not a ranking model, no schema, or options that exclude each other.
+        TypeError: an unknown option, or one that is given twice.
         ExportError: a graph with other scores than the Keras model, lost names, skew, a full disk, a folder that cannot be written.
         FileNotFoundError: a path without a model.
 
@@ -104,39 +86,27 @@ def export(
     if events is not None:
         known = schema if schema is not None else getattr(model, "schema", None)
         raw_ids = id_types(known or _saved_schema(model), events) if raw_ids is None else raw_ids
-    options = checked(
-        verify=verify,
-        tolerance=tolerance,
-        quantize=quantize,
-        precision=precision,
-        xla=xla,
-        through=through,
-        history_buckets=history_buckets,
-        candidate_buckets=candidate_buckets,
-        raw_ids=raw_ids,
-        allowed_batch_sizes=allowed_batch_sizes,
-        run=None if run is None else str(Path(run).resolve()),
-        skew_bound=skew_bound,
-        name=folder.resolve().name,
-    )
+    graph, verification = gather("export", (GraphOptions, Verification), configuration, options)
+    of_run = None if run is None else str(Path(run).resolve())
+    chosen = together(graph, verification, raw_ids, allowed_batch_sizes, of_run, folder.resolve().name)
     try:
         with staging_directory(folder) as work:
             target = work / _MODEL
-            if _backend() == options.through:
+            if _backend() == chosen.through:
                 from keras_ranking.serving.exporting.worker import load_model, write_version
 
                 loaded = load_model(model, imports) if isinstance(model, Path) else model
-                write_version(loaded, target, schema=schema, work=work, options=options, events=events)
+                write_version(loaded, target, schema=schema, work=work, options=chosen, events=events)
             else:
-                _write_elsewhere(model, target, schema, work, imports, options, events)
+                _write_elsewhere(model, target, schema, work, imports, chosen, events)
             sync(target)
-            version = publish(target, folder, work, options)
+            version = publish(target, folder, work, chosen)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ExportError(f"cannot write a version under '{folder}': {reason}. Nothing was left in it.") from error
-    if options.server_flags:
+    if chosen.server_flags:
         flags = folder / server_configs.CONFIG_FOLDER / server_configs.FLAGS
-        print(f"this version needs a server with {' '.join(options.server_flags)} (see {flags})")
+        print(f"this version needs a server with {' '.join(chosen.server_flags)} (see {flags})")
     return version
 
 

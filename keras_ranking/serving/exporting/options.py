@@ -12,9 +12,74 @@ CANDIDATE_BUCKETS = (64, 512)
 CPU_FLAG, GPU_FLAG = "--xla_cpu_compilation_enabled=true", "--xla_gpu_compilation_enabled=true"
 
 
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """How an exported graph computes.
+
+    Attributes:
+        quantize: 'int8': embedding tables as `quantize_embeddings` makes them; `verify` then compares with the quantised Keras model.
+        precision: 'bfloat16': matrix products in bfloat16, the rest in float32. For GPUs, and CPUs with AMX or AVX512-BF16.
+        xla: False: a plain graph for any server. True: attention and trunk compiled by XLA for fixed lengths; the server
+            needs the flags in `server_flags.txt`.
+        through: 'jax': the graph compiled by JAX, for CPU and CUDA: `serving_default`, `raw` and `raw_features` only, for fixed
+            lengths; longer lists are an error. Needs the package jax and the same server flags.
+        history_buckets, candidate_buckets: the fixed lengths of a compiled export. None: (128, 512, 1024), for a model on
+            requests up to its `max_history`, and (64, 512).
+
+    Raises:
+        ValueError: an unknown choice, or choices that exclude each other.
+
+    Example:
+        >>> kr.serving.GraphOptions(quantize="int8", xla=True, candidate_buckets=(64, 256)).precision
+        'float32'
+    """
+
+    quantize: str | None = None
+    precision: str = "float32"
+    xla: bool = False
+    through: str = "tensorflow"
+    history_buckets: Sequence[int] | None = None
+    candidate_buckets: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("quantize", (None, "int8")), ("precision", ("float32", "bfloat16")), ("through", ("tensorflow", "jax"))):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"`{name}` must be {' or '.join(map(repr, reversed(known)))}. Received: {name}={value!r}")
+        if self.through == "jax" and (self.xla or self.precision != "float32"):
+            raise ValueError("`through='jax'` is compiled by JAX itself: it takes neither `xla` nor `precision`.")
+        for name in ("history_buckets", "candidate_buckets"):
+            lengths = getattr(self, name)
+            if lengths is not None and not (self.xla or self.through == "jax"):
+                raise ValueError(f"`{name}` belong to a compiled export: pass xla=True or through='jax'.")
+            object.__setattr__(self, name, None if lengths is None else increasing(name, lengths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What an export must pass before its version appears.
+
+    Attributes:
+        verify: run every signature in a fresh process, as TensorFlow Serving does, on random requests with invalid values beyond
+            their lengths, and compare with the Keras model on each request alone without these values.
+        tolerance: largest absolute difference of a probability in `verify`. None: 1e-5, and 3e-2 if matrix products or the whole
+            trunk are in a 16-bit type; with `precision`, 6e-2 on a CPU without bfloat16 instructions, where TensorFlow truncates
+            products instead of rounding them (our choices).
+        skew_bound: largest difference of a score where requests of `events` are replayed. None: as `check_skew`.
+
+    Example:
+        >>> kr.serving.Verification(tolerance=1e-6).verify
+        True
+    """
+
+    verify: bool = True
+    tolerance: float | None = None
+    skew_bound: float | None = None
+
+
 @dataclass(frozen=True)
 class Options:
-    """Arguments of `export`."""
+    """All options of an export; see `GraphOptions`, `Verification` and `export`."""
 
     verify: bool = True
     tolerance: float | None = None
@@ -54,48 +119,18 @@ class Options:
         return asdict(self)
 
 
-def checked(
-    *,
-    quantize: str | None,
-    precision: str,
-    xla: bool,
-    through: str,
-    history_buckets: Sequence[int] | None,
-    candidate_buckets: Sequence[int] | None,
+def together(
+    graph: GraphOptions,
+    verification: Verification,
     raw_ids: Mapping[str, str] | None,
     allowed_batch_sizes: Sequence[int],
-    **others: Any,
+    run: str | None,
+    name: str,
 ) -> Options:
-    """Options with defaults filled in.
-
-    Raises:
-        ValueError: an unknown choice, or choices that exclude each other.
-    """
-    for name, value, known in (
-        ("quantize", quantize, (None, "int8")),
-        ("precision", precision, ("float32", "bfloat16")),
-        ("through", through, ("tensorflow", "jax")),
-    ):
-        if value not in known:
-            raise ValueError(f"`{name}` must be {' or '.join(map(repr, reversed(known)))}. Received: {name}={value!r}")
-    if through == "jax" and (xla or precision != "float32"):
-        raise ValueError("`through='jax'` is compiled by JAX itself: it takes neither `xla` nor `precision`.")
-    buckets: dict[str, Sequence[int] | None] = {"history_buckets": history_buckets, "candidate_buckets": candidate_buckets}
-    given = [name for name, lengths in buckets.items() if lengths is not None]
-    if given and not (xla or through == "jax"):
-        raise ValueError(f"`{given[0]}` belong to a compiled export: pass xla=True or through='jax'.")
-    made = {name: None if lengths is None else increasing(name, lengths) for name, lengths in buckets.items()}
-    return Options(
-        quantize=quantize,
-        precision=precision,
-        xla=xla,
-        through=through,
-        raw_ids=dict(raw_ids or {}),
-        allowed_batch_sizes=increasing("allowed_batch_sizes", allowed_batch_sizes),
-        history_buckets=made["history_buckets"],
-        candidate_buckets=made["candidate_buckets"],
-        **others,
-    )
+    """All options of an export in one object."""
+    sizes = increasing("allowed_batch_sizes", allowed_batch_sizes)
+    rest: dict[str, Any] = {"raw_ids": dict(raw_ids or {}), "allowed_batch_sizes": sizes, "run": run, "name": name}
+    return Options(**asdict(graph), **asdict(verification), **rest)
 
 
 def increasing(name: str, values: Sequence[int]) -> list[int]:

@@ -48,3 +48,29 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 raise ValueError(f"`{field.name}` must be a positive number. Received: {field.name}={value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """How the embedded server stops.
+
+    Attributes:
+        drain_seconds: longest time that `stop` waits for calls in progress.
+        notice_seconds: time before that in which `/readyz` and gRPC health report not ready, while calls are still accepted.
+
+    Raises:
+        ValueError: a time out of range.
+
+    Example:
+        >>> kr.serving.Stopping(notice_seconds=5.0).drain_seconds
+        10.0
+    """
+
+    drain_seconds: float = 10.0
+    notice_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.drain_seconds > 0:
+            raise ValueError(f"`drain_seconds` must be positive. Received: drain_seconds={self.drain_seconds}")
+        if self.notice_seconds < 0:
+            raise ValueError(f"`notice_seconds` must not be negative. Received: notice_seconds={self.notice_seconds}")

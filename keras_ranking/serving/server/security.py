@@ -72,10 +72,18 @@ class Tls:
 class Access:
     """Access rules of a server.
 
-    Args:
-        token: token that calls must have, as `Authorization: Bearer TOKEN`; None: no token.
-        tls: None: without TLS.
-        insecure: allow addresses that other machines can reach, without a token and without client certificates.
+    Attributes:
+        token: token of every call, as `Authorization: Bearer TOKEN`, except health checks; None: no token. Without TLS it is sent
+            in plain text.
+        tls: certificate and key of both ports, and the authority of client certificates if those are required; None: without TLS.
+        insecure: allow an address that other machines can reach, without a token and without client certificates.
+
+    Raises:
+        ValueError: a token that is too short, or not ASCII.
+
+    Example:
+        >>> kr.serving.Access(token="a-long-secret-token").insecure
+        False
     """
 
     token: str | None = None

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from keras_ranking.configuration import gather
 from keras_ranking.serving.server.grpc_api import GrpcListener
-from keras_ranking.serving.server.limits import Limits
+from keras_ranking.serving.server.limits import Limits, Stopping
 from keras_ranking.serving.server.rest_listener import RestListener
 from keras_ranking.serving.server.security import Access, Tls
 from keras_ranking.serving.server.service import Service
@@ -161,11 +162,9 @@ def serve(
     poll_seconds: float = 1.0,
     threads: int = 0,
     limits: Limits | None = None,
-    drain_seconds: float = 10.0,
-    notice_seconds: float = 0.0,
-    token: str | None = None,
-    tls: Tls | None = None,
-    insecure: bool = False,
+    access: Access | None = None,
+    stopping: Stopping | None = None,
+    **options: Any,
 ) -> Server:
     """Serve the highest version under `folder`, and each new version when it appears.
 
@@ -188,12 +187,9 @@ def serve(
         poll_seconds: seconds between two looks for new versions.
         threads: TensorFlow threads; 0 = one per core.
         limits: limits of requests and load; see `Limits`.
-        drain_seconds: longest time that `stop` waits for calls in progress.
-        notice_seconds: time before that in which `/readyz` and gRPC health report not ready, while calls are still accepted.
-        token: token of every call, as `Authorization: Bearer TOKEN`, except health checks; None: no token. Without TLS it is sent
-            in plain text.
-        tls: certificate and key of both ports, and the authority of client certificates if those are required.
-        insecure: allow an address that other machines can reach, without a token and without client certificates.
+        access: token, TLS and the rule for addresses that other machines can reach; see `Access`.
+        stopping: how `stop` treats calls in progress; see `Stopping`.
+        options: fields of `Access` and `Stopping` one by one: `token=...` is `access=Access(token=...)`.
 
     Returns:
         The running `Server`; stop it by `stop()`, or use it in a `with` block.
@@ -203,6 +199,7 @@ def serve(
         RuntimeError: no version that can be served.
         ValueError: a label for a missing version; a setting out of range; an address that other machines can reach, without a token,
             client certificates or `insecure`.
+        TypeError: an unknown option, or one that is given twice.
         OSError: a port that is in use.
 
     Example:
@@ -218,22 +215,19 @@ def serve(
     """
     folder = Path(folder)
     limits = limits or Limits()
-    for setting, value in (("poll_seconds", poll_seconds), ("drain_seconds", drain_seconds)):
-        if not value > 0:
-            raise ValueError(f"`{setting}` must be positive. Received: {setting}={value}")
-    if notice_seconds < 0:
-        raise ValueError(f"`notice_seconds` must not be negative. Received: notice_seconds={notice_seconds}")
+    access, stopping = gather("serve", (Access, Stopping), [part for part in (access, stopping) if part is not None], options)
+    if not poll_seconds > 0:
+        raise ValueError(f"`poll_seconds` must be positive. Received: poll_seconds={poll_seconds}")
     if threads < 0:
         raise ValueError(f"`threads` must be 0 or a number of threads. Received: threads={threads}")
     model = name if name is not None else folder.resolve().name
     if not model or set(model) & set("/:"):
         raise ValueError(f"`name` must be usable in a path, without '/' and ':'. Received: name={model!r}")
 
-    access = Access(token, tls, insecure)
     access.check_host(host)
 
     def open_versions(on_batch: Callable[[int], None]) -> Versions:
         return Versions(folder, limits, labels, poll_seconds, threads, on_batch)
 
     service = Service(model, limits, access, open_versions)
-    return Server(service, host, rest_port, grpc_port, drain_seconds, notice_seconds)
+    return Server(service, host, rest_port, grpc_port, stopping.drain_seconds, stopping.notice_seconds)
