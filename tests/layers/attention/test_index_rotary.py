@@ -99,7 +99,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="`rotate_by` must be one of"):
         SelfGatedAttention(2, 4, rotate_by="place")
     for wrong in ({"num_kv_heads": 1}, {"rotary": None}):
-        with pytest.raises(ValueError, match="`num_kv_heads` must be even with rotate_by='split', and `rotary` given"):
+        with pytest.raises(ValueError, match="`num_kv_heads` must be even and `rotary` must be given with rotate_by='split'"):
             SelfGatedAttention(2, 4, rotate_by="split", **wrong)
     with pytest.raises(ValueError, match="`head_dim` must be positive, and even with a rotation"):
         SelfGatedAttention(2, 3, rotary=None, rotate_by="index")

@@ -91,7 +91,7 @@ def test_default_hidden_of_actions() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`features` must have at least one column"):
         EventEmbedding([], dim=4)
-    with pytest.raises(ValueError, match="column 'dwell' is known only after scoring and cannot be in an event's token."):
+    with pytest.raises(ValueError, match="column 'dwell' is known only after scoring and cannot be in the token of an event."):
         EventEmbedding([kr.Number("dwell", known="after")], dim=4)
     with pytest.raises(ValueError, match="column 'age' is known='item'; an action is known only after scoring."):
         ActionEmbedding([kr.Number("age")], dim=4)
