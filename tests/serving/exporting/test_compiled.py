@@ -117,7 +117,7 @@ def test_a_difference_beyond_the_tolerance_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("cuts", [False, True])
 def test_only_products_that_float32_is_compared_with_have_the_wider_bound(cuts, monkeypatch):
     """A model in 16 bits is compared with itself: both sides are cut off alike."""
-    monkeypatch.setattr(bfloat16, "cuts", lambda: cuts)
+    monkeypatch.setattr(bfloat16, "truncates", lambda: cuts)
 
     def layers(dtype):
         return SimpleNamespace(_flatten_layers=lambda: [keras.layers.Dense(1, dtype=dtype)])

@@ -213,7 +213,9 @@ def test_not_a_ranking_model(tmp_path):
         export(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), tmp_path / "ranker")
 
 
-EXPORT = "import sys, standin; from keras_ranking.serving import export; print(export(standin.make(), sys.argv[1]))"
+EXPORT = (
+    "import sys; from tests.serving import standin; from keras_ranking.serving import export; print(export(standin.make(), sys.argv[1]))"
+)
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_own_warmup(small, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             write_warmup(version, requests)
-    with pytest.raises(ValueError, match="no version that `export` wrote"):
+    with pytest.raises(ValueError, match="was not written by `export`"):
         write_warmup(tmp_path)
 
 
