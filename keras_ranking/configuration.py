@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -12,11 +14,11 @@ def option_names(kinds: Iterable[type]) -> list[str]:
     return [field.name for kind in kinds for field in dataclasses.fields(kind)]
 
 
-def gather(owner: str, kinds: tuple[type, ...], objects: Iterable[Any], options: Mapping[str, Any]) -> list[Any]:
+def gather(function: Callable[..., Any], kinds: tuple[type, ...], objects: Iterable[Any], options: Mapping[str, Any]) -> list[Any]:
     """One object of each class, from objects and from single options by their names.
 
     Args:
-        owner: name of the function that was called, for messages.
+        function: that was called, for messages.
         kinds: the classes, frozen dataclasses whose field names do not repeat.
         objects: instances of them, each class at most once.
         options: field name -> value, of the classes that no object was given for.
@@ -26,17 +28,41 @@ def gather(owner: str, kinds: tuple[type, ...], objects: Iterable[Any], options:
 
     Raises:
         TypeError: an object of another class or two of one, an unknown option, or an option of a class that was given as an object.
+            No message shows a value, which may be a secret.
     """
-    found: dict[type, Any] = {}
+    owner, found = function.__name__, {}
     for value in objects:
-        if type(value) not in kinds:
-            raise TypeError(f"{owner}() takes configuration objects of {_names(kinds)} by position. Received: {value!r}")
-        if type(value) in found:
-            raise TypeError(f"{owner}() takes one {type(value).__name__}. Received: {found[type(value)]} and {value}")
-        found[type(value)] = value
+        kind = type(value)
+        if kind not in kinds:
+            names = ", ".join(known.__name__ for known in kinds)
+            hint = "Options are given by name, such as `dim=16`."
+            raise TypeError(f"{owner}() takes configuration objects of {names}. {hint} Received: an object of {kind.__name__}")
+        if kind in found:
+            raise TypeError(f"{owner}() takes one {kind.__name__}. Received: two")
+        found[kind] = value
+    return _filled(function, kinds, found, options)
+
+
+def gather_named(function: Callable[..., Any], given: Mapping[str, tuple[type, Any]], options: Mapping[str, Any]) -> list[Any]:
+    """The same where each class has an argument of its own: argument name -> (class, object or None)."""
+    found = {}
+    for name, (kind, value) in given.items():
+        if value is not None and type(value) is not kind:
+            wanted = f"`{name}` of {function.__name__}() must be a {kind.__name__}"
+            raise TypeError(f"{wanted}. Received: an object of {type(value).__name__}")
+        if value is not None:
+            found[kind] = value
+    return _filled(function, tuple(kind for kind, _ in given.values()), found, options)
+
+
+def _filled(function: Callable[..., Any], kinds: tuple[type, ...], found: Mapping[type, Any], options: Mapping[str, Any]) -> list[Any]:
+    owner = function.__name__
     if unknown := [name for name in options if name not in option_names(kinds)]:
+        own = [name for name, taken in inspect.signature(function).parameters.items() if taken.kind is taken.KEYWORD_ONLY]
+        near = difflib.get_close_matches(unknown[0], [*own, *option_names(kinds)], n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
         known = "; ".join(f"{kind.__name__}: {', '.join(option_names([kind]))}" for kind in kinds)
-        raise TypeError(f"{owner}() has no option '{unknown[0]}'. Options by class are {known}")
+        raise TypeError(f"{owner}() has no option '{unknown[0]}'.{hint} Its arguments are {', '.join(own)}; options by class: {known}")
     gathered = []
     for kind in kinds:
         given = {name: options[name] for name in option_names([kind]) if name in options}
@@ -47,15 +73,13 @@ def gather(owner: str, kinds: tuple[type, ...], objects: Iterable[Any], options:
 
 
 def as_arguments(*objects: Any) -> dict[str, Any]:
-    """Fields of some configuration objects as one dict for JSON: sequences as lists, mappings as dicts."""
+    """Fields of some configuration objects as one dict for JSON: sequences and arrays as lists, mappings as dicts."""
     return {field.name: _plain(getattr(value, field.name)) for value in objects for field in dataclasses.fields(value)}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _names(kinds: Iterable[type]) -> str:
-    return ", ".join(kind.__name__ for kind in kinds)
+    if hasattr(value, "tolist"):  # an array, or a number of numpy
+        return value.tolist()
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple, range)) else value

@@ -33,7 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = ROOT / "tests"
     for item in items:
         place = item.path.relative_to(tests).parts if item.path.is_relative_to(tests) else ("",)
-        if (len(place) == 1 or place[0] in ONE_BACKEND) and not item.get_closest_marker("quickest"):
+        if (len(place) == 1 or place[0] in ONE_BACKEND) and not (
+            item.get_closest_marker("quickest") or item.get_closest_marker("every_backend")
+        ):
             item.add_marker(pytest.mark.one_backend)
     # Files with many slow tests first, so that no process is left with one of them at the end.
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

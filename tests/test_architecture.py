@@ -160,6 +160,11 @@ def test_control_a_broken_arrow_is_seen(where: str, line: str) -> None:
     assert len(broken_arrows(PACKAGE / where, line)) == 1
 
 
+def test_control_a_relative_import_is_refused() -> None:
+    with pytest.raises(ValueError, match="line 2: imports inside the package are absolute"):
+        list(imports("import ast\nfrom ..layers import PositionTowers"))
+
+
 def test_files_import_one_another_in_no_circle() -> None:
     graph = {str(path): {str(file) for name in imports(path.read_text()) if (file := target(name))} - {str(path)} for path in FILES}
     assert circles(graph) == []

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "saved_models/README.md", "tools/tf_serving/README.md")]
-pytestmark = pytest.mark.one_backend
 
 
 def names_of(pages: list[Path]) -> list[str]:
@@ -96,6 +95,7 @@ RUN = [page for page in PAGES if "```python\nimport" in page.read_text(encoding=
 
 
 @pytest.mark.slow
+@pytest.mark.quickest
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From top to bottom, in one namespace. A fragment that cannot run is fenced as `py`."""

@@ -20,6 +20,9 @@ import pydantic
 import pytest
 
 import keras_ranking as kr
+from keras_ranking.ops.hashing import split_fingerprint
+from keras_ranking.serving.server.logs import JsonFormatter
+from keras_ranking.training.optimizers import AdamW
 from tests.layers.common import ExampleChecker
 from tests.public_names import public_objects
 
@@ -74,12 +77,25 @@ def test_control_a_missing_section_is_seen() -> None:
     assert list(missing_sections(bare)) == ["Example", "Args", "Returns"]
 
 
-@pytest.mark.parametrize(("name", "value"), PUBLIC, ids=[name for name, _ in PUBLIC])
+# Examples of names that are not public, and whose docstrings are shown all the same.
+OTHERS = [("split_fingerprint", split_fingerprint), ("JsonFormatter", JsonFormatter), ("AdamW", AdamW)]
+
+
+def where(name: str) -> pytest.MarkDecorator:
+    """Tensor operations run on every backend; of the rest, an export is quickest from TensorFlow, and training on torch."""
+    room = name.split(".")[1] if "." in name else "ops"
+    if room in ("layers", "losses", "metrics", "ops"):
+        return pytest.mark.every_backend
+    return pytest.mark.one_backend if room == "serving" else pytest.mark.quickest
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(*found, id=found[0], marks=where(found[0])) for found in [*PUBLIC, *OTHERS]])
 def test_the_examples_run(name: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # an example may write files
     finder = doctest.DocTestFinder(recurse=True, exclude_empty=True)
     runner = doctest.DocTestRunner(checker=ExampleChecker(), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    scope = {"kr": kr, "keras": keras, "np": np, "pd": pd} | ({} if "." in name else {name: value})
     lines: list[str] = []
-    for found in finder.find(value, name, module=False, globs={"kr": kr, "keras": keras, "np": np, "pd": pd}):
+    for found in finder.find(value, name, module=False, globs=scope):
         runner.run(found, out=lines.append)
     assert runner.failures == 0, "".join(lines)

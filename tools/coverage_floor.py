@@ -1,6 +1,6 @@
 """Which files of the package do too few tests run? Reads what `coverage` measured; exit code 1 where a file is below the floor.
 
-    python tools/coverage_floor.py 85
+python tools/coverage_floor.py 85
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def main(floor: float) -> int:
     for name, percent in sorted(low.items(), key=lambda item: item[1]):
         missing = measured["files"][name]["missing_lines"]
         print(f"{percent:5.1f} %  {name}  lines {', '.join(map(str, missing[:40]))}{' ...' if len(missing) > 40 else ''}")
-    print(f"{measured['totals']['percent_covered']:.1f} % of {measured['totals']['num_statements']} statements in {len(by_file)} files; ", end="")
+    print(
+        f"{measured['totals']['percent_covered']:.1f} % of {measured['totals']['num_statements']} statements in {len(by_file)} files; ",
+        end="",
+    )
     print(f"{len(low)} files below {floor:g} %")
     return int(bool(low))
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.configuration import gather
+from keras_ranking.configuration import gather_named
 from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.simulated_log import DEVICES, SimulatedLog, Truth, simulated_schema
 from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes, positive
@@ -116,7 +116,10 @@ def simulate(
     members: int = 1200,
     days: int = 14,
     seed: int = 0,
-    *configuration: SimulatedItems | SimulatedLists | SimulatedTastes,
+    *,
+    items: SimulatedItems | None = None,
+    lists: SimulatedLists | None = None,
+    tastes: SimulatedTastes | None = None,
     sessions_per_day: float = 0.33,
     feedback_delay: int = 600,
     split: tuple[float, float] = (0.7, 0.85),
@@ -129,11 +132,13 @@ def simulate(
     Args:
         members, days: size of the log.
         seed: the same seed gives the same log.
-        configuration: objects of `SimulatedItems`, `SimulatedLists` and `SimulatedTastes`, each at most once.
+        items: the items; see `SimulatedItems`.
+        lists: the lists that are shown; see `SimulatedLists`.
+        tastes: what members like; see `SimulatedTastes`.
         sessions_per_day: mean per member; a session has 2.5 requests on average, half a minute to ten minutes apart.
         feedback_delay: seconds after which every action of an impression is in the log; counts are delayed by the same time.
         split: shares of the period at which validation and test begin.
-        options: fields of these classes one by one: `drift=0.1` is `SimulatedTastes(drift=0.1)`.
+        options: fields of these classes one by one: `drift=0.1` is `tastes=SimulatedTastes(drift=0.1)`.
 
     Returns:
         `SimulatedLog`: events sorted by time, with the columns of `simulated_schema`, `split`, `feedback_seconds` (delay of the
@@ -149,7 +154,8 @@ def simulate(
         >>> bool(log.events["click"].mean() < log.truth.relevance.mean())
         True
     """
-    items, lists, tastes = gather("simulate", (SimulatedItems, SimulatedLists, SimulatedTastes), configuration, options)
+    given: dict[str, Any] = {"items": (SimulatedItems, items), "lists": (SimulatedLists, lists), "tastes": (SimulatedTastes, tastes)}
+    items, lists, tastes = gather_named(simulate, given, options)
     for name, value in (("members", members), ("days", days), ("feedback_delay", feedback_delay)):
         positive(name, value)
     if items.items_per_day * 2 < lists.list_size[1]:

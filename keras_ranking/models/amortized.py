@@ -70,7 +70,7 @@ def AmortizedDLRM(
     """
     if "history_options" in options:
         raise ValueError("`history_options` are those of LiRank's own encoder; here they are arguments: dim, num_layers, rotary, ...")
-    blocks, features, interaction, heads, calibration = gather("AmortizedDLRM", _CONFIGURATION, configuration, options)
+    blocks, features, interaction, heads, calibration = gather(AmortizedDLRM, _CONFIGURATION, configuration, options)
     blocks = blocks.of(schema)
     encoder = {"max_history": blocks.max_history, "dropout": float(dropout), **blocks.encoder_options()}
     layers.HistoryEncoder(**encoder)  # its own errors, early

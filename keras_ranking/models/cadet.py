@@ -64,7 +64,7 @@ def CADET(
         True
         >>> model.compile(optimizer="adam", loss=model.losses_by_task(pairwise_weight=0.1))
     """
-    tokens, trunk, attention, visibility, towers = gather("CADET", _CONFIGURATION, configuration, options)
+    tokens, trunk, attention, visibility, towers = gather(CADET, _CONFIGURATION, configuration, options)
     towers = towers.of(schema)
     auxiliary = {schema.task(task).name: float(weight) for task, weight in (auxiliary_tasks or {}).items()}
     scored = [task for task in task_names(schema, tasks) if tasks is not None or task not in auxiliary]

@@ -65,7 +65,7 @@ def FeedSR(
         >>> model = kr.models.FeedSR(log.schema.fit(log.events), trunk, head="mmoe", head_options={"hidden": (8,)})
         >>> model.compile(optimizer="adam", loss=model.losses_by_task())
     """
-    tokens, trunk, attention, visibility, head = gather("FeedSR", _CONFIGURATION, configuration, options)
+    tokens, trunk, attention, visibility, head = gather(FeedSR, _CONFIGURATION, configuration, options)
     head = head.of(schema)
     trunk = replace(trunk, residual="scalar") if trunk.residual == OF_MODEL else trunk
     attention = attention.of(gates=(), rotate_by="index")

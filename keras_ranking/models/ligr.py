@@ -70,12 +70,15 @@ def LiGR(
         >>> model.form
         'requests'
     """
-    blocks, setwise, features, heads = gather("LiGR", _CONFIGURATION, configuration, options)
+    blocks, setwise, features, heads = gather(LiGR, _CONFIGURATION, configuration, options)
     names, dtype, dropout = task_names(schema, tasks), dtype or keras.config.dtype_policy().name, float(dropout)
     blocks, setwise = blocks.of(schema), setwise.of(names)
     features = features.of(schema, reads_history=True, id_dim=16)
     heads = heads.of(names, head=heads.head or "grouped")
     arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
+    for option in ("shared_tables", "batch_norm_momentum"):  # written where they are chosen, as checkpoints of earlier versions have it
+        if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
+            del arguments[option]
     return RankingModel(LigrWiring(schema, blocks, setwise, features, heads, names, dropout, dtype), "LiGR", schema, arguments, name=name)
 
 
@@ -96,7 +99,7 @@ class LigrWiring(AmortizedHistory):
         encoder = {"max_history": blocks.max_history, "dropout": dropout, **blocks.encoder_options()}
         super().__init__(schema, features, encoder, blocks.delay or 0, (), dtype)
         self.tasks, self.setwise = tasks, setwise
-        # Made for its head. Its MLP takes part in no graph.
+        # Made for its head. Its MLP takes part in no graph: it is made since weights at a fixed seed depend on what was made before.
         mlp = Interaction().of(cross="none", gate=None, shared_trunk=True)
         self.logits = TaskLogits(schema, mlp, heads, Calibration(calibration=False), tasks, {}, (), dropout, dtype)
         self.make_steps()

@@ -76,7 +76,7 @@ def LiRank(
         >>> model.form
         'requests'
     """
-    features, interaction, heads, calibration, history = gather("LiRank", _CONFIGURATION, configuration, options)
+    features, interaction, heads, calibration, history = gather(LiRank, _CONFIGURATION, configuration, options)
     names, dtype = task_names(schema, tasks), dtype or keras.config.dtype_policy().name
     history = history.of(schema)
     chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore)

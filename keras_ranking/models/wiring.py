@@ -73,7 +73,7 @@ class BuilderCall:
 
     @classmethod
     def of(cls, builder: str, schema: Schema, arguments: Mapping[str, Any]) -> BuilderCall:
-        """The call as it is made now, with tables in int8 where `quantized_tables` is in force."""
+        """The call as it is made now, with tables in int8 inside `quantized_tables`."""
         return cls(builder, schema, dict(arguments), tables_are_quantized())
 
 

@@ -11,7 +11,7 @@ from keras_ranking import models
 from keras_ranking.data.readers.ebnerd import ebnerd_schema
 from keras_ranking.training.weighting.event_weights import check_half_life
 
-BUILDERS: dict[str, Callable[..., models.RankingModel]] = {
+MODELS: dict[str, Callable[..., models.RankingModel]] = {
     "cadet": models.CADET,
     "feedsr": models.FeedSR,
     "lirank": models.LiRank,
@@ -187,11 +187,11 @@ def split_options(model: str, options: Mapping[str, Any], log_name: str = "") ->
     Raises:
         ValueError: an unknown model, or a name that neither takes.
     """
-    if model not in BUILDERS:
-        raise ValueError(f"unknown model '{model}'. There is: {sorted(BUILDERS)}")
+    if model not in MODELS:
+        raise ValueError(f"unknown model '{model}'. There is: {sorted(MODELS)}")
     given = {**_PRESETS.get((model, log_name), {}), **options}
     training_names = {field.name for field in fields(TrainingOptions)}
-    model_names = set(models.model_options(BUILDERS[model].__name__))
+    model_names = set(models.model_options(MODELS[model].__name__))
     for name in given:
         if name not in training_names | model_names:
             raise ValueError(f"unknown option '{name}'. Of training: {sorted(training_names)}; of the model: {sorted(model_names)}")

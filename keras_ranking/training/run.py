@@ -27,7 +27,7 @@ from keras_ranking.training.checkpoint import (
     restore,
     write_whole,
 )
-from keras_ranking.training.options import BUILDERS, TrainingOptions, split_options
+from keras_ranking.training.options import MODELS, TrainingOptions, split_options
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 
 HISTORY_SPLIT = "history"
@@ -97,7 +97,7 @@ def train(
     sequences = build_sequences(events, schema, target=learned)
     given = {"options": _plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
-    ranker = BUILDERS[model](schema, **model_options)
+    ranker = MODELS[model](schema, **model_options)
     weights = weights_for(sequences, training, events[learned], schema, ranker.tasks)
     delays = delays_for(events[learned], training)
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}

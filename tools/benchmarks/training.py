@@ -216,7 +216,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     import keras_ranking as kr
     from keras_ranking.training import keep_freed_memory
-    from keras_ranking.training.options import BUILDERS, split_options
+    from keras_ranking.training.options import MODELS, split_options
     from keras_ranking.training.setup import compile_for, training_data
 
     kept = args.allocator == "keeps" and keep_freed_memory()
@@ -224,7 +224,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     lengths = np.diff(streams.offsets)
     longest = -(-int(lengths.max()) // 64) * 64
     model_options, training = split_options(args.model, dict(args.set), "ebnerd")
-    model = BUILDERS[args.model](streams.schema, **model_options)
+    model = MODELS[args.model](streams.schema, **model_options)
     weights = model.get_weights()
     results = {}
     sizes = {"packed": max(1, round(args.batch * lengths.mean() / longest)), "padded": args.batch}
@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         dataset, window = training_data(model, streams, wanted, seed=0)
         if name == "fixed":
             dataset.length = "row"
-        model = BUILDERS[args.model](streams.schema, **model_options)
+        model = MODELS[args.model](streams.schema, **model_options)
         model.set_weights(weights)
         compile_for(model, wanted, steps=100, window=window)
         results[name] = measure(model, dataset, args.steps, args.passes)

@@ -105,5 +105,5 @@ def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | 
         return candidate_output(encoder, x[:, before:], None)
     states = ops.reshape(encoder.norm(x[:, :before]), (-1, window, encoder.width))
     summary = history_summary(encoder, states, real, length)
-    summary = ops.reshape(summary, (batch, requests, (encoder.output_parts - 1) * encoder.width))
+    summary = ops.reshape(summary, (batch, requests, (encoder._output_parts - 1) * encoder.width))
     return candidate_output(encoder, x[:, before:], summary, owner=lambda rows: ops.take_along_axis(rows, owner[:, :, None], axis=1))

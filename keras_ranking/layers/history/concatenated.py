@@ -31,7 +31,7 @@ def score(encoder: HistoryEncoder, inputs: Mapping[str, Any], cache: Mapping[str
     for block in encoder.blocks:
         x = block(x, times=rotation, spans=spans, training=training)
     out = history_summary(encoder, encoder.norm(x), real, lengths)
-    out = ops.reshape(out, (shape[0], shape[1], encoder.output_parts * encoder.width))
+    out = ops.reshape(out, (shape[0], shape[1], encoder._output_parts * encoder.width))
     return out if encoder.out is None else encoder.out(out)
 
 

@@ -190,11 +190,11 @@ class HistoryEncoder(keras.layers.Layer):
         self.norm.build(shape)
         self.out = None if self.projection is None else keras.layers.Dense(self.projection, dtype=policy, name="projection")
         if self.out is not None:
-            self.out.build((None, None, self.output_parts * width))
+            self.out.build((None, None, self._output_parts * width))
         self.built = True
 
     @property
-    def output_parts(self) -> int:
+    def _output_parts(self) -> int:
         """Number of states of width D that are concatenated in the output."""
         return int(self.appended) + int(self.pool) + self.latest
 
@@ -296,7 +296,7 @@ class HistoryEncoder(keras.layers.Layer):
         if step in ("prefill", "extend"):
             return self._cache_spec(inputs, cache)
         lead = tuple(inputs["candidates"].shape[:2])
-        return keras.KerasTensor((*lead, self.projection or self.output_parts * self.width), dtype=self.compute_dtype)
+        return keras.KerasTensor((*lead, self.projection or self._output_parts * self.width), dtype=self.compute_dtype)
 
     def _cache_spec(self, inputs: Any, cache: Any) -> dict[str, Any]:
         batch, slots = inputs["history"].shape[:2]
@@ -315,7 +315,7 @@ class HistoryEncoder(keras.layers.Layer):
         if "times" in inputs:
             found["time"] = keras.KerasTensor((batch, slots), dtype="int32")
         if self.appended and (self.pool or self.latest):
-            found["summary"] = keras.KerasTensor((batch, (self.output_parts - 1) * self.width), dtype=self.compute_dtype)
+            found["summary"] = keras.KerasTensor((batch, (self._output_parts - 1) * self.width), dtype=self.compute_dtype)
         return found
 
     def get_config(self) -> dict[str, Any]:

@@ -34,3 +34,7 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: Any, real: Any = None, training: bool | None = None) -> Any:
         return super().call(inputs, training=training, mask=None if real is None else ops.not_equal(real, 0))
+
+    def _moments(self, inputs: Any, mask: Any) -> Any:
+        # Of a single feature Keras's moments under a mask are scalars, which some backends do not take.
+        return tuple(ops.reshape(moment, (inputs.shape[-1],)) for moment in super()._moments(inputs, mask))

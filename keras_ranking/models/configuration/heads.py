@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from keras_ranking.models.configuration.sequence import OF_MODEL
 from keras_ranking.schema import Schema
 
 _TOWERS = ("separate", "position_feature")
@@ -32,7 +33,8 @@ class Towers:
         calibration_options: arguments of `TowerCalibration`.
 
     Raises:
-        ValueError: boundaries that do not increase, a tower that does not exist, shares that do not sum to 1, an unknown word.
+        ValueError: boundaries that do not increase, an unknown word, or, when the model is built, a tower that does not exist and shares
+            that do not sum to 1.
 
     Example:
         >>> kr.models.Towers(tower_boundaries=(1, 3), tower_hidden=(128, 64)).towers
@@ -64,7 +66,7 @@ class Towers:
             raise ValueError(f"`tower_prior` goes with serving='mixture', and with it alone. Received: {received}")
 
     def _bounds(self) -> tuple[int, ...]:
-        return tuple(int(bound) for bound in self.tower_boundaries or ())
+        return () if self.tower_boundaries is None else tuple(int(bound) for bound in self.tower_boundaries)
 
     @property
     def count(self) -> int:
@@ -88,6 +90,7 @@ class Towers:
         return replace(
             found,
             tower_boundaries=list(boundaries),
+            tower_hidden=[int(width) for width in self.tower_hidden],
             tower_prior=shares,
             calibration=bool(self.calibration),
             calibration_options=dict(self.calibration_options or {}),
@@ -110,7 +113,7 @@ class PositionHead:
             the position shown.
 
     Raises:
-        ValueError: a negative number of offsets, or a serving position without an offset.
+        ValueError: when the model is built: a negative number of offsets, or a serving position without an offset.
 
     Example:
         >>> kr.models.PositionHead(head="mmoe", position_offsets=20).serving_position
@@ -151,7 +154,7 @@ class TaskHeads:
         head: 'shared_bottom', 'grouped', 'mmoe', 'ple' or 'sparse_mmoe' on a shared trunk; None: the preset's, 'grouped' for `LiGR`.
         head_options: arguments of the head, see `MultiTaskHead`.
         groups: group name -> its tasks. None: preset 'feed' and `LiGR`: click, long_dwell and skip in the click tower, all others in
-            the contribution tower; 'ads' and 'jobs': each task by itself (ads: three groups of like chargeability are stated).
+            the contribution tower; 'ads' and 'jobs': each task by itself (ads: three groups of similar chargeability are stated).
 
     Example:
         >>> kr.models.TaskHeads(head="mmoe", head_options={"num_experts": 4}).groups is None
@@ -186,7 +189,8 @@ class Calibration:
     """Isotonic calibration of the logits of `LiRank` and `AmortizedDLRM`.
 
     Attributes:
-        calibration: an `IsotonicCalibration` on each task's logit; None: the preset's, off for `AmortizedDLRM`.
+        calibration: an `IsotonicCalibration` on each task's logit; None: the preset's. 'model': the preset's for `LiRank`, off for
+            `AmortizedDLRM`.
         calibration_features: columns that it reads (device, channel, ids: stated).
         calibration_options: arguments of `IsotonicCalibration`, which a preset without calibration does not read.
 
@@ -195,15 +199,16 @@ class Calibration:
         ()
     """
 
-    calibration: bool | None = None
+    calibration: bool | str | None = OF_MODEL
     calibration_features: Sequence[str] = ()
     calibration_options: Mapping[str, Any] | None = None
 
-    def of(self, schema: Schema, calibration: bool) -> Calibration:
-        """The same with the preset's choice where none was made, and columns written out."""
+    def of(self, schema: Schema, calibration: bool, of_model: bool | None = None) -> Calibration:
+        """The same with columns written out, and the preset's choice where none was made; `of_model` is the model's own choice."""
+        own = calibration if of_model is None else of_model
         return replace(
             self,
-            calibration=calibration if self.calibration is None else bool(self.calibration),
+            calibration=calibration if self.calibration is None else own if self.calibration == OF_MODEL else bool(self.calibration),
             calibration_features=[feature.name for feature in schema.inputs(self.calibration_features)],
             calibration_options=dict(self.calibration_options or {}),
         )

@@ -55,7 +55,7 @@ def choose(
     cross: str | None = None,
     calibrated: bool | None = None,
 ) -> RankerChoices:
-    """Fill what the caller left open: from `cross` and `calibrated` where they are given, else from the preset.
+    """Fill what the caller left open: from the preset, but for a model's own `cross` and `calibrated`.
 
     Raises:
         ValueError: an unknown preset, a head without a shared trunk, effects or exploration of tasks that there are not.
@@ -63,9 +63,7 @@ def choose(
     if preset not in PRESETS:
         raise ValueError(f"`preset` must be of {tuple(PRESETS)}. Received: preset={preset!r}")
     of_preset = PRESETS[preset]
-    interaction = interaction.of(
-        cross=of_preset.cross if cross is None else cross, gate=of_preset.gate, shared_trunk=of_preset.shared_trunk
-    )
+    interaction = interaction.of(cross=of_preset.cross, gate=of_preset.gate, shared_trunk=of_preset.shared_trunk, of_model=cross)
     head = heads.head if heads.head is not None else (of_preset.head or "grouped") if interaction.shared_trunk else None
     if head is not None and not interaction.shared_trunk:
         raise ValueError(f"`head` needs shared_trunk=True: with a trunk a group, logits are linear. Received: head={head!r}")
@@ -82,7 +80,7 @@ def choose(
         features=features,
         interaction=interaction,
         heads=heads.of(tasks, head=head, one_click_tower=of_preset.one_click_tower),
-        calibration=calibration.of(schema, of_preset.calibration if calibrated is None else calibrated),
+        calibration=calibration.of(schema, of_preset.calibration, calibrated),
         random_effects=effects,
         explore=list(explore),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from keras_ranking.layers.interaction.dcn import CROSSES
+from keras_ranking.models.configuration.sequence import OF_MODEL
 from keras_ranking.schema import Schema
 
 _MERGES = ("replace", "add")
@@ -70,7 +71,8 @@ class Interaction:
     """The trunk of a point-wise ranker: a cross net beside a gated MLP.
 
     Attributes:
-        cross: 'residual', 'low_rank' or 'attention', or 'none': the MLP alone; None: the preset's.
+        cross: 'residual', 'low_rank' or 'attention', or 'none': the MLP alone; None: the preset's. 'model': the preset's for `LiRank`,
+            'low_rank' for `AmortizedDLRM`.
         rank: of the cross layers; None: full matrices.
         cross_layers: number of cross layers (2: stated).
         cross_options: further arguments of the cross layers.
@@ -87,7 +89,7 @@ class Interaction:
         2
     """
 
-    cross: str | None = None
+    cross: str | None = OF_MODEL
     rank: int | None = 32
     cross_layers: int = 2
     cross_options: Mapping[str, Any] | None = None
@@ -97,14 +99,14 @@ class Interaction:
     shared_trunk: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.cross is not None and self.cross not in (*CROSSES, "none"):
+        if self.cross not in (None, OF_MODEL, *CROSSES, "none"):
             raise ValueError(f"`cross` must be of {(*CROSSES, 'none')}. Received: cross={self.cross!r}")
 
-    def of(self, *, cross: str, gate: str | None, shared_trunk: bool) -> Interaction:
-        """The same with the preset's values where none were chosen."""
+    def of(self, *, cross: str, gate: str | None, shared_trunk: bool, of_model: str | None = None) -> Interaction:
+        """The same with the preset's values where none were chosen; `of_model` is the model's own cross net."""
         return replace(
             self,
-            cross=cross if self.cross is None else self.cross,
+            cross=cross if self.cross is None else (of_model or cross) if self.cross == OF_MODEL else self.cross,
             cross_options=dict(self.cross_options or {}),
             hidden=list(self.hidden),
             gate=gate if self.gate == "preset" else self.gate,

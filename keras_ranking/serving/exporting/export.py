@@ -86,7 +86,7 @@ def export(
     if events is not None:
         known = schema if schema is not None else getattr(model, "schema", None)
         raw_ids = id_types(known or _saved_schema(model), events) if raw_ids is None else raw_ids
-    graph, verification = gather("export", (GraphOptions, Verification), configuration, options)
+    graph, verification = gather(export, (GraphOptions, Verification), configuration, options)
     of_run = None if run is None else str(Path(run).resolve())
     chosen = together(graph, verification, raw_ids, allowed_batch_sizes, of_run, folder.resolve().name)
     try:

@@ -17,6 +17,7 @@ class JsonFormatter(logging.Formatter):
     the traceback if there is one.
 
     Example:
+        >>> import logging
         >>> handler = logging.StreamHandler()
         >>> handler.setFormatter(JsonFormatter())
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Access:
         False
     """
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     insecure: bool = False
 

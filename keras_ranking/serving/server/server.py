@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from keras_ranking.configuration import gather
+from keras_ranking.configuration import gather_named
 from keras_ranking.serving.server.grpc_api import GrpcListener
 from keras_ranking.serving.server.limits import Limits, Stopping
 from keras_ranking.serving.server.rest_listener import RestListener
@@ -215,7 +215,7 @@ def serve(
     """
     folder = Path(folder)
     limits = limits or Limits()
-    access, stopping = gather("serve", (Access, Stopping), [part for part in (access, stopping) if part is not None], options)
+    access, stopping = gather_named(serve, {"access": (Access, access), "stopping": (Stopping, stopping)}, options)
     if not poll_seconds > 0:
         raise ValueError(f"`poll_seconds` must be positive. Received: poll_seconds={poll_seconds}")
     if threads < 0:

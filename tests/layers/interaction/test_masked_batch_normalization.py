@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from keras_ranking.layers import MaskedBatchNormalization
 from tests.layers.common import numpy, run_layer_checks
@@ -12,16 +13,17 @@ from tests.layers.common import numpy, run_layer_checks
 REAL = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], "int32")
 
 
-def values() -> np.ndarray:
-    return np.random.default_rng(0).normal(3.0, 2.0, (3, 4, 5)).astype("float32")
+def values(features: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).normal(3.0, 2.0, (3, 4, features)).astype("float32")
 
 
 def test_common(tmp_path: Path) -> None:
     run_layer_checks(MaskedBatchNormalization, {"inputs": values(), "real": REAL}, tmp_path)
 
 
-def test_reference() -> None:
-    layer, x = MaskedBatchNormalization(momentum=0.9), values()
+@pytest.mark.parametrize("features", [1, 5])
+def test_reference(features: int) -> None:
+    layer, x = MaskedBatchNormalization(momentum=0.9), values(features)
     x[REAL == 0] = 1e6
     out = numpy(layer(x, real=REAL, training=True))
     kept = x[REAL > 0].astype("float64")
