@@ -147,7 +147,7 @@ import sys, keras
 from keras_ranking.models import load
 from keras_ranking.serving import export
 model = load(sys.argv[1])
-lengths = {"history_buckets": (4, 12), "candidate_buckets": (8,)}
+lengths = {"history_buckets": (12,), "candidate_buckets": (8,)}
 version = export(model, sys.argv[2] + "/ranker", through="jax", quantize=sys.argv[3] or None, **lengths)
 print(keras.backend.backend())
 """
@@ -161,7 +161,7 @@ def test_through_jax(small, tmp_path, quantize):
     card = read_card(version)
     assert card.verified["largest_difference"] <= 1e-5 and card.through == "jax" and card.xla
     calls = [node for function in functions(version) for node in function.node_def if node.op == "XlaCallModule"]
-    assert len(calls) >= 2
+    assert calls
     assert {tuple(p.decode().lower() for p in node.attr["platforms"].list.s) for node in calls} == {("cpu", "cuda")}
     assert set(written(version)) == {"serving_default", "raw", "raw_features"}
     model = SavedModel(version)
@@ -171,13 +171,6 @@ def test_through_jax(small, tmp_path, quantize):
     with pytest.raises(tf.errors.InvalidArgumentError, match="compiled for at most"):
         model.run("serving_default", random_requests(card.inputs, (20,), (2,), seed=2))
     model.close()
-
-
-@pytest.mark.slow
-def test_int8(small, tmp_path):
-    """From other backends: tests/serving/exporting/test_export.py."""
-    card = read_card(export(small.model, tmp_path / "ranker", quantize="int8"))
-    assert card.quantized and card.verified["largest_difference"] <= 1e-5
 
 
 @pytest.mark.parametrize(
