@@ -17,13 +17,6 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "docs"
-# Pages that notebooks name by their file, and their titles.
-PAGES = {
-    "docs/amortized.md": ("../results/amortized.md", "AmortizedDLRM: results"),
-    "docs/ligr.md": ("../results/ligr.md", "LiGR: results"),
-    "docs/lirank.md": ("../results/lirank.md", "LiRank, part by part"),
-    "docs/server.md": ("../guides/serve.md", "Serve and call"),
-}
 
 
 def notebook_page(path: Path) -> str:
@@ -31,17 +24,11 @@ def notebook_page(path: Path) -> str:
     parts = []
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown":
-            parts.append(_links(cell.source))
+            parts.append(cell.source)
         elif cell.cell_type == "code":
             parts.append(f"```python\n{cell.source.rstrip()}\n```")
             parts += [text for output in cell.outputs if (text := _output(output))]
     return "\n\n".join(parts) + "\n"
-
-
-def _links(text: str) -> str:
-    for name, (page, title) in PAGES.items():
-        text = re.sub(rf"`?{re.escape(name)}`?", f"[{title}]({page})", text)
-    return text
 
 
 def _output(output: Any) -> str:
