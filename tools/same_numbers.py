@@ -3,13 +3,13 @@
     python tools/same_numbers.py write FOLDER            train on the three backends; weights, scores and model files go to FOLDER
     python tools/same_numbers.py compare BEFORE AFTER    equal to the bit? and do the model files of BEFORE load here with its scores?
 
-`write` runs in the checkout it stands in, so the figures of an older commit come from a worktree of that commit:
+`write` trains the code of the checkout that holds the script. For an older commit, run it in a worktree of that commit:
 
     git worktree add ../before COMMIT
     cp tools/same_numbers.py ../before/tools/
-    (cd ../before && python tools/same_numbers.py write /tmp/before)
-    python tools/same_numbers.py write /tmp/after
-    python tools/same_numbers.py compare /tmp/before /tmp/after
+    (cd ../before && python tools/same_numbers.py write ../before_numbers)
+    python tools/same_numbers.py write ../after_numbers
+    python tools/same_numbers.py compare ../before_numbers ../after_numbers
 
 Both sides have to run on the same machine with the same versions. `compare` ends with exit code 1 where any bit differs.
 """
