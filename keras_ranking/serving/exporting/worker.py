@@ -45,7 +45,26 @@ def load_model(path: Path, imports: Sequence[str] = ()) -> Any:
 def write_version(
     model: Any, target: Path, *, schema: Schema | None, work: Path, options: Options, events: Any = None, origin: str | None = None
 ) -> None:
-    """Write the signatures of `model` as a SavedModel at `target`, with its further files, and check it."""
+    """Write the signatures of `model` as a SavedModel at `target`, with its further files, and check it.
+
+    In this order:
+
+    1. `model` is a RankingModel with a schema and a serving graph, and its graph can be written.
+    2. `check_written`, also with `verify=False`: names, dtypes and shapes of all inputs and outputs; no operation that needs Python,
+       and in a plain graph none that needs XLA.
+    3. With `verify=True`, in a fresh process that runs each signature in a V1 session on random requests: names, shapes and dtypes of
+       outputs; finite values; `raw_features` equal to the schema's encoding bit for bit; scores within the tolerance of the Keras
+       model's on each request alone, also those of `score_candidates` on the outputs of `encode_history`.
+    4. The card can be read back; warm-up requests have the inputs of their signatures.
+    5. With `events`: logged requests, by `check_skew`: features bit for bit, scores within `skew_bound`.
+
+    The caller then syncs the files to disk and renames the directory.
+
+    Raises:
+        ExportError: a check that fails, or TensorFlow is missing.
+        ValueError: not a ranking model, or no schema.
+        OSError: a disk that is full or fails.
+    """
     try:
         import tensorflow as tf
     except ModuleNotFoundError as error:
