@@ -33,7 +33,7 @@ def AmortizedDLRM(
     name: str = "amortized_dlrm",
     **options: Any,
 ) -> RankingModel:
-    """A DLRM (embeddings, normalised numbers, cross net beside an MLP, task heads) around an amortised history encoder.
+    """A DLRM (embeddings, normalised numbers, cross net next to an MLP, task heads) around an amortised history encoder.
 
         r_n = HistoryEncoder(history, candidate n)            the history's keys and values computed once, in every layer
         x_n = [BN(numbers) ; embeddings of ids ; r_n],        from here on as `LiRank`
@@ -42,7 +42,7 @@ def AmortizedDLRM(
     and the history is read once a request. Second-hand: keys and values come from the history in every layer. Sizes, read-out,
     encoding of time, and whether past events see later ones are unknown. Defaults without a mark are ours.
 
-    It is trained on requests (`PackedRequests`): histories and lists of several members stand in one row, and one pass over spans
+    It is trained on requests (`PackedRequests`): a row holds histories and lists of several members, and one pass over spans
     gives each candidate its own request's history.
 
     Args:

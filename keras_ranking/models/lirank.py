@@ -32,7 +32,7 @@ def LiRank(
     name: str = "lirank",
     **options: Any,
 ) -> RankingModel:
-    """A point-wise ranker: embeddings and normalised numbers into cross nets beside a gated MLP, task heads, calibration.
+    """A point-wise ranker: embeddings and normalised numbers into cross nets in parallel with a gated MLP, task heads, calibration.
 
         x      = [BN(numbers) ; embeddings of ids ; HistoryEncoder(history, candidate)]
         h      = [cross net(x) ; gated MLP(x)]                                     one for all tasks, or one a group of tasks
@@ -40,11 +40,11 @@ def LiRank(
 
     | preset | trunk | heads | calibration | history |
     |---|---|---|---|---|
-    | `feed` | Residual DCN beside a gated MLP, shared | a click tower and a contribution tower (`GroupedTasks`) | isotonic | yes |
+    | `feed` | Residual DCN next to a gated MLP, shared | a click tower and a contribution tower (`GroupedTasks`) | isotonic | yes |
     | `ads`  | low-rank DCNv2 and an MLP for each group of tasks | linear | isotonic | yes |
     | `jobs` | two-layer low-rank DCNv2 and an MLP for each task | linear | none | no |
 
-    Marks: the parts of each preset are *stated*, except the low rank of the DCNv2 of jobs. That cross net and MLP stand side by side,
+    Marks: the parts of each preset are *stated*, except the low rank of the DCNv2 of jobs. That cross net and MLP are parallel,
     and that calibration follows the logit, is our reading (figure 8 of the paper is not available). Defaults without a mark are ours.
 
     It is trained on requests (`PackedRequests`), histories and their shown lists, and scores every candidate alone.

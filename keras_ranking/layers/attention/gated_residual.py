@@ -1,4 +1,4 @@
-"""GatedResidual: LiGR's "learned normalization", a residual branch scaled by a gate computed from the residual stream."""
+"""GatedResidual: a residual branch scaled by a gate computed from the residual stream."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ class GatedResidual(keras.layers.Layer):
     """A sublayer F in a residual stream, with an element-wise gate computed from the stream before its normalisation.
 
         y = x + drop(F(LN(x))) * sigmoid(x W + b)                 W: (D, D), for this sublayer only
+
+    LiGR calls this gate on the un-normalised stream "learned normalization".
 
     Source: LiGR (2502.03417; formula stated second-hand, by equation 1 of 2508.06450 and two public re-implementations that agree).
     LN before F: as in these re-implementations, and our choice (Feed-SR, 2602.12354: without pre-norm the AUC collapses to 0.5).

@@ -17,7 +17,7 @@ class PositionOffset(keras.layers.Layer):
         out = [z + o_1, z + o_2, ..., z + o_P, z + o_beyond],      o_beyond = o_P ('clip') or 0 ('zero')
 
     Feed-SR (2602.12354, stated): offsets of each label for the top 60 positions are learned with the model and added to its final
-    logits; every item is scored as if it were shown at position 5. What is done beyond 60 is unknown. Here the logits of all
+    logits; every item is scored as if it were shown at position 5. The offset of positions beyond 60 is unknown. Here the logits of all
     positions are outputs, and the loss selects that of the position shown (`ObservedTowerLoss` with boundaries 1, 2, .., P).
     Position is not an input, so it cannot change a state of the trunk, and scores at all positions are available.
 
