@@ -38,7 +38,7 @@ from importlib.machinery import PathFinder
 
 find = PathFinder.find_spec
 
-# As if not installed: whoever only asks whether a package is there (torch does) is told no, without an error.
+# As if not installed: a check whether a package is there, as torch makes it, finds none, without an error.
 PathFinder.find_spec = classmethod(lambda cls, name, *args: None if name.split(".")[0] in {blocked!r} else find(name, *args))
 """
 

@@ -171,7 +171,7 @@ def main() -> None:
         baselines = {"popularity": popularity(log, rows), "logistic regression": logistic_regression(log, rows)}
         results = {name: metrics.summary(labels, score, requests) for name, score in baselines.items()}
         results["CADET"] = training.evaluate(model, log, split="test")["click"]
-        results["the truth itself"] = metrics.summary(labels, log.truth.click[rows], requests)
+        results["true click probability"] = metrics.summary(labels, log.truth.click[rows], requests)
         (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     with step("plot"):

@@ -117,7 +117,7 @@ class HistoryEncoder(keras.layers.Layer):
         self.pool = not self.appended if pool is None else bool(pool)
         self.latest = (0 if self.appended else 5) if latest is None else int(latest)
         if not 0 <= self.latest <= max_history:
-            raise ValueError(f"`latest` must be from 0 to max_history={max_history}. Received: latest={latest}")
+            raise ValueError(f"`latest` must be from 0 to max_history={max_history}. Received: latest={self.latest}")
         if fusion == "append_self" and (self.pool or self.latest or history_mask != "bidirectional"):
             raise ValueError("fusion='append_self' is full self-attention: it has no `pool`, `latest` or mask.")
         if not self.appended and (not self.pool or dim is not None or history_mask != "bidirectional" or block != "decoder"):

@@ -68,7 +68,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """The trunk of a point-wise ranker: a cross net beside a gated MLP.
+    """The trunk of a point-wise ranker: a cross net in parallel with a gated MLP.
 
     Attributes:
         cross: 'residual', 'low_rank' or 'attention', or 'none': the MLP alone; None: the preset's. 'model': the preset's for `LiRank`,
