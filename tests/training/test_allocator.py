@@ -36,3 +36,15 @@ def test_pages_are_requested_once() -> None:
         faults[way] = int(done.stdout)
     assert faults["plain"] > 200, "control: by default the pages of every array are requested again"
     assert faults["kept"] < faults["plain"] / 10
+
+
+@pytest.mark.quickest
+def test_other_allocators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())  # a C library without glibc's functions, such as musl
+    assert keep_freed_memory() is False
+
+    def no_handle(_: None) -> None:
+        raise TypeError("LoadLibrary() argument 1 must be str, not None")
+
+    monkeypatch.setattr("ctypes.CDLL", no_handle)  # Windows
+    assert keep_freed_memory() is False
