@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -15,6 +18,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import hypothesis
 import numpy as np
 import pytest
+
+from tests import preloaded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +69,21 @@ def fixed_seeds() -> None:
     np.random.seed(0)  # noqa: NPY002 - keras's augmentation and sklearn read the global state
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_export_workers() -> Iterator[None]:
+    """The process that an export starts on TensorFlow is a fork of one that has imported it; tests of the command line start it anew."""
+    from keras_ranking.serving.checking import worker_process
+
+    def run(command: list[str], env: dict[str, str], **options: object) -> subprocess.CompletedProcess[str]:
+        if env.get("KERAS_BACKEND", os.environ["KERAS_BACKEND"]) == "tensorflow":
+            return preloaded.run(command[1:], env=env)
+        return subprocess.run(command, env=env, **options)  # type: ignore[call-overload, no-any-return]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_process, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from keras_ranking.cli import main
+from tests import preloaded
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--members", "60", "--days", "4")
@@ -18,9 +17,7 @@ SMALL = ("--members", "60", "--days", "4")
 
 def run(*arguments: str, backend: str = "torch", **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a separate process. On torch, which starts and trains small models fastest."""
-    command = [sys.executable, "-m", "keras_ranking.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": backend}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, **settings)
+    return preloaded.run(["-m", "keras_ranking.cli", *arguments], backend, {"PYTHONPATH": str(ROOT)}, **settings)
 
 
 def usage_error(*arguments: str) -> int:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import build_sequences, requests
+from tests import preloaded
 from tests.invariants.conftest import MODELS, Case, make_case, randomise, to_numpy
 from tests.invariants.test_exactness import CLEARLY, TOLERANCE, long_requests
 
@@ -49,11 +47,8 @@ with tf.compat.v1.Session(graph=tf.Graph()) as session:
 
 def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") -> None:
     # XLA_FLAGS: XLA compiles with its default options, not with those for quick tests.
-    settings = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": ""}
-    environment = {**os.environ, **settings}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    settings = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(preloaded.ROOT), "XLA_FLAGS": ""}
+    done = preloaded.run(["-c", script, *map(str, arguments)], backend, settings)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

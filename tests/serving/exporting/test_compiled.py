@@ -19,7 +19,7 @@ from keras_ranking.serving.exporting.worker import _bound
 from keras_ranking.serving.protocol.model_folder import read_card
 from tests.serving import standin
 from tests.serving.calling import expected
-from tests.serving.exporting.test_export import finished, python
+from tests.serving.exporting.test_export import ran
 from tests.serving.exporting.test_signatures import written
 
 tf = pytest.importorskip("tensorflow")
@@ -156,7 +156,7 @@ print(keras.backend.backend())
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["", "int8"])
 def test_through_jax(small, tmp_path, quantize):
-    assert "jax" in finished(python(JAX, small.run, tmp_path, quantize, KERAS_BACKEND="jax"))
+    assert "jax" in ran(JAX, small.run, tmp_path, quantize, KERAS_BACKEND="jax")
     version = tmp_path / "ranker/1"
     card = read_card(version)
     assert card.verified["largest_difference"] <= 1e-5 and card.through == "jax" and card.xla

@@ -24,6 +24,7 @@ from keras_ranking.serving.checking.worker_process import ExportError
 from keras_ranking.serving.exporting import atomic_version, export as exporting, worker
 from keras_ranking.serving.exporting.options import Options
 from keras_ranking.serving.protocol.model_folder import read_card
+from tests import preloaded
 from tests.serving import standin
 from tests.serving.calling import expected, requests
 
@@ -40,10 +41,12 @@ def python(code, *arguments, **environment):
     )
 
 
-def finished(process):
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output[-3000:]
-    return output
+def ran(code, *arguments, **environment):
+    """What code printed in a process of its own, on the backend of these tests or on another one."""
+    env = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    done = preloaded.run(["-c", code, *map(str, arguments)], env.get("KERAS_BACKEND", "tensorflow"), env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 RUN = """
@@ -69,7 +72,7 @@ def test_scores_in_a_fresh_process(first, tmp_path):
         assert np.isnan(batch["history_text"]).any() and (batch["candidate_item_id"] < 0).any()
         np.savez(tmp_path / f"{number}.npz", **batch)
         cases.append(batch)
-    finished(python(RUN, first.version, *[tmp_path / f"{number}.npz" for number in range(len(cases))]))
+    ran(RUN, first.version, *[tmp_path / f"{number}.npz" for number in range(len(cases))])
     for number, batch in enumerate(cases):
         want = expected(first.model, first.card, batch)
         with np.load(tmp_path / f"{number}.npz.out.npz") as got:
@@ -305,9 +308,9 @@ model = quantize_embeddings(model) if sys.argv[2] else model
 np.savez(sys.argv[1] + "/want.npz", **expected(model, read_card(version), batch))
 print(keras.backend.backend())
 """
-    output = finished(python(code, tmp_path, quantize, KERAS_BACKEND=backend))
+    output = ran(code, tmp_path, quantize, KERAS_BACKEND=backend)
     assert backend in output
-    finished(python(RUN, tmp_path / "ranker/1", tmp_path / "in.npz"))
+    ran(RUN, tmp_path / "ranker/1", tmp_path / "in.npz")
     with np.load(tmp_path / "want.npz") as want, np.load(tmp_path / "in.npz.out.npz") as got:
         for name in want.files:
             np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5)
@@ -332,6 +335,6 @@ except Exception as error:
 """
     (tmp_path / "trained/model.keras").write_bytes(b"not a model")
     for backend in ("tensorflow", "jax"):
-        line = finished(python(code, folder, tmp_path / "other", KERAS_BACKEND=backend)).strip().splitlines()[-1]
+        line = ran(code, folder, tmp_path / "other", KERAS_BACKEND=backend).strip().splitlines()[-1]
         assert line.startswith("ExportError | the model '") and "does not load" in line
         assert list((tmp_path / "other").iterdir()) == []
