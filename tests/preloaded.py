@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# Keras imports TensorFlow wherever it is installed, on any backend, when it sets the random seed.
 MODULES = {
     "tensorflow": ("tensorflow", "keras", "keras_ranking.models", "keras_ranking.training", "keras_ranking.serving.checking.saved_model"),
-    "torch": ("torch", "keras", "keras_ranking.models", "keras_ranking.training"),
+    "torch": ("torch", "tensorflow", "keras", "keras_ranking.models", "keras_ranking.training"),
 }
 
 _started: dict[str, subprocess.Popen[str]] = {}
@@ -30,7 +31,7 @@ _started: dict[str, subprocess.Popen[str]] = {}
 def run(
     arguments: Sequence[str], backend: str = "tensorflow", env: dict[str, str] | None = None, cwd: str | Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` returns, for `-c CODE ...` and `-m MODULE ...`."""
+    """What `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` returns, for `-c CODE` and `-m MODULE`."""
     if backend not in MODULES:
         command = [sys.executable, *map(str, arguments)]
         environment = {**os.environ, "KERAS_BACKEND": backend, **(env or {})}

@@ -82,10 +82,10 @@ OTHERS = [("split_fingerprint", split_fingerprint), ("JsonFormatter", JsonFormat
 
 
 def where(name: str) -> pytest.MarkDecorator:
-    """Tensor operations run on every backend; of the rest, an export is quickest from TensorFlow, and training on torch."""
+    """Tensor operations run on torch and TensorFlow, and have tests on JAX; exports are quickest from TensorFlow, training on torch."""
     room = name.split(".")[1] if "." in name else "ops"
     if room in ("layers", "losses", "metrics", "ops"):
-        return pytest.mark.every_backend
+        return pytest.mark.one_backend if keras.backend.backend() == "jax" else pytest.mark.every_backend
     return pytest.mark.one_backend if room == "serving" else pytest.mark.quickest
 
 

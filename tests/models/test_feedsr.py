@@ -159,6 +159,7 @@ def test_offsets_need_a_position(schema: kr.Schema) -> None:
         kr.models.FeedSR(without, **SMALL)
 
 
+@pytest.mark.quickest
 def test_the_served_score_is_the_one_at_the_serving_position(schema: kr.Schema, sequences: Any) -> None:
     model = small(schema, serving_position=3)
     found = requests(sequences)
@@ -172,6 +173,7 @@ def test_the_served_score_is_the_one_at_the_serving_position(schema: kr.Schema, 
     assert "position" not in model.input_columns
 
 
+@pytest.mark.quickest
 def test_evaluation_ranks_by_the_served_score_and_judges_probabilities_at_the_position_shown(log: Any, schema: kr.Schema) -> None:
     model = small(schema)
     report = evaluate(model, log, split="validation")["click"]
@@ -194,15 +196,21 @@ def test_evaluation_ranks_by_the_served_score_and_judges_probabilities_at_the_po
     "arguments",
     [
         {"layout": "fused", "action_masking": 0.2, "head": "mmoe", "residual": "dense_gate", "rotate_by": "split"},
-        {
-            "layout": "value",
-            "head": "stacked_dcn",
-            "dtype": "mixed_bfloat16",
-            "mask": "session",
-            "position_offsets": 0,
-            "residual": "rezero",
-        },
-        {"shared_index": False, "residual": "layer_scale", "head": "linear", "gates": "all", "beyond": "zero"},
+        pytest.param(
+            {
+                "layout": "value",
+                "head": "stacked_dcn",
+                "dtype": "mixed_bfloat16",
+                "mask": "session",
+                "position_offsets": 0,
+                "residual": "rezero",
+            },
+            marks=pytest.mark.quickest,
+        ),
+        pytest.param(
+            {"shared_index": False, "residual": "layer_scale", "head": "linear", "gates": "all", "beyond": "zero"},
+            marks=pytest.mark.quickest,
+        ),
     ],
 )
 def test_it_trains_and_saved_models_are_the_same(schema: kr.Schema, sequences: Any, arguments: dict[str, Any], tmp_path: Path) -> None:

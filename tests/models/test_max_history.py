@@ -44,6 +44,7 @@ def by_event(model: Any, sequences: Sequences) -> np.ndarray:
         ("FeedSR", {"layout": "fused"}, 5),
     ],
 )
+@pytest.mark.quickest
 def test_rows_and_requests_agree(log: Any, kind: str, arguments: dict[str, Any], window: int) -> None:
     keras.utils.set_random_seed(0)
     arguments = {**SMALL, **arguments, "num_layers": 2, "max_history": window}

@@ -39,6 +39,7 @@ def made(log: Any, kind: str, **arguments: Any) -> Any:
         ("AmortizedDLRM", {**DLRM, "max_history": 5, "fusion": "concat"}),
     ],
 )
+@pytest.mark.quickest
 def test_a_request_reads_the_latest_events_that_are_visible(log: Any, kind: str, arguments: dict[str, Any]) -> None:
     """Events that are too young are sent as well: they take no place in the window, as in training."""
     model = made(log, kind, **arguments)
@@ -55,6 +56,7 @@ def test_a_request_reads_the_latest_events_that_are_visible(log: Any, kind: str,
 
 
 @pytest.mark.parametrize("rotation", [{"rotary": None}, {"rotate_by": "index"}, {}])
+@pytest.mark.quickest
 def test_a_cache_grows_whatever_the_rotation(log: Any, rotation: dict[str, Any]) -> None:
     model = made(log, "AmortizedDLRM", **DLRM, history_mask="causal", max_history=64, **rotation)
     found = requests(build_sequences(log.events, model.schema), max_history=40)
@@ -71,6 +73,7 @@ def test_a_cache_grows_whatever_the_rotation(log: Any, rotation: dict[str, Any])
     np.testing.assert_allclose(*scores, atol=1e-5)
 
 
+@pytest.mark.quickest
 def test_lirank_serves_with_an_appended_history(log: Any) -> None:
     arguments = {name: value for name, value in DLRM.items() if name not in ("dim", "num_layers")}
     options = {"fusion": "append_cross", "num_layers": 1, "num_heads": 2, "rotary": (8.0, 1e6)}
@@ -84,6 +87,7 @@ def test_lirank_serves_with_an_appended_history(log: Any) -> None:
     np.testing.assert_allclose(served[real], expected[index[real]], atol=1e-5)
 
 
+@pytest.mark.quickest
 def test_weights_and_fisher_information_know_of_pointwise_losses(log: Any) -> None:
     model = made(log, "LiGR", **{**LIGR, "tasks": ["click", "like"]}, max_history=5)
     found = requests(build_sequences(log.events, model.schema), max_history=5, delay=model.arguments["delay"])

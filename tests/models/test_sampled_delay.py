@@ -33,6 +33,7 @@ def pair(log: Any, kind: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("kind", "arguments"), KINDS)
+@pytest.mark.quickest
 def test_an_event_sees_what_is_older_than_its_own_delay(log: Any, kind: str, arguments: dict[str, Any]) -> None:
     drawn, fixed = pair(log, kind, arguments)
     assert "delay" in drawn.input_columns and "delay" not in fixed.input_columns
@@ -61,6 +62,7 @@ def test_an_event_sees_what_is_older_than_its_own_delay(log: Any, kind: str, arg
 
 
 @pytest.mark.parametrize(("kind", "arguments"), KINDS[:1] + KINDS[2:3])
+@pytest.mark.quickest
 def test_figures_and_serving_go_by_the_models_delay(log: Any, kind: str, arguments: dict[str, Any], tmp_path: Any) -> None:
     drawn, fixed = pair(log, kind, arguments)
     rows = pack(build_sequences(log.events, drawn.schema), 1024)
@@ -75,6 +77,7 @@ def test_figures_and_serving_go_by_the_models_delay(log: Any, kind: str, argumen
     assert again.arguments["sampled_delay"] and again.input_columns == drawn.input_columns
 
 
+@pytest.mark.quickest
 def test_training_draws_from_the_column(log: Any) -> None:
     drawn, fixed = pair(log, "CADET", {})
     sequences = build_sequences(log.events, drawn.schema)

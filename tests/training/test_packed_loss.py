@@ -99,6 +99,7 @@ def masses(y: np.ndarray, w: np.ndarray, boundaries: tuple[int, ...]) -> dict[st
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.quickest
 def test_packed_rows_are_the_mean_over_members(streams: Sequences, model: Any, name: str) -> None:
     weights = event_weights(streams, **WEIGHTS[name]).by_task
     rows = pack(streams, TOKENS)

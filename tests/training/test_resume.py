@@ -20,6 +20,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.training import read_checkpoint, train, warm_start
 from keras_ranking.training.checkpoint import checkpoint_writer, fingerprint, restore
+from tests import preloaded
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {
@@ -101,6 +102,7 @@ def test_an_interrupted_run_reaches_the_same_weights(log: Any, whole: Any, broke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", ["padded", "bucketed"])
+@pytest.mark.quickest
 def test_batches_of_several_lengths_are_resumed(log: Any, batching: str, tmp_path: Path) -> None:
     # numpy's numbers and ranges are valid options, and are in the checkpoint.
     changed = {"batching": batching, "row_length": 192, "batch_size": 8, "session_gap": np.int64(1800), "tower_boundaries": range(1, 3)}
@@ -172,6 +174,7 @@ def test_files_are_written_atomically(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.quickest
 def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
     """Loss on new events alone, at the rate at which the cold start ended, with its optimiser's state."""
     folder, model, _ = whole
@@ -213,6 +216,7 @@ def test_the_daily_step(log: Any, whole: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.quickest
 def test_a_small_day_with_propensities(log: Any, tmp_path: Path) -> None:
     """A day of one request is too small for an estimate of propensities: earlier training rows are included."""
     ipw = {"ipw": "all", "ipw_options": {"method": "random", "randomised": "shuffled", "boundaries": (1, 4)}}
@@ -239,11 +243,11 @@ def test_a_process_that_was_killed(tmp_path: Path) -> None:
     """SIGKILL at some step; the resumed process ends with the weights of one that ran through."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def run(folder: Path, *more: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), *more], env=environment, cwd=ROOT)
+    def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        return preloaded.run(["-c", PROGRAM, str(folder), *more], keras.backend.backend(), environment, ROOT)
 
-    assert run(tmp_path / "whole").wait(300) == 0
-    killed = run(tmp_path / "killed")
+    assert run(tmp_path / "whole").returncode == 0
+    killed = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "killed")], env=environment, cwd=ROOT)
     limit = time.monotonic() + 240
     while not (tmp_path / "killed" / "checkpoint.npz").exists() and time.monotonic() < limit:
         time.sleep(0.01)
@@ -252,7 +256,7 @@ def test_a_process_that_was_killed(tmp_path: Path) -> None:
     assert killed.wait(60) == -signal.SIGKILL
     about = read_checkpoint(tmp_path / "killed").about
     assert not about["finished"] and not (tmp_path / "killed" / "model.keras").exists()
-    assert run(tmp_path / "killed", "resume").wait(300) == 0
+    assert run(tmp_path / "killed", "resume").returncode == 0
     one, other = (read_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert one.about["progress"]["step"] == other.about["progress"]["step"] > about["progress"]["step"]
     for name, array in one.arrays.items():

@@ -23,6 +23,7 @@ def log() -> Any:
 
 
 @pytest.mark.parametrize("delay", [1, LONG])
+@pytest.mark.quickest
 def test_online_equals_offline_with_a_session_mask(log: Any, delay: int) -> None:
     keras.utils.set_random_seed(2)
     schema = log.schema.fit(log.events)

@@ -77,6 +77,7 @@ def error(layer: ResidualQuantizer, x: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("settings", [{}, {"update": "straight_through"}, {"hidden": (16,), "dim": 4}])
+@pytest.mark.quickest
 def test_fit_reduces_the_error_and_further_levels_reduce_it_more(settings: dict[str, Any]) -> None:
     x = vectors(512)
     one, three = train(make(**{**settings, "levels": 1}), x), train(make(**settings), x)

@@ -246,6 +246,7 @@ def regret(kind: str, exploration: float, seed: int, rounds: int = 70, requests:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "logistic"])
+@pytest.mark.quickest
 def test_thompson_sampling_has_less_regret_than_greedy(kind: str) -> None:
     """Greedy keeps the first successful arm; Thompson sampling finds the best one."""
     seeds = range(6)

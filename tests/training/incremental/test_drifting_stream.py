@@ -79,6 +79,7 @@ def follow(seed: int, days: int = 4, epochs: int = 5) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.quickest
 def test_incremental_training_beats_fine_tuning_on_the_next_day() -> None:
     found = [follow(seed) for seed in range(3)]
     mean = {name: np.mean([one[name] for one in found]) for name in found[0]}
