@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ranking.losses.packed import check_arrays
 from keras_ranking.losses.reduction import PackedLoss
 from keras_ranking.losses.values import is_host
 from keras_ranking.models.compile_checks import Foreign, check_compiled, check_targets
 
+_SEEDS = "seed_generators"
+_BUILT = "built"
+
 
 class CompiledRanker(keras.Model):
     """A model of several tasks with packed targets: losses with weights by task, auxiliary outputs, and checks of both.
 
-    The subclass gives `boundaries`, `auxiliary_tasks` and `auxiliary`.
+    The subclass gives `boundaries`, `auxiliary_tasks`, `auxiliary` and `arguments`.
     """
 
     _foreign: tuple[Foreign, ...] = ()
@@ -32,6 +36,11 @@ class CompiledRanker(keras.Model):
         foreign = check_compiled(loss, settings.get("metrics"), settings.get("weighted_metrics"), self.boundaries)
         if self.auxiliary_tasks and isinstance(loss, dict) and (loss_weights is None or isinstance(loss_weights, dict)):
             loss_weights = {**dict.fromkeys(loss, 1.0), **self.auxiliary_tasks, **(loss_weights or {})}
+        optimizer = keras.optimizers.get(optimizer)
+        # Keras scales the loss under its global policy alone; this one is the model's.
+        scaled = self._half_precision and settings.get("auto_scale_loss", True)
+        if scaled and optimizer is not None and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
         super().compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights, **settings)
         self._foreign = foreign
         # What Keras saves has 'auto' replaced by what it means on this machine.
@@ -40,13 +49,41 @@ class CompiledRanker(keras.Model):
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was called with, serialised."""
         config = super().get_compile_config()
-        return {**config, "jit_compile": "auto", **self._as_given} if config else {}
+        if not config:
+            return {}
+        # Only the description of the optimiser may have a further entry: Keras's own models take the rest as arguments of `compile`.
+        optimizer = config["optimizer"] and {**config["optimizer"], _BUILT: bool(self.optimizer.built)}
+        return {**config, "optimizer": optimizer, "jit_compile": "auto", **self._as_given}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was, with the optimiser's variables made, so that their values can be loaded."""
+        built = (config.get("optimizer") or {}).get(_BUILT, True)
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
+        if self.optimizer is not None and self.built and built:
             self.optimizer.build(self.trainable_variables)
+
+    @property
+    def _half_precision(self) -> bool:
+        return self.arguments.get("dtype") == "mixed_float16"
+
+    def save_own_variables(self, store: Any) -> None:
+        """The states of seed generators, which Keras leaves out: training that goes on after loading draws the same dropout."""
+        states = self._seed_states()
+        if states:
+            store[_SEEDS] = np.stack([keras.ops.convert_to_numpy(state) for state in states])
+
+    def load_own_variables(self, store: Any) -> None:
+        states = self._seed_states()
+        if _SEEDS not in store.keys():  # noqa: SIM118 - a store of HDF5; files of earlier versions have none
+            return
+        if len(store[_SEEDS]) != len(states):
+            raise ValueError(f"the file has {len(store[_SEEDS])} seed states, and the model '{self.name}' has {len(states)}.")
+        for state, value in zip(states, store[_SEEDS], strict=True):
+            state.assign(np.asarray(value))
+
+    def _seed_states(self) -> list[Any]:
+        weights = {id(variable) for variable in self.weights}
+        return [variable for variable in self.variables if id(variable) not in weights]
 
     def fit(self, x: Any = None, y: Any = None, *arguments: Any, **settings: Any) -> Any:
         """As `keras.Model.fit`; labels and weights in arrays are checked first."""
