@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.losses.packed import Observed, check_boundaries, unpack
-from keras_ranking.losses.reduction import across_replicas, check_dtype
+from keras_ranking.losses.packed import Observed, check_boundaries
+from keras_ranking.losses.reduction import PackedLoss, reported
 
 
 def _following(values: Any, count: int) -> Any:
@@ -60,7 +60,7 @@ def check_window(window: int | None) -> int | None:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class InRequestPairwise(keras.losses.Loss):
+class InRequestPairwise(PackedLoss):
     """RankNet within the request: an item with an action should rank above an item without one.
 
         L = sum_P w_i w_j softplus(-(s_i - s_j)) / sum_P w_i w_j
@@ -94,7 +94,8 @@ class InRequestPairwise(keras.losses.Loss):
         Scalar.
 
     Raises:
-        ValueError: boundaries not increasing, window not positive, shapes that do not fit.
+        ValueError: boundaries not increasing, window not positive, shapes that do not fit, plain rows of one item, outputs of a
+            sigmoid, labels or weights that are negative or not finite.
 
     Example:
         >>> loss = kr.losses.InRequestPairwise()
@@ -113,15 +114,14 @@ class InRequestPairwise(keras.losses.Loss):
         name: str = "in_request_pairwise",
         dtype: Any = None,
     ) -> None:
-        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype)
+        super().__init__(name=name, dtype=dtype)
         self.boundaries = check_boundaries(boundaries)
         self.same_bucket = bool(same_bucket)
         self.window = check_window(window)
-        check_dtype(self.dtype)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        observed = unpack(y_true, y_pred, sample_weight, self.boundaries, self.dtype)
-        return across_replicas(pairwise_loss(observed, self.same_bucket, self.window))
+        observed = self.read(y_true, y_pred, sample_weight, lists=True)
+        return reported(pairwise_loss(observed, self.same_bucket, self.window), observed)
 
     def get_config(self) -> dict[str, Any]:
         return {

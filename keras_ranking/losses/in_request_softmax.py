@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.losses.packed import Observed, check_boundaries, request_segments, unpack
-from keras_ranking.losses.reduction import across_replicas, check_dtype
+from keras_ranking.losses.packed import Observed, check_boundaries, request_segments
+from keras_ranking.losses.reduction import PackedLoss, reported
 
 
 def softmax_loss(observed: Observed) -> Any:
@@ -32,7 +32,7 @@ def softmax_loss(observed: Observed) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class InRequestSoftmax(keras.losses.Loss):
+class InRequestSoftmax(PackedLoss):
     """Listwise loss: cross-entropy of the softmax over the items shown in one request.
 
         p_i = exp(s_i) / sum_{j in r(i)} exp(s_j)                  r(i) = the items of i's request with weight > 0
@@ -62,7 +62,8 @@ class InRequestSoftmax(keras.losses.Loss):
         Scalar.
 
     Raises:
-        ValueError: boundaries not increasing, shapes that do not fit.
+        ValueError: boundaries not increasing, shapes that do not fit, plain rows of one item, outputs of a sigmoid, labels or
+            weights that are negative or not finite.
 
     Example:
         >>> loss = kr.losses.InRequestSoftmax()
@@ -73,12 +74,12 @@ class InRequestSoftmax(keras.losses.Loss):
     """
 
     def __init__(self, boundaries: Sequence[int] = (), name: str = "in_request_softmax", dtype: Any = None) -> None:
-        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype)
+        super().__init__(name=name, dtype=dtype)
         self.boundaries = check_boundaries(boundaries)
-        check_dtype(self.dtype)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        return across_replicas(softmax_loss(unpack(y_true, y_pred, sample_weight, self.boundaries, self.dtype)))
+        observed = self.read(y_true, y_pred, sample_weight, lists=True)
+        return reported(softmax_loss(observed), observed)
 
     def get_config(self) -> dict[str, Any]:
         return {"boundaries": list(self.boundaries), "name": self.name, "dtype": self.dtype}

@@ -11,8 +11,8 @@ from keras import ops
 
 from keras_ranking.losses.in_request_pairwise import check_window, pairwise_loss
 from keras_ranking.losses.in_request_softmax import softmax_loss
-from keras_ranking.losses.packed import Observed, check_boundaries, unpack
-from keras_ranking.losses.reduction import across_replicas, check_dtype
+from keras_ranking.losses.packed import Observed, check_boundaries
+from keras_ranking.losses.reduction import PackedLoss, reported
 
 
 def cross_entropy(observed: Observed) -> Any:
@@ -25,7 +25,7 @@ def cross_entropy(observed: Observed) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ObservedTowerLoss(keras.losses.Loss):
+class ObservedTowerLoss(PackedLoss):
     """Cross-entropy of the tower of the observed position, plus weighted in-request losses.
 
         s_i = y_pred[i, bucket(position_i)]
@@ -59,7 +59,8 @@ class ObservedTowerLoss(keras.losses.Loss):
         Scalar.
 
     Raises:
-        ValueError: boundaries not increasing, a factor negative or not finite, another K, shapes that do not fit.
+        ValueError: boundaries not increasing, a factor negative or not finite, another K, shapes that do not fit, outputs of a sigmoid, a
+            label outside [0, 1] or a weight that is negative or not finite, and with an in-request loss plain rows of one item.
 
     Example:
         >>> loss = kr.losses.ObservedTowerLoss(boundaries=(4,), pairwise_weight=0.1)
@@ -71,6 +72,8 @@ class ObservedTowerLoss(keras.losses.Loss):
     Reference: CADET, arXiv:2602.11410.
     """
 
+    largest_label = 1.0
+
     def __init__(
         self,
         boundaries: Sequence[int] = (),
@@ -81,7 +84,7 @@ class ObservedTowerLoss(keras.losses.Loss):
         name: str = "observed_tower_loss",
         dtype: Any = None,
     ) -> None:
-        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype)
+        super().__init__(name=name, dtype=dtype)
         self.boundaries = check_boundaries(boundaries)
         for argument, value in (("pairwise_weight", pairwise_weight), ("listwise_weight", listwise_weight)):
             if not math.isfinite(value) or value < 0:
@@ -90,16 +93,16 @@ class ObservedTowerLoss(keras.losses.Loss):
         self.listwise_weight = float(listwise_weight)
         self.same_bucket = bool(same_bucket)
         self.window = check_window(window)
-        check_dtype(self.dtype)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        observed = unpack(y_true, y_pred, sample_weight, self.boundaries, self.dtype)
+        lists = self.pairwise_weight > 0 or self.listwise_weight > 0
+        observed = self.read(y_true, y_pred, sample_weight, lists)
         loss = cross_entropy(observed)
         if self.pairwise_weight > 0:
             loss = loss + self.pairwise_weight * pairwise_loss(observed, self.same_bucket, self.window)
         if self.listwise_weight > 0:
             loss = loss + self.listwise_weight * softmax_loss(observed)
-        return across_replicas(loss)
+        return reported(loss, observed)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -21,18 +21,39 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_ranking.losses.provenance import is_probability
+from keras_ranking.losses.values import check_labels, is_host, known, out_of_range
+
 # float32 is exact for all integers up to this one; a larger request number could become equal to the next.
 _LARGEST_EXACT = 2**24
 
 
 class Observed(NamedTuple):
-    """The inputs of a loss or metric: tensors of one shape (B, T)."""
+    """The inputs of a loss or metric: tensors of one shape (B, T), and two scalars of the whole batch."""
 
     label: Any
     logit: Any
     bucket: Any
     request: Any
     weight: Any
+    wrong_label: Any
+    wrong_weight: Any
+
+
+class Reading(NamedTuple):
+    """What a loss or metric demands of its inputs.
+
+    Attributes:
+        largest_label: labels that count are from 0 to this number.
+        lists: whether items of one request are compared, so that rows of one item hold nothing.
+        logits: whether predictions of a sigmoid are an error.
+        values: whether to look at the numbers even where that waits for a device.
+    """
+
+    largest_label: float = 1.0
+    lists: bool = False
+    logits: bool = True
+    values: bool = True
 
 
 def check_boundaries(boundaries: Sequence[int]) -> tuple[int, ...]:
@@ -48,7 +69,7 @@ def targets(label: Any, position: Any = None, request: Any = None) -> np.ndarray
     """Label, position and request of every token -> packed targets float32 (..., T, 3). numpy.
 
     Args:
-        label: (..., T) numbers. NaN (unknown) is kept: give such a token weight 0.
+        label: (..., T) numbers >= 0. NaN (unknown) is kept: give such a token weight 0.
         position: (..., T) whole numbers >= 0, 1-based rank shown. None: 0 everywhere (no position).
         request: (..., T) whole numbers from 0 to 2^24, numbered within the row. None: 0 everywhere (a row is one request).
 
@@ -56,13 +77,17 @@ def targets(label: Any, position: Any = None, request: Any = None) -> np.ndarray
         float32 array (..., T, 3).
 
     Raises:
-        ValueError: shapes differ, or a position or request is not a whole number in its range.
+        ValueError: shapes differ, a label is negative or infinite, or a position or request is not a whole number in its range.
 
     Example:
         >>> kr.losses.targets([[1, 0, 0]], position=[[1, 2, 3]]).shape
         (1, 3, 3)
     """
     labels = np.asarray(label, dtype=np.float32)
+    wrong = (labels < 0) | np.isinf(labels)
+    if wrong.any():
+        where = tuple(int(index) for index in np.argwhere(wrong)[0])
+        raise ValueError(f"`label` must hold finite numbers >= 0, and NaN where it is unknown. Received: {labels[where]} at {where}")
     columns = [labels]
     for name, values in (("position", position), ("request", request)):
         column = np.zeros(labels.shape) if values is None else np.asarray(values, dtype=np.float64)
@@ -182,7 +207,7 @@ def is_packed(y_true: Any, y_pred: Any) -> bool:
     return rank == 3 and y_true.shape[-1] in (3, None) and len(y_pred.shape) in (2, 3)
 
 
-def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[int], dtype: str) -> Observed:
+def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[int], dtype: str, reading: Reading | None = None) -> Observed:
     """Targets, logits and weights as tensors (B, T), from packed or from plain input.
 
     Packed: `y_true` (B, T, 3), `y_pred` (B, T, K), or (B, T) for K = 1. Plain: `y_true` (B, N) or (B,), `y_pred` (B, N),
@@ -190,8 +215,17 @@ def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[in
 
     Tokens of weight 0 get label 0 and logit 0, without gradient: values of padding, even NaN, change neither value nor
     gradient.
+
+    Raises:
+        ValueError: shapes that do not fit, or what `reading` excludes, where it is known.
     """
-    mask = getattr(y_pred, "_keras_mask", None)
+    reading = Reading() if reading is None else reading
+    mask, given = getattr(y_pred, "_keras_mask", None), (y_true, sample_weight)
+    if reading.logits and is_probability(y_pred):
+        raise ValueError(
+            "`y_pred` must be logits, to which a sigmoid is applied here. Received: the output of a sigmoid or softmax; "
+            "leave out the activation of the last layer"
+        )
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.cast(ops.convert_to_tensor(y_pred), dtype)
     if is_packed(y_true, y_pred):
         if len(y_pred.shape) == 2:
@@ -200,12 +234,40 @@ def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[in
     else:
         label, logit = _plain(y_true, y_pred, boundaries, dtype)
         bucket = request = ops.zeros_like(label, dtype="int32")
+        if reading.lists and 1 in (label.shape[1], logit.shape[1]):
+            raise ValueError(
+                "`y_true` must hold the items of a request in a row, (B, N) with N > 1, or be packed targets (B, T, 3) that name the "
+                f"request of each item (`keras_ranking.losses.targets`). Received: {tuple(y_true.shape)}, where each row is a "
+                "request of one item and nothing can be compared"
+            )
     weight = _weights(sample_weight, label)
     if mask is not None and len(mask.shape) == len(weight.shape):
         weight = weight * ops.cast(mask, weight.dtype)
+    wrong_label, wrong_weight = out_of_range(label, weight, reading.largest_label)
+    if all(part is None or is_host(part) for part in given) and mask is None:
+        check_arrays(*given, reading.largest_label)
+    elif reading.values and (known(wrong_label) or known(wrong_weight)):
+        check_labels(ops.convert_to_numpy(label), ops.convert_to_numpy(weight), reading.largest_label)
     counted = weight > 0
     nothing = ops.zeros_like(label)
-    return Observed(ops.where(counted, label, nothing), ops.where(counted, logit, nothing), bucket, request, weight)
+    label, logit = ops.where(counted, label, nothing), ops.where(counted, logit, nothing)
+    return Observed(label, logit, bucket, request, weight, wrong_label, wrong_weight)
+
+
+def check_arrays(y_true: Any, sample_weight: Any, largest: float) -> None:
+    """Check labels and weights in arrays or lists, packed or plain.
+
+    Raises:
+        ValueError: a label that counts outside [0, `largest`], or a weight that is negative or not finite.
+    """
+    label: np.ndarray = np.asarray(y_true)
+    label = label[..., 0] if label.ndim == 3 else label
+    weight = np.ones(label.shape) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if weight.ndim == label.ndim + 1:
+        weight = weight[..., 0]
+    if weight.ndim < label.ndim:
+        weight = weight.reshape(weight.shape + (1,) * (label.ndim - weight.ndim))
+    check_labels(np.broadcast_to(label, np.broadcast_shapes(label.shape, weight.shape)), np.broadcast_to(weight, label.shape), largest)
 
 
 def request_segments(request: Any) -> tuple[Any, Any]:

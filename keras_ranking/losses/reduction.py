@@ -7,12 +7,46 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.losses.packed import Observed, Reading, unpack
+from keras_ranking.losses.values import LARGEST_GRADE, is_host, known
+
 
 class _Mean(keras.losses.Loss):
     """Keras' reduction of a value that is a scalar already: divides by the number of replicas of a `tf.distribute` strategy."""
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         return y_pred
+
+
+class PackedLoss(keras.losses.Loss):
+    """A loss of packed targets: reads them, and checks the numbers where they are known.
+
+    Numbers are always checked in arrays, and in tensors at the first call, so that a step never waits for a device again. Inside a compiled
+    step they are not known: a label or weight out of range makes the loss NaN there.
+    """
+
+    largest_label = LARGEST_GRADE
+    boundaries: tuple[int, ...]  # of the subclass
+
+    def __init__(self, name: str, dtype: Any) -> None:
+        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype)
+        check_dtype(self.dtype)
+        self._looked = False
+
+    def read(self, y_true: Any, y_pred: Any, sample_weight: Any, lists: bool) -> Observed:
+        """The batch as tensors (B, T). `lists`: items of a request are compared, so that plain rows of one item are an error."""
+        reading = Reading(self.largest_label, lists, logits=True, values=not self._looked)
+        observed = unpack(y_true, y_pred, sample_weight, self.boundaries, self.dtype, reading)
+        if not self._looked and not is_host(y_true):
+            self._looked = known(observed.wrong_label) is not None
+        return observed
+
+
+def reported(value: Any, observed: Observed) -> Any:
+    """A scalar loss, NaN for a batch with a label or weight out of range, scaled for replicas."""
+    wrong = ops.logical_or(observed.wrong_label, observed.wrong_weight)
+    one = ops.ones_like(value)
+    return across_replicas(value * ops.where(wrong, one * float("nan"), one))
 
 
 def across_replicas(value: Any) -> Any:

@@ -96,7 +96,7 @@ class CalibrationError(ObservedBase):
         mass, lower, upper = self._edges()
         chosen = ops.cast(ops.clip(ops.floor(0.5 * (lower + upper)), 0, self.bins - 1), "int32")
         residual = ops.segment_sum(self._residual.value, chosen, self.bins)
-        return quotient(ops.sum(ops.abs(residual)), ops.sum(mass))
+        return self._checked(quotient(ops.sum(ops.abs(residual)), ops.sum(mass)))
 
     def bound(self) -> Any:
         """Upper bound of the difference of `result()` and the exact `calibration_error` of the same predictions."""

@@ -71,7 +71,7 @@ class GroupedAUC(ObservedBase):
         sample_weight: (B, T) or (B,); 0 excludes the token. It is passed only to metrics in `weighted_metrics` of `compile`.
 
     Raises:
-        ValueError: shapes that do not fit, rows of more than 46,340 tokens.
+        ValueError: shapes that do not fit, plain rows of one item, a negative label, rows of more than 46,340 tokens.
 
     Example:
         >>> metric = kr.metrics.GroupedAUC()
@@ -79,6 +79,8 @@ class GroupedAUC(ObservedBase):
         >>> round(float(metric.result()), 4)  # (1 + 0.25) / 2
         0.625
     """
+
+    _ranks = True
 
     def __init__(self, boundaries: Sequence[int] = (), name: str = "grouped_auc", dtype: Any = None) -> None:
         super().__init__(boundaries=boundaries, from_logits=True, name=name, dtype=dtype)
@@ -96,7 +98,7 @@ class GroupedAUC(ObservedBase):
         self._requests.add(requests)
 
     def result(self) -> Any:
-        return quotient(self._sum.value, self._requests.value)
+        return self._checked(quotient(self._sum.value, self._requests.value))
 
     def get_config(self) -> dict[str, Any]:
         return {"boundaries": list(self.boundaries), "name": self.name, "dtype": self.dtype}

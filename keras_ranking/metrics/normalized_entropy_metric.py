@@ -66,4 +66,4 @@ class NormalizedEntropy(ObservedBase):
         one = ops.ones_like(rate)
         rate, negative = ops.where(both, rate, one), ops.where(both, negative, one)
         entropy = -(rate * ops.log(rate) + negative * ops.log(negative))
-        return quotient(quotient(self._loss.value, weight), ops.where(both, entropy, ops.zeros_like(entropy)))
+        return self._checked(quotient(quotient(self._loss.value, weight), ops.where(both, entropy, ops.zeros_like(entropy))))

@@ -57,9 +57,10 @@ class Observed(ObservedBase):
         self.metric.update_state(label, chance, sample_weight=ops.reshape(observed.weight, (-1,)))
 
     def result(self) -> Any:
-        return self.metric.result()
+        return keras.tree.map_structure(self._checked, self.metric.result())
 
     def reset_state(self) -> None:
+        super().reset_state()
         self.metric.reset_state()
 
     def get_config(self) -> dict[str, Any]:

@@ -51,4 +51,4 @@ class ObservedOverExpected(ObservedBase):
         self._expected.add(ops.sum(observed.weight * probability_of(observed, logits)))
 
     def result(self) -> Any:
-        return quotient(self._observed.value, self._expected.value)
+        return self._checked(quotient(self._observed.value, self._expected.value))

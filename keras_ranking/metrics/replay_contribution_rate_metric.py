@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ranking.losses.packed import is_packed, request_segments, unpack
+from keras_ranking.losses.packed import Reading, is_packed, request_segments, unpack
+from keras_ranking.losses.values import LARGEST_GRADE
 from keras_ranking.metrics.observed_base import ObservedBase, quotient
 from keras_ranking.metrics.running_sum import RunningSum
 
@@ -53,6 +54,8 @@ class ReplayContributionRate(ObservedBase):
         (0.5, 2.0)
     """
 
+    _ranks = True
+
     def __init__(self, boundaries: Sequence[int] = (), tower: int = 0, name: str = "replay_contribution_rate", dtype: Any = None) -> None:
         super().__init__(boundaries=boundaries, from_logits=True, name=name, dtype=dtype)
         if isinstance(tower, bool) or not isinstance(tower, int) or not 0 <= tower <= len(self.boundaries):
@@ -62,7 +65,7 @@ class ReplayContributionRate(ObservedBase):
         self._matched = RunningSum(self, "matched")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        mask = getattr(y_pred, "_keras_mask", None)
+        mask, as_given = getattr(y_pred, "_keras_mask", None), y_true
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         if not is_packed(y_true, y_pred):
             shapes = f"y_true {tuple(y_true.shape)}, y_pred {tuple(y_pred.shape)}"
@@ -74,7 +77,8 @@ class ReplayContributionRate(ObservedBase):
         chosen = y_pred if len(y_pred.shape) == 2 else y_pred[..., self.tower]
         if mask is not None:
             chosen._keras_mask = mask
-        observed = unpack(y_true, chosen, sample_weight, (), self.dtype)
+        observed = unpack(as_given, chosen, sample_weight, (), self.dtype, Reading(LARGEST_GRADE, logits=False, values=False))
+        self._watch(observed, probabilities=False)
         total, matched = self._matches(ops.equal(ops.cast(y_true[..., 1], "int32"), 1), observed)
         wrong = ops.any(ops.isnan(observed.logit))
         self._contributions.add(ops.where(wrong, ops.full_like(total, float("nan")), total))
@@ -97,7 +101,7 @@ class ReplayContributionRate(ObservedBase):
         return ops.sum(match * label), ops.sum(match)
 
     def result(self) -> Any:
-        return quotient(self._contributions.value, self._matched.value)
+        return self._checked(quotient(self._contributions.value, self._matched.value))
 
     def matched(self) -> Any:
         """Weight of the matched requests: their number if all weights are 1 and there are no ties."""

@@ -12,12 +12,13 @@ import numpy as np
 
 from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import ObservedTowerLoss
+from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
 from keras_ranking.schema import Schema
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(keras.Model):
+class RankingModel(CompiledRanker):
     """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
     * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
@@ -106,39 +107,6 @@ class RankingModel(keras.Model):
         """`ObservedTowerLoss` for each task with this model's towers, for `compile(loss=...)`; `settings` as that class takes."""
         settings = {**getattr(self._graphs.wiring, "loss_settings", {}), **settings}
         return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
-
-    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, **settings: Any) -> None:
-        """As `keras.Model.compile`; an auxiliary task has the weight it was given to the model, unless `loss_weights` has one."""
-        if self.auxiliary_tasks and isinstance(loss, dict) and (loss_weights is None or isinstance(loss_weights, dict)):
-            loss_weights = {**dict.fromkeys(loss, 1.0), **self.auxiliary_tasks, **(loss_weights or {})}
-        super().compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights, **settings)
-
-    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
-        """The compiled loss of the tasks, and of auxiliary outputs against the labels of theirs."""
-        if not self.auxiliary or not isinstance(y_pred, dict):
-            return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
-        total = super().compute_loss(x=x, y=y, y_pred=self.of_tasks(y_pred), sample_weight=sample_weight, training=training)
-        return total + self.auxiliary_loss(y, y_pred, sample_weight)
-
-    def auxiliary_loss(self, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """What `compute_loss` adds for auxiliary outputs: the loss of their task, times their own weight and the task's."""
-        total = 0.0
-        for output, (task, weight) in self.auxiliary.items():
-            loss = keras.losses.get(self.loss[task] if isinstance(self.loss, dict) else self.loss)
-            rows = sample_weight[task] if isinstance(sample_weight, dict) else sample_weight
-            weights = self._compile_loss._user_loss_weights
-            of_task = weights.get(task, 1.0) if isinstance(weights, dict) else 1.0
-            total = total + of_task * weight * loss(y[task], y_pred[output], sample_weight=rows)
-        return total
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        return super().compute_metrics(x, y, self.of_tasks(y_pred), sample_weight)
-
-    def of_tasks(self, outputs: Any) -> Any:
-        """Outputs without the auxiliary ones."""
-        if not self.auxiliary or not isinstance(outputs, dict):
-            return outputs
-        return {name: value for name, value in outputs.items() if name not in self.auxiliary}
 
     # -- the two phases --------------------------------------------------------------------------------------------------
 

@@ -115,8 +115,7 @@ def test_fit_learns_and_compiled_steps_give_the_same_losses(schema: kr.Schema, r
         model.compile(
             optimizer=keras.optimizers.Adam(1e-2),
             loss=model.losses_by_task(pairwise_weight=0.1, window=rows.max_request),
-            metrics={"click": [kr.metrics.GroupedAUC(boundaries=model.boundaries, name="impression_auc")]},
-            weighted_metrics=[],
+            weighted_metrics={"click": [kr.metrics.GroupedAUC(boundaries=model.boundaries, name="impression_auc")]},
             jit_compile=compiled,
         )
         fitted = model.fit(PackedDataset(rows, 2, inputs=model.input_columns, seed=0), epochs=3, verbose=0).history

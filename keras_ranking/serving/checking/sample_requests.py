@@ -109,6 +109,34 @@ def random_raw(
     return out
 
 
+def spoilt(batch: Mapping[str, np.ndarray], inputs: Specs) -> list[dict[str, np.ndarray]]:
+    """Copies of a batch whose last request has one invalid value each: an id outside its table, a number that is not finite, a time
+    before the epoch, a count that is negative or larger than its tensors.
+
+    Args:
+        batch: at least one request, each with an event and a candidate where the model reads them.
+        inputs: of its signature.
+    """
+    faults: list[tuple[str, Any]] = []
+    for axis, count in AXES.items():
+        cells = [name for name, spec in inputs.items() if spec["axis"] == axis]
+        if not cells:
+            continue
+        faults += [(count, value) for value in (-1, batch[cells[0]].shape[1] + 1) if count in inputs]
+        ids = next((name for name in cells if inputs[name]["rows"] is not None), None)
+        faults += [] if ids is None else [(ids, inputs[ids]["rows"]), (ids, -1)]
+        numbers = next((name for name in cells if "float" in inputs[name]["dtype"]), None)
+        faults += [] if numbers is None else [(numbers, np.inf)]
+        faults += [(numbers, np.nan)] if numbers is not None and inputs[numbers]["dtype"] == "float32" else []
+    faults += [("request_time", -1)] if "request_time" in inputs else []
+    made = []
+    for name, value in faults:
+        values = batch[name].copy()
+        values[(-1, *[0] * (values.ndim - 1))] = value
+        made.append({**batch, name: values})
+    return made
+
+
 def alone(batch: Mapping[str, np.ndarray], inputs: Specs, row: int) -> dict[str, np.ndarray]:
     """Request `row` alone, cut to its own lengths (at least 1, with zeros if the length is 0)."""
     out = {}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from keras_ranking.schema import Schema
-from keras_ranking.serving.checking.sample_requests import alone, random_raw, random_requests
+from keras_ranking.serving.checking.sample_requests import alone, random_raw, random_requests, spoilt
 from keras_ranking.serving.checking.worker_process import ExportError, run_worker
-from keras_ranking.serving.protocol.model_folder import ENCODE, EXPLORE, FEATURES, RAW, SCORE, SIGNATURE
+from keras_ranking.serving.protocol.model_folder import ENCODE, EXPLORE, FEATURES, INVALID_SCORE, RAW, SCORE, SIGNATURE
 from keras_ranking.serving.protocol.raw_values import encode_raw
 
 Batch = dict[str, np.ndarray]
@@ -24,6 +24,7 @@ _LENGTHS = (
     ((0, 0), (4, 1)),
     ((65, 64, 2), (33, 1, 32)),
 )
+_SPOILT = ((2, 2), (2, 1))  # lengths of a batch whose second request is invalid
 _BEYOND = 2  # cells with invalid values after the longest request
 
 
@@ -63,10 +64,20 @@ def verify(
             _save(cases, signature, number, batch, expected)
             if signature == SIGNATURE and ENCODE in signatures and number in (0, len(lengths) - 1):
                 _save(cases, COMPOSED, number, batch, expected)
+        batch = random_requests(inputs, *_SPOILT, seed=3, hostile=False)
+        expected = _with_mark(keras_scores(graph, {name: values[:1] for name, values in batch.items()}, inputs))
+        for number, invalid in enumerate(spoilt(batch, inputs), start=len(lengths)):
+            for name in (signature, COMPOSED) if signature == SIGNATURE and ENCODE in signatures else (signature,):
+                _save(cases, name, number, invalid, expected)
     if RAW in signatures:
         raw, serving = signatures[RAW]["inputs"], signatures[SIGNATURE]["inputs"]
         batch = random_raw(schema, raw, *lengths[0], seed=1, wild=False)
         _save(cases, RAW, 0, batch, keras_scores(model.serving_model, encode_raw(schema, raw, batch), serving))
+        batch = random_raw(schema, raw, *_SPOILT, seed=3, wild=False)
+        good = encode_raw(schema, raw, {name: values[:1] for name, values in batch.items()})
+        expected = _with_mark(keras_scores(model.serving_model, good, serving))
+        for number, invalid in enumerate(spoilt(batch, raw), start=1):
+            _save(cases, RAW, number, invalid, expected)
         batch = random_raw(schema, raw, (0, 1, 40), (50, 1, 3), seed=2)
         _save(cases, FEATURES, 0, batch, encode_raw(schema, raw, batch))
     run_worker("keras_ranking.serving.checking.verification_worker", [str(target), str(cases)], work)
@@ -105,6 +116,11 @@ def keras_scores(graph: Any, batch: Batch, inputs: Mapping[str, Mapping[str, Any
             }
         )
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _with_mark(scores: Batch) -> Batch:
+    """The scores, and a second request that is marked as invalid."""
+    return {name: np.concatenate([values, np.full_like(values, INVALID_SCORE)]) for name, values in scores.items()}
 
 
 def _save(cases: Path, signature: str, number: int, batch: Batch, expected: Batch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.schema import Schema
-from keras_ranking.serving.client.encoding import Encoder, LogRows, as_requests, checked_inputs, chosen, positive
+from keras_ranking.serving.client.encoding import Encoder, LogRows, as_requests, checked_inputs, checked_outputs, chosen, positive
 from keras_ranking.serving.client.grpc_transport import ClientTls, GrpcTransport, Target, Tensors, Transport
 from keras_ranking.serving.client.rest_transport import RestTransport
 from keras_ranking.serving.client.retry import Retry
@@ -175,6 +175,9 @@ class Client:
     def predict(self, inputs: Mapping[str, Any], signature: str | None = None, timeout: float | None = None) -> Tensors:
         """Outputs of any signature for given tensors, batch first; text as `str` or `bytes`.
 
+        A server that batches calls replies to an invalid request (such as one with an id outside its table) with the score -1 for all
+        its candidates. `predict` returns it as it is; the other methods raise INVALID_ARGUMENT.
+
         Args:
             inputs: name -> array.
             signature: None: the client's.
@@ -195,7 +198,8 @@ class Client:
         """
         request = Request(history, pd.DataFrame(index=[0]), request_time)
         signature = chosen(self.signatures(), ENCODE)
-        return self._transport.predict(signature, pad_requests([self._encoder.tensors(request, signature)]), self._timeout)
+        cache = self._transport.predict(signature, pad_requests([self._encoder.tensors(request, signature)]), self._timeout)
+        return dict(checked_outputs(cache))
 
     def score_cached(self, cache: Tensors, candidates: pd.DataFrame, request_time: Any) -> pd.DataFrame:
         """Scores of candidates after a cached history, by the signature `score_candidates`; as `score` returns them.
@@ -239,7 +243,8 @@ class Client:
         frames: list[pd.DataFrame] = []
         for tensors, part in self._encoder.batches(requests, signature, batch):
             outputs = self._transport.predict(signature, tensors, self._timeout if timeout is None else timeout)
-            frames += [self._encoder.frame(outputs, row, request.candidates) for row, request in enumerate(part)]
+            first = len(frames)
+            frames += [self._encoder.frame(outputs, row, request.candidates, first + row) for row, request in enumerate(part)]
         return frames
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.protocol.marks import error_of, marked
 from keras_ranking.serving.protocol.model_folder import RAW
 from keras_ranking.serving.protocol.raw_requests import raw_request_tensors
 from keras_ranking.serving.protocol.requests import Request, pad_requests, request_tensors
@@ -53,8 +54,13 @@ class Encoder:
             return raw_request_tensors(*arguments, Signature(RAW, inputs, signature.outputs))
         return request_tensors(*arguments, sorted(inputs))
 
-    def frame(self, outputs: Mapping[str, np.ndarray], row: int, candidates: pd.DataFrame) -> pd.DataFrame:
-        """Scores of the request in one row of the outputs, with the index of its candidates."""
+    def frame(self, outputs: Mapping[str, np.ndarray], row: int, candidates: pd.DataFrame, number: int = 0) -> pd.DataFrame:
+        """Scores of the request in one row of the outputs, with the index of its candidates; `number` is that of the request in errors.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT where the model has marked the request; see `checked_outputs`.
+        """
+        checked_outputs({name: values[row : row + 1] for name, values in outputs.items()}, number)
         columns = {task: np.asarray(outputs[task][row, : len(candidates)]) for task in self.scored(outputs)}
         return pd.DataFrame(columns, index=candidates.index)
 
@@ -115,6 +121,7 @@ class LogRows:
         tasks = self._encoder.scored(parts[0][0]) if parts else self._encoder.tasks or [task.name for task in self._encoder.schema.tasks]
         columns = {task: np.full(len(self._events), np.nan, dtype=np.float32) for task in tasks}
         for outputs, rows in parts:
+            checked_outputs(outputs)
             cells = rows >= 0
             for task in tasks:
                 columns[task][rows[cells]] = outputs[task][:, : rows.shape[1]][cells]
@@ -149,6 +156,18 @@ def chosen(signatures: Mapping[str, Signature], name: str) -> Signature:
     if name not in signatures:
         raise ServingError("FAILED_PRECONDITION", f'signature "{name}" not found. The model has: {sorted(signatures)}')
     return signatures[name]
+
+
+def checked_outputs(outputs: Mapping[str, np.ndarray], first: int = 0) -> Mapping[str, np.ndarray]:
+    """The outputs of a call whose first request has the number `first`.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT where the model has marked a request instead of scoring it, which servers do that batch calls.
+    """
+    rows = marked(outputs)
+    if rows.any():
+        raise error_of(rows, first=first)
+    return outputs
 
 
 def checked_inputs(signature: Signature, inputs: Mapping[str, Any]) -> Tensors:

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_ranking.serving.exporting.signatures import Endpoint, Tensors
-from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, SCORE, SIGNATURE
+from keras_ranking.serving.protocol.model_folder import AXES, CACHE, ENCODE, EXPLORE, SCORE, SIGNATURE
 
 Lengths = Sequence[int]
 
@@ -50,7 +50,7 @@ def by_bucket(
         endpoint: with the plain body.
         history, candidates: lengths.
         make: lengths by axis -> function of the padded tensors.
-        plain: whether longer requests run in the plain body; False: they are an error.
+        plain: whether longer requests run in the plain body; False: their scores are NaN, which `guarded` marks.
     """
     axes = {axis: sizes for axis, sizes in (("history", history), ("candidate", candidates)) if _first(endpoint, axis)}
     pairs: list[dict[str, int]] = [{}]
@@ -59,12 +59,13 @@ def by_bucket(
     functions = [make(pair) for pair in pairs]
 
     def body(tensors: Tensors) -> Tensors:
+        tensors = dict(tensors)
         width = {axis: tf.shape(tensors[_first(endpoint, axis)])[1] for axis in axes}
         index, inside = tf.constant(0), tf.constant(True)
         for axis, sizes in axes.items():
             place = tf.searchsorted(tf.constant(sizes), width[axis][None])[0]
             inside &= place < len(sizes)
-            index = index * len(sizes) + place
+            index = index * len(sizes) + tf.minimum(place, len(sizes) - 1)
 
         def run(number: int) -> Tensors:
             given = {name: padded(x, endpoint.inputs[name]["axis"], pairs[number]) for name, x in tensors.items()}
@@ -73,9 +74,10 @@ def by_bucket(
         branches: list[Any] = [lambda number=number: run(number) for number in range(len(pairs))]
         if plain:
             return dict(tf.switch_case(tf.where(inside, index, len(pairs)), [*branches, lambda: endpoint.body(tensors)]))
-        longest = {axis: max(sizes) for axis, sizes in axes.items()}
-        tf.debugging.Assert(inside, [f"this model is compiled for at most {longest} entries a list"])
-        return dict(tf.switch_case(tf.where(inside, index, 0), branches))
+        shorter, beyond = _shortened(tensors, {axis: max(sizes) for axis, sizes in axes.items()})
+        tensors.update(shorter)
+        outputs = dict(tf.switch_case(index, branches))
+        return {name: _wide(x, endpoint.outputs[name]["axis"], width, beyond) for name, x in outputs.items()}
 
     return replace(endpoint, body=body)
 
@@ -134,6 +136,26 @@ def padded(x: Any, axis: str | None, lengths: dict[str, int]) -> Any:
     x = x[:, : lengths[axis]]
     x.set_shape([x.shape[0], lengths[axis], *x.shape[2:]])
     return x
+
+
+def _shortened(tensors: Tensors, longest: dict[str, int]) -> tuple[Tensors, Any]:
+    """Counts of at most the longest bucket, and (B,) bool: requests with a larger one."""
+    beyond = tf.zeros(tf.shape(next(iter(tensors.values())))[:1], tf.bool)
+    counts = {}
+    for axis, size in longest.items():
+        name = AXES[axis]
+        if name in tensors:
+            beyond |= tensors[name] > size
+            counts[name] = tf.minimum(tensors[name], size)
+    return counts, beyond
+
+
+def _wide(x: Any, axis: str | None, width: dict[str, Any], beyond: Any) -> Any:
+    """Scores at the width of the request, zero beyond the bucket; NaN in requests that are longer than it."""
+    rest = len(x.shape) - 1
+    if axis in width:
+        x = tf.pad(x, [[0, 0], [0, tf.maximum(width[axis] - tf.shape(x)[1], 0)], *[[0, 0]] * (rest - 1)])
+    return tf.where(tf.reshape(beyond, [-1] + [1] * rest), tf.constant(float("nan"), x.dtype), x)
 
 
 def _cut(outputs: Tensors, endpoint: Endpoint, width: dict[str, Any]) -> Tensors:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_ranking.schema import Schema
 from keras_ranking.serving.exporting.buckets import Lengths, by_bucket
+from keras_ranking.serving.exporting.guard import guarded
 from keras_ranking.serving.exporting.signatures import Endpoint, specs, with_raw
 from keras_ranking.serving.protocol.model_folder import SIGNATURE
 
@@ -44,5 +45,5 @@ def endpoints(model: Any, schema: Schema, history: Lengths, candidates: Lengths,
         return lambda tensors: converted(values, tensors)
 
     plain = Endpoint(dict, inputs, outputs, values)
-    made = {SIGNATURE: by_bucket(plain, history, candidates, make, plain=False)}
+    made = guarded({SIGNATURE: by_bucket(plain, history, candidates, make, plain=False)})
     return with_raw(made, schema, raw_ids)

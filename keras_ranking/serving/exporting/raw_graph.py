@@ -1,8 +1,9 @@
 """The schema's encoding as a TensorFlow graph: raw values of the log -> serving tensors, bit for bit as in numpy.
 
 XLA cannot compile strings, and a compiler that fuses a product and a sum changes the last bit: everything here is placed on the
-CPU and excluded from auto-clustering. Values that are errors of the schema (a missing number without a replacement, a negative
-one under a logarithm, a time before the epoch) are errors of the graph too, with the column's name, in counted cells.
+CPU and excluded from auto-clustering. Values that the schema refuses (a missing number without a replacement, a negative one under a
+logarithm, a time before the epoch) become NaN, a time -1, in counted cells: `guarded` then marks the request. They are no errors of
+the graph, because a server that batches calls would fail the other calls of the batch as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from keras_ranking.serving.protocol.raw_values import Specs, column_of
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _INT32_MAX = 2**31 - 1
+_NAN = np.float32(np.nan)
 
 
 class RawEncoder:
@@ -65,32 +67,27 @@ class RawEncoder:
         elif isinstance(column, (Id, Category)):
             rows = _hashed(_text(value), column.buckets)
         else:
-            kept = _kept(value, counted)
-            _require(tf.math.is_finite(kept), f"column `{column.name}` must hold finite numbers")
-            return kept
+            return _finite_or_nan(_kept(value, counted))
         return _kept(rows, counted)
 
     def _time(self, value: Any, counted: Any) -> Any:
         after = _kept(value - self.schema.epoch, counted)
-        _require(
-            (after >= 0) & (after <= _INT32_MAX), f"column `{self.schema.time}` must hold Unix seconds, at most 68 years after the epoch"
-        )
-        return tf.cast(after, tf.int32)
+        return tf.cast(tf.where((after >= 0) & (after <= _INT32_MAX), after, -1), tf.int32)
 
     def _number(self, column: Number, value: Any, counted: Any) -> Any:
         numbers = value
         if column.missing is not None:
             numbers = tf.where(tf.math.is_nan(numbers), tf.constant(column.missing, tf.float64), numbers)
         numbers = _kept(numbers, counted)
-        _require(tf.math.is_finite(numbers), f"column `{column.name}` must hold finite numbers")
+        good = tf.math.is_finite(numbers)
         if column.transform.startswith("log1p"):
-            _require(numbers >= 0, f"column `{column.name}` has transform {column.transform} and must not be negative")
-            numbers = _log1p(numbers)
+            good &= numbers >= 0
+            numbers = _log1p(tf.where(good, numbers, 0.0))
         if column.transform.endswith("standardise"):
             numbers = (numbers - column.mean) / column.std
         numbers = _kept(numbers, counted)
-        _require(tf.abs(numbers) <= _FLOAT32_MAX, f"column `{column.name}` has a value too large for float32")
-        return _to_float32(numbers)
+        good &= tf.abs(numbers) <= _FLOAT32_MAX
+        return tf.where(good, _to_float32(tf.where(good, numbers, 0.0)), _NAN)
 
 
 def _text(value: Any) -> Any:
@@ -133,5 +130,5 @@ def _kept(value: Any, counted: Any) -> Any:
     return tf.where(counted, value, tf.zeros([], value.dtype))
 
 
-def _require(good: Any, message: str) -> None:
-    tf.debugging.Assert(tf.reduce_all(good), [message], name="require")
+def _finite_or_nan(x: Any) -> Any:
+    return tf.where(tf.math.is_finite(x), x, _NAN)

@@ -146,7 +146,7 @@ def _skew(model: Any, target: Path, events: Any, options: Options) -> dict[str, 
 
 def _write_graph(model: Any, schema: Schema, target: Path, options: Options) -> dict[str, Any]:
     """Write the SavedModel; returns its endpoints."""
-    from keras_ranking.serving.exporting import buckets, signatures
+    from keras_ranking.serving.exporting import buckets, guard, signatures
 
     if options.through == "jax":
         from keras_ranking.serving.exporting import jax_export
@@ -156,7 +156,7 @@ def _write_graph(model: Any, schema: Schema, target: Path, options: Options) -> 
         made = signatures.trunk_endpoints(model, schema)
         if options.xla:
             made = buckets.compiled(made, *options.buckets(model))
-        made = signatures.with_raw(made, schema, options.raw_ids)
+        made = signatures.with_raw(guard.guarded(made), schema, options.raw_ids)
     signatures.write(made, target)
     return made
 

@@ -29,6 +29,11 @@ ENCODE = "encode_history"
 SCORE = "score_candidates"
 CACHE = "cache_"
 """Prefix of the outputs of `encode_history`, which are inputs of `score_candidates`."""
+CACHE_LENGTH, CACHE_TIME = "cache_length", "cache_time"
+INVALID_SCORE = -1.0
+"""Every score of a request that the graph cannot score: no probability has this value."""
+INVALID_CACHE = -3.4028234663852886e38
+"""Every float of the cache of a history that the graph cannot read: the lowest float32."""
 WARMUP_FILE = "tf_serving_warmup_requests"
 HISTORY_LENGTH = "history_length"
 CANDIDATE_COUNT = "candidate_count"

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from keras_ranking.serving.protocol import marks
 from keras_ranking.serving.protocol.errors import ServingError, busy, not_found, too_large
+from keras_ranking.serving.protocol.model_folder import FEATURES, RAW
 from keras_ranking.serving.protocol.signature import Signature
 from keras_ranking.serving.server.limits import Limits
 from keras_ranking.serving.server.logs import CALL
@@ -101,7 +103,7 @@ class Service:
             seconds: deadline of the caller, from the beginning of the call; None: `limits.deadline_seconds`.
 
         Raises:
-            ServingError: invalid inputs, a full queue, a deadline, a failing model.
+            ServingError: invalid inputs, a request that the graph has marked, a full queue, a deadline, a failing model.
         """
         call.signature, call.version = signature.name, servable.version
         call.rows = signature.check(inputs)
@@ -116,6 +118,25 @@ class Service:
             raise ServingError("DEADLINE_EXCEEDED", "the deadline passed before the call was read")
         waiting = servable.batcher.submit(signature, inputs, call.rows, deadline)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(waiting), left)
+            outputs = await asyncio.wait_for(asyncio.wrap_future(waiting), left)
         except TimeoutError:
             raise ServingError("DEADLINE_EXCEEDED", f"no scores within {allowed:.3g} s") from None
+        if servable.model.card is not None:
+            await _check_marks(servable, signature.name, inputs, outputs)
+        return outputs
+
+
+async def _check_marks(servable: Servable, signature: str, inputs: Tensors, outputs: Tensors) -> None:
+    """Raise INVALID_ARGUMENT for requests that the graph has marked, with the name of the input where `raw_features` tells it."""
+    if signature == FEATURES:
+        refused = marks.refused_values(outputs)
+        if refused:
+            raise marks.error_of(np.zeros(0, dtype=bool), refused)
+        return
+    rows = marks.marked(outputs)
+    if not rows.any():
+        return
+    values = None
+    if signature == RAW and FEATURES in servable.model.signatures:
+        values = marks.refused_values(await asyncio.to_thread(servable.model.run, FEATURES, inputs))
+    raise marks.error_of(rows, values)

@@ -38,6 +38,8 @@ def loss_function(model: Any, loss: Any) -> Callable[[Any, Any, Any], Any]:
         def own(y: Any, y_pred: Any, weight: Any) -> Any:
             auxiliary = getattr(model, "auxiliary_loss", None)  # of a RankingModel, whose further outputs have no separate loss
             outputs = y_pred if auxiliary is None else model.of_tasks(y_pred)
+            if auxiliary is not None:
+                model.check_targets(y)
             if not compiled.built:
                 compiled.build(y, outputs)
             total = compiled(y, outputs, weight)

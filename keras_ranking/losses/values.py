@@ -1,0 +1,57 @@
+"""Checks of the labels and weights of a batch: an error where the numbers are known, NaN inside a compiled step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+
+LARGEST_GRADE = float("inf")
+
+
+def is_host(values: Any) -> bool:
+    """Whether values are in numpy, pandas or lists: reading them does not wait for a device."""
+    return isinstance(values, np.ndarray | np.generic | list | tuple | int | float) or type(values).__module__.startswith("pandas.")
+
+
+def known(flag: Any) -> bool | None:
+    """A boolean scalar; None inside a compiled or vectorised function, or where Keras learns shapes: it has no value there."""
+    if in_symbolic_scope():
+        return None
+    try:
+        return bool(flag)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return None
+
+
+def out_of_range(label: Any, weight: Any, largest: float) -> tuple[Any, Any]:
+    """(whether a label that counts is out of range, whether a weight is) as scalars, from tensors (B, T)."""
+    good = ops.logical_and(label >= 0, label < largest if largest == LARGEST_GRADE else label <= largest)
+    counted = weight > 0
+    labels = ops.any(ops.logical_and(counted, ops.logical_not(good)))
+    weights = ops.logical_not(ops.all(ops.logical_and(weight >= 0, weight < float("inf"))))
+    return labels, weights
+
+
+def check_labels(label: np.ndarray, weight: np.ndarray, largest: float) -> None:
+    """Raise an error for a label out of range at a weight above 0, and for a weight that is negative or not finite.
+
+    Raises:
+        ValueError: the value and its place.
+    """
+    wrong = ~((weight >= 0) & np.isfinite(weight))
+    if wrong.any():
+        place = tuple(int(index) for index in np.argwhere(wrong)[0])
+        raise ValueError(f"`sample_weight` must hold finite numbers >= 0. Received: {weight[place]} at {place}")
+    wrong = (weight > 0) & ~((label >= 0) & (label < largest if largest == LARGEST_GRADE else label <= largest))
+    if wrong.any():
+        place = tuple(int(index) for index in np.argwhere(wrong)[0])
+        raise ValueError(f"`y_true` {label_rule(largest)} Received: label {label[place]} at {place}")
+
+
+def label_rule(largest: float) -> str:
+    """What a label must be, and what to do with an unknown one."""
+    wanted = "grades >= 0" if largest == LARGEST_GRADE else f"labels from 0 to {largest:g}"
+    return f"must hold {wanted}; an unknown label has `sample_weight` 0."

@@ -1,0 +1,122 @@
+"""Requests that a graph cannot score are marked instead of failing: a server that batches calls fails all calls of a batch together.
+
+A request is marked if a counted cell holds an id outside its table, a number that is not finite or larger than `LARGEST`, or a time
+before the schema's epoch, if a count is negative or larger than its tensors, or if a score is not finite. All its scores are
+`INVALID_SCORE`, which no probability is. `encode_history` marks a history by `INVALID_CACHE` in all float cells of its cache, and
+`score_candidates` marks the request with such a cache. The other requests of a call are not affected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import tensorflow as tf
+
+from keras_ranking.serving.exporting.signatures import Endpoint, Specs, Tensors
+from keras_ranking.serving.protocol.model_folder import AXES, CACHE, CACHE_LENGTH, CACHE_TIME, INVALID_CACHE, INVALID_SCORE
+
+LARGEST = 1e15
+"""Largest encoded number. Larger ones overflow in products, and attention over packed requests spreads NaN to the next request. Our
+choice.
+"""
+_TIMES = ("request_time", "history_time")
+
+
+def guarded(made: Mapping[str, Endpoint]) -> dict[str, Endpoint]:
+    """The endpoints with scores (or a cache) for every request of a call, the invalid ones marked."""
+    return {name: replace(endpoint, body=_Guard(endpoint)) for name, endpoint in made.items()}
+
+
+class _Guard:
+    """The body of an endpoint, on inputs that it can compute with."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._body, self._inputs = endpoint.body, endpoint.inputs
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        inputs, bad = valid_inputs(tensors, self._inputs)
+        outputs = self._body(inputs)
+        floats = {name: x for name, x in outputs.items() if x.dtype.is_floating}
+        for x in floats.values():
+            bad |= _any(~tf.math.is_finite(x))
+        marked = {name: _marked(x, bad, INVALID_CACHE if name.startswith(CACHE) else INVALID_SCORE) for name, x in floats.items()}
+        return {**outputs, **marked}
+
+
+def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
+    """Inputs without invalid values, and (B,) bool: requests that had one in a counted cell.
+
+    Args:
+        tensors: inputs by name.
+        specs: name -> {"dtype", "shape", "axis", "rows"}.
+    """
+    out = dict(tensors)
+    bad = tf.zeros(tf.shape(next(iter(tensors.values())))[:1], tf.bool)
+    counted = {}
+    for axis, count_name in AXES.items():
+        names = [name for name in tensors if specs[name]["axis"] == axis]
+        if not names:
+            continue
+        width = _width(tensors, names)
+        out.update({name: tensors[name][:, :width] for name in names})
+        if count_name in tensors:
+            out[count_name], bad = _clipped(tensors[count_name], width, bad)
+            counted[axis] = tf.range(width)[None, :] < out[count_name][:, None]
+    if CACHE_LENGTH in tensors and CACHE_TIME in tensors:
+        out[CACHE_LENGTH], bad = _clipped(tensors[CACHE_LENGTH], tf.shape(tensors[CACHE_TIME])[1], bad)
+    for name, x in out.items():
+        if name in AXES.values() or name == CACHE_LENGTH:
+            continue
+        if name.startswith(CACHE):
+            if x.dtype.is_floating:  # one cell is enough: all are marked, and cells beyond the history may hold anything
+                first = _first_cell(x)
+                refused = tf.math.is_nan(first) | (first <= INVALID_CACHE)
+                out[name] = _marked(x, refused, 0.0)
+                bad |= refused
+            continue
+        wrong = _wrong(name, x, specs[name])
+        if wrong is None:
+            continue
+        out[name] = tf.where(wrong, tf.zeros([], x.dtype), x)
+        cells = counted.get(specs[name]["axis"])
+        for _ in range(len(x.shape) - 2 if cells is not None else 0):
+            cells = cells[..., None]
+        bad |= _any(wrong if cells is None else wrong & cells)
+    return out, bad
+
+
+def _width(tensors: Tensors, names: list[str]) -> Any:
+    """Cells of an axis that all its inputs have."""
+    width = tf.shape(tensors[names[0]])[1]
+    for name in names[1:]:
+        width = tf.minimum(width, tf.shape(tensors[name])[1])
+    return width
+
+
+def _clipped(count: Any, width: Any, bad: Any) -> tuple[Any, Any]:
+    return tf.clip_by_value(count, 0, width), bad | (count < 0) | (count > width)
+
+
+def _wrong(name: str, x: Any, spec: Mapping[str, Any]) -> Any:
+    """Cells that the model cannot read; None: it reads every value."""
+    if x.dtype.is_floating:
+        return ~tf.math.is_finite(x) | (tf.abs(x) > LARGEST)  # Grappler makes `a > b` of `not a <= b`, which differs for NaN
+    if spec["rows"] is not None:
+        return (x < 0) | (x >= spec["rows"])
+    return x < 0 if name in _TIMES else None
+
+
+def _first_cell(x: Any) -> Any:
+    """(B,) the first cell of each request; infinity where there is none."""
+    rest = len(x.shape) - 1
+    return tf.reduce_min(x[(slice(None), *[slice(0, 1)] * rest)], axis=list(range(1, rest + 1)))
+
+
+def _any(cells: Any) -> Any:
+    return tf.reduce_any(cells, axis=list(range(1, len(cells.shape))))
+
+
+def _marked(x: Any, bad: Any, value: float) -> Any:
+    return tf.where(tf.reshape(bad, [-1] + [1] * (len(x.shape) - 1)), tf.constant(value, x.dtype), x)
