@@ -18,7 +18,9 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 KERAS = {"keras", "keras_rs"}
 ARRAYS = {"numpy", "pandas"}
 BASE = {"schema", "configuration", "ops"}
-LAYERS = {f"layers.{room}" for room in ("tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads")}
+LAYERS = {
+    f"layers.{room}" for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads")
+}
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics"}
 TRAINING = {"training", "training.incremental", "training.weighting"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "server")}
@@ -32,14 +34,15 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ops": ({"ops.backends"}, ARRAYS | {"keras", "farmhash"}),
     "ops.backends": ({"ops"}, {"keras", "numpy"} | BACKENDS),
     "layers": (LAYERS, set()),
-    "layers.embedding": (BASE, KERAS | {"numpy"}),
-    "layers.interaction": (BASE, KERAS | {"numpy"}),
-    "layers.attention": (BASE, KERAS | {"numpy"}),
-    "layers.multi_task": (BASE, KERAS | {"numpy"}),
-    "layers.tokens": (BASE | {"layers.embedding"}, KERAS | {"numpy", "pydantic"}),
-    "layers.history": (BASE | {"layers.attention"}, KERAS | {"numpy"}),
-    "layers.lists": (BASE | {"layers.attention"}, KERAS | {"numpy"}),
-    "layers.heads": (BASE | {"layers.interaction"}, KERAS | {"numpy"}),
+    "layers.base": (BASE, {"keras"}),
+    "layers.embedding": (BASE | {"layers.base"}, KERAS | {"numpy"}),
+    "layers.interaction": (BASE | {"layers.base"}, KERAS | {"numpy"}),
+    "layers.attention": (BASE | {"layers.base"}, KERAS | {"numpy"}),
+    "layers.multi_task": (BASE | {"layers.base"}, KERAS | {"numpy"}),
+    "layers.tokens": (BASE | {"layers.base", "layers.embedding"}, KERAS | {"numpy", "pydantic"}),
+    "layers.history": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
+    "layers.lists": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
+    "layers.heads": (BASE | {"layers.base", "layers.interaction"}, KERAS | {"numpy"}),
     "losses": ({"metrics"}, KERAS | {"numpy"}),
     "metrics": ({"losses"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),

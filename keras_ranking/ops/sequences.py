@@ -6,6 +6,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_ranking.ops.whole import whole_numbers
+
 
 def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
     """Moves the M last rows of (B, slots + M, ...) directly after the first `length` of the `slots` rows.
@@ -23,5 +25,6 @@ def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
 
 def session_ids(times: Any, gap: int) -> Any:
     """Session numbers of events in order of time, from 1 on; a session ends after `gap` seconds without an event. times (B, T)."""
+    times = whole_numbers(times, "times")
     pause = ops.cast(times[:, 1:] - times[:, :-1] >= gap, "int32")
     return 1 + ops.concatenate([ops.zeros_like(times[:, :1], dtype="int32"), ops.cumsum(pause, axis=1)], axis=1)

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_ranking.ops.search import search
+from keras_ranking.ops.whole import whole_numbers
 
 Tensor = Any
 
@@ -195,7 +196,7 @@ class Spans(NamedTuple):
         Returns:
             Spans (B, L + N).
         """
-        length = ops.expand_dims(ops.cast(history_length, "int32"), 1)
+        length = ops.expand_dims(ops.cast(whole_numbers(history_length, "history_length"), "int32"), 1)
         slots = ops.expand_dims(ops.arange(num_history, dtype="int32"), 0)
         if history is None:
             index = slots + ops.zeros_like(length)
@@ -239,11 +240,11 @@ class Spans(NamedTuple):
         Returns:
             Spans (B, N).
         """
-        length = ops.expand_dims(ops.cast(history_length, "int32"), 1)
+        length = ops.expand_dims(ops.cast(whole_numbers(history_length, "history_length"), "int32"), 1)
         order = ops.expand_dims(ops.arange(num_candidates, dtype="int32"), 0)
         end = length
         if visible is not None:
-            visible = ops.cast(visible, "int32")
+            visible = ops.cast(whole_numbers(visible, "visible"), "int32")
             end = ops.minimum(length, visible if len(visible.shape) == 2 else ops.expand_dims(visible, 1))
         end = ops.where(_beyond(order, candidate_count), 0, end + ops.zeros_like(order))
         return Spans(ops.zeros_like(end), end, order + 1 + ops.zeros_like(end))
@@ -289,7 +290,7 @@ def _at_least_one(value: int, name: str) -> None:
 
 
 def _ids(values: Tensor, name: str) -> Tensor:
-    values = ops.convert_to_tensor(values)
+    values = ops.convert_to_tensor(whole_numbers(values, name))
     if len(values.shape) != 2:
         raise ValueError(f"`{name}` must have shape (B, T). Received: {name}.shape={tuple(values.shape)}")
     return ops.cast(values, "int32")

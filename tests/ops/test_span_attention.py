@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from keras_ranking.ops import Spans, span_attention
+from keras_ranking.ops import Spans, candidate_attention, span_attention
 from keras_ranking.ops.backends import reference
 from tests.ops.support import EXACT, check, differentiate, distance, every, masks, numpy_spans, operands, packed_rows
 
@@ -210,6 +210,28 @@ def test_half_precision(rng, kernel, dtype, bound):
     assert keras.backend.standardize_dtype(out.dtype) == dtype
     wanted = reference.span_attention(*exact, numpy_spans(spans))
     assert distance(keras.ops.convert_to_numpy(keras.ops.cast(out, "float32")), wanted) < bound
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_logits_beyond_the_largest_float16(rng, kernel):
+    """q . k of 1e5 and more, where float16 ends at 65,504: the softmax is that of the rounded inputs, in both functions."""
+    q, k, v = (rng.normal(size=(1, 9, 2, 8)).astype("float16") for _ in range(3))
+    q, k = np.float16(150) * q, np.float16(150) * k
+    assert np.abs(np.einsum("bqhd,bkhd->bhqk", *(x.astype("float64") for x in (q, k)))).max() > 1e5
+    spans = Spans.causal(np.ones((1, 9), "int32"))
+    exact = [x.astype("float64") for x in (q, k, v)]
+    wanted = reference.span_attention(*exact, numpy_spans(spans))
+    out, grads = differentiate(lambda *x: span_attention(*x, spans, kernel=kernel), [q, k, v], np.ones_like(q))
+    np.testing.assert_allclose(np.asarray(out, "float64"), wanted, atol=4e-3)
+    assert all(np.isfinite(np.asarray(grad, "float64")).all() for grad in grads)
+    own = [np.float16(100) * rng.normal(size=(1, 4, 2, 8)).astype("float16") for _ in range(3)]
+    got = keras.ops.convert_to_numpy(candidate_attention(own[0], k, v, np.array([9], "int32"), own[1], own[2]))
+    keys = np.concatenate([np.repeat(exact[1][:, None], 4, 1), own[1].astype("float64")[:, :, None]], axis=2)
+    values = np.concatenate([np.repeat(exact[2][:, None], 4, 1), own[2].astype("float64")[:, :, None]], axis=2)
+    logits = np.einsum("bnhd,bnlhd->bnhl", own[0].astype("float64"), keys) / 8**0.5
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    want = np.einsum("bnhl,bnlhd->bnhd", weights / weights.sum(axis=-1, keepdims=True), values)
+    np.testing.assert_allclose(np.asarray(got, "float64"), want, rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.parametrize(

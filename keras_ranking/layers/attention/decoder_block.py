@@ -9,10 +9,11 @@ import keras
 
 from keras_ranking.layers.attention.rescale_and_add import RescaleAndAdd
 from keras_ranking.layers.attention.self_gated_attention import SelfGatedAttention
+from keras_ranking.layers.base import PassesMask, WholeInputs
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class DecoderBlock(keras.layers.Layer):
+class DecoderBlock(WholeInputs, PassesMask, keras.layers.Layer):
     """Pre-norm block of attention and feed-forward:
 
         X <- add(X, drop(SelfGatedAttention(LN(X))))
@@ -40,6 +41,8 @@ class DecoderBlock(keras.layers.Layer):
         >>> layer(x, times=np.array([[1, 2, 3]], "int32"), spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
         (1, 3, 8)
     """
+
+    whole = ("times", "index")
 
     def __init__(
         self,

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask, WholeInputs
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class GatedResidual(keras.layers.Layer):
+class GatedResidual(WholeInputs, PassesMask, keras.layers.Layer):
     """A sublayer F in a residual stream, with an element-wise gate computed from the stream before its normalisation.
 
         y = x + drop(F(LN(x))) * sigmoid(x W + b)                 W: (D, D), for this sublayer only
@@ -43,6 +45,8 @@ class GatedResidual(keras.layers.Layer):
         >>> layer(np.ones((2, 3, 8), "float32")).shape
         (2, 3, 8)
     """
+
+    whole = ("times",)
 
     def __init__(
         self,

@@ -6,11 +6,12 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.ops.rotary import rotary_frequencies, rotate_index
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class IndexRotaryEmbedding(keras.layers.Layer):
+class IndexRotaryEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """Rotates the pairs (k, k + D/2) of each head by `angle = p base^(-2k / D)`, p the index of a token.
 
     Standard RoPE. Feed-SR (2602.12354) rotates queries and keys in every layer (stated); its base is not stated, related public code
@@ -33,6 +34,8 @@ class IndexRotaryEmbedding(keras.layers.Layer):
         >>> kr.layers.IndexRotaryEmbedding()(np.ones((1, 3, 2, 8), "float32"), index=np.array([[0, 1, 2]], "int32")).shape
         (1, 3, 2, 8)
     """
+
+    whole = ("index",)
 
     def __init__(self, base: float = 10_000.0, **settings: Any) -> None:
         super().__init__(**settings)

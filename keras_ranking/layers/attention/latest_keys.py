@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask, WholeInputs
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class LatestKeys(keras.layers.Layer):
+class LatestKeys(WholeInputs, RefusesMask, keras.layers.Layer):
     """The latest `size` of the first `length` keys of a cache, oldest first.
 
         out[b, :, w] = in[b, :, max(length_b - size, 0) + w],    w < W = min(size, S), at least 1
@@ -32,6 +34,8 @@ class LatestKeys(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(kr.layers.LatestKeys(2)(keys, length=np.array([3], "int32"))).tolist()
         [[[1.0, 2.0]]]
     """
+
+    whole = ("length",)
 
     def __init__(self, size: int, **settings: Any) -> None:
         super().__init__(**settings)

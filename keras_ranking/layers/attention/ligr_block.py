@@ -9,10 +9,11 @@ import keras
 from keras_ranking.layers.attention.gated_residual import GatedResidual
 from keras_ranking.layers.attention.self_gated_attention import SelfGatedAttention
 from keras_ranking.layers.attention.swiglu import SwiGLU
+from keras_ranking.layers.base import PassesMask, WholeInputs
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class LiGRBlock(keras.layers.Layer):
+class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
     """Two gated residuals, attention over spans and SwiGLU:
 
         x <- x + drop(Attention(LN(x))) * sigmoid(x W_a + b_a)
@@ -41,6 +42,8 @@ class LiGRBlock(keras.layers.Layer):
         >>> layer(x, spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
         (1, 3, 8)
     """
+
+    whole = ("times",)
 
     def __init__(
         self,

@@ -7,12 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 RESIDUALS: dict[str, float | None] = {"plain": None, "scalar": 0.1, "layer_scale": 0.1, "rezero": 0.0, "dense_gate": 0.0}
 """Kinds, and the default initial value of each: of alpha, or of the gate's bias."""
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RescaleAndAdd(keras.layers.Layer):
+class RescaleAndAdd(PassesMask, keras.layers.Layer):
     """Adds a branch to the residual stream after scaling it.
 
     | `kind`          | y                              | learned                  | starts at               |

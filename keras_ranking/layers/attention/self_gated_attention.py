@@ -10,6 +10,8 @@ from keras import ops
 
 from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.attention.timestamp_rotary import TimestampRotaryEmbedding
+from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base.masks import mask_of
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 from keras_ranking.ops.sequences import gather_rows
 
@@ -26,10 +28,12 @@ def _check_stride(inputs: Any, stride: int) -> None:
     if stride < 1 or (inputs.shape[1] is not None and inputs.shape[1] % stride):
         received = f"stride={stride}, inputs.shape={tuple(inputs.shape)}"
         raise ValueError(f"`stride` must be at least 1, and divide the number of tokens. Received: {received}")
+    if stride > 1 and mask_of(inputs) is not None:
+        raise ValueError(f"`stride` drops tokens, and so does not go with a Keras mask. Received: stride={stride}, inputs with a mask")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SelfGatedAttention(keras.layers.Layer):
+class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
     """Span attention whose gates are computed from the tensors they multiply.
 
         X~ = X * sigmoid(W_x X + b_x)                                       "representation"
@@ -80,6 +84,8 @@ class SelfGatedAttention(keras.layers.Layer):
         >>> layer(x, times=np.array([[1, 2, 3]], "int32"), spans=kr.ops.Spans.causal(np.ones((1, 3), "int32"))).shape
         (1, 3, 8)
     """
+
+    whole = ("times", "index")
 
     def __init__(
         self,

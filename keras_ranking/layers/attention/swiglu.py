@@ -6,9 +6,11 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.base import PassesMask
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SwiGLU(keras.layers.Layer):
+class SwiGLU(PassesMask, keras.layers.Layer):
     """Gated feed-forward layer, without biases:
 
         y = drop(silu(x W_1) * (x W_3)) W_2             W_1, W_3: (D, H), W_2: (H, D)

@@ -6,11 +6,12 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.ops import rotary_periods, rotate
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class TimestampRotaryEmbedding(keras.layers.Layer):
+class TimestampRotaryEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """Rotates the pairs of each head by `angle = 2 pi (t mod P_k) / P_k`, with integer periods P_k from `shortest` to `longest`.
 
     Attention scores then depend on time differences only, to float rounding, for any date. The modulo is exact in int32, so no
@@ -34,6 +35,8 @@ class TimestampRotaryEmbedding(keras.layers.Layer):
         >>> layer(np.ones((1, 3, 2, 8), "float32"), times=np.array([[0, 5, 9]], "int32")).shape
         (1, 3, 2, 8)
     """
+
+    whole = ("times",)
 
     def __init__(self, shortest: float = 8.0, longest: float = 15_552_000.0, **settings: Any) -> None:
         super().__init__(**settings)

@@ -11,7 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask, WholeInputs
+
 _CHUNK = 65_536
+_FAR = 2.0**126
 _QUANTIZED: ContextVar[bool] = ContextVar("quantized", default=False)
 
 
@@ -46,7 +49,8 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scale = (max - min) / 255,   middle = (128 max + 127 min) / 255,   code = round((x - middle) / scale) in [-128, 127]
 
     LiRank (2402.06859), stated. The error of `dequantize_rows` is at most scale / 2 + 2^-22 max|row| for a row: half a step of
-    the grid, and float32 rounding. A constant row has scale 0 and is restored exactly.
+    the grid, and float32 rounding. A constant row has scale 0 and is restored exactly. A row with a value beyond 2^126 has 254 steps
+    about the middle of its range instead, (max + min) / 2, so that it decodes to finite numbers.
 
     Args:
         table: (rows, D), floats.
@@ -55,7 +59,7 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         int8 (rows, D), float32 middle (rows,), float32 scale (rows,).
 
     Raises:
-        ValueError: a table that is not (rows, D) with D at least 1, or has values that are not finite.
+        ValueError: a table that is not (rows, D) with D at least 1, or has values that are not finite in float32.
 
     Example:
         >>> codes, middle, scale = kr.layers.quantize_rows(np.array([[-1.28, 0.0, 1.27], [0.5, 0.5, 0.5]]))
@@ -70,17 +74,20 @@ def quantize_rows(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for start in range(0, len(table), _CHUNK):  # in chunks: a float64 copy of a whole production table would not fit
         part = slice(start, start + _CHUNK)
         rows = table[part].astype(np.float64)
-        if not np.isfinite(rows).all():
-            row = start + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise ValueError(f"`table` must be finite. Received: {table[row]} at row {row}")
+        wrong = ~(np.abs(rows) <= np.finfo(np.float32).max).all(axis=1)
+        if wrong.any():
+            row = start + int(np.flatnonzero(wrong)[0])
+            raise ValueError(f"`table` must be finite in float32. Received: {table[row]} at row {row}")
         low, high = rows.min(axis=1), rows.max(axis=1)
-        middle[part] = (128 * high + 127 * low) / 255
-        scale[part] = (high - low) / 255
+        # A row that reaches the end of float32's range: 255 steps from 128 below the middle would pass it while they are added up.
+        far = np.maximum(np.abs(low), np.abs(high)) > _FAR
+        middle[part] = np.where(far, (high / 2 + low / 2), (128 * high + 127 * low) / 255)
+        scale[part] = np.where(far, (high / 254 - low / 254) * (1 - 2**-22), (high - low) / 255)
         # From the stored float32 numbers, with which the codes are decoded.
         step = scale[part].astype(np.float64)[:, None]
         offset = rows - middle[part].astype(np.float64)[:, None]
         steps = np.divide(offset, step, out=np.zeros_like(offset), where=step > 0)
-        codes[part] = np.clip(np.rint(steps), -128, 127)
+        codes[part] = np.clip(np.rint(steps), np.where(far, -127, -128)[:, None], 127)
     return codes, middle, scale
 
 
@@ -105,7 +112,7 @@ def dequantize_rows(codes: Any, middle: Any, scale: Any) -> np.ndarray:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class QuantizedEmbedding(keras.layers.Layer):
+class QuantizedEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """Embedding look-up in an int8 table: `E(id) = middle[id] + codes[id] * scale[id]`.
 
     Made by `from_table` after training, for serving; it has no trainable weights (LiRank 2402.06859, stated). Rows are gathered as
@@ -129,6 +136,8 @@ class QuantizedEmbedding(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(layer(np.array([1]))).tolist()
         [[0.5, 0.5, 0.5]]
     """
+
+    whole = ("inputs",)
 
     def __init__(self, rows: int, dim: int, **settings: Any) -> None:
         super().__init__(**settings)

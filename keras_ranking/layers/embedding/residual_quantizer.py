@@ -8,11 +8,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 _UPDATES = ("ema", "straight_through")
+_CELLS = 2**24  # numbers held at once for distances
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ResidualQuantizer(keras.layers.Layer):
+class ResidualQuantizer(PassesMask, keras.layers.Layer):
     """RQ-VAE: an autoencoder whose bottleneck is a sum of codewords, one per level; each level encodes the residual of the levels before.
 
         z = encoder(x),  r_1 = z
@@ -35,7 +38,8 @@ class ResidualQuantizer(keras.layers.Layer):
             decoder are the identity, and this is plain residual quantisation.
         update: 'ema': codewords are running means of the residuals assigned to them (`decay`); 'straight_through': gradient descent.
         commitment: weight of the commitment loss.
-        revive_after: steps; None: codewords are never replaced, and codebooks start as small random numbers.
+        revive_after: steps; None: codewords are never replaced (one that is not used stays where it is), and codebooks start as small
+            random numbers.
         activation: of hidden layers.
         seed: of the random choice of residuals.
 
@@ -126,8 +130,14 @@ class ResidualQuantizer(keras.layers.Layer):
 
     @staticmethod
     def _nearest(residual: Any, codewords: Any) -> Any:
-        # |r|^2 is the same for all codewords, so it is left out. Ties: the first codeword.
-        distance = ops.sum(codewords**2, axis=-1)[None, :] - 2.0 * ops.matmul(residual, ops.transpose(codewords))
+        # Squares of differences: in |c|^2 - 2 r.c, codewords that are close to each other and far from 0 cancel. Some columns at a time,
+        # so that no (rows, codewords, D) array is made. Ties: the first codeword.
+        rows, (size, width) = residual.shape[0], codewords.shape
+        columns = max(1, _CELLS // ((rows or 1024) * size))
+        distance = 0.0
+        for first in range(0, width, columns):
+            part = slice(first, first + columns)
+            distance = distance + ops.sum((residual[:, None, part] - codewords[None, :, part]) ** 2, axis=-1)
         return ops.cast(ops.argmin(distance, axis=-1), "int32")
 
     def _through(self, x: Any, stack: list[Any]) -> Any:
@@ -201,7 +211,8 @@ class ResidualQuantizer(keras.layers.Layer):
         if self.shift is None:
             mass = self.decay * mass + (1.0 - self.decay) * count
             sums = self.decay * sums + (1.0 - self.decay) * ops.matmul(ops.transpose(hits), residual)
-            book = sums / ops.maximum(mass, 1e-6)[:, None]
+            # Of a codeword that is not used, mass and sums shrink alike, until float32 holds neither: it stays where it is.
+            book = ops.where((count > 0)[:, None], sums / ops.maximum(mass, 1e-6)[:, None], book)
         return book, mass, sums, unused
 
     # -- after training --------------------------------------------------------------------------------------------------

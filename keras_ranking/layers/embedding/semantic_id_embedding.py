@@ -7,13 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 
 _INT32 = 2**31
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SemanticIdEmbedding(keras.layers.Layer):
+class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """Embeds semantic ids, the codes of a `ResidualQuantizer`, instead of a table with a row per item.
 
         e = sum_l E_l[ code_l ]                                               plain: levels x codebook_size rows
@@ -44,6 +45,8 @@ class SemanticIdEmbedding(keras.layers.Layer):
         >>> kr.layers.SemanticIdEmbedding(levels=3, codebook_size=16, dim=8)(np.array([[1, 2, 3], [-1, -1, -1]], "int32")).shape
         (2, 8)
     """
+
+    whole = ("inputs",)
 
     def __init__(self, levels: int, codebook_size: int, dim: int, prefixes: bool = False, buckets: int = 100_003, **settings: Any) -> None:
         super().__init__(**settings)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.ops.seeded_normal import seeded_normal
 
 
@@ -19,7 +20,7 @@ def _parts(values: np.ndarray) -> np.ndarray:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class BayesianLinear(keras.layers.Layer):
+class BayesianLinear(PassesMask, keras.layers.Layer):
     """The last layer `mu . z` of a task, and the Gaussian posterior N(mu, Lambda^-1) of its weights.
 
         s  = mu . z                                                                   greedy

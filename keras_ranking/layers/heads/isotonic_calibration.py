@@ -7,11 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 MAX_BUCKETS = 100_000
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class IsotonicCalibration(keras.layers.Layer):
+class IsotonicCalibration(PassesMask, keras.layers.Layer):
     """A non-decreasing piecewise linear map of a logit, whose slopes may depend on calibration features.
 
         y_cali = sum_i ReLU(e_i + w_i) v_i + b,      v_i = clip(y - lower - step i, 0, step),  i = 0 .. n - 1          Eq. 1

@@ -7,11 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 BEYOND = ("clip", "zero")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class PositionOffset(keras.layers.Layer):
+class PositionOffset(PassesMask, keras.layers.Layer):
     """A logit at every position: `z'_p = z + o_p`, `o = scale w`, p = 1 .. P, and one logit for all positions beyond P.
 
         out = [z + o_1, z + o_2, ..., z + o_P, z + o_beyond],      o_beyond = o_P ('clip') or 0 ('zero')

@@ -8,9 +8,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class PositionTowers(keras.layers.Layer):
+class PositionTowers(PassesMask, keras.layers.Layer):
     """K separate MLPs over one trunk state: `s_k = f_k([h ; late context])`, k = 1..K, logits.
 
     Ranking needs the click probability before the position is decided, so the position cannot be an input: each tower predicts

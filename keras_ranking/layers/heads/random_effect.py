@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask, WholeInputs
+
 
 @dataclass(frozen=True)
 class RandomEffectFit:
@@ -127,7 +129,7 @@ def _sigmoids(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RandomEffect(keras.layers.Layer):
+class RandomEffect(WholeInputs, PassesMask, keras.layers.Layer):
     """Adds a logit per id: `out = logit + effect[row]`, and exactly `logit` for row 0 or a row outside the table.
 
     LiRank's wide popularity (2402.06859): y = sigmoid(logit_global + logit_random_effect), for short-lived ids, fitted every
@@ -152,6 +154,8 @@ class RandomEffect(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(layer(np.zeros(2, "float32"), fit.rows([9, 8]))).astype("float64").round(3).tolist()
         [-0.401, 0.0]
     """
+
+    whole = ("ids",)
 
     def __init__(self, rows: int, **settings: Any) -> None:
         # autocast=False: a dtype policy of bfloat16 would round the logits it is given

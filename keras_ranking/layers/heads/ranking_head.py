@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.layers.interaction.dcn import ParallelDCN, StackedDCN
 from keras_ranking.layers.interaction.gated_mlp import GatedMLP
 
@@ -15,7 +16,7 @@ HEADS = ("parallel_dcn", "stacked_dcn", "mmoe", "mlp", "linear")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingHead(keras.layers.Layer):
+class RankingHead(PassesMask, keras.layers.Layer):
     """A logit for every task from a state h, by one of five heads.
 
     | `kind`           | r_g                                                         | z_k = w_k . r_g(k) + b_k |

@@ -7,11 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.layers.heads.isotonic_calibration import IsotonicCalibration
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class TowerCalibration(keras.layers.Layer):
+class TowerCalibration(PassesMask, keras.layers.Layer):
     """One non-decreasing map of logits for all towers, whose slopes may depend on the tower.
 
         z'_k = IsotonicCalibration(z_k, features = one-hot(k)),     k = 1 .. K;  no features for K = 1

@@ -9,6 +9,7 @@ import keras
 
 from keras_ranking.layers.attention.decoder_block import DecoderBlock
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
+from keras_ranking.layers.base import RefusesMask, WholeInputs
 from keras_ranking.layers.history import appended, concatenated, full_self_attention
 
 FUSIONS = ("append_cross", "append_falcon", "append_self", "concat")
@@ -17,7 +18,7 @@ _STEPS = ("joint", "prefill", "score", "extend", "packed")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class HistoryEncoder(keras.layers.Layer):
+class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
     """Encodes the latest events of a history and candidates, in one of four fusions.
 
     | `fusion`          | tokens                        | queries            | keys and values                 | history read        |
@@ -81,6 +82,9 @@ class HistoryEncoder(keras.layers.Layer):
         >>> layer.score({"candidates": candidates[:, :2]}, cache).shape
         (2, 2, 4)
     """
+
+    whole = ("times", "time", "request_time", "visible", "slot", "count", "length")
+    mask_instead = "`visible` and the other entries of its dict"
 
     def __init__(
         self,

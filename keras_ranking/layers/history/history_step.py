@@ -7,11 +7,13 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.base import RefusesMask, WholeInputs
+
 _STEPS = ("prefill", "score", "extend")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class HistoryStep(keras.layers.Layer):
+class HistoryStep(WholeInputs, RefusesMask, keras.layers.Layer):
     """One step of a `HistoryEncoder` as a layer of its own, over the same weights.
 
     For functional models: in these, a layer must have the same number of outputs in every call, and a cache is several tensors.
@@ -33,6 +35,9 @@ class HistoryStep(keras.layers.Layer):
         >>> sorted(kr.layers.HistoryStep(encoder, "prefill")({"history": inputs["history"], "visible": inputs["visible"]}))
         ['key', 'length', 'value']
     """
+
+    whole = ("times", "time", "request_time", "visible", "slot", "count", "length")
+    mask_instead = "`visible` and the other entries of its dict"
 
     def __init__(self, encoder: Any, step: str, **settings: Any) -> None:
         if isinstance(encoder, dict):

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.layers.interaction.attention_low_rank_cross import AttentionLowRankCross
 from keras_ranking.layers.interaction.gated_mlp import GatedMLP
 from keras_ranking.layers.interaction.low_rank_cross import LowRankCross
@@ -16,7 +17,7 @@ from keras_ranking.layers.interaction.residual_dcn import ResidualDCN
 CROSSES: dict[str, Any] = {"low_rank": LowRankCross, "attention": AttentionLowRankCross, "residual": ResidualDCN}
 
 
-class CrossAndMLP(keras.layers.Layer):
+class CrossAndMLP(PassesMask, keras.layers.Layer):
     """Base of `ParallelDCN` and `StackedDCN`: a cross net, an MLP and their arguments."""
 
     def __init__(

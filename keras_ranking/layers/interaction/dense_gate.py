@@ -7,11 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 ACTIVATIONS = ("tanh", "sigmoid")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class DenseGate(keras.layers.Layer):
+class DenseGate(PassesMask, keras.layers.Layer):
     """Multiplies each number of a hidden layer by a gate that depends on all of them.
 
         h' = h * a(h W_g + b)            W_g (n, n), or two factors (n, r), (r, n); a = tanh or sigmoid

@@ -8,13 +8,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.layers.interaction.dense_gate import DenseGate
 
 NORMALIZATIONS = {"batch": keras.layers.BatchNormalization, "layer": keras.layers.LayerNormalization}
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class GatedMLP(keras.layers.Layer):
+class GatedMLP(PassesMask, keras.layers.Layer):
     """Hidden layers, each followed by a `DenseGate`.
 
         h_i = a(norm(h_{i-1} W_i + b_i));   h_i <- dropout(gate_i(h_i))           i = 1..M, h_0 the input

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class LowRankCross(keras.layers.Layer):
+class LowRankCross(PassesMask, keras.layers.Layer):
     """A stack of cross layers; each multiplies by the input of the stack once more.
 
         x_{l+1} = x_0 * a(x_l V_l U_l + b_l) + x_l        V_l (D, r), U_l (r, D), b_l (D,); x_0 the input, l = 0..L-1

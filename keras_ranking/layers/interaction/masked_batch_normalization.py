@@ -7,21 +7,24 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base.masks import mask_of
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class MaskedBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation over the cells that are not padding: `y = gamma (x - mean) / sqrt(var + epsilon) + beta`, by feature.
 
-    In training, the moments of the cells of the batch with `real` not 0 are used, and update the running moments. At inference the
-    running moments are used, so a score never depends on the rest of its batch. LiRank (2402.06859) normalises its numeric inputs
-    (stated; the rest is our choice). The layer of Keras also accepts a mask, but passes it on to all later layers.
+    In training, the moments of the cells of the batch with `real` not 0 are used, and update the running moments; a batch without any
+    such cell leaves these as they are. At inference the running moments are used, so a score never depends on the rest of its batch.
+    LiRank (2402.06859) normalises its numeric inputs (stated; the rest is our choice). Unlike the mask of Keras's layer, `real` is not
+    passed on to later layers.
 
     Args:
         momentum, epsilon and all other arguments: see `keras.layers.BatchNormalization`.
 
     Call arguments:
         inputs: (B, ..., D).
-        real: (B, ...), 0 for padding, else not 0; None: no padding.
+        real: (B, ...), 0 for padding, else not 0. None: the Keras mask of the inputs; if there is none, no padding.
 
     Output:
         Shape of the inputs.
@@ -33,7 +36,15 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs: Any, real: Any = None, training: bool | None = None) -> Any:
-        return super().call(inputs, training=training, mask=None if real is None else ops.not_equal(real, 0))
+        mask = mask_of(inputs) if real is None else ops.not_equal(real, 0)
+        if mask is None or not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        before = [(weight, ops.copy(weight.value)) for weight in self.non_trainable_variables]
+        outputs = super().call(inputs, training=training, mask=mask)
+        some = ops.any(mask)
+        for weight, value in before:
+            weight.assign(ops.where(some, ops.convert_to_tensor(weight.value), value))
+        return outputs
 
     def _moments(self, inputs: Any, mask: Any) -> Any:
         # Of a single feature Keras's moments under a mask are scalars, which some backends do not take.

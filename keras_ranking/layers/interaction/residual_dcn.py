@@ -7,12 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.layers.interaction.attention_low_rank_cross import AttentionLowRankCross
 from keras_ranking.layers.interaction.low_rank_cross import LowRankCross
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ResidualDCN(keras.layers.Layer):
+class ResidualDCN(PassesMask, keras.layers.Layer):
     """A low-rank cross net and an attention low-rank cross net in parallel on one input.
 
         out = [ LowRankCross(x) ; AttentionLowRankCross(x) ]              or their sum

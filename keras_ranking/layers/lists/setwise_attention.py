@@ -8,11 +8,12 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
+from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.ops import Spans
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SetwiseAttention(keras.layers.Layer):
+class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
     """Gated blocks in which every item of a set sees all items of its set, and none of another set.
 
         X_set <- LiGRBlock^num_layers(X_set),      softmax over the set, no positions: a permutation of the set permutes the output
@@ -44,6 +45,8 @@ class SetwiseAttention(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(chosen)
         array([[0, 1, 1, 0]], dtype=int32)
     """
+
+    whole = ("slot",)
 
     def __init__(
         self,

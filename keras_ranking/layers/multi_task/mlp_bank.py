@@ -8,9 +8,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class MLPBank(keras.layers.Layer):
+class MLPBank(PassesMask, keras.layers.Layer):
     """M separate MLPs, computed as one batched product per layer: `h_m^{i+1} = a(h_m^i W_m^i + b_m^i)`, m = 1..M.
 
     Used by the multi-task layers for experts, gates and towers. Kernels are (M, in, out), so an accelerator runs one product instead of

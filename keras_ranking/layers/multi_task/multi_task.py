@@ -8,10 +8,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.layers.multi_task.mlp_bank import MLPBank
 
 
-class MultiTask(keras.layers.Layer):
+class MultiTask(PassesMask, keras.layers.Layer):
     """Base of the multi-task layers. `call(inputs, training=None)` returns a dict, task name -> logit.
 
     Inputs are (B, ..., D); a logit has the shape of its labels, (B, ...), and is float32 under every dtype policy. With

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.base import PassesMask
 from keras_ranking.layers.multi_task.grouped_tasks import GroupedTasks
 from keras_ranking.layers.multi_task.mmoe import MMoE
 from keras_ranking.layers.multi_task.multi_task import MultiTask
@@ -24,7 +25,7 @@ KINDS: dict[str, type[MultiTask]] = {
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class MultiTaskHead(keras.layers.Layer):
+class MultiTaskHead(PassesMask, keras.layers.Layer):
     """The multi-task layer of a given kind: `SharedBottom`, `GroupedTasks`, `MMoE`, `PLE` or `SparseMMoE`.
 
         logits = body(x),   body = KINDS[kind](tasks, **options)

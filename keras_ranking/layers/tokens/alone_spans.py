@@ -7,11 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask
 from keras_ranking.ops import Spans
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class AloneSpans(keras.layers.Layer):
+class AloneSpans(RefusesMask, keras.layers.Layer):
     """Spans in which every token sees only itself.
 
     Call arguments:

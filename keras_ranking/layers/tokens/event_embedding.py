@@ -7,11 +7,12 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.tokens.feature_concat import FeatureConcat
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class EventEmbedding(keras.layers.Layer):
+class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """Token of an event (or a candidate) from its features: `Dense(dim)(silu(Dense(hidden)(concat(features))))`.
 
     The papers do not give the projection. Concatenation and a projection to the model's width are inferred from summaries of
@@ -54,6 +55,9 @@ class EventEmbedding(keras.layers.Layer):
         for feature in features:
             if feature.known == "after":
                 raise ValueError(f"column '{feature.name}' is known only after scoring and cannot be in the token of an event.")
+
+    def _whole(self) -> tuple[str, ...]:
+        return self.concat._whole()
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
         self.concat.build(input_shape)

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_ranking.layers.base import RefusesMask, WholeInputs
 from keras_ranking.ops import Spans
 from keras_ranking.ops.sequences import session_ids
 
@@ -26,7 +27,7 @@ def check_mask(mask: str, delay: int, session_gap: int) -> None:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class EventSpans(keras.layers.Layer):
+class EventSpans(WholeInputs, RefusesMask, keras.layers.Layer):
     """Spans of a row of events: which earlier events of the same member each event sees.
 
     | `mask`      | event i sees event j, apart from itself, iff                                                         |
@@ -68,6 +69,8 @@ class EventSpans(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(spans.end - spans.start)
         array([[0, 0, 1]], dtype=int32)
     """
+
+    whole = ("times", "segments", "delays")
 
     def __init__(self, mask: str = "delay", delay: int = 60, session_gap: int = 1800, own: bool = True, **settings: Any) -> None:
         super().__init__(**settings)

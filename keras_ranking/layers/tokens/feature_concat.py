@@ -10,6 +10,7 @@ from keras import ops
 from pydantic import TypeAdapter
 
 from keras_ranking.columns import Feature
+from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
 
@@ -17,7 +18,7 @@ _FEATURES: TypeAdapter[tuple[Any, ...]] = TypeAdapter(tuple[Feature, ...])
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class FeatureConcat(keras.layers.Layer):
+class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
     """Embeds ids and categories, and concatenates them with numbers and vectors, in schema order.
 
         out = [E_1[id_1] ; ... ; number_1 ; ... ; vector_1 ; ...]
@@ -93,6 +94,9 @@ class FeatureConcat(keras.layers.Layer):
             received = f"Missing: {missing}" if missing else f"Received: only={only}, columns {[feature.name for feature in self.features]}"
             raise ValueError(f"inputs must have the columns {names}. {received}")
         return wanted
+
+    def _whole(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features if feature.dtype == "int32")
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
         for feature in self.features:

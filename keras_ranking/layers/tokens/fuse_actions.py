@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class FuseActions(keras.layers.Layer):
+class FuseActions(PassesMask, keras.layers.Layer):
     """Item and action in one token, and the token of an item whose action is unknown.
 
         event = x + a          query = x + m          m (D,): learned, "action unknown"

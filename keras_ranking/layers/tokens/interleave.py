@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class Interleave(keras.layers.Layer):
+class Interleave(RefusesMask, keras.layers.Layer):
     """`[x_1, a_1, x_2, a_2, ...]` from item tokens x and action tokens a: each action follows its item.
 
     The layout of Feed-SR (2602.12354, stated); CADET's is unknown, and this is our default for it.
@@ -43,7 +45,7 @@ class Interleave(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ItemTokens(keras.layers.Layer):
+class ItemTokens(RefusesMask, keras.layers.Layer):
     """The tokens of a row from which scores are computed, one per event; see `TokenSpans` for the layouts.
 
     Args:

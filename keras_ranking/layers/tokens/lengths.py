@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask, WholeInputs
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class KeepFirst(keras.layers.Layer):
+class KeepFirst(WholeInputs, RefusesMask, keras.layers.Layer):
     """The first `length` entries of each row, and zeros beyond; padding, NaN and invalid ids there are removed.
 
     Call arguments:
@@ -23,6 +25,8 @@ class KeepFirst(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(kr.layers.KeepFirst()(np.array([[7, 8, 9]], "int32"), length=np.array([2], "int32")))
         array([[7, 8, 0]], dtype=int32)
     """
+
+    whole = ("length",)
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "autocast": False})
@@ -44,7 +48,7 @@ class KeepFirst(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class Segments(keras.layers.Layer):
+class Segments(WholeInputs, RefusesMask, keras.layers.Layer):
     """Segment ids of a left-aligned history: 1 for the first `length` slots, 0 beyond.
 
     Call arguments:
@@ -59,6 +63,8 @@ class Segments(keras.layers.Layer):
         array([[1, 1, 0]], dtype=int32)
     """
 
+    whole = ("length",)
+
     def build(self, input_shape: Any) -> None:
         self.built = True
 
@@ -67,7 +73,7 @@ class Segments(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class OneSet(keras.layers.Layer):
+class OneSet(WholeInputs, RefusesMask, keras.layers.Layer):
     """The first `count` items of each row as one set: 1 for these, 0 beyond; the `slot` argument of `SetwiseAttention`.
 
     Call arguments:
@@ -81,6 +87,8 @@ class OneSet(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(kr.layers.OneSet()(np.zeros((1, 3, 4)), count=np.array([2], "int32")))
         array([[1, 1, 0]], dtype=int32)
     """
+
+    whole = ("count",)
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "autocast": False})

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask, WholeInputs
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class FlattenRows(keras.layers.Layer):
+class FlattenRows(RefusesMask, keras.layers.Layer):
     """Merges the first two axes: rows of slots become a batch of slots.
 
     Call arguments:
@@ -42,7 +44,7 @@ class FlattenRows(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SlotOwners(keras.layers.Layer):
+class SlotOwners(WholeInputs, RefusesMask, keras.layers.Layer):
     """The request to which each slot of packed rows belongs, numbered over the whole batch.
 
     Call arguments:
@@ -58,6 +60,8 @@ class SlotOwners(keras.layers.Layer):
         [0, 0, 1, 4, 4, 4]
     """
 
+    whole = ("slots",)
+
     def build(self, input_shape: Any) -> None:
         self.built = True
 
@@ -72,7 +76,7 @@ class SlotOwners(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class UnflattenRows(keras.layers.Layer):
+class UnflattenRows(RefusesMask, keras.layers.Layer):
     """The inverse of `FlattenRows`: splits the first axis into two.
 
     Call arguments:

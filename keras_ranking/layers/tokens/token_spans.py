@@ -7,13 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask
 from keras_ranking.ops import Spans
 
 LAYOUTS = ("interleaved", "fused", "value")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class TokenSpans(keras.layers.Layer):
+class TokenSpans(RefusesMask, keras.layers.Layer):
     """From spans of T events to spans of their tokens.
 
     | `layout`        | tokens of a row                              | what sees what                                                   |

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask, WholeInputs
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class TokenTimes(keras.layers.Layer):
+class TokenTimes(WholeInputs, RefusesMask, keras.layers.Layer):
     """Times (or indices) of tokens from those of events; see `TokenSpans` for the layouts.
 
     Args:
@@ -29,6 +31,8 @@ class TokenTimes(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(kr.layers.TokenTimes()(np.array([[3, 9]], "int32")))
         array([[3, 3, 9, 9]], dtype=int32)
     """
+
+    whole = ("times",)
 
     def __init__(self, layout: str = "interleaved", distinct: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
@@ -57,7 +61,7 @@ class TokenTimes(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RequestTimes(keras.layers.Layer):
+class RequestTimes(WholeInputs, RefusesMask, keras.layers.Layer):
     """The request time for every candidate: all candidates share it, so no score depends on a candidate's slot.
 
     Call arguments:
@@ -71,6 +75,8 @@ class RequestTimes(keras.layers.Layer):
         >>> kr.layers.RequestTimes()(np.zeros((2, 5, 4), "float32"), request_time=np.array([7, 8], "int32")).shape
         (2, 5)
     """
+
+    whole = ("request_time",)
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "autocast": False})

@@ -7,11 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import RefusesMask, WholeInputs
 from keras_ranking.layers.tokens.event_spans import check_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class VisibleLength(keras.layers.Layer):
+class VisibleLength(WholeInputs, RefusesMask, keras.layers.Layer):
     """How many events of a history a request sees: the same events that its impressions see in a training row, see `EventSpans`.
 
     | `mask`      | the first n events, n = the number of                                                       |
@@ -42,6 +43,8 @@ class VisibleLength(keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(kr.layers.VisibleLength(60)(times, history_length=length, request_time=np.array([66], "int32")))
         array([2], dtype=int32)
     """
+
+    whole = ("history_time", "history_length", "request_time")
 
     def __init__(self, delay: int, mask: str = "delay", session_gap: int = 1800, **settings: Any) -> None:
         super().__init__(**settings)

@@ -21,23 +21,32 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
     """See `keras_ranking.ops.span_attention`."""
     if kernel == "auto":
         kernel = "xla" if _in_xla() else "loop"
+    dtype = query.dtype
+    query, key, value = _summed_in_float32(query, key, value)
     if kernel == "xla":
         from keras_ranking.ops.backends import tensorflow_xla
 
-        return tensorflow_xla.span_attention(query, key, value, spans, scale, stride)
-    return tensorflow_loop.attend(query, key, value, spans, scale, stride, with_total=False)[0]
+        return tf.cast(tensorflow_xla.span_attention(query, key, value, spans, scale, stride), dtype)
+    return tf.cast(tensorflow_loop.attend(query, key, value, spans, scale, stride, with_total=False)[0], dtype)
 
 
 def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key: Any, self_value: Any, scale: float) -> Any:
     """See `keras_ranking.ops.candidate_attention`."""
     spans = Spans.history_only(lengths, tf.shape(query)[1])
+    dtype = query.dtype
+    query, key, value, self_key, self_value = _summed_in_float32(query, key, value, self_key, self_value)
     if _in_xla():
         from keras_ranking.ops.backends import tensorflow_xla
 
         out, total = tensorflow_xla.attend(query, key, value, spans, scale, 1)
     else:
         out, total = tensorflow_loop.attend(query, key, value, spans, scale, 1, with_total=True)
-    return out if self_key is None else join(query, out, total, self_key, self_value, scale)
+    return tf.cast(out if self_key is None else join(query, out, total, self_key, self_value, scale), dtype)
+
+
+def _summed_in_float32(*parts: Any) -> list[Any]:
+    """float16 as float32: TensorFlow's product of two float16 matrices is float16 too, whose largest number, 65,504, a logit may pass."""
+    return [tf.cast(part, tf.float32) if part is not None and part.dtype == tf.float16 else part for part in parts]
 
 
 def join(query: Any, out: Any, total: Any, self_key: Any, self_value: Any, scale: float) -> Any:

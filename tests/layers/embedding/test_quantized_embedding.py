@@ -97,3 +97,23 @@ def test_errors() -> None:
         quantize_rows(np.array([[0.0], [np.nan]]))
     with pytest.raises(ValueError, match="`rows` and `dim` must be positive integers. Received: rows=0, dim=4"):
         QuantizedEmbedding(0, 4)
+
+
+def test_rows_at_the_end_of_float32() -> None:
+    """Both signs of its largest number in one row; every number decodes to a finite one, within the bound."""
+    largest = float(np.finfo(np.float32).max)
+    rng = np.random.default_rng(0)
+    table = np.concatenate(
+        [
+            [[-largest, largest, 0.0], [-largest, largest / 2, 1.0], [largest, largest, 0.999 * largest]],
+            rng.uniform(-largest, largest, size=(200, 3)),
+        ]
+    ).astype("float32")
+    codes, middle, scale = quantize_rows(table)
+    layer = QuantizedEmbedding.from_table(table)
+    for found in (dequantize_rows(codes, middle, scale), numpy(layer(np.arange(len(table))))):
+        assert np.isfinite(found).all()
+        error = np.abs(found.astype("float64") - table)
+        assert (error <= 0.5 * scale.astype("float64")[:, None] + 2.0**-21 * np.abs(table.astype("float64")).max(axis=1)[:, None]).all()
+    with pytest.raises(ValueError, match="must be finite in float32. Received: .* at row 1"):
+        quantize_rows(np.array([[1.0, 2.0], [1e39, 0.0]]))

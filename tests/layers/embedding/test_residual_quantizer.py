@@ -157,3 +157,30 @@ def test_errors() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make(**settings)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_codewords_that_are_close_and_far_from_zero(offset: float) -> None:
+    """Half a unit apart at 10,000: in |c|^2 - 2 r.c, float32 holds steps of 8 there."""
+    book = offset + np.random.default_rng(1).normal(size=(16, 3)).astype("float32")
+    book[8:] -= 2 * offset  # some at the other end, so that no common shift helps
+    layer = make(levels=1, codebook_size=16, revive_after=None)
+    layer.build((None, 3))
+    layer.codebook.assign(book[None])
+    x = book[np.random.default_rng(2).integers(0, 16, 50)] + np.float32(0.1)
+    exact = ((x[:, None].astype("float64") - book[None].astype("float64")) ** 2).sum(axis=-1)
+    np.testing.assert_array_equal(numpy(layer.encode(x))[:, 0], exact.argmin(axis=1))
+
+
+def test_an_unused_codeword_stays_where_it_is() -> None:
+    """For longer than float32 can hold its decaying mass."""
+    layer = make(levels=1, codebook_size=2, revive_after=None, decay=0.5)
+    layer.build((None, 1))
+    for variable in (layer.codebook, layer.sums):
+        variable.assign([[[1.0], [-5.0]]])
+    for _ in range(160):
+        layer(np.array([[1.0], [1.2]], "float32"), training=True)
+    np.testing.assert_allclose(numpy(layer.codebook)[0, :, 0], [1.1, -5.0], rtol=1e-6)
+    assert np.isfinite(numpy(layer.sums)).all()
+    layer(np.array([[-4.0], [-4.0]], "float32"), training=True)
+    np.testing.assert_allclose(numpy(layer.codebook)[0, 1, 0], -4.0, rtol=1e-6)
