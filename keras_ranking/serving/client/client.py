@@ -222,6 +222,27 @@ class Client:
         """Names of the inputs of the client's signature, read from the server once."""
         return sorted(chosen(self.signatures(refresh), self._signature).inputs)
 
+    def versions(self) -> dict[int, tuple[str, str]]:
+        """The versions that the server knows: number -> state ('AVAILABLE', 'LOADING', 'END', ...) and error message.
+
+        Raises:
+            ServingError: NOT_FOUND for an unknown model.
+        """
+        return self._transport.versions()
+
+    def version_of(self, label: str) -> int | None:
+        """The version that has a label on the server; None: no such label.
+
+        Raises:
+            ServingError: a server that cannot be reached.
+        """
+        try:
+            return self._transport.version_of(label)
+        except ServingError as error:
+            if error.code in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"):
+                return None
+            raise
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()

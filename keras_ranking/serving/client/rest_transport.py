@@ -35,7 +35,8 @@ class RestTransport:
         self._host, self._port = split.hostname, split.port
         which = "" if target.version is None else f"/versions/{target.version}"
         which = which if target.label is None else f"/labels/{quote(target.label, safe='')}"
-        self._path = f"/v1/models/{quote(target.model, safe='')}{which}"
+        self._model = f"/v1/models/{quote(target.model, safe='')}"
+        self._path = f"{self._model}{which}"
         self._headers = {"Content-Type": "application/json"}
         if target.token is not None:
             self._headers["Authorization"] = f"Bearer {target.token}"
@@ -54,6 +55,17 @@ class RestTransport:
         # A single output comes without a name; the metadata has the name.
         named = outputs if isinstance(outputs, dict) else {next(iter(signature.outputs), ""): outputs}
         return {name: _array(values, signature, name) for name, values in named.items()}
+
+    def versions(self) -> dict[int, tuple[str, str]]:
+        reply = self._call("GET", self._model, None, self._target.timeout)
+        return {
+            int(entry["version"]): (entry["state"], (entry.get("status") or {}).get("error_message", ""))
+            for entry in reply.get("model_version_status", [])
+        }
+
+    def version_of(self, label: str) -> int:
+        reply = self._call("GET", f"{self._model}/labels/{quote(label, safe='')}/metadata", None, self._target.timeout)
+        return int(reply["model_spec"]["version"])
 
     def close(self) -> None:
         with self._lock:

@@ -80,7 +80,7 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
         if wrong is None:
             continue
         out[name] = tf.where(wrong, tf.zeros([], x.dtype), x)
-        cells = counted.get(specs[name]["axis"])
+        cells: Any = counted.get(specs[name]["axis"])
         for _ in range(len(x.shape) - 2 if cells is not None else 0):
             cells = cells[..., None]
         bad |= _any(wrong if cells is None else wrong & cells)
