@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +25,14 @@ from keras_ranking.serving.protocol.signature import Signature
 
 
 class AsyncClient:
-    """`Client` with coroutines as methods; make and use it in one event loop.
+    """`Client` with coroutines as methods; make and use it in one event loop of one process.
 
     Args:
         address, schema, model, timeout, tasks, signature, version, label, token, tls, retry: as `Client`; the protocol is gRPC.
 
     Raises:
         ValueError: as `Client`.
+        RuntimeError: a call in a process that was forked since.
 
     Example:
         >>> import asyncio
@@ -72,6 +74,7 @@ class AsyncClient:
         self._channel = self._parts.channel(self._parts.grpc.aio)
         self._predict, self._metadata = self._parts.calls(self._channel)
         self._signatures: dict[str, Signature] | None = None
+        self._process = os.getpid()
 
     async def score(
         self, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, timeout: float | None = None
@@ -167,6 +170,8 @@ class AsyncClient:
         return outputs
 
     async def _call(self, method: Any, request: Any, timeout: float) -> Any:
+        if os.getpid() != self._process:  # its channel would wait for ever
+            raise RuntimeError("an AsyncClient cannot be used in a forked process: make one in the process that uses it")
         deadline = time.monotonic() + timeout
         self._budget.earn()
         attempt = 1

@@ -26,7 +26,8 @@ ENCODE, SCORE = "encode_history", "score_candidates"
 
 
 class Client:
-    """Scores requests on a server. Threads may share a client. As a context manager it closes its connections.
+    """Scores requests on a server. Threads may share a client, and a forked process may use its parent's: it opens its own connections.
+    As a context manager it closes its connections.
 
     Args:
         address: HOST:PORT of the gRPC or the REST port; for REST also http(s)://HOST:PORT.
