@@ -304,7 +304,7 @@ class Vector(_Column):
                 out[~wrong] = [value for value, bad in zip(rows, wrong, strict=True) if not bad]
         series = values if isinstance(values, pd.Series) else pd.Series(list(rows), dtype=object)
         faults: Faults = [(wrong, f"must hold vectors of {self.size} numbers")]
-        infinite: np.ndarray = ~np.isfinite(out).all(axis=1)
+        infinite: np.ndarray = np.asarray(~np.isfinite(out).all(axis=1))
         if infinite.any():
             beyond = infinite.copy()
             beyond[infinite] = [bool(np.isfinite(np.asarray(rows[row], dtype=np.float64)).all()) for row in np.flatnonzero(infinite)]

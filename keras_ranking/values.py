@@ -7,6 +7,7 @@ the reason. An encoder raises the first of them, `check_events` reports or leave
 from __future__ import annotations
 
 import datetime
+import decimal
 import numbers
 from typing import Any
 
@@ -77,7 +78,7 @@ def numbers_of(series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 def _number(value: Any) -> float:
     """A scalar as a float, infinite where it is too large, and NaN where it is no real number."""
-    if not isinstance(value, numbers.Real | np.bool_) and type(value).__name__ != "Decimal":
+    if not isinstance(value, numbers.Real | np.bool_ | decimal.Decimal) or isinstance(value, np.timedelta64):
         return np.nan
     try:
         return float(value)
