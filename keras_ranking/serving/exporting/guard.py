@@ -71,8 +71,7 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
             continue
         if name.startswith(CACHE):
             if x.dtype.is_floating:  # one cell is enough: all are marked, and cells beyond the history may hold anything
-                first = _first_cell(x)
-                refused = tf.math.is_nan(first) | (first <= INVALID_CACHE)
+                refused = _first_cell(x) <= INVALID_CACHE
                 out[name] = _marked(x, refused, 0.0)
                 bad |= refused
             continue
