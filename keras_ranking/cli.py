@@ -1,4 +1,4 @@
-"""`keras-ranking simulate | train | evaluate | export | skew | serve | score`: the steps from a log to a served score, in a shell.
+"""`keras-ranking simulate | train | evaluate | export | skew | serve | score | promote | rollback`: from a log to a served score.
 
 Exit codes: 0 done; 1 failed (for example a server that cannot be reached, an export with other scores than Keras, a full disk);
 2 wrong usage or bad input; 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug` shows the traceback. Results go to stdout,
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from keras_ranking import __version__
+from keras_ranking.commands.label_parsers import LABEL_PARSERS
 from keras_ranking.commands.parsers import BACKENDS, PARSERS, Help
 
 
@@ -35,7 +36,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in PARSERS:
+    for add in (*PARSERS, *LABEL_PARSERS):
         add(subparsers)
     return parser
 

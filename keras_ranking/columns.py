@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets, split_fingerprint
+from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets, id_texts, split_fingerprint
 from keras_ranking.ops.logarithm import log1p
+from keras_ranking.values import INT32_MAX, Faults, numbers_of, plain_series, raise_first
 
-INT32_MAX = 2**31 - 1
 Known = Literal["item", "context", "after"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _RESERVED = frozenset({"time", "segment", "session", "length", "count", "request_time", "history_length", "candidate_count"})
 
 
@@ -33,9 +34,9 @@ class _Column(BaseModel):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"`name` must be letters, digits and underscores, not starting with a digit. Received: name={name!r}")
+            raise ValueError(_rename(name, "must be letters, digits and underscores, not starting with a digit"))
         if name in _RESERVED:
-            raise ValueError(f"`name` must not be a word that the model inputs use themselves. Received: name={name!r}")
+            raise ValueError(_rename(name, "must not be a word that the model inputs use themselves"))
         return name
 
     @property
@@ -52,21 +53,26 @@ class _Column(BaseModel):
         """The numbers that a model reads for these values of the log. Errors name column, row and value."""
         raise NotImplementedError
 
+    def faults(self, values: Any) -> Faults:
+        """Every value that `encode` refuses: pairs of a mask of rows and the reason."""
+        return [(rows, reason) for rows, reason, _ in id_texts(values)[1]]
+
     def numbers(self, values: Any) -> np.ndarray:
         """The log's numbers as float64, a missing one as NaN: what the `raw` signature of an export takes."""
-        series = pd.Series(values)
-        if isinstance(series.dtype, pd.CategoricalDtype):
-            series = series.astype(object)
-        if series.dtype.kind in "mMc":
-            raise ValueError(f"column '{self.name}' must hold numbers. Received: values of type {series.dtype}")
-        if series.dtype == object or pd.api.types.is_string_dtype(series.dtype):
-            converted = pd.to_numeric(series, errors="coerce")
-            bad = converted.isna() & series.notna()
-            if bad.any():
-                row = int(bad.to_numpy().argmax())
-                raise ValueError(f"column '{self.name}' must hold numbers. Received: {series.iloc[row]!r} at row {row}")
-            series = converted
-        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+        series = plain_series(values)
+        numbers, wrong = numbers_of(series)
+        raise_first(self.name, series, [(wrong, "must hold numbers")])
+        return numbers
+
+
+def _rename(name: str, rule: str) -> str:
+    """The error of a name that cannot be that of a model input, with the way to give the column another one."""
+    return f"`name` {rule}. Received: name={name!r}; rename the column: `events.rename(columns={{{name!r}: {_usable(name)!r}}})`"
+
+
+def _usable(name: str) -> str:
+    usable = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return f"{usable}_value" if usable in _RESERVED else usable if _NAME.fullmatch(usable) else f"_{usable}"
 
 
 class Id(_Column):
@@ -208,38 +214,47 @@ class Number(_Column):
 
     def before_standardise(self, values: Any) -> np.ndarray:
         """The values after imputation and logarithm, in float64; what `Schema.fit` measures mean and std of."""
-        numbers = self.numbers(values)
-        if self.missing is not None:
-            numbers = np.where(np.isnan(numbers), self.missing, numbers)
-        bad = ~np.isfinite(numbers)
-        if bad.any():
-            row = int(bad.argmax())
-            raise ValueError(
-                f"column '{self.name}' must hold finite numbers. Received: {numbers[row]} at row {row} "
-                f"({int(bad.sum())} such rows); state Number('{self.name}', missing=...) to replace missing values."
-            )
-        if self.transform.startswith("log1p"):
-            if (numbers < 0).any():
-                row = int((numbers < 0).argmax())
-                raise ValueError(
-                    f"column '{self.name}' has transform={self.transform!r} and must not be negative. Received: {numbers[row]} at row {row}"
-                )
-            numbers = log1p(numbers)  # this function, not numpy's: a served graph computes the same bits
+        series = plain_series(values)
+        numbers, faults = self._before_standardise(series)
+        raise_first(self.name, series, faults)
         return numbers
 
+    def _before_standardise(self, series: pd.Series) -> tuple[np.ndarray, Faults]:
+        numbers, wrong = numbers_of(series)
+        missing = np.isnan(numbers) & ~wrong
+        if self.missing is not None:
+            numbers = np.where(missing, self.missing, numbers)
+        faults = [(wrong, "must hold numbers"), (np.isinf(numbers), "must hold finite numbers")]
+        if self.missing is None:
+            faults.append((missing, f"must not be missing; state Number('{self.name}', missing=...) to replace missing values"))
+        numbers = np.where(np.isfinite(numbers), numbers, 0.0)
+        if self.transform.startswith("log1p"):
+            faults.append((numbers < 0, f"has transform={self.transform!r} and must not be negative"))
+            numbers = log1p(np.maximum(numbers, 0.0))  # this function, not numpy's: a served graph computes the same bits
+        faults.append((np.abs(numbers) > _FLOAT32_MAX, "must hold numbers within float32"))
+        return numbers, faults
+
+    def _standardised(self, series: pd.Series) -> tuple[np.ndarray, Faults]:
+        numbers, faults = self._before_standardise(series)
+        if self.transform.endswith("standardise") and self.mean is not None and self.std is not None:
+            with np.errstate(over="ignore"):
+                numbers = (numbers - self.mean) / self.std
+            beyond = ~(np.abs(numbers) <= _FLOAT32_MAX)
+            faults.append((beyond, f"must be within float32 after transform={self.transform!r}"))
+        return numbers, faults
+
+    def faults(self, values: Any) -> Faults:
+        return self._standardised(plain_series(values))[1]
+
     def encode(self, values: Any) -> np.ndarray:
-        numbers = self.before_standardise(values)
-        if self.transform.endswith("standardise"):
-            if self.mean is None or self.std is None:
-                raise ValueError(
-                    f"column '{self.name}' has transform={self.transform!r} without `mean` and `std`: "
-                    "call `schema = schema.fit(training_rows)` first."
-                )
-            numbers = (numbers - self.mean) / self.std
-        large = np.abs(numbers) > np.finfo(np.float32).max
-        if large.any():
-            row = int(large.argmax())
-            raise ValueError(f"column '{self.name}' has a value too large for float32. Received: {numbers[row]} at row {row}")
+        if not self.fitted:
+            raise ValueError(
+                f"column '{self.name}' has transform={self.transform!r} without `mean` and `std`: "
+                "call `schema = schema.fit(training_rows)` first."
+            )
+        series = plain_series(values)
+        numbers, faults = self._standardised(series)
+        raise_first(self.name, series, faults)
         return numbers.astype(np.float32)
 
 
@@ -267,19 +282,47 @@ class Vector(_Column):
         return (self.size,)
 
     def encode(self, values: Any) -> np.ndarray:
+        series, block, faults = self._block(values)
+        raise_first(self.name, series, faults)
+        return block
+
+    def faults(self, values: Any) -> Faults:
+        return self._block(values)[2]
+
+    def _block(self, values: Any) -> tuple[Any, np.ndarray, Faults]:
+        """The values as a Series, their vectors (n, size), zero where a value is none, and the faults."""
         whole = isinstance(values, np.ndarray) and values.dtype.kind in "fiu" and values.ndim == 2 and values.shape[1] == self.size
         rows = values if whole else list(values)
+        wrong = np.zeros(len(rows), dtype=bool)
         if not whole:
-            for row, value in enumerate(rows):
-                numeric = not isinstance(value, str | bytes) and hasattr(value, "__len__") and np.asarray(value).dtype.kind in "fiu"
-                if not numeric or np.shape(value) != (self.size,):
-                    raise ValueError(f"column '{self.name}' must hold vectors of {self.size} numbers. Received: {value!r} at row {row}")
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is an error below
-            out = np.asarray(rows, dtype=np.float32).reshape(len(rows), self.size)
-        if not np.isfinite(out).all():
-            row = int((~np.isfinite(out)).any(axis=1).argmax())
-            raise ValueError(f"column '{self.name}' must hold finite numbers. Received: {rows[row]!r} at row {row}")
-        return out
+            wrong[:] = [not self._is_vector(value) for value in rows]
+        out = np.zeros((len(rows), self.size), dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # a value beyond float32 becomes infinite and is a fault below
+            if whole:
+                out[:] = rows
+            elif not wrong.all():
+                out[~wrong] = [value for value, bad in zip(rows, wrong, strict=True) if not bad]
+        series = values if isinstance(values, pd.Series) else pd.Series(list(rows), dtype=object)
+        faults: Faults = [(wrong, f"must hold vectors of {self.size} numbers")]
+        infinite: np.ndarray = np.asarray(~np.isfinite(out).all(axis=1))
+        if infinite.any():
+            beyond = infinite.copy()
+            beyond[infinite] = [bool(np.isfinite(np.asarray(rows[row], dtype=np.float64)).all()) for row in np.flatnonzero(infinite)]
+            faults += [(infinite & ~beyond, "must hold finite numbers"), (beyond, "must hold numbers within float32")]
+        return series, out, faults
+
+    def _is_vector(self, value: Any) -> bool:
+        if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != self.size:
+            return False
+        if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
+            return False
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, OverflowError):  # lists of several lengths
+            return False
+        if array.dtype.kind not in "fiu" or array.shape != (self.size,):
+            return False
+        return isinstance(value, np.ndarray) or not any(isinstance(number, bool | np.bool_) for number in value)
 
 
 Feature = Annotated[Id | Category | Number | Vector, Field(discriminator="kind")]
@@ -318,22 +361,27 @@ class Task(BaseModel):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"`name` must be letters, digits and underscores, not starting with a digit. Received: name={name!r}")
+            rule = "must be letters, digits and underscores, not starting with a digit"
+            stated = f"the column may have any name: Task({_usable(name)!r}, label={name!r})"
+            raise ValueError(f"`name` {rule}. Received: name={name!r}; {stated}")
         return name
 
     def encode(self, values: Any) -> np.ndarray:
         """Labels as float32 0 or 1, NaN where unknown."""
-        series = pd.Series(values)
-        labels = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        missing = series.isna().to_numpy()  # text that is not a number is wrong, not missing
-        bad = ~missing & (labels != 0) & (labels != 1)
-        if bad.any():
-            row = int(bad.argmax())
-            raise ValueError(f"column '{self.label}' of task '{self.name}' must hold 0 or 1. Received: {series.iloc[row]!r} at row {row}")
-        if missing.any() and self.missing == "error":
-            row = int(missing.argmax())
-            raise ValueError(
-                f"column '{self.label}' of task '{self.name}' has no label at row {row} ({int(missing.sum())} such rows); "
-                "Task(missing='unknown') gives them weight 0."
-            )
+        series = plain_series(values)
+        labels, faults = self._labels(series)
+        raise_first(self.label, series, faults)
         return labels.astype(np.float32)
+
+    def faults(self, values: Any) -> Faults:
+        """Every value that `encode` refuses: pairs of a mask of rows and the reason."""
+        return self._labels(plain_series(values))[1]
+
+    def _labels(self, series: pd.Series) -> tuple[np.ndarray, Faults]:
+        labels, wrong = numbers_of(series)
+        missing = np.isnan(labels) & ~wrong  # text that is not a number is wrong, not missing
+        faults: Faults = [(~missing & (labels != 0) & (labels != 1), f"of task '{self.name}' must hold 0 or 1")]
+        if self.missing == "error":
+            stated = "Task(missing='unknown') gives such rows weight 0"
+            faults.append((missing, f"must hold a label of task '{self.name}' in every row; {stated}"))
+        return labels, faults

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from keras_ranking.columns import INT32_MAX, Feature, Known, Number, Task
+from keras_ranking.columns import Feature, Known, Number, Task
+from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, seconds_of
 
 
 class Schema(BaseModel):
@@ -188,41 +189,39 @@ class Schema(BaseModel):
 
     # -- values --------------------------------------------------------------------------------------------------------
 
-    def encode_time(self, values: Any) -> np.ndarray:
+    def encode_time(self, values: Any, round: str | None = None) -> np.ndarray:
         """Times of the log as int32 seconds after `epoch`.
 
+        Args:
+            values: whole Unix seconds (integers, or whole numbers in float64) or datetimes (UTC where they name no zone).
+            round: 'floor', 'ceil' or 'nearest': how fractions of a second are rounded. None: a fraction is an error.
+
         Raises:
-            ValueError: a missing time, one before the epoch or too late for int32, or a fraction of a second.
+            ValueError: a missing time, float16 or float32, one before the epoch or too late for int32, or a fraction of a second.
         """
-        series = pd.Series(values)
-        if pd.api.types.is_datetime64_any_dtype(series.dtype):
-            if series.isna().any():
-                raise ValueError(f"column '{self.time}' has no time at row {int(series.isna().to_numpy().argmax())}")
-            stamps = series.dt.tz_convert("UTC").dt.tz_localize(None) if series.dt.tz is not None else series
-            whole = stamps.dt.floor("s")
-            if (whole != stamps).any():
-                row = int((whole != stamps).to_numpy().argmax())
-                raise ValueError(
-                    f"column '{self.time}' must hold whole seconds. Received: {series.iloc[row]} at row {row}; "
-                    "remove the fractions with `.dt.floor('s')`."
-                )
-            seconds = whole.to_numpy().astype("datetime64[s]").astype(np.int64)
-        else:
-            numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-            bad = ~np.isfinite(numbers) | (numbers != np.floor(numbers))
-            if bad.any():
-                row = int(bad.argmax())
-                raise ValueError(
-                    f"column '{self.time}' must hold whole Unix seconds or datetimes. Received: {series.iloc[row]!r} at row {row}"
-                )
-            seconds = numbers.astype(np.int64)
+        series = plain_series(values)
+        seconds, faults = self.model_seconds(series, round)
+        fraction = "; remove fractions first, with `.dt.floor('s')`" if faults and FRACTION in faults[0][1] else ""
+        raise_first(self.time, series, faults, fraction)
+        return seconds.astype(np.int32)
+
+    def model_seconds(self, values: Any, round: str | None = None) -> tuple[np.ndarray, Faults]:
+        """Times as int64 seconds after `epoch`, 0 where the row has a fault, and the faults."""
+        seconds, faults = seconds_of(values, round)
+        good = np.ones(len(seconds), dtype=bool)
+        for rows, _ in faults:
+            good &= ~rows
         after = seconds - self.epoch
-        bad = (after < 0) | (after > INT32_MAX)
-        if bad.any():
-            row = int(bad.argmax())
-            side = "before the schema's epoch" if after[row] < 0 else "too far after the schema's epoch for int32"
-            raise ValueError(f"column '{self.time}' has a time {side} ({self.epoch}). Received: {int(seconds[row])} at row {row}")
-        return after.astype(np.int32)
+        early, late = good & (after < 0), good & (after > INT32_MAX)
+        reach = f"give Schema(epoch=...) a Unix time at or before the first row; times reach {INT32_MAX} s after it"
+        faults = [*faults, (early, f"must not be before the schema's epoch ({self.epoch}); {reach}")]
+        for unit, per_second in SMALL_UNITS:
+            scaled = seconds // per_second - self.epoch
+            fits = late & (scaled >= 0) & (scaled <= INT32_MAX)
+            faults.append((fits, f"must hold seconds and holds {unit}: divide by {per_second:,}, `// {per_second}`"))
+            late &= ~fits
+        faults.append((late, f"must be at most {INT32_MAX} s after the schema's epoch ({self.epoch}); {reach}"))
+        return np.where(good & (after >= 0) & (after <= INT32_MAX), after, 0), [fault for fault in faults if fault[0].any()]
 
     def fit(self, events: pd.DataFrame) -> Schema:
         """The same schema with mean and standard deviation of every standardising number, measured on these rows.

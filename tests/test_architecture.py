@@ -43,8 +43,8 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "layers.history": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
     "layers.lists": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
     "layers.heads": (BASE | {"layers.base", "layers.interaction"}, KERAS | {"numpy"}),
-    "losses": ({"metrics"}, KERAS | {"numpy"}),
-    "metrics": ({"losses"}, KERAS | {"numpy"}),
+    "losses": ({"metrics", "ops"}, KERAS | {"numpy"}),
+    "metrics": ({"losses", "ops"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),
     "models": (MODELS | {"models.configuration"}, KERAS | {"numpy"}),
     "data": (BASE | {"data.readers"}, ARRAYS | {"pyarrow"}),
@@ -76,7 +76,7 @@ def room_of(path: Path) -> str:
     """'layers.tokens' for keras_ranking/layers/tokens/lengths.py; a file of the package itself is its own room."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if len(parts) == 1:
-        return {"__init__": "", "columns": "schema"}.get(parts[0], parts[0])
+        return {"__init__": "", "columns": "schema", "values": "schema"}.get(parts[0], parts[0])
     return ".".join(parts[:-1])
 
 

@@ -122,3 +122,20 @@ def token(args: argparse.Namespace) -> str | None:
     if args.token_file is None:
         return os.environ.get("KERAS_RANKING_TOKEN") or None
     return Path(args.token_file).read_text(encoding="utf-8").strip()
+
+
+def needs_server(args: argparse.Namespace) -> None:
+    """Raise ValueError for arguments that only choose among the versions of a server."""
+    for name in ("version", "label"):
+        if getattr(args, name) is not None and not args.server:
+            raise ValueError(f"`--{name}` needs --server ADDRESS.")
+
+
+def client_of(args: argparse.Namespace, schema: Any, **settings: Any) -> Any:
+    """A client of the server in `--server`, with `--version` or `--label`, token and TLS."""
+    from keras_ranking.serving import Client, ClientTls
+
+    protocol = "rest" if args.server.startswith("http") else "grpc"
+    settings |= {"tls": ClientTls(args.tls_ca) if args.tls_ca is not None else False, "token": token(args)}
+    settings |= {name: getattr(args, name, None) for name in ("version", "label")}
+    return Client(args.server, schema, args.name, protocol, **settings)

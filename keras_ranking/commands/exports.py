@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 from pathlib import Path
 
-from keras_ranking.commands.common import finite, plain_value, quiet_imports, read_rows, start_keras, step, table, token
+from keras_ranking.commands.common import (
+    client_of,
+    finite,
+    needs_server,
+    plain_value,
+    quiet_imports,
+    read_rows,
+    start_keras,
+    step,
+    table,
+    token,
+)
 
 
 def export(args: argparse.Namespace) -> int:
@@ -29,6 +41,7 @@ def export(args: argparse.Namespace) -> int:
             through=args.through,
             history_buckets=args.history_buckets,
             candidate_buckets=args.candidate_buckets,
+            server_batching=args.server_batching,
             events=read_rows(args.events) if args.events else None,
             run=args.model_dir,
         )
@@ -38,12 +51,17 @@ def export(args: argparse.Namespace) -> int:
 
 def skew(args: argparse.Namespace) -> int:
     """Replay logged requests through an exported version, the Keras model and the data pipeline; returns 1 if they differ."""
-    start_keras(args)
-    from keras_ranking import serving
-
+    needs_server(args)
     events = read_rows(args.events)
-    with step(f"replaying up to {args.sample} requests"):
-        report = serving.check_skew(args.model, args.keras, events, sample=args.sample, bound=args.bound, seed=args.seed)
+    with contextlib.ExitStack() as stack:
+        version = args.model if not args.server else stack.enter_context(client_of(args, Path(args.keras) / "schema.json"))
+        if args.server:
+            version.signatures()  # a server that cannot be reached, before Keras is started
+        start_keras(args)
+        from keras_ranking import serving
+
+        with step(f"replaying up to {args.sample} requests"):
+            report = serving.check_skew(version, args.keras, events, sample=args.sample, bound=args.bound, seed=args.seed)
     if args.json:
         Path(args.json).write_text(json.dumps(finite(report.to_json()), indent=2, default=plain_value) + "\n", encoding="utf-8")
     print(table(["what", "name", "compared", "differ", "largest", "mean", "worst"], report.rows()))

@@ -42,7 +42,12 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A positive integer.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
     number = int(text) if text.isascii() and text.isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer. Received: {text!r}")
@@ -63,7 +68,7 @@ def _seed(text: str) -> int:
     return number
 
 
-def _command(
+def command(
     subparsers: Any,
     name: str,
     run: Callable[[argparse.Namespace], int],
@@ -92,9 +97,18 @@ def _setting_arguments(made: argparse.ArgumentParser, text: str) -> None:
     made.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
+def _server_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--name", default="cadet", metavar="NAME", help="with --server: the served model's name (default: cadet)")
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--version", type=positive, metavar="N", help="with --server: this version (default: the server's)")
+    which.add_argument("--label", metavar="NAME", help="with --server: the version with this label, such as canary")
+    made.add_argument("--token-file", metavar="FILE", help="with --server: its token (default: KERAS_RANKING_TOKEN, or none)")
+    made.add_argument("--tls-ca", metavar="FILE", help="with --server: TLS, with the authority that signed its certificate")
+
+
 def simulate_parser(subparsers: Any) -> None:
     """Arguments of `simulate`."""
-    made = _command(
+    made = command(
         subparsers,
         "simulate",
         learning.simulate,
@@ -109,15 +123,15 @@ example:
     )
     made.add_argument("--out", required=True, metavar="FILE", help="log to write: .parquet (needs the extra `data`), .csv or .csv.gz")
     made.add_argument("--schema", metavar="FILE", help="schema to write (default: NAME.schema.json in the folder of the log)")
-    made.add_argument("--members", type=_positive, default=1200, metavar="N", help="members (default: 1200)")
-    made.add_argument("--days", type=_positive, default=14, metavar="N", help="days (default: 14)")
+    made.add_argument("--members", type=positive, default=1200, metavar="N", help="members (default: 1200)")
+    made.add_argument("--days", type=positive, default=14, metavar="N", help="days (default: 14)")
     made.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the random numbers (default: 0)")
     _setting_arguments(made, "any other argument of keras_ranking.data.simulate")
 
 
 def train_parser(subparsers: Any) -> None:
     """Arguments of `train`."""
-    made = _command(
+    made = command(
         subparsers,
         "train",
         learning.train,
@@ -152,9 +166,9 @@ examples:
     made.add_argument(
         "--seed", type=_seed, metavar="N", help="seed of weights, shuffling, simulator (default: 0; a daily step has another default)"
     )
-    made.add_argument("--epochs", type=_positive, metavar="N", help="passes over the log (default: the model's; with --new-events 1)")
-    made.add_argument("--batch-size", type=_positive, metavar="N", help="packed rows per step (default: the model's)")
-    made.add_argument("--checkpoint-every", type=_positive, metavar="N", help="number of steps between checkpoints, for --resume")
+    made.add_argument("--epochs", type=positive, metavar="N", help="passes over the log (default: the model's; with --new-events 1)")
+    made.add_argument("--batch-size", type=positive, metavar="N", help="packed rows per step (default: the model's)")
+    made.add_argument("--checkpoint-every", type=positive, metavar="N", help="number of steps between checkpoints, for --resume")
     made.add_argument("--resume", metavar="DIR", help="continue the training in DIR (see below)")
     made.add_argument(
         "--new-events",
@@ -167,7 +181,7 @@ examples:
 
 def evaluate_parser(subparsers: Any) -> None:
     """Arguments of `evaluate`."""
-    made = _command(
+    made = command(
         subparsers,
         "evaluate",
         learning.evaluate,
@@ -191,7 +205,7 @@ example:
 
 def export_parser(subparsers: Any) -> None:
     """Arguments of `export`."""
-    made = _command(
+    made = command(
         subparsers,
         "export",
         exports.export,
@@ -220,16 +234,19 @@ example:
     made.add_argument(
         "--through", choices=["tensorflow", "jax"], default="tensorflow", help="backend that compiles the graph (default: tensorflow)"
     )
-    lengths: dict[str, Any] = {"type": _positive, "nargs": "+", "metavar": "N"}
+    lengths: dict[str, Any] = {"type": positive, "nargs": "+", "metavar": "N"}
     made.add_argument("--history-buckets", **lengths, help="with --xla or --through jax: history lengths (default: 128 512 1024)")
     made.add_argument("--candidate-buckets", **lengths, help="likewise: candidate counts (default: 64 512)")
+    made.add_argument(
+        "--server-batching", choices=["equal_lengths", "padded"], help="turn on batching in the flags of TensorFlow Serving (default: off)"
+    )
     made.add_argument("--events", metavar="FILE", help="a log to check skew with: .parquet, .csv, .csv.gz or .json")
     made.add_argument("--no-verify", action="store_true", help="do not compare scores of the written graph with Keras")
 
 
 def skew_parser(subparsers: Any) -> None:
     """Arguments of `skew`."""
-    made = _command(
+    made = command(
         subparsers,
         "skew",
         exports.skew,
@@ -237,16 +254,21 @@ def skew_parser(subparsers: Any) -> None:
         """\
 replays requests of a log through the exported model (encoded and raw), the Keras model and the data pipeline, and prints the
 differences by feature and by score with request and row of the largest one. Exit code 1 if there are any. Needs the extra `serving`.
+With --server the exported model is the one of a running server.
 
-example:
+examples:
   keras-ranking skew --model saved_models/cadet --keras runs/cadet --events log.parquet
+  keras-ranking skew --server 127.0.0.1:8500 --name cadet --label canary --keras runs/cadet --events log.parquet
 """,
         keras=True,
     )
-    made.add_argument("--model", required=True, metavar="FOLDER", help="the served model, or one version of it")
+    where = made.add_mutually_exclusive_group(required=True)
+    where.add_argument("--model", metavar="FOLDER", help="the served model, or one version of it")
+    where.add_argument("--server", metavar="ADDRESS", help="HOST:PORT of a gRPC server, or http://HOST:PORT of a REST server")
+    _server_arguments(made)
     made.add_argument("--keras", required=True, metavar="DIR", help="folder that `train` wrote")
     made.add_argument("--events", required=True, metavar="FILE", help="log rows: .parquet, .csv, .csv.gz or .json")
-    made.add_argument("--sample", type=_positive, default=64, metavar="N", help="requests to replay (default: 64)")
+    made.add_argument("--sample", type=positive, default=64, metavar="N", help="requests to replay (default: 64)")
     made.add_argument("--bound", type=float, metavar="X", help="largest difference of a score (default: the bound of the export)")
     made.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the sample (default: 0)")
     made.add_argument("--json", metavar="FILE", help="also write the report to FILE")
@@ -254,7 +276,7 @@ example:
 
 def serve_parser(subparsers: Any) -> None:
     """Arguments of `serve`."""
-    made = _command(
+    made = command(
         subparsers,
         "serve",
         exports.serve,
@@ -297,7 +319,7 @@ examples:
 
 def score_parser(subparsers: Any) -> None:
     """Arguments of `score`."""
-    made = _command(
+    made = command(
         subparsers,
         "score",
         scoring.score,
@@ -313,6 +335,7 @@ as well. --history, --candidates and --time take the same rows as tables.
 examples:
   keras-ranking score request.json --model runs/cadet
   keras-ranking score request.json --server 127.0.0.1:8500 --name cadet --schema runs/cadet/schema.json
+  keras-ranking score request.json --server 127.0.0.1:8500 --name cadet --schema runs/cadet/schema.json --label canary
   keras-ranking score --candidates candidates.csv --history history.csv --time 1767300000 --model runs/cadet
 """,
         keras=True,
@@ -324,13 +347,11 @@ examples:
     where = made.add_mutually_exclusive_group(required=True)
     where.add_argument("--model", metavar="DIR", help="folder that `train` wrote: score in this process")
     where.add_argument("--server", metavar="ADDRESS", help="HOST:PORT of a gRPC server, or http://HOST:PORT of a REST server")
-    made.add_argument("--name", default="cadet", metavar="NAME", help="with --server: the served model's name (default: cadet)")
     made.add_argument("--schema", metavar="FILE", help="with --server: the schema.json that training wrote")
     made.add_argument("--signature", default="serving_default", metavar="NAME", help="with --server: serving_default or raw")
-    made.add_argument("--token-file", metavar="FILE", help="with --server: its token (default: KERAS_RANKING_TOKEN, or none)")
-    made.add_argument("--tls-ca", metavar="FILE", help="with --server: TLS, with the authority that signed its certificate")
+    _server_arguments(made)
     made.add_argument("--task", metavar="NAME", help="task to rank by (default: the schema's first)")
-    made.add_argument("--top", type=_positive, metavar="N", help="print only the first N")
+    made.add_argument("--top", type=positive, metavar="N", help="print only the first N")
     made.add_argument("--json", action="store_true", help="print JSON")
 
 

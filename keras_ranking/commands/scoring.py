@@ -8,22 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_ranking.commands.common import plain_value, read_rows, start_keras, table, token
+from keras_ranking.commands.common import client_of, needs_server, plain_value, read_rows, start_keras, table
 
 
 def score(args: argparse.Namespace) -> int:
     """Print the candidates of one request, ranked."""
+    needs_server(args)
     history, candidates, moment = _read_request(args)
     if args.server:
-        from keras_ranking.schema import Schema
-        from keras_ranking.serving import Client, ClientTls
-
         if not args.schema:
             raise ValueError("`--server` needs --schema FILE: the schema.json that training wrote.")
-        schema = Schema.load(args.schema)
-        protocol = "rest" if args.server.startswith("http") else "grpc"
-        tls = ClientTls(args.tls_ca) if args.tls_ca is not None else False
-        with Client(args.server, schema, args.name, protocol, signature=args.signature, token=token(args), tls=tls) as client:
+        with client_of(args, args.schema, signature=args.signature) as client:
+            schema = client.schema
             scores = client.score(history, candidates, moment)
     else:
         start_keras(args)

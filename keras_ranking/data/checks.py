@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from keras_ranking.columns import Category, Id, Number, Vector
+from keras_ranking.columns import Category, Id, Vector
+from keras_ranking.data.log_columns import at_row, key_faults, require_column, require_frame
+from keras_ranking.data.vocabularies import vocabulary_notes
+from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
+from keras_ranking.values import FRACTION, INT32_MAX, Faults, numbers_of
 
-_INT32_MAX = 2**31 - 1
+_MOST_PROBLEMS = 10
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Report:
         dropped: rows left out, by reason. A row with several faults counts once, under the first of them.
         examples: for each reason the first such row: its place in the frame, its index label and its value.
         reordered: rows that came after a later row of their member and were sorted into place (`sort=True`).
+        notes: what is not wrong but probably not meant, such as values that differ from the vocabulary in case alone. Also warned of.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -36,6 +41,7 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     reordered: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -47,110 +53,73 @@ class Report:
         lines += [f"  {count} left out: {reason} (first: {self.examples[reason]})" for reason, count in self.dropped.items()]
         if self.reordered:
             lines.append(f"  {self.reordered} rows sorted into time order")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 class _Checker:
-    """Keeps a mask of the rows without a fault so far; `fault` raises an error or removes rows from it."""
+    """Keeps a mask of the rows without a fault so far; `fault` notes a problem and removes its rows from the mask.
 
-    def __init__(self, events: pd.DataFrame, on_error: str) -> None:
+    `places` are the places of the rows in the frame that the user has, which may hold more rows than are checked.
+    """
+
+    def __init__(self, events: pd.DataFrame, on_error: str, places: np.ndarray | None = None) -> None:
         self.events = events
         self.on_error = on_error
+        self.places = np.arange(len(events)) if places is None else places
         self.alive = np.ones(len(events), dtype=bool)
         self.report = Report(rows=len(events))
 
-    def fault(self, bad: np.ndarray, column: str, reason: str, values: Any = None) -> None:
-        """Report the rows of the mask `bad`. `values` are shown as received; None: those of the column."""
+    def fault(self, bad: np.ndarray, column: str, reason: str) -> None:
+        """Report the rows of the mask `bad`."""
         bad = bad & self.alive
-        count = int(bad.sum())
-        if not count:
+        if not bad.any():
             return
         row = int(bad.argmax())
-        shown = (self.events[column] if values is None else pd.Series(values)).iloc[row]
-        shown = shown.item() if isinstance(shown, np.generic) else shown
-        example = f"{shown!r} at row {row} (index {self.events.index[row]!r})"
-        if self.on_error == "raise":
-            example += f"; {count} such rows" if count > 1 else ""
-            raise ValueError(f"column '{column}' {reason}. Received: {example}. on_error='drop' leaves such rows out and counts them.")
         key = f"column '{column}' {reason}"
-        self.report.dropped[key] = self.report.dropped.get(key, 0) + count
+        self.report.dropped[key] = self.report.dropped.get(key, 0) + int(bad.sum())
+        example = f"{shown(self.events[column].iloc[row])} at {at_row(int(self.places[row]), self.events.index, row)}"
         self.report.examples.setdefault(key, example)
         self.alive &= ~bad
 
+    def faults(self, column: str, faults: Faults) -> None:
+        """Report several faults of one column, in their order."""
+        for bad, reason in faults:
+            self.fault(bad, column, reason)
 
-def _as_numbers(series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """The values as float64 (NaN where there is none), and which of them are not numbers at all."""
-    if series.dtype == object or pd.api.types.is_string_dtype(series.dtype):
-        numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        return numbers, np.isnan(numbers) & series.notna().to_numpy()
-    return series.to_numpy(dtype=np.float64, na_value=np.nan), np.zeros(len(series), dtype=bool)
+    def finish(self, offers: tuple[str, ...]) -> None:
+        """Raise one error with all problems, unless their rows are to be left out.
 
-
-def _seconds(series: pd.Series, checker: _Checker, schema: Schema) -> np.ndarray:
-    """Unix seconds as int64, 0 where the row was found faulty."""
-    missing = series.isna().to_numpy()
-    checker.fault(missing, schema.time, "must hold a time in every row")
-    if pd.api.types.is_datetime64_any_dtype(series.dtype):
-        stamps = series.dt.tz_convert("UTC").dt.tz_localize(None) if getattr(series.dt, "tz", None) is not None else series
-        seconds = np.where(missing, 0, stamps.to_numpy().astype("datetime64[s]").astype(np.int64))
-    else:
-        numbers, _ = _as_numbers(series)
-        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**62)
-        checker.fault(~whole & ~missing, schema.time, "must hold whole Unix seconds or datetimes")
-        seconds = np.where(whole, numbers, 0).astype(np.int64)
-    after = seconds - schema.epoch
-    checker.fault((after < 0) & ~missing, schema.time, f"must not be before the schema's epoch ({schema.epoch})")
-    checker.fault((after > _INT32_MAX) & ~missing, schema.time, f"must be at most {_INT32_MAX} s after the schema's epoch ({schema.epoch})")
-    return seconds
-
-
-def _check_ids(series: pd.Series, checker: _Checker, name: str) -> None:
-    types = pd.api.types
-    if types.is_float_dtype(series.dtype):
-        numbers, _ = _as_numbers(series)
-        with np.errstate(invalid="ignore"):
-            bad = ~np.isnan(numbers) & (~np.isfinite(numbers) | (numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
-    elif series.dtype == object:
-        known = series.notna().to_numpy()
-        bad = known.copy()
-        bad[known] = [not isinstance(value, (str, bytes, int, np.integer)) for value in series.to_numpy()[known]]
-    else:
-        usable = (types.is_integer_dtype, types.is_bool_dtype, types.is_string_dtype, lambda dtype: isinstance(dtype, pd.CategoricalDtype))
-        bad = np.full(len(series), not any(test(series.dtype) for test in usable))
-    checker.fault(bad, name, "is an id and must hold integers or strings")
+        Raises:
+            ValueError: there are problems, and `on_error` is 'raise'.
+        """
+        problems = self.report.dropped
+        if self.on_error != "raise" or not problems:
+            return
+        lines = []
+        for reason, count in list(problems.items())[:_MOST_PROBLEMS]:
+            lines.append(f"{reason}. Received: {self.report.examples[reason]}" + (f"; {count} such rows" if count > 1 else ""))
+        hints = []
+        if "round" in offers and any(FRACTION in reason for reason in problems):
+            hints.append("round='floor' rounds down to whole seconds.")
+        if "sort" in offers and any("go back in time" in reason for reason in problems):
+            hints.append("sort=True sorts them.")
+        if "on_error" in offers:
+            hints.append("on_error='drop' leaves such rows out and counts them.")
+        if len(problems) == 1:
+            raise ValueError(" ".join([f"{lines[0]}.", *hints]))
+        more = f"\n  and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
+        numbered = "".join(f"\n  ({number}) {line}." for number, line in enumerate(lines, start=1))
+        raise ValueError("\n".join([f"the log has {len(problems)} problems:{numbered}{more}", *([" ".join(hints)] if hints else [])]))
 
 
-def _check_numbers(feature: Number, series: pd.Series, checker: _Checker) -> None:
-    numbers, text = _as_numbers(series)
-    checker.fault(text, feature.name, "must hold numbers")
-    checker.fault(np.isinf(numbers), feature.name, "must hold finite numbers")
-    if feature.missing is None:
-        stated = f"state Number('{feature.name}', missing=...) to replace missing values"
-        checker.fault(np.isnan(numbers), feature.name, f"must not be missing; {stated}")
-    if feature.transform.startswith("log1p"):
-        with np.errstate(invalid="ignore"):
-            checker.fault(numbers < 0, feature.name, f"has transform={feature.transform!r} and must not be negative")
-
-
-def _check_vectors(feature: Vector, series: pd.Series, checker: _Checker) -> None:
-    sized = series.map(lambda value: len(value) if hasattr(value, "__len__") else -1).to_numpy()
-    checker.fault(sized != feature.size, feature.name, f"must hold vectors of {feature.size} numbers")
-    good = np.flatnonzero(sized == feature.size)
-    if len(good):
-        block = np.asarray(list(series.iloc[good]), dtype=np.float64)
-        bad = np.zeros(len(series), dtype=bool)
-        bad[good] = ~np.isfinite(block).all(axis=1)
-        checker.fault(bad, feature.name, "must hold finite numbers")
-
-
-def _check_labels(schema: Schema, events: pd.DataFrame, checker: _Checker) -> None:
-    for task in schema.tasks:
-        labels, text = _as_numbers(events[task.label])
-        missing = np.isnan(labels) & ~text
-        if task.missing == "error":
-            stated = "Task(missing='unknown') gives such rows weight 0"
-            checker.fault(missing, task.label, f"must hold a label of task '{task.name}' in every row; {stated}")
-        checker.fault(~missing & (labels != 0) & (labels != 1), task.label, f"of task '{task.name}' must hold 0 or 1")
+def _check_keys(schema: Schema, events: pd.DataFrame, checker: _Checker) -> None:
+    for role, name in (("member", schema.member), ("request", schema.request), ("session", schema.session)):
+        if name is None:
+            continue
+        checker.fault(events[name].isna().to_numpy(dtype=bool), name, f"must hold a {role} in every row")
+        if name != schema.time:
+            checker.faults(name, key_faults(events[name]))
 
 
 def _check_duplicates(schema: Schema, events: pd.DataFrame, checker: _Checker) -> None:
@@ -179,54 +148,71 @@ def _first_rows(codes: np.ndarray) -> np.ndarray:
 
 
 def _check_requests(schema: Schema, events: pd.DataFrame, seconds: np.ndarray, checker: _Checker) -> None:
-    rows = np.flatnonzero(checker.alive)
-    if not len(rows):
-        return
-    request = pd.factorize(events[schema.request].iloc[rows])[0]
-    member = pd.factorize(events[schema.member].iloc[rows])[0]
-    first = _first_rows(request)
-    for values, column, what in ((member, schema.member, "member"), (seconds[rows], schema.time, "time")):
-        differs = values != values[first]
+    for column, what in ((schema.member, "member"), (schema.time, "time")):
+        rows = np.flatnonzero(checker.alive)
+        if not len(rows):
+            return
+        request = pd.factorize(events[schema.request].iloc[rows])[0]
+        values = seconds[rows] if what == "time" else pd.factorize(events[column].iloc[rows])[0]
+        differs = values != values[_first_rows(request)]
         faulty = np.zeros(int(request.max()) + 1, dtype=bool)
         faulty[request[differs]] = True
         bad = np.zeros(len(events), dtype=bool)
         # The right value is unknown: all rows of the request are left out, but the error shows a row that differs.
         bad[rows] = differs if checker.on_error == "raise" else faulty[request]
         checker.fault(bad, column, f"must hold one {what} for all rows of a request")
+        if checker.on_error == "raise":
+            checker.alive[rows[faulty[request]]] = False
 
 
-def _check_positions(schema: Schema, events: pd.DataFrame, checker: _Checker) -> None:
+def _check_positions(schema: Schema, events: pd.DataFrame, checker: _Checker) -> np.ndarray | None:
+    """The positions as numbers, NaN where there is none."""
     if schema.position is None:
-        return
-    positions, text = _as_numbers(events[schema.position])
+        return None
+    positions, wrong = numbers_of(events[schema.position])
     known = ~np.isnan(positions)
     with np.errstate(invalid="ignore"):
-        bad = text | (known & ((positions != np.floor(positions)) | (positions < 1) | (positions > _INT32_MAX)))
+        bad = wrong | (known & ((positions != np.floor(positions)) | (positions < 1) | (positions > INT32_MAX)))
     checker.fault(bad, schema.position, "must hold whole numbers, 1 = shown first (or be missing = not known)")
-    rows = np.flatnonzero(checker.alive & known)
+    return positions
+
+
+def _check_places(schema: Schema, events: pd.DataFrame, positions: np.ndarray | None, checker: _Checker) -> None:
+    if schema.position is None or positions is None:
+        return
+    rows = np.flatnonzero(checker.alive & ~np.isnan(positions))
     request = pd.factorize(events[schema.request].iloc[rows])[0]
     repeated = np.zeros(len(events), dtype=bool)
     repeated[rows] = pd.DataFrame({"request": request, "position": positions[rows]}).duplicated().to_numpy()
     checker.fault(repeated, schema.position, "must not repeat inside a request")
 
 
-def check_events(events: pd.DataFrame, schema: Schema, on_error: str = "raise", sort: bool = False) -> tuple[pd.DataFrame, Report]:
+def check_events(
+    events: pd.DataFrame, schema: Schema, on_error: str = "raise", sort: bool = False, round: str | None = None
+) -> tuple[pd.DataFrame, Report]:
     """Check a log against its schema.
 
-    Faults, in this order: a missing column; a missing member, request or session; a time that is missing, not whole,
-    before the schema's epoch or too late for int32; ids that are neither integers nor strings; numbers that are text, not finite,
-    negative under a logarithm, or missing without a stated substitute; vectors of a wrong size or not finite; labels other than 0 and 1;
-    a row that is equal to an earlier one; a request with two members or two times; a position that is not a whole number
-    >= 1 or repeats inside its request; a row that comes after a later row of the same member.
+    Faults, in this order: a missing column; a member, request or session that is missing or no key (float16 and float32, floats of 2**53
+    or more, lists); a time that is missing, not whole, in float16 or float32, before the schema's epoch or too late for int32; every
+    value that the encoder of its column refuses: ids that are neither integers nor strings, bytes and texts that are not Unicode,
+    numbers that are text, not finite, beyond float32, negative under a logarithm, or missing without a stated substitute, vectors of a
+    wrong size or type or not finite, labels other than 0 and 1; a position that is not a whole number >= 1; a row that is equal to an
+    earlier one; a request with two members or two times; a position that repeats inside its request; a row that comes after a later row
+    of the same member. The rows that pass can be encoded.
+
+    A warning names values of a `Category` that its vocabulary probably means but spells in another way, and a vocabulary that has less
+    than half of the values.
 
     Args:
         events: one row per impression.
         schema: what the columns are.
-        on_error: "raise", or "drop": faulty rows are left out and counted in the report. A repeated row keeps its first
-            copy; of a request with two members or times all rows are left out, since the right value is unknown; of a repeated
-            position the first row is kept.
+        on_error: "raise": one error with up to ten problems. "drop": faulty rows are left out and counted in the report. A repeated row
+            keeps its first copy; of a request with two members or times all rows are left out, since the right value is unknown; of a
+            repeated position the first row is kept.
         sort: True sorts the rows by time (stable) where some member's rows are out of order, and reports how many were.
             False (default): such rows are faults.
+        round: 'floor', 'ceil' or 'nearest': times are checked as rounded to whole seconds. The rows keep their own times;
+            `build_sequences` takes the same argument. None: a fraction of a second is a fault.
 
     Returns:
         The rows that passed, in their order (unless sorted) and with their index labels, and a `Report`.
@@ -243,38 +229,53 @@ def check_events(events: pd.DataFrame, schema: Schema, on_error: str = "raise", 
         >>> report.kept
         1
     """
-    if not isinstance(events, pd.DataFrame):
-        raise TypeError(f"`events` must be a pandas DataFrame. Received: {type(events).__name__}")
+    rows, report = checked_rows(events, schema, on_error, sort, round, offers=("on_error", "sort", "round"))
+    whole = len(rows) == len(events) and not report.reordered
+    return events if whole else events.iloc[rows], report
+
+
+def checked_rows(
+    events: pd.DataFrame,
+    schema: Schema,
+    on_error: str = "raise",
+    sort: bool = False,
+    round: str | None = None,
+    offers: tuple[str, ...] = (),
+    places: np.ndarray | None = None,
+) -> tuple[np.ndarray, Report]:
+    """The places of the rows that pass the checks of `check_events`, in the order that it returns, and its report.
+
+    Args:
+        events, schema, on_error, sort, round: as `check_events`.
+        offers: those of the arguments `on_error`, `sort` and `round` that the caller's caller can give: errors name no other.
+        places: (rows,) where each row is in the frame that the user has; None: this is it.
+    """
+    require_frame(events)
     if on_error not in ("raise", "drop"):
         raise ValueError(f"`on_error` must be 'raise' or 'drop'. Received: on_error={on_error!r}")
-    names = list(map(str, events.columns))
     for column in schema.columns:
-        if column not in events.columns:
-            raise ValueError(f"column '{column}' of the schema is not in the log. It has: {sorted(names)}")
-        if names.count(column) > 1:
-            raise ValueError(f"column '{column}' is in the log {names.count(column)} times.")
-
-    checker = _Checker(events, on_error)
-    for role, name in (("member", schema.member), ("request", schema.request), ("session", schema.session)):
-        if name is not None:
-            checker.fault(events[name].isna().to_numpy(), name, f"must hold a {role} in every row")
-    seconds = _seconds(events[schema.time], checker, schema)
+        require_column(events, column, "of the schema is not in the log")
+    checker = _Checker(events, on_error, places)
+    _check_keys(schema, events, checker)
+    seconds, faults = schema.model_seconds(events[schema.time], round)
+    checker.faults(schema.time, faults)
     for feature in (*schema.features, *schema.actions):
-        series = events[feature.name]
-        if isinstance(feature, Number):
-            _check_numbers(feature, series, checker)
-        elif isinstance(feature, Vector):
-            _check_vectors(feature, series, checker)
-        else:
-            _check_ids(series, checker, feature.name)
-    _check_labels(schema, events, checker)
+        checker.faults(feature.name, feature.faults(events[feature.name]))
+    for task in schema.tasks:
+        checker.faults(task.label, task.faults(events[task.label]))
+    positions = _check_positions(schema, events, checker)
     _check_duplicates(schema, events, checker)
     _check_requests(schema, events, seconds, checker)
-    _check_positions(schema, events, checker)
-    return _order(events, schema, seconds, checker, sort)
+    _check_places(schema, events, positions, checker)
+    rows = _in_order(schema, events, seconds, checker, sort)
+    checker.finish(offers)
+    checker.report.notes = vocabulary_notes(schema, events, checker.alive)
+    for note in checker.report.notes:
+        warnings.warn(note, UserWarning, stacklevel=3)
+    return rows, checker.report
 
 
-def _order(events: pd.DataFrame, schema: Schema, seconds: np.ndarray, checker: _Checker, sort: bool) -> tuple[pd.DataFrame, Report]:
+def _in_order(schema: Schema, events: pd.DataFrame, seconds: np.ndarray, checker: _Checker, sort: bool) -> np.ndarray:
     rows = np.flatnonzero(checker.alive)
     member = pd.factorize(events[schema.member].iloc[rows])[0]
     latest = pd.Series(seconds[rows]).groupby(member).cummax().to_numpy()
@@ -282,8 +283,6 @@ def _order(events: pd.DataFrame, schema: Schema, seconds: np.ndarray, checker: _
     late[rows] = seconds[rows] < latest
     if sort and late.any():
         checker.report.reordered = int(late.sum())
-        return events.iloc[rows[np.argsort(seconds[rows], kind="stable")]], checker.report
-    checker.fault(late, schema.time, "must not go back in time within a member; sort the rows, or pass sort=True")
-    if checker.alive.all():
-        return events, checker.report
-    return events.iloc[np.flatnonzero(checker.alive)], checker.report
+        return np.asarray(rows[np.argsort(seconds[rows], kind="stable")])
+    checker.fault(late, schema.time, "must not go back in time within a member")
+    return np.flatnonzero(checker.alive)

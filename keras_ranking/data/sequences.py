@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.data.checks import Report, check_events
+from keras_ranking.data.checks import Report, checked_rows
+from keras_ranking.data.log_columns import require_frame
 from keras_ranking.schema import Schema
+from keras_ranking.values import numbers_of
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,25 @@ def build_sequences(
     schema: Schema,
     target: Sequence[bool] | np.ndarray | pd.Series | None = None,
     on_error: str = "raise",
+    round: str | None = None,
 ) -> Sequences:
     """Sort a log into per-member streams and encode every column of the schema.
 
     Args:
-        events: one row per impression, in any order; impressions of one request keep their order.
+        events: one row per impression, in any order; impressions of one request keep their order. `Sequences.report` has the number of
+            rows that came after a later row of their member.
         schema: what the columns are.
         target: one bool per row: whether it is a target of training or scoring. None: all rows. The other rows are history only.
         on_error: 'raise', or 'drop': bad rows are left out, counted and reported in `Sequences.report`.
+        round: 'floor', 'ceil' or 'nearest': how times with a fraction of a second are rounded. None: a fraction is a fault.
 
     Returns:
         `Sequences`.
 
     Raises:
         TypeError: `events` is not a DataFrame.
-        ValueError: a missing column, or a bad value, naming column, row and value; a `target` that is not one bool per row.
+        ValueError: a missing column, or bad values, naming column, row and value; a `target` that is not one bool per row; a number
+            whose mean and standard deviation are not fitted.
 
     Example:
         >>> log = kr.data.simulate(members=50, days=3, seed=0)
@@ -117,15 +123,44 @@ def build_sequences(
         >>> int(sequences.offsets[-1]) == len(log.events)
         True
     """
-    if not isinstance(events, pd.DataFrame):
-        raise TypeError(f"`events` must be a pandas DataFrame. Received: {type(events).__name__}")
-    wanted = np.ones(len(events), dtype=bool) if target is None else _mask(target, len(events))
-    rows = np.arange(len(events), dtype=np.int64)
-    checked, report = check_events(events.set_axis(rows, axis=0), schema, on_error=on_error, sort=True)
-    rows = checked.index.to_numpy()
-    wanted = wanted[rows]
+    return checked_sequences(events, schema, target, on_error, round, offers=("on_error", "round"))
 
-    time = schema.encode_time(checked[schema.time])
+
+def checked_sequences(
+    events: pd.DataFrame,
+    schema: Schema,
+    target: Sequence[bool] | np.ndarray | pd.Series | None = None,
+    on_error: str = "raise",
+    round: str | None = None,
+    fit: bool = False,
+    offers: tuple[str, ...] = (),
+    places: np.ndarray | None = None,
+) -> Sequences:
+    """`build_sequences` for callers with other arguments.
+
+    Args:
+        events, schema, target, on_error, round: as `build_sequences`.
+        fit: measure the constants of the schema on the target rows that passed the checks; `Sequences.schema` has them.
+        offers, places: as `checked_rows`.
+    """
+    require_frame(events)
+    wanted = np.ones(len(events), dtype=bool) if target is None else _mask(target, len(events))
+    rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
+    if fit:
+        unfitted = [feature.name for feature in (*schema.features, *schema.actions) if not getattr(feature, "fitted", True)]
+        schema = schema.fit(events.iloc[rows[wanted[rows]]])
+        if unfitted and not all(_within_float32(schema, name, events[name].iloc[rows]) for name in unfitted):
+            rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
+    return _encoded(events.iloc[rows], rows, wanted[rows], schema, round, report)
+
+
+def _within_float32(schema: Schema, name: str, values: pd.Series) -> bool:
+    column = next(feature for feature in (*schema.features, *schema.actions) if feature.name == name)
+    return not any(rows.any() for rows, _ in column.faults(values))
+
+
+def _encoded(checked: pd.DataFrame, rows: np.ndarray, wanted: np.ndarray, schema: Schema, round: str | None, report: Report) -> Sequences:
+    time = schema.encode_time(checked[schema.time], round)
     member, _ = pd.factorize(checked[schema.member])
     request, _ = pd.factorize(checked[schema.request])
     # A request belongs to one member and one time (checked above), so ordering by its first row keeps it together.
@@ -138,11 +173,11 @@ def build_sequences(
 
     session = None
     if schema.session is not None:
-        pairs = pd.MultiIndex.from_arrays([member, column(schema.session)])
-        session = pd.factorize(pairs)[0].astype(np.int32)
+        part, known = pd.factorize(column(schema.session))
+        session = pd.factorize(member.astype(np.int64) * len(known) + part)[0].astype(np.int32)
     position = np.zeros(len(order), dtype=np.int32)
     if schema.position is not None:
-        position = np.nan_to_num(pd.to_numeric(column(schema.position)).to_numpy(dtype=np.float64, na_value=np.nan)).astype(np.int32)
+        position = np.nan_to_num(numbers_of(column(schema.position))[0]).astype(np.int32)
     return Sequences(
         schema=schema,
         members=column(schema.member).to_numpy()[starts],

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_ranking.metrics.checks import column
+from keras_ranking.metrics.checks import column, group_codes
 
 
 class BootstrapInterval(NamedTuple):
@@ -58,7 +58,7 @@ def paired_bootstrap(
         difference is significant.
 
     Raises:
-        ValueError: no units, lengths differ, NaN or infinite values, fewer than two clusters, samples or confidence out of range.
+        ValueError: no units, lengths differ, NaN or infinite values, a missing cluster, fewer than two, samples or confidence out of range.
 
     Example:
         >>> result = kr.metrics.paired_bootstrap([0.5, 0.6, 0.7, 0.6], [0.6, 0.7, 0.8, 0.7], clusters=["u", "u", "v", "w"])
@@ -74,10 +74,9 @@ def paired_bootstrap(
     largest = float(np.finfo(np.float64).max)
     first = column("per_unit_a", per_unit_a, least=-largest, most=largest).astype(np.float64)
     second = column("per_unit_b", per_unit_b, first.size, least=-largest, most=largest).astype(np.float64)
-    names = np.arange(first.size) if clusters is None else np.asarray(clusters)
-    if names.shape != first.shape:
-        raise ValueError(f"`clusters` must have as many rows as the others. Received: shape {names.shape} and {first.shape}")
-    member = np.unique(names, return_inverse=True)[1]
+    member = np.arange(first.size)
+    if clusters is not None:
+        member = np.unique(group_codes(clusters, first.size, "clusters"), return_inverse=True)[1]
     size = np.bincount(member).astype(np.float64)
     if size.size < 2:
         raise ValueError("`clusters` must name at least two clusters, one cannot be resampled. Received: 1")

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_ranking.ops.keys import as_keys, distinct_keys
+
 
 def column(name: str, values: Any, rows: int | None = None, least: float | None = None, most: float | None = None) -> np.ndarray:
     """`values` as a float array (n,) without NaN, in `[least, most]`."""
@@ -57,20 +59,21 @@ def optional_weights(values: Any, rows: int) -> np.ndarray | None:
     return array
 
 
-def group_codes(groups: Any, rows: int) -> np.ndarray:
-    """Groups of any kind -> uint32 (n,), equal for equal groups, in the order of the groups."""
-    array: np.ndarray = np.asarray(groups)
+def group_codes(groups: Any, rows: int, name: str = "groups") -> np.ndarray:
+    """Groups of any kind -> uint32 (n,), equal for equal groups, in the order of the groups where they have one.
+
+    Raises:
+        ValueError: another number of rows, a missing group, or floats so large that different groups may be equal.
+    """
+    array = as_keys(name, groups)
     if array.ndim != 1 or array.size != rows:
-        raise ValueError(f"`groups` must be one-dimensional with {rows} rows. Received: shape {array.shape}")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise ValueError(f"`groups` must not be NaN. Received: nan at row {int(np.isnan(array).argmax())}")
+        raise ValueError(f"`{name}` must be one-dimensional with {rows} rows. Received: shape {array.shape}")
     if array.dtype.kind in "iu":
         low, high = int(array.min()), int(array.max())
         if high - low < 2**32:
             codes: np.ndarray = (array - array.dtype.type(low)).astype(np.uint32)
             return codes
-    codes = np.unique(array, return_inverse=True)[1].astype(np.uint32)
-    return codes
+    return distinct_keys(name, array).index.astype(np.uint32)
 
 
 def by_group_and_score(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_ranking.metrics.checks import column, group_codes
 from keras_ranking.metrics.ranking import GroupedValue
+from keras_ranking.ops.keys import distinct_keys
 
 
 class GapViolations(NamedTuple):
@@ -52,26 +53,13 @@ def _lists(scores: Any, groups: Any, k: int | None) -> tuple[np.ndarray, _Lists]
     return values, _Lists(rows, np.minimum(size, longest))
 
 
-def _missing(value: Any) -> bool:
-    try:
-        return value is None or bool(value != value)
-    except TypeError:  # pandas.NA is neither equal nor unequal to itself
-        return True
-
-
 def _codes(name: str, values: Any, rows: int) -> np.ndarray:
-    """Integers for values; a missing value (None, NaN) is different from every other."""
-    array = np.asarray(values, dtype=object if not isinstance(values, np.ndarray) else None)
-    if array.ndim != 1 or array.size != rows:
-        raise ValueError(f"`{name}` must have one value per row, {rows}. Received: shape {array.shape}")
-    if array.dtype == object:  # None cannot be sorted with numbers or strings
-        known: dict[Any, int] = {}
-        codes = np.array([-1 if _missing(value) else known.setdefault(value, len(known)) for value in array], dtype=np.int64)
-    else:
-        codes = np.unique(array, return_inverse=True)[1].astype(np.int64)
-        codes[array != array] = -1  # NaN, NaT
-    missing = codes < 0
-    codes[missing] = codes.max(initial=-1) + 1 + np.arange(missing.sum())
+    """Integers for values; a missing value (None, NaN, NaT) is different from every other."""
+    found = distinct_keys(name, values, missing=True)
+    if found.index.size != rows:
+        raise ValueError(f"`{name}` must have one value per row, {rows}. Received: shape {found.index.shape}")
+    codes, missing = found.index, found.index < 0
+    codes[missing] = len(found.values) + np.arange(missing.sum())
     return codes
 
 

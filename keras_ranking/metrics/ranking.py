@@ -53,7 +53,7 @@ def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) 
     Args:
         labels: (n,) of 0 and 1.
         scores: (n,), any monotone scale; infinite allowed, NaN an error.
-        groups: (n,), the request of every row; rows of a group may be anywhere.
+        groups: (n,), the request of every row, integers, text or times; rows of a group may be anywhere. None may be missing.
         weights: (n,) >= 0. A row of weight 0 is ignored. None: all 1.
 
     Returns:
@@ -61,7 +61,8 @@ def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) 
         Two calls with the same labels, groups and weights return the same rows in the same order. O(n log n).
 
     Raises:
-        ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score, a negative weight.
+        ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score, a negative weight; a missing group, or groups as floats
+            so large that different ones may be equal.
 
     Example:
         >>> kr.metrics.per_request_auc([1, 0, 1, 0, 0], [0.9, 0.1, 0.2, 0.2, 0.7], ["a", "a", "b", "b", "b"]).auc.tolist()

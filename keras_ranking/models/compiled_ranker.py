@@ -64,7 +64,7 @@ class CompiledRanker(keras.Model):
 
     @property
     def _half_precision(self) -> bool:
-        return self.arguments.get("dtype") == "mixed_float16"
+        return bool(self.arguments.get("dtype") == "mixed_float16")
 
     def save_own_variables(self, store: Any) -> None:
         """The states of seed generators, which Keras leaves out: training that goes on after loading draws the same dropout."""

@@ -11,48 +11,119 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.ops.messages import shown
+
+_IDS = "is an id and must hold integers or strings"
+
 
 def canonical_text(values: Any, name: str = "values") -> np.ndarray:
     """The text of ids that is hashed, as an object array of `str`; missing values become `""`.
 
-    Integers are written in base 10 without leading zeros, strings are unchanged, and floats are accepted only if every value
-    is integral (pandas reads a column of integers with gaps as floats). Missing values are None, NaN,
+    Integers are written in base 10 without leading zeros, booleans as 1 and 0, strings are unchanged, bytes are UTF-8, and floats are
+    accepted only if every value is integral (pandas reads a column of integers with gaps as floats). Missing values are None, NaN,
     NaT and pd.NA.
 
     Raises:
-        ValueError: a float value that is not integral, or too large for a float64 to hold exactly.
+        ValueError: a float value that is not integral, or too large for a float64 to hold exactly; float16 and float32; text that is
+            not Unicode.
         TypeError: values that are neither integers, floats nor strings.
     """
+    texts, faults = id_texts(values)
+    for bad, reason, error in faults:
+        if bad.any():
+            row = int(bad.argmax())
+            value = as_series(values).iloc[row]
+            what = f", a value of type {type(value).__name__}" if error is TypeError else ""
+            cast = "; cast the column to 'Int64' or to text." if isinstance(value, float) else ""
+            raise error(f"`{name}` {reason}. Received: {shown(value)} at row {row}{what}{cast}")
+    return texts
+
+
+def id_texts(values: Any) -> tuple[np.ndarray, list[tuple[np.ndarray, str, type[Exception]]]]:
+    """The texts of ids as `canonical_text` has them, `""` where a value is no id, and the faults: rows, reason, kind of error."""
+    series = as_series(values)
+    out = np.full(len(series), "", dtype=object)
+    known = series.notna().to_numpy(dtype=bool)
+    if isinstance(series.dtype, pd.CategoricalDtype):  # a category is read as the value that it stands for
+        texts, faults = id_texts(pd.Series(series.cat.categories))
+        codes = series.cat.codes.to_numpy()
+        out[known] = texts[codes[known]]
+        return out, [(known & bad[codes], reason, error) for bad, reason, error in faults]
+    if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_integer_dtype(series.dtype):
+        present = series[known]
+        out[known] = present.astype("int64" if series.dtype.kind != "u" else "uint64").astype(str).to_numpy(dtype=object)
+        return out, []
+    if pd.api.types.is_float_dtype(series.dtype):
+        return _of_floats(series, known, out)
+    return _of_objects(series, known, out)
+
+
+def as_series(values: Any) -> pd.Series:
+    """A Series of the values, in the type that pandas infers, but for texts and integers that this type cannot hold."""
+    if isinstance(values, pd.Series):
+        return values
     if isinstance(values, np.ndarray):
         values = values.reshape(-1)
     elif np.isscalar(values):
         values = [values]
     # not np.asarray: it writes the missing value of ["a", nan] as the text "nan"
-    series = values if isinstance(values, pd.Series) else pd.Series(values)
-    out = np.full(len(series), "", dtype=object)
-    known = series.notna().to_numpy()
-    present = series[known]
-    if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_integer_dtype(series.dtype):
-        out[known] = present.astype("int64" if series.dtype.kind != "u" else "uint64").astype(str).to_numpy(dtype=object)
-        return out
-    if pd.api.types.is_float_dtype(series.dtype):
-        numbers = present.to_numpy(dtype=np.float64)
-        bad = ~np.isfinite(numbers) | (numbers != np.floor(numbers)) | (np.abs(numbers) >= 2**53)
-        if bad.any():
-            raise ValueError(
-                f"`{name}` is an id and must hold integers or strings. Received: {numbers[bad][0]!r} at row "
-                f"{int(np.flatnonzero(known)[bad.argmax()])}; cast the column to 'Int64' or to text."
-            )
-        out[known] = numbers.astype(np.int64).astype(str).astype(object)
-        return out
-    texts = present.to_numpy(dtype=object)
-    kinds = {type(value) for value in texts}
-    if not all(issubclass(kind, (str, bytes, int, np.integer)) for kind in kinds):
-        wrong = next(kind for kind in kinds if not issubclass(kind, (str, bytes, int, np.integer)))
-        raise TypeError(f"`{name}` is an id and must hold integers or strings. Received a value of type {wrong.__name__}.")
-    # a boolean in a column with gaps (dtype object) is written like one in a column without: as 1 or 0
-    out[known] = [text.decode("utf-8") if isinstance(text, bytes) else str(int(text) if isinstance(text, bool) else text) for text in texts]
-    return out
+    try:
+        series = pd.Series(values, dtype=object if len(values) == 0 else None)
+    except UnicodeEncodeError:  # half of a surrogate pair, which arrow's texts cannot hold
+        return pd.Series(values, dtype=object)
+    rounded = series.dtype.kind == "f" and not hasattr(values, "dtype") and (series.abs() >= 2**53).any()
+    if rounded and any(isinstance(value, (int, np.integer)) for value in values):  # an integer and a missing value, as floats
+        return pd.Series(values, dtype=object)
+    return series
+
+
+def _of_floats(series: pd.Series, known: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    size = getattr(series.dtype, "itemsize", 8)
+    if size < 8:
+        narrow = f"{_IDS}; {series.dtype} holds integers up to {2**11 if size == 2 else 2**24} only: use int64 or text"
+        return out, [(known, narrow, ValueError)] if known.any() else []
+    numbers = series.to_numpy(dtype=np.float64, na_value=np.nan)
+    with np.errstate(invalid="ignore"):
+        bad = known & ~(np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53))
+    good = known & ~bad
+    out[good] = numbers[good].astype(np.int64).astype(str).astype(object)
+    return out, [(bad, _IDS, ValueError)] if bad.any() else []
+
+
+def _of_objects(series: pd.Series, known: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    values = series.to_numpy(dtype=object)
+    wrong, garbled = np.zeros(len(values), dtype=bool), np.zeros(len(values), dtype=bool)
+    present = values[known]
+    kinds = set(map(type, present))
+    if kinds <= {str} and _is_unicode("".join(present)):  # by far the most frequent column, in one step
+        out[known] = present
+        return out, []
+    usable = {kind for kind in kinds if issubclass(kind, (str, bytes, int, np.integer, np.bool_)) and kind is not np.timedelta64}
+    for row in np.flatnonzero(known):
+        value = values[row]
+        if type(value) not in usable:
+            wrong[row] = True
+            continue
+        try:
+            # a boolean in a column with gaps (dtype object) is written like one in a column without: as 1 or 0
+            text = value.decode("utf-8") if isinstance(value, bytes) else str(value if isinstance(value, str) else int(value))
+        except ValueError:  # bytes that are not UTF-8, or an integer of more digits than Python writes
+            garbled[row] = True
+            continue
+        if _is_unicode(text):
+            out[row] = text
+        else:
+            garbled[row] = True
+    faults: list[Any] = [(wrong, _IDS, TypeError)] if wrong.any() else []
+    return out, faults + ([(garbled, "is an id and must hold text that can be written as UTF-8", ValueError)] if garbled.any() else [])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def fingerprint64(values: Any) -> np.ndarray:

@@ -222,7 +222,7 @@ def test_summary_has_exactly_its_keys() -> None:
         (lambda: metrics.auc([0, 1], [0.1, 0.2], [1, -1]), "`weights` must lie in .*Received: -1.0 at row 1"),
         (lambda: metrics.auc([0, 1], [0.1, 0.2], [0, 0]), "`weights` must not all be 0"),
         (lambda: metrics.grouped_auc([0, 1], [0.1, 0.2], [1]), "`groups` must be one-dimensional with 2 rows"),
-        (lambda: metrics.grouped_auc([0, 1], [0.1, 0.2], [1, math.nan]), "`groups` must not be NaN. Received: nan at row 1"),
+        (lambda: metrics.grouped_auc([0, 1], [0.1, 0.2], [1, math.nan]), "`groups` must not be missing. Received: nan at row 1"),
         (lambda: metrics.ndcg([0, -1], [0.1, 0.2], [1, 1]), "`labels` must lie in .*Received: -1.0 at row 1"),
         (lambda: metrics.ndcg([0, 1], [0.1, 0.2], [1, 1], k=0), "`k` must be a positive integer"),
         (lambda: metrics.calibration_error([0, 1], [0.1, 0.2], bins=0), "`bins` must be a positive integer"),
@@ -263,7 +263,7 @@ def test_the_bootstrap_is_repeatable_and_exact_where_it_can_be() -> None:
         ((a, b[:9]), "`per_unit_b` must have as many rows"),
         ((a, np.full(50, np.nan)), "`per_unit_b` must lie in"),
         ((a, b, np.zeros(50)), "at least two clusters"),
-        ((a, b, np.zeros(5)), "`clusters` must have as many rows"),
+        ((a, b, np.zeros(5)), "`clusters` must be one-dimensional with 50 rows"),
         ((a, b, None, 0), "`samples` must be a positive integer"),
         ((a, b, None, 10, 1.0), "`confidence` must lie strictly between"),
     ]:

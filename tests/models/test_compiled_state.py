@@ -14,29 +14,35 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
-from keras_ranking.data import PackedDataset, build_sequences, pack
+from keras_ranking.data import PackedRequests, build_sequences
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.setup import compile_for
 
 SMALL: dict[str, Any] = {
-    "dim": 4,
-    "num_heads": 1,
-    "num_layers": 1,
-    "id_dim": 4,
-    "tower_hidden": (4,),
-    "token_features": ("topic",),
-    "dropout": 0.3,
+    "history_features": (),
+    "features": ("age_hours", "topic"),
+    "hidden": (4,),
+    "cross_layers": 1,
+    "rank": 2,
+    "id_dim": 2,
 }
+SMALL |= {"dropout": 0.3, "calibration": False}
 
 
 @pytest.fixture(scope="module")
-def log() -> Any:
-    return kr.data.simulate(members=6, days=2, seed=1)
+def schema() -> Any:
+    return LOG.schema.fit(LOG.events)
+
+
+LOG = kr.data.simulate(members=6, days=2, seed=1)
 
 
 @pytest.fixture(scope="module")
-def rows(log: Any) -> Any:
-    return pack(build_sequences(log.events, log.schema.fit(log.events)), 32)
+def batches(schema: Any) -> list[Any]:
+    model = kr.models.LiRank(schema, **SMALL)
+    found = kr.training.model_requests(model, build_sequences(LOG.events, schema))
+    dataset = PackedRequests(found, 32, 2, names=model.input_columns, tasks=model.tasks, shuffle=False)
+    return [dataset[number] for number in range(6)]
 
 
 def plain(model: Any) -> None:
@@ -44,24 +50,24 @@ def plain(model: Any) -> None:
     own = {"click": [kr.metrics.GroupedAUC(model.boundaries), kr.metrics.Observed(keras.metrics.AUC(), model.boundaries)]}
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 20)
     optimizer = keras.optimizers.AdamW(rate, global_clipnorm=1.0)
-    model.compile(optimizer, losses, loss_weights={"click": 1.0, "like": 0.5}, weighted_metrics=own, jit_compile=False)
+    model.compile(optimizer, losses, loss_weights={"click": 1.0, "like": 0.5}, weighted_metrics=own, run_eagerly=True)
 
 
 def trained(model: Any) -> None:
     """As `train` compiles: two optimisers, one of tables."""
     compile_for(model, TrainingOptions(table_optimizer="adagrad", jit_compile=False), 20, 8)
+    model.run_eagerly = True
 
 
 def numbers(variables: Any) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))) for variable in variables]
 
 
-def train(model: Any, rows: Any, first: int, last: int) -> dict[str, Any]:
-    dataset = PackedDataset(rows, 2, inputs=model.input_columns, tasks=model.tasks, shuffle=False)
+def train(model: Any, batches: list[Any], first: int, last: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     keras.utils.set_random_seed(first)  # torch draws dropout from its own generator
-    for number in range(first, last):
-        x, y, weight = dataset[number]
+    model.run_eagerly = True
+    for x, y, weight in batches[first:last]:
         found = model.train_on_batch(x, y, sample_weight=weight, return_dict=True)
     return found
 
@@ -80,12 +86,12 @@ WAYS: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("way", "compiled"), [("save", plain), ("pickle", trained), ("deepcopy", plain), ("save", trained)])
-def test_training_goes_on_as_if_it_had_not_stopped(log: Any, rows: Any, way: str, compiled: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("way", "compiled"), [("save", trained), ("pickle", plain), ("deepcopy", trained)])
+def test_training_goes_on_as_if_it_had_not_stopped(schema: Any, batches: list[Any], way: str, compiled: Any, tmp_path: Path) -> None:
     keras.utils.set_random_seed(3)
-    model = kr.models.CADET(log.schema.fit(log.events), **SMALL)
+    model = kr.models.LiRank(schema, **SMALL)
     compiled(model)
-    train(model, rows, 0, 2)
+    train(model, batches, 0, 2)
     again = WAYS[way](model, tmp_path)
     assert again.compiled and again.optimizer is not model.optimizer
     assert int(again.optimizer.iterations) == 2
@@ -94,39 +100,39 @@ def test_training_goes_on_as_if_it_had_not_stopped(log: Any, rows: Any, way: str
         for a, b in zip(numbers(one), numbers(other), strict=True):
             np.testing.assert_array_equal(a, b)
     before = numbers(model.trainable_variables)
-    whole, resumed = train(model, rows, 2, 4), train(again, rows, 2, 4)
+    whole, resumed = train(model, batches, 2, 4), train(again, batches, 2, 4)
     assert whole.keys() == resumed.keys()
     for a, b in zip(numbers(model.variables), numbers(again.variables), strict=True):
         np.testing.assert_array_equal(a, b)
     # Control: with a new optimiser the same steps lead elsewhere.
     fresh = WAYS["deepcopy"](model, tmp_path)
     compiled(fresh)
-    train(fresh, rows, 4, 6)
-    train(model, rows, 4, 6)
+    train(fresh, batches, 4, 6)
+    train(model, batches, 4, 6)
     assert (
         max(np.abs(a - b).max() for a, b in zip(numbers(model.trainable_variables), numbers(fresh.trainable_variables), strict=True)) > 1e-6
     )
     assert any((a != b).any() for a, b in zip(before, numbers(model.trainable_variables), strict=True))
 
 
-def test_a_clone_is_compiled_anew(log: Any) -> None:
-    model = kr.models.CADET(log.schema.fit(log.events), **SMALL)
+def test_a_clone_is_compiled_anew(schema: Any) -> None:
+    model = kr.models.LiRank(schema, **SMALL)
     plain(model)
     clone = keras.models.clone_model(model)
     assert clone.compiled and clone.optimizer is not None and clone.optimizer is not model.optimizer
     assert clone.loss["click"].get_config() == model.loss["click"].get_config()
 
 
-def test_a_model_that_was_not_compiled_stays_so(log: Any, tmp_path: Path) -> None:
-    model = kr.models.LiRank(log.schema.fit(log.events), history_features=(), hidden=(4,), cross_layers=1, rank=2)
+def test_a_model_that_was_not_compiled_stays_so(schema: Any, tmp_path: Path) -> None:
+    model = kr.models.LiRank(schema, **SMALL)
     assert not saved(model, tmp_path).compiled
     plain(model)
     model.save(tmp_path / "compiled.keras")
     assert not kr.models.load(tmp_path / "compiled.keras").compiled  # as documented: it is for scores
 
 
-def test_settings_that_depend_on_the_machine_are_saved_as_given(log: Any, tmp_path: Path) -> None:
-    model = kr.models.LiRank(log.schema.fit(log.events), history_features=(), hidden=(4,), cross_layers=1, rank=2, dtype="mixed_float16")
+def test_settings_that_depend_on_the_machine_are_saved_as_given(schema: Any, tmp_path: Path) -> None:
+    model = kr.models.LiRank(schema, **SMALL, dtype="mixed_float16")
     model.compile("adam", model.losses_by_task(), auto_scale_loss=False)
     config = saved(model, tmp_path).get_compile_config()
     assert (config["jit_compile"], config["auto_scale_loss"]) == ("auto", False)
@@ -141,8 +147,8 @@ def test_settings_that_depend_on_the_machine_are_saved_as_given(log: Any, tmp_pa
 
 
 @pytest.mark.parametrize("count", [1, 99])
-def test_seed_states_that_do_not_fit(log: Any, count: int) -> None:
-    model = kr.models.CADET(log.schema.fit(log.events), **SMALL)
+def test_seed_states_that_do_not_fit(schema: Any, count: int) -> None:
+    model = kr.models.LiRank(schema, **SMALL)
     model.load_own_variables({})  # a file of an earlier version has none
-    with pytest.raises(ValueError, match=f"the file has {count} seed states, and the model 'cadet' has"):
+    with pytest.raises(ValueError, match=f"the file has {count} seed states, and the model 'lirank' has"):
         model.load_own_variables({"seed_generators": np.zeros((count, 2), "uint32")})

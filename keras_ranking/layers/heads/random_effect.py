@@ -9,7 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
+<<<<<<< HEAD
 from keras_ranking.layers.base import PassesMask, WholeInputs
+=======
+from keras_ranking.ops.keys import as_keys, distinct_keys, same_kind
+>>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,40 @@ class RandomEffectFit:
     iterations: int
 
     def rows(self, ids: Any) -> np.ndarray:
-        """Rows of `RandomEffect.from_fit(self)` for ids: 1 + index, and 0 for an id that was not in the fit. int32."""
-        ids = np.asarray(ids)
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[at] == ids, at + 1, 0).astype(np.int32)
+        """Rows of `RandomEffect.from_fit(self)` for ids: 1 + index, and 0 for an id that was not in the fit. int32.
+
+        Raises:
+            ValueError: a missing id, ids as floats so large that different ones may be equal, or ids of another kind than the fitted ones.
+        """
+        given = as_keys("ids", ids)
+        known = distinct_keys("ids", given.reshape(-1))
+        if not same_kind(self.ids, known.values):
+            raise ValueError(
+                f"`ids` must be of the kind of the fitted ids, such as {self.ids[:1].tolist()}. Received: {given.reshape(-1)[0]!r}"
+            )
+        found = self._places(known.values)
+        return found[known.index].reshape(given.shape) if found.size else np.zeros(given.shape, dtype=np.int32)
+
+    def _places(self, keys: np.ndarray) -> np.ndarray:
+        """Row of each key, 0 for one that was not in the fit; exact between int64, uint64 and floats."""
+        kinds = self.ids.dtype.kind, keys.dtype.kind
+        if set(kinds) <= set("iu"):
+            limits = np.iinfo(self.ids.dtype)
+            # Compared as Python's integers: numpy would compare int64 with uint64 as floats.
+            inside = np.array([limits.min <= key <= limits.max for key in (int(keys.min()), int(keys.max()))]).all() if keys.size else True
+            if inside:
+                keys = keys.astype(self.ids.dtype)
+                at = np.minimum(np.searchsorted(self.ids, keys), len(self.ids) - 1)
+                return np.where(self.ids[at] == keys, at + 1, 0).astype(np.int32)
+        if kinds[0] == kinds[1] and kinds[0] in "USMm":
+            at = np.minimum(np.searchsorted(self.ids, keys), len(self.ids) - 1)
+            return np.where(self.ids[at] == keys, at + 1, 0).astype(np.int32)
+        rows = {key: row for row, key in enumerate(self.ids.tolist(), 1)}
+        return np.array([rows.get(key, 0) for key in keys.tolist()], dtype=np.int32)
 
 
 def _columns(ids: Any, **columns: Any) -> tuple[np.ndarray, list[np.ndarray]]:
-    ids = np.asarray(ids)
+    ids = as_keys("ids", ids)
     if ids.ndim != 1 or not len(ids):
         raise ValueError(f"`ids` must be one-dimensional with at least one id. Received: shape={ids.shape}")
     arrays = []
@@ -71,7 +101,7 @@ def fit_random_effect(
     [-sum w (1 - y), sum w y] / l2: Newton's method, with bisection if a step leaves the bracket or does not shrink.
 
     Args:
-        ids: (N,) integers or strings.
+        ids: (N,) integers or strings; none missing.
         labels: (N,) in [0, 1].
         offsets: (N,) global logits.
         l2: positive, precision of the prior; the effect of an id with few rows stays near 0.
@@ -98,7 +128,7 @@ def fit_random_effect(
         raise ValueError(f"`labels` must be in [0, 1]. Received: from {y.min()} to {y.max()}")
     if w.min() < 0:
         raise ValueError(f"`weights` must not be negative. Received: {w.min()}")
-    unique, index = np.unique(ids, return_inverse=True)
+    unique, index = distinct_keys("ids", ids)
 
     def total(rows: np.ndarray) -> np.ndarray:
         return np.bincount(index, weights=rows, minlength=len(unique))

@@ -41,7 +41,8 @@ def check_skew(
     the Keras model, and the encoding of each value by `raw` with that of the data pipeline.
 
     Args:
-        version: folder of a version, or of a served model, whose newest version is used.
+        version: folder of a version, or of a served model, whose newest version is used; or a `Client`: the version that it calls on
+            its server. A server does not tell the bound of the export, nor whether its tables are in int8: pass `bound` then.
         model: the Keras `RankingModel`, or the path of a saved one.
         events: a log with the schema's columns, histories of the sampled members included.
         sample: requests to replay, drawn at random; all if there are fewer.
@@ -53,6 +54,7 @@ def check_skew(
 
     Raises:
         ValueError: a version without the signature `raw`, or a model with other inputs; values of the log that violate the schema.
+        ServingError: an error of the server.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -64,42 +66,81 @@ def check_skew(
         (False, '4 requests: no difference')
     """
     from keras_ranking import models
-    from keras_ranking.serving.checking.saved_model import SavedModel
 
-    folder = _version(Path(version))
     model = models.load(model) if isinstance(model, (str, Path)) else model
-    card = read_card(folder)
-    if card is None or RAW not in card.signatures or FEATURES not in card.signatures:
-        raise ValueError(f"'{folder}' has no signature '{RAW}': export it with this version of the package.")
-    if card.quantized and not model.quantized:
+    served = _Exported(Path(version)) if isinstance(version, (str, Path)) else _OnServer(version)
+    card = served.card
+    if card is not None and card.quantized and not model.quantized:
         from keras_ranking.models.quantization import quantize_embeddings
 
         model = quantize_embeddings(model)
     names = list(model.serving_model.input)
-    if sorted(names) != sorted(card.inputs):
-        raise ValueError(f"the Keras model has other inputs than the version: {sorted(set(names) ^ set(card.inputs))}")
-    bound = bound if bound is not None else float((card.verified or {}).get("bound", 1e-5))
-    schema = Schema.load(folder / EXTRA / SCHEMA_FILE)
+    try:
+        return _replayed(served, model, events, names, sample, bound, seed)
+    finally:
+        served.close()
+
+
+def _replayed(
+    served: _Exported | _OnServer, model: Any, events: pd.DataFrame, names: list[str], sample: int, bound: float | None, seed: int
+) -> SkewReport:
+    inputs = served.signature(SIGNATURE).inputs
+    if sorted(names) != sorted(inputs):
+        raise ValueError(f"the Keras model has other inputs than the version: {sorted(set(names) ^ set(inputs))}")
+    card, schema = served.card, served.schema
+    bound = bound if bound is not None else float(((card.verified if card else None) or {}).get("bound", 1e-5))
     found, chosen, kept, left_out = _sampled(model, events, sample, seed, card)
     report = SkewReport(len(chosen), left_out, bound, schema.digest == model.schema.digest, {}, {})
     trained = _trained(model, found, chosen)
-    served = SavedModel(folder)
-    try:
-        signature = served.signature(RAW)
-        for begin in range(0, len(chosen), _BATCH):
-            which = chosen[begin : begin + _BATCH]
-            encoded = found.tensors(which, names)
-            raw = pad_requests([_raw_request(schema, found, kept, q, signature) for q in which])
-            scores = {SIGNATURE: served.run(SIGNATURE, encoded), RAW: served.run(RAW, raw), "training": trained(which)}
-            graph = model.serving_model(encoded, training=False)
-            keras_scores = {task: _numpy(graph[task]) for task in card.tasks}
-            _compare_features(report, model.schema, served.run(FEATURES, raw), encoded, found, kept, which)
-            for way, outputs in scores.items():
-                for task, wanted in keras_scores.items():
-                    _compare_scores(report, f"{way} {task}", outputs[task], wanted, encoded[CANDIDATE_COUNT], found, kept, which)
-    finally:
-        served.close()
+    signature = served.signature(RAW)
+    tasks = [task.name for task in schema.tasks if task.name in signature.outputs]
+    for begin in range(0, len(chosen), _BATCH):
+        which = chosen[begin : begin + _BATCH]
+        encoded = found.tensors(which, names)
+        raw = pad_requests([_raw_request(schema, found, kept, q, signature) for q in which])
+        scores = {SIGNATURE: served.run(SIGNATURE, encoded), RAW: served.run(RAW, raw), "training": trained(which)}
+        graph = model.serving_model(encoded, training=False)
+        keras_scores = {task: _numpy(graph[task]) for task in tasks}
+        _compare_features(report, model.schema, served.run(FEATURES, raw), encoded, found, kept, which)
+        for way, outputs in scores.items():
+            for task, wanted in keras_scores.items():
+                _compare_scores(report, f"{way} {task}", outputs[task], wanted, encoded[CANDIDATE_COUNT], found, kept, which)
     return report
+
+
+class _Exported:
+    """A version on disk."""
+
+    def __init__(self, path: Path) -> None:
+        from keras_ranking.serving.checking.saved_model import SavedModel
+
+        folder = _version(path)
+        self.card = read_card(folder)
+        if self.card is None or RAW not in self.card.signatures or FEATURES not in self.card.signatures:
+            raise ValueError(f"'{folder}' has no signature '{RAW}': export it with this version of the package.")
+        self.schema = Schema.load(folder / EXTRA / SCHEMA_FILE)
+        model = SavedModel(folder)
+        self.signature, self.run, self.close = model.signature, model.run, model.close
+
+
+class _OnServer:
+    """The version that a client calls; the client stays open."""
+
+    card = None
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.schema = client.schema
+        signatures = client.signatures()
+        if RAW not in signatures or FEATURES not in signatures:
+            raise ValueError(f"the model on the server has no signature '{RAW}': export it with this version of the package.")
+        self.signature = signatures.__getitem__
+
+    def run(self, signature: str, inputs: Batch) -> Batch:
+        return dict(self._client.predict(inputs, signature))
+
+    def close(self) -> None:
+        pass
 
 
 def _version(path: Path) -> Path:
@@ -111,7 +152,7 @@ def _version(path: Path) -> Path:
     return versions[max(versions)]
 
 
-def _sampled(model: Any, events: pd.DataFrame, sample: int, seed: int, card: Card) -> tuple[Any, np.ndarray, pd.DataFrame, int]:
+def _sampled(model: Any, events: pd.DataFrame, sample: int, seed: int, card: Card | None) -> tuple[Any, np.ndarray, pd.DataFrame, int]:
     """Requests of the sampled members' streams, which of them to replay, those members' rows of the log, and how many are too long."""
     from keras_ranking.data import build_sequences, requests
 
@@ -129,7 +170,7 @@ def _sampled(model: Any, events: pd.DataFrame, sample: int, seed: int, card: Car
     found = requests(build_sequences(kept, schema, target=target), **settings)
     lengths = found.history_end - found.history_begin, found.candidate_end - found.candidate_begin
     fits = np.ones(len(found), dtype=bool)
-    if card.through == "jax":  # longer lists raise an error there
+    if card is not None and card.through == "jax":  # longer lists are not scored there
         for length, sizes in zip(lengths, (card.history_buckets, card.candidate_buckets), strict=True):
             fits &= length <= max(sizes)
     chosen = np.flatnonzero(fits)[:sample]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,13 +25,14 @@ from keras_ranking.serving.protocol.signature import Signature
 
 
 class AsyncClient:
-    """`Client` with coroutines as methods; make and use it in one event loop.
+    """`Client` with coroutines as methods; make and use it in one event loop of one process.
 
     Args:
         address, schema, model, timeout, tasks, signature, version, label, token, tls, retry: as `Client`; the protocol is gRPC.
 
     Raises:
         ValueError: as `Client`.
+        RuntimeError: a call in a process that was forked since.
 
     Example:
         >>> import asyncio
@@ -72,6 +74,7 @@ class AsyncClient:
         self._channel = self._parts.channel(self._parts.grpc.aio)
         self._predict, self._metadata = self._parts.calls(self._channel)
         self._signatures: dict[str, Signature] | None = None
+        self._process = os.getpid()
 
     async def score(
         self, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, timeout: float | None = None
@@ -80,30 +83,52 @@ class AsyncClient:
         return (await self.score_many([Request(history, candidates, request_time)], timeout=timeout))[0]
 
     async def score_many(
-        self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
+        self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None, *, parallel: int = 4
     ) -> list[pd.DataFrame]:
-        """Scores of several requests, in their order, as `Client.score_many`; the calls run concurrently."""
-        positive(batch=batch)
+        """Scores of several requests, in their order, as `Client.score_many`, with `parallel` concurrent calls."""
+        positive(batch=batch, parallel=parallel)
         wanted = as_requests(requests)
         if not wanted:
             return []
         signature = chosen(await self.signatures(), self._signature)
         try:
-            return await self._score(wanted, signature, batch, timeout)
+            return await self._score(wanted, signature, batch, timeout, parallel)
         except ServingError as error:
             # A new version with other inputs may have been loaded since the signatures were read.
             if error.code != "INVALID_ARGUMENT" or (await self.signatures(refresh=True)).get(self._signature) == signature:
                 raise
-            return await self._score(wanted, chosen(await self.signatures(), self._signature), batch, timeout)
+            return await self._score(wanted, chosen(await self.signatures(), self._signature), batch, timeout, parallel)
 
-    async def _score(self, requests: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
+    async def _score(
+        self, requests: list[Request], signature: Signature, batch: int, timeout: float | None, parallel: int
+    ) -> list[pd.DataFrame]:
         batches = self._encoder.batches(requests, signature, batch)
-        replies = await asyncio.gather(*(self._send(signature, tensors, timeout) for tensors, _ in batches))
-        return [
-            self._encoder.frame(outputs, row, request.candidates)
-            for outputs, (_, part) in zip(replies, batches, strict=True)
-            for row, request in enumerate(part)
-        ]
+        replies = await self._all(signature, (tensors for tensors, _ in batches), timeout, parallel)
+        frames: list[pd.DataFrame] = []
+        for outputs, (_, part) in zip(replies, batches, strict=True):
+            first = len(frames)
+            frames += [self._encoder.frame(outputs, row, request.candidates, first + row) for row, request in enumerate(part)]
+        return frames
+
+    async def _all(self, signature: Signature, calls: Iterable[Tensors], timeout: float | None, parallel: int) -> list[Tensors]:
+        """Outputs of several calls, in their order, at most `parallel` at once: a server refuses more calls than it has threads."""
+        places = asyncio.Semaphore(parallel)
+
+        async def one(tensors: Tensors) -> Tensors:
+            try:
+                return await self._send(signature, tensors, timeout)
+            finally:
+                places.release()
+
+        tasks: list[asyncio.Task[Tensors]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for tensors in calls:
+                    await places.acquire()
+                    tasks.append(group.create_task(one(tensors)))
+        except BaseExceptionGroup as errors:  # raise the first error; the group has cancelled the other calls
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     async def score_frame(
         self,
@@ -119,23 +144,15 @@ class AsyncClient:
         positive(batch=batch, parallel=parallel)
         signature = chosen(await self.signatures(), self._signature)
         log = LogRows(self._encoder, events, signature, target, max_history, delay)
-        places = asyncio.Semaphore(parallel)
+        rows: list[np.ndarray] = []
 
-        async def one(tensors: Tensors, rows: np.ndarray) -> tuple[Tensors, np.ndarray]:
-            try:
-                return await self._send(signature, tensors, None), rows
-            finally:
-                places.release()
+        def calls() -> Iterator[Tensors]:
+            for tensors, of in log.batches(batch):
+                rows.append(of)
+                yield tensors
 
-        tasks: list[asyncio.Task[tuple[Tensors, np.ndarray]]] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                for tensors, rows in log.batches(batch):
-                    await places.acquire()
-                    tasks.append(group.create_task(one(tensors, rows)))
-        except BaseExceptionGroup as errors:  # raise the first error; the group has cancelled the other calls
-            raise errors.exceptions[0] from None
-        return log.frame([task.result() for task in tasks])
+        replies = await self._all(signature, calls(), None, parallel)
+        return log.frame(list(zip(replies, rows, strict=True)))
 
     async def predict(self, inputs: Mapping[str, Any], signature: str | None = None, timeout: float | None = None) -> Tensors:
         """Outputs of any signature for given tensors, as `Client.predict`."""
@@ -167,6 +184,8 @@ class AsyncClient:
         return outputs
 
     async def _call(self, method: Any, request: Any, timeout: float) -> Any:
+        if os.getpid() != self._process:  # its channel would wait for ever
+            raise RuntimeError("an AsyncClient cannot be used in a forked process: make one in the process that uses it")
         deadline = time.monotonic() + timeout
         self._budget.earn()
         attempt = 1

@@ -26,7 +26,8 @@ ENCODE, SCORE = "encode_history", "score_candidates"
 
 
 class Client:
-    """Scores requests on a server. Threads may share a client. As a context manager it closes its connections.
+    """Scores requests on a server. Threads may share a client, and a forked process may use its parent's: it opens its own connections.
+    As a context manager it closes its connections.
 
     Args:
         address: HOST:PORT of the gRPC or the REST port; for REST also http(s)://HOST:PORT.
@@ -221,6 +222,27 @@ class Client:
     def input_names(self, refresh: bool = False) -> list[str]:
         """Names of the inputs of the client's signature, read from the server once."""
         return sorted(chosen(self.signatures(refresh), self._signature).inputs)
+
+    def versions(self) -> dict[int, tuple[str, str]]:
+        """The versions that the server knows: number -> state ('AVAILABLE', 'LOADING', 'END', ...) and error message.
+
+        Raises:
+            ServingError: NOT_FOUND for an unknown model.
+        """
+        return self._transport.versions()
+
+    def version_of(self, label: str) -> int | None:
+        """The version that has a label on the server; None: no such label.
+
+        Raises:
+            ServingError: a server that cannot be reached.
+        """
+        try:
+            return self._transport.version_of(label)
+        except ServingError as error:
+            if error.code in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"):
+                return None
+            raise
 
     def close(self) -> None:
         """Close the connections."""

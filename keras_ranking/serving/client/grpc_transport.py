@@ -83,6 +83,12 @@ class Transport(Protocol):
     def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float) -> Tensors:
         """Outputs of a signature."""
 
+    def versions(self) -> dict[int, tuple[str, str]]:
+        """Version -> state and message."""
+
+    def version_of(self, label: str) -> int:
+        """The version of a label."""
+
     def close(self) -> None:
         """Close the connections."""
 
@@ -138,12 +144,22 @@ class GrpcParts:
         serializer = self.protos.GetModelMetadataRequest.SerializeToString
         return predict, channel.unary_unary(self.protos.METADATA, serializer, self.protos.GetModelMetadataResponse.FromString)
 
+    def status(self, channel: Any) -> Any:
+        """GetModelStatus of a channel."""
+        serializer = self.protos.GetModelStatusRequest.SerializeToString
+        return channel.unary_unary(self.protos.STATUS, serializer, self.protos.GetModelStatusResponse.FromString)
+
     def predict_request(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> Any:
         target = self.target
         return self.codec.predict_request(target.model, signature.name, inputs, target.version, target.label)
 
     def metadata_request(self) -> Any:
         return self.codec.metadata_request(self.target.model, self.target.version, self.target.label)
+
+    def status_request(self) -> Any:
+        request = self.protos.GetModelStatusRequest()
+        request.model_spec.name = self.target.model
+        return request
 
     def error(self, error: Any) -> ServingError:
         """A `grpc.RpcError` as `ServingError`."""
@@ -179,6 +195,16 @@ class GrpcTransport:
         response = self._call(self._predict, self._parts.predict_request(signature, inputs), timeout)
         outputs: Tensors = self._parts.codec.read_tensors(response.outputs)
         return outputs
+
+    def versions(self) -> dict[int, tuple[str, str]]:
+        response = self._call(self._parts.status(self._channel), self._parts.status_request(), self._parts.target.timeout)
+        names = {number: name for name, number in self._parts.protos.STATES.items()}
+        return {entry.version: (names.get(entry.state, "UNKNOWN"), entry.status.error_message) for entry in response.model_version_status}
+
+    def version_of(self, label: str) -> int:
+        target = self._parts.target
+        response = self._call(self._metadata, self._parts.codec.metadata_request(target.model, label=label), target.timeout)
+        return int(response.model_spec.version.value)
 
     def close(self) -> None:
         self._parts.closed = True

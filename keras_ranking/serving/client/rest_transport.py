@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from keras_ranking.serving.client.grpc_transport import ClientTls, Target, Tenso
 from keras_ranking.serving.client.retry import Budget
 from keras_ranking.serving.protocol.dtypes import signatures_of_json
 from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.protocol.forks import renew_after_fork
 from keras_ranking.serving.protocol.signature import Signature
 
 _CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 408: "DEADLINE_EXCEEDED"}
@@ -24,7 +27,7 @@ _CODES |= {504: "DEADLINE_EXCEEDED"}
 
 
 class RestTransport:
-    """Column form of the HTTP API, over one open connection per thread."""
+    """Column form of the HTTP API, over one open connection per thread. A forked process opens its own."""
 
     def __init__(self, target: Target) -> None:
         address = target.address
@@ -35,14 +38,26 @@ class RestTransport:
         self._host, self._port = split.hostname, split.port
         which = "" if target.version is None else f"/versions/{target.version}"
         which = which if target.label is None else f"/labels/{quote(target.label, safe='')}"
-        self._path = f"/v1/models/{quote(target.model, safe='')}{which}"
+        self._model = f"/v1/models/{quote(target.model, safe='')}"
+        self._path = f"{self._model}{which}"
         self._headers = {"Content-Type": "application/json"}
         if target.token is not None:
             self._headers["Authorization"] = f"Bearer {target.token}"
         self._target, self._budget = target, Budget(target.retry)
+        self._all: list[http.client.HTTPConnection] = []
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Connections and a lock of this process: on a shared connection a process could read the reply to another one's request."""
+        inherited, self._all = self._all, []
+        for connection in inherited:
+            # The descriptor of this process alone. `close` may wait for a lock of a thread that reads in the parent.
+            with contextlib.suppress(OSError):
+                if connection.sock is not None:
+                    os.close(connection.sock.detach())
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._all: list[http.client.HTTPConnection] = []
 
     def signatures(self) -> dict[str, Signature]:
         return signatures_of_json(self._call("GET", f"{self._path}/metadata", None, self._target.timeout))
@@ -54,6 +69,17 @@ class RestTransport:
         # A single output comes without a name; the metadata has the name.
         named = outputs if isinstance(outputs, dict) else {next(iter(signature.outputs), ""): outputs}
         return {name: _array(values, signature, name) for name, values in named.items()}
+
+    def versions(self) -> dict[int, tuple[str, str]]:
+        reply = self._call("GET", self._model, None, self._target.timeout)
+        return {
+            int(entry["version"]): (entry["state"], (entry.get("status") or {}).get("error_message", ""))
+            for entry in reply.get("model_version_status", [])
+        }
+
+    def version_of(self, label: str) -> int:
+        reply = self._call("GET", f"{self._model}/labels/{quote(label, safe='')}/metadata", None, self._target.timeout)
+        return int(reply["model_spec"]["version"])
 
     def close(self) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.protocol.forks import renew_after_fork
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,16 @@ class Retry:
 
 
 class Budget:
-    """The retries that all calls of one client share. Safe for threads."""
+    """The retries that all calls of one client share. Safe for threads; a forked process has its own."""
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
         self._left = retry.burst
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock of this process."""
         self._lock = threading.Lock()
 
     def earn(self) -> None:

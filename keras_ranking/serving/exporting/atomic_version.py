@@ -67,7 +67,8 @@ def publish(target: Path, folder: Path, work: Path, options: Options) -> Path:
         number = max(version_folders(folder), default=0) + 1
         version = folder / str(number)
         # Written before the rename: the steps after it need no more space on the disk.
-        staged = server_configs.stage(work, server_configs.texts(folder, number, options.server_flags, options.allowed_batch_sizes))
+        files = server_configs.texts(folder, number, options.server_flags, options.allowed_batch_sizes, options.server_batching)
+        staged = server_configs.stage(work, files)
         (folder / server_configs.CONFIG_FOLDER).mkdir(exist_ok=True)
         try:
             os.rename(target, version)

@@ -27,6 +27,7 @@ def export(
     events: Any = None,
     raw_ids: Mapping[str, str] | None = None,
     allowed_batch_sizes: Sequence[int] = (1, 8, 32),
+    server_batching: str | None = None,
     run: str | Path | None = None,
     imports: Sequence[str] = (),
     **options: Any,
@@ -39,10 +40,13 @@ def export(
     Signatures, all with the batch first and float32 scores, zero beyond `candidate_count`:
 
     * `serving_default`: inputs and outputs of `model.serving_model`;
-    * `raw`: the same for values of the log, which the graph encodes bit for bit as the schema does. A value that violates the
-      schema is an error of the call. `raw_features`: the encoded values;
+    * `raw`: the same for values of the log, which the graph encodes bit for bit as the schema does. `raw_features`: the encoded
+      values, NaN (a time: -1) for a value that violates the schema;
     * `encode_history`, `score_candidates`: history -> `cache_*`; those with candidates -> scores. For models that read a history;
     * `explore`: with a `seed` int32 (B,), for a model with exploration.
+
+    A request with an id outside its table, a number that is not finite, a time before the epoch or a wrong count is no error: all its
+    scores are -1, and the other requests of the call are scored.
 
     Each version has `assets.extra/` with schema, card, model card and warm-up requests. The folder has `tf_serving/` with the model
     config with the labels stable and canary, batching and monitoring config, and `server_flags.txt`.
@@ -57,6 +61,9 @@ def export(
         raw_ids: column -> 'string' or 'int64': type of an id or category in `raw`. None: the type in `events`, and 'string' without
             them.
         allowed_batch_sizes: sizes to which the server pads batches; for the batching config.
+        server_batching: batching by TensorFlow Serving, in the written flags. None: off. 'equal_lengths': calls with equally long
+            lists share a batch, and calls of different lengths that arrive together fail. 'padded': all calls share batches, and
+            one call with an input of a wrong rank stops the server: only for trusted callers.
         run: folder of the training run, for the model card. None: the folder of `model`, if `model` is a path.
         imports: modules that register custom layers, imported if another process loads the model. The modules of the model's layers
             are found automatically.
@@ -88,7 +95,7 @@ def export(
         raw_ids = id_types(known or _saved_schema(model), events) if raw_ids is None else raw_ids
     graph, verification = gather(export, (GraphOptions, Verification), configuration, options)
     of_run = None if run is None else str(Path(run).resolve())
-    chosen = together(graph, verification, raw_ids, allowed_batch_sizes, of_run, folder.resolve().name)
+    chosen = together(graph, verification, raw_ids, allowed_batch_sizes, of_run, folder.resolve().name, server_batching)
     try:
         with staging_directory(folder) as work:
             target = work / _MODEL

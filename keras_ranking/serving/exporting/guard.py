@@ -71,8 +71,7 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
             continue
         if name.startswith(CACHE):
             if x.dtype.is_floating:  # one cell is enough: all are marked, and cells beyond the history may hold anything
-                first = _first_cell(x)
-                refused = tf.math.is_nan(first) | (first <= INVALID_CACHE)
+                refused = _first_cell(x) <= INVALID_CACHE
                 out[name] = _marked(x, refused, 0.0)
                 bad |= refused
             continue
@@ -80,7 +79,7 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
         if wrong is None:
             continue
         out[name] = tf.where(wrong, tf.zeros([], x.dtype), x)
-        cells = counted.get(specs[name]["axis"])
+        cells: Any = counted.get(specs[name]["axis"])
         for _ in range(len(x.shape) - 2 if cells is not None else 0):
             cells = cells[..., None]
         bad |= _any(wrong if cells is None else wrong & cells)

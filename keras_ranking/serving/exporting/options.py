@@ -9,6 +9,7 @@ from typing import Any
 
 HISTORY_BUCKETS = (128, 512, 1024)
 CANDIDATE_BUCKETS = (64, 512)
+SERVER_BATCHING = ("equal_lengths", "padded")
 CPU_FLAG, GPU_FLAG = "--xla_cpu_compilation_enabled=true", "--xla_gpu_compilation_enabled=true"
 
 
@@ -94,6 +95,7 @@ class Options:
     run: str | None = None
     skew_bound: float | None = None
     name: str = ""
+    server_batching: str | None = None
 
     def buckets(self, model: Any) -> tuple[list[int], list[int]]:
         """Lengths of a compiled graph; empty for a plain one. The default history lengths end at the model's `max_history`."""
@@ -126,10 +128,19 @@ def together(
     allowed_batch_sizes: Sequence[int],
     run: str | None,
     name: str,
+    server_batching: str | None,
 ) -> Options:
-    """All options of an export in one object."""
+    """All options of an export in one object.
+
+    Raises:
+        ValueError: batch sizes that are not increasing, or an unknown way of batching.
+    """
+    if server_batching not in (None, *SERVER_BATCHING):
+        known = " or ".join(map(repr, (*SERVER_BATCHING, None)))
+        raise ValueError(f"`server_batching` must be {known}. Received: server_batching={server_batching!r}")
     sizes = increasing("allowed_batch_sizes", allowed_batch_sizes)
-    rest: dict[str, Any] = {"raw_ids": dict(raw_ids or {}), "allowed_batch_sizes": sizes, "run": run, "name": name}
+    rest: dict[str, Any] = {"raw_ids": dict(raw_ids or {}), "allowed_batch_sizes": sizes, "server_batching": server_batching}
+    rest |= {"run": run, "name": name}
     return Options(**asdict(graph), **asdict(verification), **rest)
 
 

@@ -1,49 +1,75 @@
-"""Config files of TensorFlow Serving: batching parameters, model config with labels, monitoring, and the flags to start it."""
+"""Config files of TensorFlow Serving: model config with labels, batching parameters, monitoring, and the flags to start it.
+
+The server checks the labels of a model config before it loads any of its versions: a config that moves a label to a version which is
+not available yet is refused as a whole, and the server reads it again at the next poll. So the policy is `all`: the running config
+already loads each new version, and the config with the moved label is accepted once that version is available. A policy that names
+versions would never load it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from keras_ranking.serving.protocol.model_folder import read_card, version_folders
 
 CONFIG_FOLDER = "tf_serving"
 MODELS, BATCHING, MONITORING, FLAGS = "models.config", "batching.config", "monitoring.config", "server_flags.txt"
-_LABEL = re.compile(r'key:\s*"(\w+)"\s*value:\s*(\d+)')
+STABLE, CANARY = "stable", "canary"
+GRPC_THREADS = 64
+_LABEL = re.compile(r'key:\s*"([^"]+)"\s*,?\s*value:\s*(\d+)')
+_BEFORE = re.compile(r"^# before: (.+) (\d+)$", re.MULTILINE)
+_MODEL = re.compile(r"\bconfig\s*:?\s*\{")
 
 
-def texts(folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence[int]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Labels:
+    """The labels in a model config.
+
+    Attributes:
+        now: label -> version.
+        before: label -> the version that it had before its last move, for a rollback.
+    """
+
+    now: dict[str, int]
+    before: dict[str, int]
+
+    def moved(self, label: str, version: int) -> Labels:
+        """The labels with one of them at another version."""
+        old = self.now.get(label, version)
+        before = self.before if old == version else {**self.before, label: old}
+        return Labels({**self.now, label: version}, before)
+
+
+def texts(
+    folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence[int], server_batching: str | None = None
+) -> dict[str, str]:
     """Config files of a served model whose newest version is `number`.
 
-    The label `canary` is the new version; `stable` keeps its version while that exists, and is the new one otherwise.
+    The label `canary` is the new version; other labels keep their version while that exists. `stable` is the new one otherwise.
 
     Args:
         folder: the served model, mounted as `/models/<its name>`.
         number: the new version.
         flags: server flags of the new version.
         batch_sizes: sizes to which batches are padded, ascending.
+        server_batching: whether the flags turn on batching in the server: None, 'equal_lengths' or 'padded'.
     """
     name = folder.resolve().name
-    present = [version for version in version_folders(folder) if version != number]
-    stable = labels(folder).get("stable", number)
-    stable = stable if stable in present else number
-    versions = sorted({stable, number})
-    needed = list(dict.fromkeys([*flags, *(flag for held in present for flag in _flags_of(folder / str(held)))]))
+    present = {*version_folders(folder), number}
+    old = read_labels(folder)
+    kept = Labels({label: version for label, version in old.now.items() if version in present - {number}}, old.before)
+    kept = kept if STABLE in kept.now else kept.moved(STABLE, number)
+    needed = list(dict.fromkeys([*flags, *(flag for held in sorted(present - {number}) for flag in _flags_of(folder / str(held)))]))
     place = f"/models/{name}/{CONFIG_FOLDER}"
+    batching = [] if server_batching is None else ["--enable_batching=true", f"--batching_parameters_file={place}/{BATCHING}"]
     return {
-        MODELS: "model_config_list {\n  config {\n"
-        f'    name: "{name}"\n    base_path: "/models/{name}"\n    model_platform: "tensorflow"\n'
-        f"    model_version_policy {{ specific {{ {' '.join(f'versions: {version}' for version in versions)} }} }}\n"
-        f'    version_labels {{ key: "stable" value: {stable} }}\n'
-        f'    version_labels {{ key: "canary" value: {number} }}\n'
-        "  }\n}\n",
-        BATCHING: "# Calls of different lengths are padded with an arbitrary element: models read nothing beyond the stated lengths.\n"
-        f"max_batch_size {{ value: {max(batch_sizes)} }}\n"
-        + "".join(f"allowed_batch_sizes: {size}\n" for size in batch_sizes)
-        + "batch_timeout_micros { value: 1000 }\nmax_enqueued_batches { value: 64 }\nnum_batch_threads { value: 2 }\n"
-        "pad_variable_length_inputs: true\n",
+        MODELS: models_text(name, kept.moved(CANARY, number)),
+        BATCHING: _batching_text(batch_sizes, padded=server_batching == "padded"),
         MONITORING: 'prometheus_config {\n  enable: true\n  path: "/monitoring/prometheus/metrics"\n}\n',
         FLAGS: "\n".join(
             [
@@ -51,8 +77,8 @@ def texts(folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence
                 "--model_config_file_poll_wait_seconds=10",
                 "--allow_version_labels_for_unavailable_models=true",
                 f"--monitoring_config_file={place}/{MONITORING}",
-                "--enable_batching=true",
-                f"--batching_parameters_file={place}/{BATCHING}",
+                f"--grpc_max_threads={GRPC_THREADS}",
+                *batching,
                 *needed,
             ]
         )
@@ -60,12 +86,59 @@ def texts(folder: Path, number: int, flags: Sequence[str], batch_sizes: Sequence
     }
 
 
-def labels(folder: Path) -> dict[str, int]:
-    """Label -> version, from the model config of a served model; empty without a config."""
+def models_text(name: str, labels: Labels) -> str:
+    """The model config: every version of the folder, and the labels."""
+    order = sorted(labels.now, key=lambda label: (label != STABLE, label != CANARY, label))
+    before = "".join(f"# before: {label} {version}\n" for label, version in sorted(labels.before.items()) if label in labels.now)
+    return (
+        f"{before}model_config_list {{\n  config {{\n"
+        f'    name: "{name}"\n    base_path: "/models/{name}"\n    model_platform: "tensorflow"\n'
+        "    model_version_policy { all {} }\n"
+        + "".join(f'    version_labels {{ key: "{label}" value: {labels.now[label]} }}\n' for label in order)
+        + "  }\n}\n"
+    )
+
+
+def _batching_text(batch_sizes: Sequence[int], padded: bool) -> str:
+    lengths = (
+        "# Calls of different lengths are padded. One call with an input of a wrong rank stops the server: only for trusted callers.\n"
+        if padded
+        else "# Only calls with equally long lists can share a batch: calls of different lengths that arrive together fail.\n"
+    )
+    return (
+        lengths
+        + f"max_batch_size {{ value: {max(batch_sizes)} }}\n"
+        + "".join(f"allowed_batch_sizes: {size}\n" for size in batch_sizes)
+        + "batch_timeout_micros { value: 1000 }\nmax_enqueued_batches { value: 64 }\nnum_batch_threads { value: 2 }\n"
+        + f"pad_variable_length_inputs: {str(padded).lower()}\n"
+    )
+
+
+def read_labels(folder: Path) -> Labels:
+    """The labels in the model config of a served model; none without a config."""
     path = folder / CONFIG_FOLDER / MODELS
     if not path.is_file():
-        return {}
-    return {label: int(version) for label, version in _LABEL.findall(path.read_text(encoding="utf-8"))}
+        return Labels({}, {})
+    text = path.read_text(encoding="utf-8")
+    now, before = ({label: int(version) for label, version in found.findall(text)} for found in (_LABEL, _BEFORE))
+    return Labels(now, before)
+
+
+def write_models(folder: Path, labels: Labels) -> None:
+    """Replace the model config atomically.
+
+    Raises:
+        FileNotFoundError: a folder that `export` did not write.
+        ValueError: a config of several models, of which only one would be kept.
+    """
+    path = folder / CONFIG_FOLDER / MODELS
+    if not path.is_file():
+        raise FileNotFoundError(f"no {CONFIG_FOLDER}/{MODELS} in '{folder}': `keras-ranking export` writes it")
+    models = len(_MODEL.findall(path.read_text(encoding="utf-8")))
+    if models != 1:
+        raise ValueError(f"{path} must hold one model. Received: {models}; edit its labels by hand")
+    with tempfile.TemporaryDirectory(prefix=".labels-", dir=folder) as work:
+        install(stage(Path(work), {MODELS: models_text(folder.resolve().name, labels)}), folder)
 
 
 def stage(work: Path, files: dict[str, str]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from typing import Any
 
@@ -50,6 +51,17 @@ class RestListener:
             with contextlib.suppress(OSError):
                 listening.setsockopt(6, _USER_TIMEOUT, int(self._limits.read_seconds * 1000))
         return int(self._socket.sockets[0].getsockname()[1])
+
+    def after_fork(self) -> None:
+        """Close the port and the connections in this process: they would stay open when the server has stopped."""
+        server = self._runner.server
+        transports = [handler.transport for handler in server.connections] if server is not None else []
+        found = [transport.get_extra_info("socket") for transport in transports if transport is not None]
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for inherited in [*(self._socket.sockets if self._socket is not None else ()), *found]:
+            if inherited is not None and inherited.fileno() >= 0:
+                os.dup2(nothing, inherited.fileno(), inheritable=False)  # not `close`: the number would be used again
+        os.close(nothing)
 
     async def stop(self) -> None:
         """Accept no new connections, finish calls in progress."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from keras_ranking.configuration import gather_named
+from keras_ranking.serving.protocol.forks import renew_after_fork
 from keras_ranking.serving.server.grpc_api import GrpcListener
 from keras_ranking.serving.server.limits import Limits, Stopping
 from keras_ranking.serving.server.rest_listener import RestListener
@@ -26,6 +28,8 @@ log = logging.getLogger("keras_ranking.serving")
 
 class Server:
     """A running server, made by `serve`. As a context manager it stops at the end of the block.
+
+    It runs in the process that made it. In a forked process `stop` and `wait` do nothing, and the REST port is closed.
 
     Attributes:
         name: of the model, as in the paths.
@@ -51,6 +55,7 @@ class Server:
         self.grpc_port = grpc_port
         self._service = service
         self._drain_seconds, self._notice_seconds = drain_seconds, notice_seconds
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._stopped = threading.Event()
@@ -73,6 +78,8 @@ class Server:
         """Report not ready for `notice_seconds`, then accept no new calls, finish calls in progress (for at most `drain_seconds`) and
         unload the model. Safe to call twice.
         """
+        if os.getpid() != self._process:
+            return
         if not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # closed in the meantime
                 self._loop.call_soon_threadsafe(self._stopping.set)
@@ -83,6 +90,8 @@ class Server:
 
     def wait(self) -> None:
         """Block until the server is stopped, or until SIGINT or SIGTERM (only in the main thread), and stop it."""
+        if os.getpid() != self._process:
+            return
         signalled = threading.Event()
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
@@ -126,6 +135,7 @@ class Server:
             self.grpc_port = await _bound(lambda: _grpc_port(grpc, tls, self.host, self.grpc_port), "gRPC", self.host, self.grpc_port)
             await grpc.start()
             log.info("serving %s: REST %s:%d, gRPC %s:%d", self.name, self.host, self.rest_port, self.host, self.grpc_port)
+            renew_after_fork(rest)
             self._started.set_result(None)
             await self._stopping.wait()
             self._service.draining = True

@@ -192,7 +192,7 @@ def test_two_exports_at_once_get_two_numbers(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic_version, "version_folders", lambda _: next(seen))  # the first look is before the other's rename
         assert atomic_version.publish(target, folder, tmp_path, Options()) == folder / "2"
-    assert "versions: 2" in (folder / "tf_serving/models.config").read_text()
+    assert 'key: "canary" value: 2' in (folder / "tf_serving/models.config").read_text()
 
 
 def test_folder_that_cannot_be_written(first, tmp_path):

@@ -1,0 +1,78 @@
+"""Categories whose values and vocabulary do not meet: row 0 of a table would be trained for all of them, without an error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.columns import Category, Id
+from keras_ranking.ops.hashing import id_texts
+from keras_ranking.ops.messages import shown
+from keras_ranking.schema import Schema
+
+_EXAMPLES = 3
+_BOOLEANS = {"true": "1", "false": "0", "yes": "1", "no": "0", "1.0": "1", "0.0": "0"}
+
+
+def vocabulary_notes(schema: Schema, events: pd.DataFrame, rows: np.ndarray) -> tuple[str, ...]:
+    """One line for each category whose values are probably meant by its vocabulary but not in it, with examples and counts.
+
+    A value and a word of the vocabulary are one if their texts are equal; a boolean is written as 1 or 0, an integer in base 10. Lines are
+    for values that differ from a word in case, spaces, the accents' encoding or the way a boolean is written; for vocabularies that have
+    less than half of the known values; and for hashed columns that hold booleans and their texts.
+
+    Args:
+        schema: what the columns are.
+        events: the log.
+        rows: (rows,) bool, which rows count.
+    """
+    lines = (
+        _note(column, events[column.name][rows]) for column in (*schema.features, *schema.actions) if column.kind in ("category", "id")
+    )
+    return tuple(line for line in lines if line)
+
+
+def _note(column: Id | Category, series: pd.Series) -> str:
+    if not isinstance(column, Category) or column.vocabulary is None:
+        return _mixed_booleans(column.name, series)
+    counts = _texts(series).value_counts(sort=False)
+    counts = counts[counts.index != ""]
+    unknown = counts[~counts.index.isin(column.vocabulary)].sort_values(ascending=False, kind="stable")
+    if not len(unknown):
+        return ""
+    words = {_folded(word): word for word in column.vocabulary}
+    near = {text: words[_folded(text)] for text in unknown.index if _folded(text) in words}
+    if near:
+        examples = ", ".join(f"{text!r} for {word!r}" for text, word in list(near.items())[:_EXAMPLES])
+        stated = f"{int(unknown[list(near)].sum())} rows have values that are not in the vocabulary but nearly ({examples})"
+    elif 2 * int(unknown.sum()) > int(counts.sum()):
+        examples = ", ".join(map(repr, unknown.index[:_EXAMPLES]))
+        stated = f"{int(unknown.sum())} of {int(counts.sum())} values are not in the vocabulary (such as {examples})"
+    else:
+        return ""
+    written = " A boolean is written as '1' or '0'." if series.dtype.kind == "b" or set(near) & {"0", "1"} else ""
+    words_shown = ", ".join(map(repr, column.vocabulary[:_EXAMPLES])) + (", ..." if len(column.vocabulary) > _EXAMPLES else "")
+    return f"column '{column.name}': {stated}, which has {words_shown}; all of them get row 0, as a missing value does.{written}"
+
+
+def _mixed_booleans(name: str, series: pd.Series) -> str:
+    if series.dtype.kind != "O":
+        return ""
+    booleans = series[[isinstance(value, bool | np.bool_) for value in series]]
+    texts = {value for value in series if isinstance(value, str) and value.lower() in ("true", "false")}
+    if not len(booleans) or not texts:
+        return ""
+    return (
+        f"column '{name}': {len(booleans)} booleans, which are written as '1' and '0', are mixed with the text {shown(sorted(texts)[0])}: "
+        "they are different ids."
+    )
+
+
+def _texts(series: pd.Series) -> pd.Series:
+    return pd.Series(id_texts(series)[0], dtype=object)
+
+
+def _folded(text: str) -> str:
+    """What is left of a text without case, outer spaces and the way that a boolean is written."""
+    folded = text.strip().casefold()
+    return _BOOLEANS.get(folded, folded)

@@ -1,0 +1,60 @@
+"""What `check_events` keeps, every encoder takes; and it leaves out the bad rows alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_ranking.data.checks import check_events
+from keras_ranking.data.sequences import build_sequences
+from tests.data.dirty_frames import BAD, SCHEMAS, clean_frame, dirty_frame
+
+FRAMES, PARTS = 2000, 10
+
+
+def right_values(clean: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Encoded columns, from the clean numbers."""
+    return {
+        "age": np.log1p(clean["age"]).to_numpy(),
+        "embedding": np.stack(list(clean["embedding"])).reshape(-1, 2),
+        "click": clean["click"].to_numpy(),
+        "score": clean["score"].to_numpy(),
+        "price": ((clean["price"] - 2) / 0.5).to_numpy(),
+        "dwell": np.log1p(clean["dwell"]).to_numpy(),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:column '(item|author|topic|device)'")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_what_the_check_keeps_every_encoder_takes(part: int) -> None:
+    left_out = 0
+    for seed in range(part, FRAMES, PARTS):
+        schema, frame, clean, good = dirty_frame(seed)
+        built = build_sequences(frame, schema, on_error="drop")  # the checks and every encoder
+        assert sorted(built.rows.tolist()) == good, (seed, str(built.report))
+        assert built.report.kept == len(good) and sum(built.report.dropped.values()) == len(frame) - len(good)
+        values = clean.iloc[built.rows]
+        np.testing.assert_array_equal(built.time + schema.epoch, values["time"], err_msg=str(seed))
+        for name, right in right_values(values).items() if good else ():
+            if name in built.columns:
+                np.testing.assert_allclose(built.columns[name], right, rtol=1e-6, err_msg=f"{seed} {name}")
+        if seed // PARTS % 8 == 0:  # the public check is the same one
+            rows, report = check_events(frame, schema, on_error="drop")
+            assert list(rows.index) == list(frame.index[good]) and report.dropped == built.report.dropped
+        left_out += len(frame) - len(good)
+    assert left_out > FRAMES / PARTS  # control: the frames have faults
+
+
+@pytest.mark.parametrize(("schema", "column"), [(schema, column) for schema in SCHEMAS for column in schema.columns if column in BAD])
+def test_every_bad_value_is_left_out_and_raises(schema, column) -> None:
+    clean = clean_frame(np.random.default_rng(0))
+    assert build_sequences(clean, schema).num_events == len(clean)  # control
+    for value in BAD[column]:
+        values = np.empty(len(clean), dtype=object)
+        values[:] = clean[column].tolist()
+        values[1] = value
+        frame = clean.assign(**{column: pd.Series(values, index=clean.index, dtype=object)})
+        assert sorted(build_sequences(frame, schema, on_error="drop").rows) == [0, *range(2, len(clean))]
+        with pytest.raises(ValueError, match=rf"column '{column}' .* at row 1 \(index '{clean.index[1]}'\)"):
+            check_events(frame, schema)
