@@ -44,8 +44,9 @@ def LiRank(
     | `ads`  | low-rank DCNv2 and an MLP for each group of tasks | linear | isotonic | yes |
     | `jobs` | two-layer low-rank DCNv2 and an MLP for each task | linear | none | no |
 
-    Marks: the parts of each preset are *stated*, except the low rank of the DCNv2 of jobs. That cross net and MLP are parallel,
-    and that calibration follows the logit, is our reading (figure 8 of the paper is not available). Defaults without a mark are ours.
+    Marks: the parts of each preset are *stated*, except two: the low rank of the DCNv2 of jobs, and that the towers of feed share cross
+    net and MLP (stated: two towers, with the same normalised dense features). That cross net and MLP are parallel, and that
+    calibration follows the logit, is our reading (figure 8 of the paper is not available). Defaults without a mark are ours.
 
     It is trained on requests (`PackedRequests`), histories and their shown lists, and scores every candidate alone.
 

@@ -9,11 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-<<<<<<< HEAD
 from keras_ranking.layers.base import PassesMask, WholeInputs
-=======
 from keras_ranking.ops.keys import as_keys, distinct_keys, same_kind
->>>>>>> main
 
 
 @dataclass(frozen=True)
