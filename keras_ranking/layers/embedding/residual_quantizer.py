@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.ops.replicas import refuse_replicas
+
 _UPDATES = ("ema", "straight_through")
 
 
@@ -136,6 +138,8 @@ class ResidualQuantizer(keras.layers.Layer):
         return x
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if training:
+            refuse_replicas("ResidualQuantizer", "each replica would move the codewords by its own part of the batch")
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
         z = ops.cast(self._through(flat, self.encoder), "float32")
         residual, total = z, ops.zeros_like(z)

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.ops.replicas import refuse_replicas
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class MaskedBatchNormalization(keras.layers.BatchNormalization):
@@ -36,5 +38,6 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
         return super().call(inputs, training=training, mask=None if real is None else ops.not_equal(real, 0))
 
     def _moments(self, inputs: Any, mask: Any) -> Any:
+        refuse_replicas("MaskedBatchNormalization", "each replica would take the moments of its own part of the batch")
         # Of a single feature Keras's moments under a mask are scalars, which some backends do not take.
         return tuple(ops.reshape(moment, (inputs.shape[-1],)) for moment in super()._moments(inputs, mask))
