@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_ranking.losses.packed import Observed, Reading, unpack
 from keras_ranking.losses.values import LARGEST_GRADE, is_host, known
+from keras_ranking.ops.replicas import refuse_replicas
 
 
 class _Mean(keras.losses.Loss):
@@ -50,7 +51,12 @@ def reported(value: Any, observed: Observed) -> Any:
 
 
 def across_replicas(value: Any) -> Any:
-    """A scalar mean, scaled like the means of Keras for several replicas whose gradients are summed."""
+    """A scalar mean, scaled like the means of Keras.
+
+    Raises:
+        NotImplementedError: in a `tf.distribute` strategy of several replicas, each of which would divide by its own weights.
+    """
+    refuse_replicas("keras_ranking.losses", "each replica would divide by the weights of its own part of the batch")
     values = ops.reshape(value, (1,))
     return _Mean(name="mean", dtype=keras.backend.standardize_dtype(value.dtype))(values, values)
 

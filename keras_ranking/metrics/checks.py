@@ -73,7 +73,7 @@ def group_codes(groups: Any, rows: int, name: str = "groups") -> np.ndarray:
         if high - low < 2**32:
             codes: np.ndarray = (array - array.dtype.type(low)).astype(np.uint32)
             return codes
-    return distinct_keys(name, array).index.astype(np.uint32)
+    return distinct_keys(name, array).places.astype(np.uint32)
 
 
 def by_group_and_score(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:

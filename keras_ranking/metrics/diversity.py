@@ -56,9 +56,9 @@ def _lists(scores: Any, groups: Any, k: int | None) -> tuple[np.ndarray, _Lists]
 def _codes(name: str, values: Any, rows: int) -> np.ndarray:
     """Integers for values; a missing value (None, NaN, NaT) is different from every other."""
     found = distinct_keys(name, values, missing=True)
-    if found.index.size != rows:
-        raise ValueError(f"`{name}` must have one value per row, {rows}. Received: shape {found.index.shape}")
-    codes, missing = found.index, found.index < 0
+    if found.places.size != rows:
+        raise ValueError(f"`{name}` must have one value per row, {rows}. Received: shape {found.places.shape}")
+    codes, missing = found.places, found.places < 0
     codes[missing] = len(found.values) + np.arange(missing.sum())
     return codes
 

@@ -14,6 +14,7 @@ from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import ObservedTowerLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
+from keras_ranking.ops.replicas import refuse_replicas
 from keras_ranking.schema import Schema
 
 
@@ -47,6 +48,9 @@ class RankingModel(CompiledRanker):
     """
 
     def __init__(self, wiring: Wiring, builder: str, schema: Schema, arguments: Mapping[str, Any], name: str) -> None:
+        refuse_replicas(
+            builder, "losses, clipped gradients and batch moments are of one replica's part, and `predict_on_batch` repeats rows"
+        )
         inputs = wiring.row_inputs()
         super().__init__(inputs=inputs, outputs=wiring.row(inputs), name=name)
         self._graphs = UntrackedGraphs(wiring)

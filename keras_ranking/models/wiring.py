@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -113,6 +114,14 @@ def model_options(name: str) -> list[str]:
     parameters = inspect.signature(BUILDERS[name]).parameters.values()
     own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     return [*option_names(_CONFIGURATIONS[name]), *own]
+
+
+def option_types(name: str) -> dict[str, Any]:
+    """The annotations of all options of a model, by name: see `model_options`."""
+    hints = dict(typing.get_type_hints(BUILDERS[name]))
+    for kind in _CONFIGURATIONS[name]:
+        hints |= typing.get_type_hints(kind)
+    return {option: hints[option] for option in model_options(name) if option in hints}
 
 
 def task_names(schema: Schema, tasks: Any) -> list[str]:

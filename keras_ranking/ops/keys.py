@@ -17,11 +17,11 @@ class Keys(NamedTuple):
 
     Attributes:
         values: (U,) the keys, each once, sorted if they can be compared.
-        index: int64 (n,) place of each row's key; -1 for a missing one.
+        places: int64 (n,) place of each row's key; -1 for a missing one.
     """
 
     values: np.ndarray
-    index: np.ndarray
+    places: np.ndarray
 
 
 def is_missing(value: Any) -> bool:
@@ -58,8 +58,8 @@ def distinct_keys(name: str, values: Any, missing: bool = False) -> Keys:
             whole = np.full(array.size, -1, dtype=np.int64)
             whole[~unknown], index = index, whole
         found = Keys(unique, index.astype(np.int64))
-    if not missing and (found.index < 0).any():
-        row = int((found.index < 0).argmax())
+    if not missing and (found.places < 0).any():
+        row = int((found.places < 0).argmax())
         raise ValueError(f"`{name}` must not be missing. Received: {_shown(array[row])} at row {row}")
     return found
 
@@ -86,7 +86,7 @@ def as_keys(name: str, values: Any) -> np.ndarray:
             array = np.empty(len(values), dtype=object)
             array[:] = values
     if array.dtype.kind == "f":
-        _check_exact(name, array, _EXACT.get(array.dtype.itemsize, 2**53))
+        _check_exact(name, array)
     return array
 
 
@@ -103,13 +103,14 @@ def _kinds(array: np.ndarray) -> set[str]:
     return {"number" if isinstance(value, numbers.Number) else "U" if isinstance(value, str) else type(value).__name__ for value in known}
 
 
-def _check_exact(name: str, array: np.ndarray, limit: int) -> None:
+def _check_exact(name: str, array: np.ndarray, row: int | None = None) -> None:
+    limit = _EXACT.get(array.dtype.itemsize, 2**53)
     wrong = np.abs(array) >= limit
     if wrong.any():
         place = tuple(int(index) for index in np.argwhere(wrong)[0])
         raise ValueError(
             f"`{name}` must not be {array.dtype} from {limit} on, where different integers are the same number: give integers or text. "
-            f"Received: {array[place]} at row {place[0] if place else 0}"
+            f"Received: {array[place]} at row {place[0] if row is None else row}"
         )
 
 
@@ -117,8 +118,8 @@ def _objects(name: str, array: np.ndarray) -> Keys:
     seen: dict[Any, int] = {}
     index = np.empty(array.size, dtype=np.int64)
     for row, value in enumerate(array):
-        if isinstance(value, float | np.floating) and abs(value) >= _EXACT.get(getattr(value, "itemsize", 8), 2**53):
-            _check_exact(name, array[row : row + 1].astype(type(value)), _EXACT.get(getattr(value, "itemsize", 8), 2**53))
+        if isinstance(value, float | np.floating):
+            _check_exact(name, np.asarray(value), row)
         try:
             index[row] = -1 if is_missing(value) else seen.setdefault(value, len(seen))
         except (TypeError, ValueError):

@@ -104,25 +104,6 @@ def test_a_keras_mask_is_a_weight_of_zero() -> None:
     assert float(loss(y["click"], ops.convert_to_numpy(logits), w["click"])) != pytest.approx(wanted, rel=1e-3)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
-def test_replicas_share_the_loss() -> None:
-    import tensorflow as tf
-
-    y_true, logits, weight, _ = random_batch(np.random.default_rng(0))
-    loss = ObservedTowerLoss(BOUNDARIES, 0.2)
-    alone = float(loss(y_true, logits, weight))
-
-    class TwoReplicas:
-        num_replicas_in_sync = 2
-
-    original = tf.distribute.get_strategy
-    tf.distribute.get_strategy = TwoReplicas
-    try:
-        assert float(loss(y_true, logits, weight)) == pytest.approx(alone / 2, rel=1e-6)
-    finally:
-        tf.distribute.get_strategy = original
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile is torch's")
 def test_torch_compile() -> None:

@@ -73,7 +73,7 @@ USES = {
 @pytest.mark.parametrize("kind", APART)
 def test_different_keys_stay_different(kind: str) -> None:
     keys = APART[kind]
-    index = distinct_keys("groups", keys).index
+    index = distinct_keys("groups", keys).places
     assert len(set(index.tolist())) == 3 and index[2] == index[3]
     # Three groups, one of two rows with both labels, in which the positive is below the negative.
     assert metrics.grouped_auc(LABELS, SCORES, keys) == (0.0, 1)

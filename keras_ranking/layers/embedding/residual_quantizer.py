@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.base import PassesMask
+from keras_ranking.ops.replicas import refuse_replicas
 
 _UPDATES = ("ema", "straight_through")
 _CELLS = 2**24  # numbers held at once for distances
@@ -146,6 +147,8 @@ class ResidualQuantizer(PassesMask, keras.layers.Layer):
         return x
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if training:
+            refuse_replicas("ResidualQuantizer", "each replica would move the codewords by its own part of the batch")
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
         z = ops.cast(self._through(flat, self.encoder), "float32")
         residual, total = z, ops.zeros_like(z)

@@ -47,7 +47,7 @@ class RandomEffectFit:
                 f"`ids` must be of the kind of the fitted ids, such as {self.ids[:1].tolist()}. Received: {given.reshape(-1)[0]!r}"
             )
         found = self._places(known.values)
-        return found[known.index].reshape(given.shape) if found.size else np.zeros(given.shape, dtype=np.int32)
+        return found[known.places].reshape(given.shape) if found.size else np.zeros(given.shape, dtype=np.int32)
 
     def _places(self, keys: np.ndarray) -> np.ndarray:
         """Row of each key, 0 for one that was not in the fit; exact between int64, uint64 and floats."""

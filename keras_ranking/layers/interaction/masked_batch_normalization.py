@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.base.masks import mask_of
+from keras_ranking.ops.replicas import refuse_replicas
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -47,5 +48,6 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def _moments(self, inputs: Any, mask: Any) -> Any:
+        refuse_replicas("MaskedBatchNormalization", "each replica would take the moments of its own part of the batch")
         # Of a single feature Keras's moments under a mask are scalars, which some backends do not take.
         return tuple(ops.reshape(moment, (inputs.shape[-1],)) for moment in super()._moments(inputs, mask))

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ranking.ops.replicas import refuse_replicas
 from keras_ranking.training.incremental.fisher import FisherSnapshot, grown, trainable_weights
 from keras_ranking.training.incremental.layer_gradients import embedding_tables, replaced, variable_path
 from keras_ranking.training.incremental.quadratic_penalty import QuadraticPenalty
@@ -110,7 +111,9 @@ class IncrementalPenalty:
         Raises:
             ValueError: a snapshot that does not fit the model.
             RuntimeError: this penalty, or another one for the model, is attached already.
+            NotImplementedError: in a `tf.distribute` strategy of several replicas.
         """
+        refuse_replicas("IncrementalPenalty", "each replica would add the whole penalty")
         self._checked(model)
         if self._attached is not None or _ATTACHED in vars(model):
             raise RuntimeError(f"a penalty is attached to '{model.name}' already; detach it first.")
