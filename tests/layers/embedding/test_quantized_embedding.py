@@ -93,7 +93,7 @@ def test_size() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"`table` must be \(rows, dim\). Received: shape=\(3,\)"):
         quantize_rows(np.zeros(3))
-    with pytest.raises(ValueError, match="`table` must be finite. Received: .* at row 1"):
+    with pytest.raises(ValueError, match="`table` must be finite in float32. Received: .* at row 1"):
         quantize_rows(np.array([[0.0], [np.nan]]))
     with pytest.raises(ValueError, match="`rows` and `dim` must be positive integers. Received: rows=0, dim=4"):
         QuantizedEmbedding(0, 4)
