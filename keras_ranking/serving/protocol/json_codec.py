@@ -15,11 +15,12 @@ from keras_ranking.serving.protocol.errors import ServingError, invalid, too_lar
 from keras_ranking.serving.protocol.signature import Signature, Tensor
 
 _KINDS = {"b": "true and false", "U": "text", "O": "nulls or mixed values", "f": "numbers with a fraction or of more than 64 bits"}
-_KEYS = frozenset({"signature_name", "instances", "inputs"})
 
 
 def decode(body: bytes, signature_of: Callable[[str], Signature], most_rows: int) -> tuple[Signature, dict[str, np.ndarray], bool]:
     """Body of a predict call -> signature, tensors (only their types are checked), whether it is the row form.
+
+    As in TensorFlow Serving, inputs that the signature does not have, other keys, and text after the JSON value are ignored.
 
     Raises:
         ServingError: INVALID_ARGUMENT; FAILED_PRECONDITION for the signature.
@@ -27,8 +28,7 @@ def decode(body: bytes, signature_of: Callable[[str], Signature], most_rows: int
     content = _parse(body)
     if not isinstance(content, dict):
         raise invalid("the body must be a JSON object with 'instances' or 'inputs'")
-    unknown = sorted(set(content) - _KEYS)
-    if unknown or ("instances" in content) == ("inputs" in content):
+    if ("instances" in content) == ("inputs" in content):
         raise invalid(
             f"the body must have 'instances' or 'inputs' (one of them), and may have 'signature_name'. Received: {sorted(content)}"
         )
@@ -42,10 +42,8 @@ def decode(body: bytes, signature_of: Callable[[str], Signature], most_rows: int
         columns = {next(iter(signature.inputs)): columns}
     if not isinstance(columns, dict):
         raise invalid("'inputs' must be an object of input name -> values")
-    known = {key: value for key, value in columns.items() if key in signature.inputs}
-    tensors: dict[str, np.ndarray] = {key: _array(key, value, signature.inputs[key]) for key, value in known.items()}
-    # Unknown names are kept without values: the check of the signature reports them.
-    return signature, tensors | {key: np.empty(0) for key in columns if key not in known}, rows
+    tensors = {key: _array(key, value, signature.inputs[key]) for key, value in columns.items() if key in signature.inputs}
+    return signature, tensors, rows
 
 
 def encode(outputs: dict[str, np.ndarray], row_form: bool) -> bytes:
@@ -76,10 +74,9 @@ def _parse(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        if b"NaN" in body or b"Infinity" in body:
-            # Not JSON, but common, and TensorFlow Serving reads it: parsed, so that the error names the input.
-            with contextlib.suppress(ValueError, RecursionError):
-                return json.loads(body)
+        # TensorFlow Serving reads NaN, which is not JSON but common (the error then names the input), and ignores text after the value.
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.JSONDecoder().raw_decode(body.decode("utf-8").lstrip())[0]
         raise invalid(f"JSON parse error: {error}") from error
 
 

@@ -93,10 +93,7 @@ class GrpcListener:
         return reply
 
     async def _status(self, message: bytes, context: Any) -> bytes:
-        version, label = self._which(_parsed(protos.GetModelStatusRequest, message).model_spec)
-        if label is not None:
-            with self._service.versions.lease(label=label) as servable:
-                version = servable.version
+        version, _ = self._which(_parsed(protos.GetModelStatusRequest, message).model_spec)  # by a label: all, as in REST
         statuses = self._service.versions.statuses(version)
         reply: bytes = codec.status_response([(status.version, status.state, status.message) for status in statuses]).SerializeToString()
         return reply

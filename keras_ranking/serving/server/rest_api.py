@@ -24,6 +24,7 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 _MODEL = "/v1/models/{model:[^/:]+}"
 _WHICH = ("", "/versions/{version:[0-9]+}", "/labels/{label:[^/:]+}")
 _LAST_SECONDS = 0.5  # for a body that begins while the listener closes, whose rest may never arrive
+_PREFIX = "/v1/"
 _PROBES = ("/healthz", "/readyz")
 
 
@@ -58,10 +59,7 @@ class _Handlers:
         return web.Response(body=reply, content_type="application/json")
 
     async def status(self, request: web.Request) -> web.Response:
-        version, label = self._which(request)
-        if label is not None:
-            with self._service.versions.lease(label=label) as servable:
-                version = servable.version
+        version, _ = self._which(request)  # by a label: all versions, also if it is unknown, as TensorFlow Serving replies
         statuses = [
             {
                 "version": str(status.version),
@@ -133,13 +131,15 @@ def _middleware(service: Service) -> Any:
         try:
             if request.path not in _PROBES:
                 service.access.check(request.headers.get(hdrs.AUTHORIZATION))
+            if request.query_string and request.path.startswith(_PREFIX):
+                raise web.HTTPNotFound()  # a path with a query is none of TensorFlow Serving's
             return await handler(request)
         except ServingError as error:
             return _error_reply(error)
         except web.HTTPException as error:
-            malformed = f"Malformed request: {request.method} {request.path}"
-            # TensorFlow Serving replies 400 to any invalid path under its prefix.
-            status = 400 if error.status == 404 and request.path.startswith("/v1/") else error.status
+            malformed = f"Malformed request: {request.method} {request.path_qs}"
+            # TensorFlow Serving replies 400 to any invalid path, method or query under its prefix.
+            status = 400 if error.status in (404, 405) and request.path.startswith(_PREFIX) else error.status
             return _json({"error": malformed if error.status in (404, 405) else error.text or error.reason}, status)
         except ConnectionError:
             raise

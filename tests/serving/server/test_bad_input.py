@@ -39,7 +39,6 @@ BAD = {
     "wrong size": (changed("history_text", lambda a: a[..., :2]), r"'history_text' must have rank 3 and shape \(\?, \?, 3\)"),
     "scalar": (changed("request_time", lambda a: a[0]), "'request_time' must have rank 1"),
     "missing": (lambda batch: {k: v for k, v in batch.items() if k != "history_click"}, "missing input 'history_click'"),
-    "unknown": (lambda batch: batch | {"rank": batch["request_time"]}, "unknown input 'rank'"),
     "rows differ": (changed("request_time", lambda a: a[:2]), "different numbers of rows"),
     "lists differ": (changed("history_click", lambda a: a[:, :-1]), "history inputs must be equally long"),
     "nan": (changed("candidate_affinity", put(np.nan, 1, 0)), r"'candidate_affinity' must hold finite numbers. Received: nan at \[1, 0\]"),
@@ -164,7 +163,7 @@ def test_unknown_paths(server):
     assert rest(server, "/v1/models/ranker:guess", {}) == (400, {"error": "Malformed request: POST /v1/models/ranker:guess"})
     assert rest(server, "/elsewhere")[0] == 404
     status, reply = rest(server, "/v1/models/ranker:predict")
-    assert status == 405 and "Malformed request" in reply["error"]
+    assert status == 400 and "Malformed request" in reply["error"]
 
 
 def test_body_of_100_mb(server, channel, inputs, want):

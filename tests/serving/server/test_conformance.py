@@ -4,7 +4,8 @@ By default against the embedded server. Against another one, which serves the re
 
     python tests/serving/server/test_conformance.py --write FOLDER     # FOLDER/ranker/1, with warm-up requests; FOLDER/model.keras
     tensorflow_model_server --port=8500 --rest_api_port=8501 --model_config_file=FOLDER/models.config \
-        --allow_version_labels_for_unavailable_models=true --enable_batching --batching_parameters_file=FOLDER/batching.config
+        --allow_version_labels_for_unavailable_models=true --grpc_max_threads=64 \
+        --enable_batching --batching_parameters_file=FOLDER/batching.config
     KR_SERVING_ADDRESS=127.0.0.1:8500 KR_SERVING_REST_ADDRESS=127.0.0.1:8501 KR_SERVING_REFERENCE=FOLDER \
         python -m pytest tests/serving/server/test_conformance.py
 
@@ -24,6 +25,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +53,7 @@ from tensorflow_serving.apis import (  # noqa: E402
 
 pytestmark = pytest.mark.one_backend
 CLOSE = {"rtol": 0, "atol": 1e-5}
+THREADS = 4
 CONFIG = """model_config_list { config {
   name: "ranker" base_path: "%s" model_platform: "tensorflow"
   model_version_policy { all {} }
@@ -106,10 +109,10 @@ def made(model, card, address, rest_address):
     )
 
 
-def rest(target, path, content=None, raw=None):
+def rest(target, path, content=None, raw=None, method=None):
     connection = http.client.HTTPConnection(target.rest_address, timeout=60)
     body = raw if raw is not None else None if content is None else json.dumps(content).encode()
-    connection.request("GET" if body is None else "POST", f"/v1/models/{target.name}{path}", body)
+    connection.request(method or ("GET" if body is None else "POST"), f"/v1/models/{target.name}{path}", body)
     reply = connection.getresponse()
     text = reply.read()
     connection.close()
@@ -128,8 +131,20 @@ def call(target, batch, signature="serving_default", model=None, **spec):
         request.model_spec.version_label = spec["label"]
     for name, values in batch.items():
         request.inputs[name].CopyFrom(tf.make_tensor_proto(values, dtype=tf.string if values.dtype == object else None))
-    response = target.predict.Predict(request, timeout=60)
+    response = patiently(lambda: target.predict.Predict(request, timeout=60))
     return {name: tf.make_ndarray(values) for name, values in response.outputs.items()}, response.model_spec
+
+
+def patiently(send, attempts=6):
+    """Sent again while the server has no free thread: by default it has four a core."""
+    for attempt in range(attempts):
+        try:
+            return send()
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or attempt == attempts - 1:
+                raise
+            time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 def refused(target, *args, **settings):
@@ -284,7 +299,7 @@ def test_mixed_lengths_at_once(target):
     ]
     scores = [expected(target.model, target.card, one) for one in settings_given]
     assert np.abs(scores[0]["click"][0, 0] - scores[1]["click"][0, 0]) > 1e-4  # control: mixing them up would show
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for (got, _), wanted in zip(pool.map(lambda one: call(target, one), settings_given * 2), scores * 2, strict=True):
             equal(got, wanted)
 
@@ -345,6 +360,59 @@ def test_wrong_inputs(target, batch):
 def test_wrong_bodies(target, body):
     status, reply = rest(target, ":predict", raw=body)
     assert status == 400 and isinstance(reply["error"], str)
+
+
+def test_what_rest_ignores(target, batch, want):
+    """Inputs that the signature does not have, other keys, text after the JSON value."""
+    content = {"inputs": columns(batch) | {"nothing": [1, 2, 3]}, "comment": "other keys"}
+    replies = [rest(target, ":predict", content), rest(target, ":predict", raw=json.dumps(content).encode() + b" and more")]
+    for status, reply in replies:
+        assert status == 200
+        equal(reply["outputs"], want)
+    more = [row | {"nothing": 1} for row in rows(batch)]
+    status, reply = rest(target, ":predict", {"instances": more})
+    assert status == 200
+    equal({name: [row[name] for row in reply["predictions"]] for name in want}, want)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", ":predict"), ("PUT", ":predict"), ("DELETE", ""), ("POST", ":predict?x=1"), ("GET", "?x=1"), ("GET", "/metadata?x=1")],
+)
+def test_wrong_methods_and_queries(target, batch, method, path):
+    body = {"inputs": columns(batch)} if method in ("POST", "PUT") else None
+    status, reply = rest(target, path, body, method=method)
+    assert status == 400 and "Malformed request" in reply["error"]
+
+
+def test_the_status_by_a_label_is_that_of_all_versions(target):
+    assert rest(target, f"/labels/{target.label}") == rest(target, "/labels/none") == rest(target, "")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("candidate_item_id", 500), ("candidate_item_id", -1), ("candidate_count", 99), ("candidate_affinity", np.nan)]
+)
+def test_an_invalid_request_is_refused_or_marked(target, batch, want, protocol, name, value):
+    """The embedded server refuses the call and names the input; another one replies, with -1 as every score of the request."""
+    values = batch[name].copy()
+    values[(1, *[0] * (values.ndim - 1))] = value
+    spoilt = batch | {name: values}
+    if protocol == "grpc":
+        try:
+            got, _ = call(target, spoilt)
+        except grpc.RpcError as error:
+            assert error.code().name == "INVALID_ARGUMENT" and f"'{name}'" in error.details()
+            return
+    else:
+        status, reply = rest(target, ":predict", {"inputs": columns(spoilt)})
+        if status != 200:
+            assert status == 400 and f"'{name}'" in reply["error"]
+            return
+        got = {key: np.asarray(values) for key, values in reply["outputs"].items()}
+    for key, values in got.items():
+        assert (values[1] == -1).all()
+        np.testing.assert_allclose(values[[0, 2], : want[key].shape[1]], want[key][[0, 2]], **CLOSE)
 
 
 def test_it_lives(target, batch, want):
