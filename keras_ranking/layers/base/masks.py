@@ -34,7 +34,7 @@ class RefusesMask:
         """
         if masks(previous_mask) is not None:
             raise ValueError(
-                f"{type(self).__name__} does not read a Keras mask: it takes {self.mask_instead} as arguments, see its docstring. Make the "
+                f"{type(self).__name__} does not read a Keras mask: it takes {self.mask_instead} instead, see its docstring. Make the "
                 "input without mask (Embedding without mask_zero=True, no Masking layer). Received: an input with a mask."
             )
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import RefusesMask
 from keras_ranking.ops.replicas import refuse_replicas
 
 _UPDATES = ("ema", "straight_through")
@@ -16,7 +16,7 @@ _CELLS = 2**24  # numbers held at once for distances
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ResidualQuantizer(PassesMask, keras.layers.Layer):
+class ResidualQuantizer(RefusesMask, keras.layers.Layer):
     """RQ-VAE: an autoencoder whose bottleneck is a sum of codewords, one per level; each level encodes the residual of the levels before.
 
         z = encoder(x),  r_1 = z
@@ -60,6 +60,8 @@ class ResidualQuantizer(PassesMask, keras.layers.Layer):
         >>> layer.encode(vectors).shape
         (32, 2)
     """
+
+    mask_instead = "rows without padding, which would move its codewords,"
 
     def __init__(
         self,

@@ -52,7 +52,6 @@ EACH_TOKEN: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]]
     "BayesianLinear": (layers.BayesianLinear, lambda n: {}),
     "IsotonicCalibration": (lambda: layers.IsotonicCalibration(units=WIDTH), lambda n: {}),
     "FuseActions": (layers.FuseActions, lambda n: {}),
-    "ResidualQuantizer": (lambda: layers.ResidualQuantizer(levels=1, codebook_size=2), lambda n: {}),
     "SetwiseAttention": (
         lambda: layers.SetwiseAttention(num_heads=2),
         lambda n: {"slot": np.array([[1] * REAL + [0] * (n - REAL)], "int32")},
@@ -104,6 +103,7 @@ REFUSE = {
     "FlattenRows": lambda x: layers.FlattenRows()(x),
     "KeepFirst": lambda x: layers.KeepFirst()(x, length=np.array([2], "int32")),
     "LatestKeys": lambda x: layers.LatestKeys(2)(x, length=np.array([2], "int32")),
+    "ResidualQuantizer": lambda x: layers.ResidualQuantizer(levels=1, codebook_size=2)(x),
     "AloneSpans": lambda x: layers.AloneSpans()(x),
     "HistoryEncoder": lambda x: layers.HistoryEncoder(max_history=4, num_heads=1)(
         {"history": x, "candidates": np.ones((1, 2, 3), "float32"), "visible": np.array([3], "int32")}
