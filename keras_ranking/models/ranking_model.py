@@ -13,13 +13,14 @@ import numpy as np
 from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import ObservedTowerLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
+from keras_ranking.models.graph import Graph, WholeModelInputs
 from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
 from keras_ranking.ops.replicas import refuse_replicas
 from keras_ranking.schema import Schema
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(CompiledRanker):
+class RankingModel(WholeModelInputs, CompiledRanker):
     """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
     * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
@@ -126,7 +127,7 @@ class RankingModel(CompiledRanker):
             inputs = self._graphs.wiring.history_inputs()
             if not inputs:
                 raise ValueError(f"the model '{self.name}' reads no history: there is nothing to encode.")
-            return keras.Model(inputs, self._graphs.wiring.encode(inputs), name=f"{self.name}_encoder")
+            return Graph(inputs, self._graphs.wiring.encode(inputs), name=f"{self.name}_encoder")
 
         return self._graphs.get("encoder", build)
 
@@ -140,7 +141,7 @@ class RankingModel(CompiledRanker):
             cache = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in kept.items()}
             candidates = wiring.candidate_inputs()
             named = {f"cache_{name}": x for name, x in cache.items()} | candidates
-            return keras.Model(named, wiring.score(cache, candidates), name=f"{self.name}_scorer")
+            return Graph(named, wiring.score(cache, candidates), name=f"{self.name}_scorer")
 
         return self._graphs.get("scorer", build)
 
@@ -167,7 +168,7 @@ class RankingModel(CompiledRanker):
                 clean["candidate_count"] = count
             moment = {"request_time": clean["request_time"]} if getattr(wiring, "encodes_at_moment", False) else {}
             outputs = self.probabilities(wiring.score(wiring.encode({**history, **moment}), clean), count)
-            return keras.Model({**history, **candidates, "candidate_count": count}, outputs, name=f"{self.name}_serving")
+            return Graph({**history, **candidates, "candidate_count": count}, outputs, name=f"{self.name}_serving")
 
         return self._graphs.get("serving", build)
 
@@ -236,7 +237,7 @@ class RankingModel(CompiledRanker):
             kept = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
             new = self._graphs.wiring.history_inputs()
             named = {f"cache_{name}": x for name, x in kept.items()} | new
-            return keras.Model(named, extend(kept, new), name=f"{self.name}_extender")
+            return Graph(named, extend(kept, new), name=f"{self.name}_extender")
 
         graph = self._graphs.get("extender", build)
         return dict(graph(_pick({f"cache_{name}": x for name, x in cache.items()} | dict(history), graph)))
@@ -265,7 +266,7 @@ class RankingModel(CompiledRanker):
 
         def build() -> keras.Model:
             inputs = self._graphs.wiring.row_inputs()
-            return keras.Model(inputs, read(inputs), name=f"{self.name}_last_inputs")
+            return Graph(inputs, read(inputs), name=f"{self.name}_last_inputs")
 
         return self._graphs.get("last_inputs", build)
 

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_ranking import layers
 from keras_ranking.models.configuration import Features
+from keras_ranking.models.graph import Graph
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
 from keras_ranking.schema import Schema
@@ -241,4 +242,4 @@ class RequestRanker:
         read = {**history, "request_time": clean["request_time"]} if self.encodes_at_moment else history
         logits = self._scored(self.encode(read), clean, seed=seed)[0]
         outputs = {task: self.keep(ops.sigmoid(logit), length=count) for task, logit in logits.items()}
-        return keras.Model({**history, **candidates, "candidate_count": count, "seed": seed}, outputs, name=name)
+        return Graph({**history, **candidates, "candidate_count": count, "seed": seed}, outputs, name=name)

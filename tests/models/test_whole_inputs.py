@@ -1,0 +1,58 @@
+"""A model's graphs refuse times and ids as floats or beyond int32: Keras would cast them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ranking as kr
+
+SMALL = {"dim": 8, "num_layers": 1, "num_heads": 2, "id_dim": 4}
+
+
+@pytest.fixture(scope="module")
+def ready() -> tuple[Any, dict[str, np.ndarray]]:
+    log = kr.data.simulate(members=8, days=2, seed=0)
+    schema = log.schema.fit(log.events)
+    model = kr.models.CADET(schema, **SMALL)
+    found = kr.data.requests(log.events, schema, max_history=12)
+    return model, found.tensors(np.arange(3), list(model.serving_model.input))
+
+
+def click(scores: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(scores["click"]))
+
+
+@pytest.mark.parametrize("name", ["history_time", "request_time", "history_item_id", "candidate_item_id", "history_length"])
+def test_floats_and_numbers_beyond_int32(ready: tuple[Any, dict[str, np.ndarray]], name: str) -> None:
+    model, tensors = ready
+    for dtype in ("float32", "float64"):
+        with pytest.raises(ValueError, match=f"`{name}` must be integers .int32.. Received: dtype={dtype}"):
+            model.serving_model({**tensors, name: tensors[name].astype(dtype)})
+    wide = tensors[name].astype("int64")
+    np.testing.assert_array_equal(click(model.serving_model({**tensors, name: wide})), click(model.serving_model(tensors)))
+    for moved in (wide + 2**32, wide - 2**33):
+        with pytest.raises(ValueError, match=f"`{name}` must be whole numbers of int32"):
+            model.serving_model({**tensors, name: moved})
+
+
+def test_each_graph(ready: tuple[Any, dict[str, np.ndarray]]) -> None:
+    model, tensors = ready
+    seconds = tensors["history_time"].astype("float32")
+    with pytest.raises(ValueError, match="`history_time` must be integers"):
+        model.encode({**tensors, "history_time": seconds})
+    cache = model.encode(tensors)
+    with pytest.raises(ValueError, match="`request_time` must be integers"):
+        model.score(cache, {**tensors, "request_time": tensors["request_time"].astype("float32")})
+    with pytest.raises(ValueError, match="`request_time` must be integers"):
+        model.serving_model.predict({**tensors, "request_time": tensors["request_time"].astype("float32")}, verbose=0)
+
+
+def test_a_serving_model_can_be_saved_alone(ready: tuple[Any, dict[str, np.ndarray]], tmp_path: Any) -> None:
+    model, tensors = ready
+    model.serving_model.save(tmp_path / "serving.keras")
+    loaded = keras.models.load_model(tmp_path / "serving.keras")
+    np.testing.assert_array_equal(click(loaded(tensors)), click(model.serving_model(tensors)))
