@@ -23,6 +23,7 @@ ROUND = (None, "floor", "ceil", "nearest")
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 SMALL_UNITS = (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
 _WHOLE = "must hold whole Unix seconds or datetimes"
+_REAL = (numbers.Real, np.bool_, decimal.Decimal)
 FRACTION = f"{_WHOLE}, without a fraction of a second"
 _FARTHEST = 10**11  # seconds from 1970: the year 5138; such a number is milliseconds
 
@@ -78,7 +79,7 @@ def numbers_of(series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 def _number(value: Any) -> float:
     """A scalar as a float, infinite where it is too large, and NaN where it is no real number."""
-    if not isinstance(value, numbers.Real | np.bool_ | decimal.Decimal) or isinstance(value, np.timedelta64):
+    if isinstance(value, np.timedelta64) or not issubclass(type(value), _REAL):  # numpy registers durations as integers
         return np.nan
     try:
         return float(value)

@@ -13,7 +13,7 @@ from keras_ranking.data.sequences import Sequences, build_sequences
 from keras_ranking.data.shuffling import shuffle_sessions
 from keras_ranking.data.simulate import simulate
 from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes
-from keras_ranking.data.sources import open_log
+from keras_ranking.data.sources import open_log, split_by_time
 
 __all__ = [
     "Log",
@@ -40,4 +40,5 @@ __all__ = [
     "sample_delays",
     "shuffle_sessions",
     "simulate",
+    "split_by_time",
 ]
