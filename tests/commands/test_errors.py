@@ -44,10 +44,10 @@ def test_bad_input_is_2_in_one_line(arguments: tuple[str, ...], message: str, tm
 @pytest.mark.parametrize(
     ("source", "extra", "message"),
     [
-        ("simulate", (), r"`source` must be one of simulated, ebnerd:FOLDER"),
+        ("simulate", (), r"`--data` must be one of simulated, ebnerd:FOLDER"),
         ("ebnerd:{tmp}/nothing", (), r"nothing"),
         ("parquet:{tmp}/none.parquet", ("--schema", "{tmp}/none.json"), r"none"),
-        ("parquet:{tmp}/none.parquet", (), r"`schema` must be given with source 'parquet:FILE'"),
+        ("parquet:{tmp}/none.parquet", (), r"`--schema` must be given with source 'parquet:FILE'"),
         ("simulated", ("--schema", "{tmp}/none.json"), r"none.json"),
     ],
 )
