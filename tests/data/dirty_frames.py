@@ -69,7 +69,22 @@ NOT_VECTORS: tuple[Any, ...] = (
     {"a": 1, "b": 2}, {1, 2}, [1j, 2], [decimal.Decimal(1), 2], np.ones((2, 1)), np.ones((1, 2)), np.array(["a", "b"]), [pd.NA, 1.0],
     [dt.datetime(2020, 1, 1)] * 2, np.ma.masked_array([1.0, 2.0], [True, False]), np.array([1, 2], "M8[s]"), [10**400, 1.0], (),
 )  # fmt: skip
-NOT_LABELS: tuple[Any, ...] = (2, -1, 0.5, "yes", "true", np.inf, [1], b"\xff", 1e39, 10**400, "\ud800", 1j, dt.datetime(2020, 1, 1), np.ones(1))
+NOT_LABELS: tuple[Any, ...] = (
+    2,
+    -1,
+    0.5,
+    "yes",
+    "true",
+    np.inf,
+    [1],
+    b"\xff",
+    1e39,
+    10**400,
+    "\ud800",
+    1j,
+    dt.datetime(2020, 1, 1),
+    np.ones(1),
+)
 BAD: dict[str, tuple[Any, ...]] = {
     "member": (*NONE, *NOT_KEYS),
     "session": (*NONE, *NOT_KEYS),
