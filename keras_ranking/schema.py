@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from keras_ranking.columns import Feature, Known, Number, Task
 from keras_ranking.schema_file import read_model
-from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, seconds_of
+from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, require_frame, seconds_of
 
 
 class Schema(BaseModel):
@@ -235,6 +235,8 @@ class Schema(BaseModel):
             >>> [feature.mean for feature in fitted.features if feature.name == "age_hours"] == [None]
             False
         """
+
+        require_frame(events)
 
         def fitted(column: Any) -> Any:
             if not isinstance(column, Number) or column.fitted:

@@ -28,6 +28,20 @@ FRACTION = f"{_WHOLE}, without a fraction of a second"
 _FARTHEST = 10**11  # seconds from 1970: the year 5138; such a number is milliseconds
 
 
+def require_frame(events: Any, name: str = "events") -> None:
+    """Check that a log is a pandas DataFrame.
+
+    Raises:
+        TypeError: with the conversion of what was received, where there is one.
+    """
+    if isinstance(events, pd.DataFrame):
+        return
+    convert = f"; convert it: `{name}.to_pandas()`" if hasattr(events, "to_pandas") else ""
+    convert = f"; convert it: `pd.DataFrame({name})`" if isinstance(events, dict | list) else convert
+    convert = f"; its rows are in `{name}.events`" if hasattr(events, "events") else convert
+    raise TypeError(f"`{name}` must be a pandas DataFrame. Received: {type(events).__name__}{convert}")
+
+
 def raise_first(name: str, series: pd.Series, faults: Faults, remedy: str = "") -> None:
     """Raise the first fault that has a row: with column, row (its place in the values) and value.
 

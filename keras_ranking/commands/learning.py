@@ -124,7 +124,7 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     from keras_ranking.data import open_log
 
     # In a log without splits no rows are validation: all rows before the new ones are history.
-    log = open_log_of(args, seed, train_share=1.0, folder=args.resume)
+    log = open_log_of(args, seed, train_share=1.0, folder=getattr(args, "resume", None))
     events = log.events
     if args.new_events[:1].isdigit():
         try:

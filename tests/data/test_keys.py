@@ -54,9 +54,7 @@ def test_large_integers_stay_apart(holder) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "Float32", "float[pyarrow]"])
 def test_narrow_floats_are_no_ids(column, dtype) -> None:
     log = make_log(**{column: pd.Series([1, 2, 3, 4]).astype(dtype)})
-    with pytest.raises(
-        ValueError, match=rf"column '{column}' is (a key and must not be float16|an id and must hold integers or strings; [fF]loat)"
-    ):
+    with pytest.raises(ValueError, match=rf"column '{column}' is (a key and must not be float16|an id and must hold .*; [fF]loat)"):
         check_events(log, SCHEMA)
     with pytest.raises(ValueError, match="use int64 or text"):
         point_in_time_counts(log, column, [None], time="t")
@@ -107,9 +105,7 @@ def test_days_as_keys_with_a_gap() -> None:
 
 def test_lists_are_no_keys() -> None:
     log = make_log(item=pd.Series([[1], [2], [1], None], dtype=object))
-    with pytest.raises(
-        ValueError, match="column 'item' is a key and must hold integers, texts or other single values. Received: .* at row 0"
-    ):
+    with pytest.raises(ValueError, match="column 'item' is a key and must hold integers, texts or .* Received: .* at row 0"):
         point_in_time_counts(log, "item", [None], time="t")
 
 
