@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             # One line for each warning, as for an error, without the place in the source.
-            warnings.showwarning = lambda message, category, *_: print(f"keras-ranking {args.command}: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)
             return int(args.run(args))
     except KeyboardInterrupt:
         return 130

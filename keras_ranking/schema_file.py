@@ -66,7 +66,10 @@ def _line(kind: type[BaseModel], text: str, problem: Mapping[str, Any]) -> str:
             left.append(part)
     last = problem["loc"][-1] if problem["loc"] else ""
     name = _written(path) if isinstance(last, int) else str(last)
-    inside = "" if isinstance(last, int) else _written(path[:-1] if path[-1:] == (last,) else path)
+    if isinstance(last, int):
+        inside = _written(path) if problem["type"].startswith("union_tag") else ""
+    else:
+        inside = _written(path[:-1] if path[-1:] == (last,) else path)
     return f"line {lines[path]}: {_words(owner, problem, name)}{f' (in {inside})' if inside else ''}"
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.one_backend
         (("score", "--server", "127.0.0.1:1"), r"give a REQUEST file, or --candidates FILE and --time SECONDS"),
         (("score", "{tmp}/good.json", "--time", "5", "--server", "127.0.0.1:1"), r"not both"),
         (("score", "{tmp}/good.json", "--server", "127.0.0.1:1"), r"`--server` needs --schema FILE"),
-        (("score", "{tmp}/good.json", "--server", "127.0.0.1:1", "--schema", "{tmp}/bad_schema.json"), r"bad_schema.json, line 1: `tasks` must be given"),
+        (("score", "{tmp}/good.json", "--server", "127.0.0.1:1", "--schema", "{tmp}/bad_schema.json"), r"line 1: `tasks` must be given"),
         (("score", "--candidates", "{tmp}/x.txt", "--time", "5", "--server", "127.0.0.1:1"), r"must come from a .parquet, .csv"),
         (("score", "--candidates", "{tmp}/none.csv", "--time", "5", "--server", "127.0.0.1:1"), r"no file .*none.csv"),
     ],
