@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from keras_ranking import __version__
@@ -48,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "train" and not (args.out or args.resume):
         parser.error("train: one of the arguments --out and --resume is required")
     try:
-        return int(args.run(args))
+        with warnings.catch_warnings():
+            # One line for each warning, as for an error, without the place in the source.
+            warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)
+            return int(args.run(args))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
@@ -58,8 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         code, message = _explain(error)
+        message = in_shell(message, args)
         print(f"keras-ranking {args.command}: {message}", file=sys.stderr)
         return code
+
+
+def in_shell(message: str, args: argparse.Namespace) -> str:
+    """A message with arguments of Python as those of the command: `--data` for `source`, `--on-error drop` for on_error='drop'."""
+    if args.command not in ("simulate", "train", "evaluate"):
+        return message
+    message = message.replace("on_error='drop'", "--on-error drop").replace("`source`", "`--data`")
+    for name in vars(args):
+        message = message.replace(f"`{name}`", f"`--{name.replace('_', '-')}`")
+    return message
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -76,7 +91,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     else:
         text = str(error) or type(error).__name__
     line = " ".join(text.split())
-    line = line if len(line) <= 800 else f"{line[:800]} ..."
+    line = line if len(line) <= 2000 else f"{line[:2000]} ..."
     wrong_input = isinstance(error, (ValueError, TypeError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError))
     wrong_input |= getattr(error, "code", None) in ("INVALID_ARGUMENT", "NOT_FOUND")
     return (2 if wrong_input else 1), line

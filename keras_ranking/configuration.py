@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import numbers
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +15,62 @@ from typing import Any
 def option_names(kinds: Iterable[type]) -> list[str]:
     """Names of all fields of some configuration classes, in order."""
     return [field.name for kind in kinds for field in dataclasses.fields(kind)]
+
+
+def check_types(hints: Mapping[str, Any], given: Mapping[str, Any], secret: bool = False) -> None:
+    """Check that options have the types of their annotations: numbers of numpy are numbers, and lists, tuples and arrays are sequences.
+
+    Args:
+        hints: option -> annotation. Other annotations than numbers, texts, booleans, sequences, mappings and unions are not checked.
+        given: option -> value.
+        secret: show the type of a wrong value, not the value.
+
+    Raises:
+        TypeError: the option, what it must be, and what was received.
+    """
+    for name, value in given.items():
+        kinds = _kinds(hints[name]) if name in hints else ()
+        if kinds and not any(_CHECKS[kind][1](value) for kind in kinds):
+            allowed = " or ".join(_CHECKS[kind][0] for kind in kinds)
+            received = f"a value of type {type(value).__name__}" if secret else f"{name}={value!r}"
+            raise TypeError(f"`{name}` must be {allowed}. Received: {received}")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """What an annotation allows, as keys of `_CHECKS`; (): anything."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_kinds(part) for part in typing.get_args(hint)]
+        return tuple(dict.fromkeys(kind for part in parts for kind in part)) if all(parts) else ()
+    if origin is typing.Literal:
+        return tuple(dict.fromkeys(type(value) for value in typing.get_args(hint)))
+    kind = hint if origin is None else origin
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return (Mapping,)
+    if isinstance(kind, type) and kind is not str and issubclass(kind, Iterable):
+        return (Iterable,)
+    return (kind,) if kind in _CHECKS else ()
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, of Python or numpy; True and False are none."""
+    return issubclass(type(value), numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a number, of Python or numpy; True and False are none."""
+    return issubclass(type(value), numbers.Real) and not isinstance(value, bool)
+
+
+_CHECKS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("an integer", is_integer),
+    float: ("a number", is_real),
+    bool: ("True or False", lambda value: isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")),
+    str: ("a text", lambda value: isinstance(value, str)),
+    type(None): ("None", lambda value: value is None),
+    Iterable: ("a list", lambda value: isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))),
+    Mapping: ("a mapping of names to values", lambda value: isinstance(value, Mapping)),
+}
 
 
 def gather(function: Callable[..., Any], kinds: tuple[type, ...], objects: Iterable[Any], options: Mapping[str, Any]) -> list[Any]:
@@ -68,6 +127,7 @@ def _filled(function: Callable[..., Any], kinds: tuple[type, ...], found: Mappin
         given = {name: options[name] for name in option_names([kind]) if name in options}
         if kind in found and given:
             raise TypeError(f"{owner}() got `{next(iter(given))}` twice: as an option, and in {kind.__name__}. Give one of the two.")
+        check_types(typing.get_type_hints(kind), given, secret=True)
         gathered.append(found[kind] if kind in found else kind(**given))
     return gathered
 

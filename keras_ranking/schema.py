@@ -24,7 +24,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keras_ranking.columns import Feature, Known, Number, Task
-from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, seconds_of
+from keras_ranking.schema_file import read_model
+from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, require_frame, seconds_of
 
 
 class Schema(BaseModel):
@@ -235,6 +236,8 @@ class Schema(BaseModel):
             False
         """
 
+        require_frame(events)
+
         def fitted(column: Any) -> Any:
             if not isinstance(column, Number) or column.fitted:
                 return column
@@ -263,5 +266,11 @@ class Schema(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:
-        """Read a schema written by `save`."""
-        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        """Read a schema written by `save`, or by hand.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON, or not a schema: with the file, the line of each problem, and what is allowed there.
+        """
+        loaded: Schema = read_model(cls, path)
+        return loaded

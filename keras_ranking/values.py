@@ -23,8 +23,23 @@ ROUND = (None, "floor", "ceil", "nearest")
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 SMALL_UNITS = (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
 _WHOLE = "must hold whole Unix seconds or datetimes"
+_REAL = (numbers.Real, np.bool_, decimal.Decimal)
 FRACTION = f"{_WHOLE}, without a fraction of a second"
 _FARTHEST = 10**11  # seconds from 1970: the year 5138; such a number is milliseconds
+
+
+def require_frame(events: Any, name: str = "events") -> None:
+    """Check that a log is a pandas DataFrame.
+
+    Raises:
+        TypeError: with the conversion of what was received, where there is one.
+    """
+    if isinstance(events, pd.DataFrame):
+        return
+    convert = f"; convert it: `{name}.to_pandas()`" if hasattr(events, "to_pandas") else ""
+    convert = f"; convert it: `pd.DataFrame({name})`" if isinstance(events, dict | list) else convert
+    convert = f"; its rows are in `{name}.events`" if hasattr(events, "events") else convert
+    raise TypeError(f"`{name}` must be a pandas DataFrame. Received: {type(events).__name__}{convert}")
 
 
 def raise_first(name: str, series: pd.Series, faults: Faults, remedy: str = "") -> None:
@@ -78,7 +93,7 @@ def numbers_of(series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 def _number(value: Any) -> float:
     """A scalar as a float, infinite where it is too large, and NaN where it is no real number."""
-    if not isinstance(value, numbers.Real | np.bool_ | decimal.Decimal) or isinstance(value, np.timedelta64):
+    if isinstance(value, np.timedelta64) or not issubclass(type(value), _REAL):  # numpy registers durations as integers
         return np.nan
     try:
         return float(value)

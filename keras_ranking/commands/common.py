@@ -64,12 +64,19 @@ def start_keras(args: argparse.Namespace) -> None:
         raise ValueError(f"`--backend` cannot change once keras is imported. Received: {args.backend}; running: {keras.backend.backend()}")
 
 
-def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8) -> Any:
-    """The log of `--data`; prints its size and notes on stderr."""
+def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8, folder: str | None = None) -> Any:
+    """The log of `--data`; prints its size and notes on stderr. Needs no Keras.
+
+    A parquet log without `--schema` has that of the trained model in `folder`.
+    """
     from keras_ranking.data import open_log
 
+    schema = args.schema
+    if schema is None and folder is not None and args.data.startswith("parquet:"):
+        stored = Path(folder) / "schema.json"
+        schema = stored if stored.is_file() else None
     with step(f"reading {args.data}"):
-        log = open_log(args.data, schema=args.schema, seed=seed, train_share=train_share)
+        log = open_log(args.data, schema=schema, seed=seed, train_share=train_share)
     counts = log.events["split"].value_counts(sort=False)
     print(f"log {log.name}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " rows", file=sys.stderr)
     for note in getattr(log, "notes", ()):
@@ -112,9 +119,22 @@ def read_rows(path: str) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        return reader(path)
+        rows = reader(path)
     except ImportError as error:
         raise ModuleNotFoundError("parquet needs pyarrow: pip install 'keras-ranking[data]'", name="pyarrow") from error
+    names = list(map(str, getattr(rows, "columns", ())))
+    if names and Path(path).suffix in (".csv", ".gz") and sum(map(_is_value, names)) * 2 >= len(names):
+        raise ValueError(f"{path} must begin with a line of column names. Received: a first line of values, {names[:10]}")
+    return rows
+
+
+def _is_value(name: str) -> bool:
+    """Whether a column name is a number, as pandas names the columns of a file without a header."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def token(args: argparse.Namespace) -> str | None:

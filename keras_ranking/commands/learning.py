@@ -42,12 +42,12 @@ def train(args: argparse.Namespace) -> int:
         return _resume(args)
     if args.new_events:
         raise ValueError("`--new-events` needs `--resume DIR`, the training to continue.")
+    seed = args.seed or 0
+    log = open_log_of(args, seed)  # before Keras starts, which takes longer than to find that a file or a column is missing
     start_keras(args)
     from keras_ranking import training
 
     training.keep_freed_memory()
-    seed = args.seed or 0
-    log = open_log_of(args, seed)
     model = args.model or "cadet"
     _, history = training.train(
         log,
@@ -56,12 +56,22 @@ def train(args: argparse.Namespace) -> int:
         seed=seed,
         epochs=args.epochs,
         batch_size=args.batch_size,
-        options={**({"preset": args.preset} if args.preset else {}), **dict(args.set)},
+        options=_options(args),
         verbose=not args.quiet,
         checkpoint_every=args.checkpoint_every,
+        on_error=args.on_error or "raise",
     )
     print(f"{model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `--set` and `--preset`, each given once."""
+    names = [name for name, _ in args.set] + (["preset"] if args.preset else [])
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`{name}` must be given once. Received: {', '.join(f'{known}={value}' for known, value in args.set)}")
+    return {**({"preset": args.preset} if args.preset else {}), **dict(args.set)}
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -74,6 +84,12 @@ def _resume(args: argparse.Namespace) -> int:
         raise ValueError(f"`--set` is that of the training in --resume. Received: {args.set[0][0]}")
     if args.new_events and not args.out:
         raise ValueError("`--new-events` needs `--out`: the folder to write.")
+    if args.on_error and not args.new_events:
+        raise ValueError(f"`--on-error` is that of the training in --resume. Received: {args.on_error}")
+    if args.schema:
+        from keras_ranking.schema import Schema
+
+        Schema.load(args.schema)  # before Keras starts
     start_keras(args)
     from keras_ranking import training
 
@@ -83,14 +99,15 @@ def _resume(args: argparse.Namespace) -> int:
     if not args.new_events:
         if about["finished"]:
             raise ValueError(f"the training in '{args.resume}' is finished. To train it on newer events, give --new-events and --out.")
-        log = open_log_of(args, seed)
+        log = open_log_of(args, seed, folder=args.resume)
         settings = {name: about[name] for name in ("model", "seed", "epochs", "batch_size", "options", "checkpoint_every")}
+        settings["on_error"] = about.get("on_error", "raise")
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
         print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
         return 0
     log, new = _with_new_events(args, seed)
     print(f"{int(new.sum()):,} new events", file=sys.stderr)
-    settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet}
+    settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet, "on_error": args.on_error or "raise"}
     _, history = training.warm_start(log, args.resume, new, args.out, **settings)
     print(f"{about['model']} trained further in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
@@ -107,7 +124,7 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     from keras_ranking.data import open_log
 
     # In a log without splits no rows are validation: all rows before the new ones are history.
-    log = open_log_of(args, seed, train_share=1.0)
+    log = open_log_of(args, seed, train_share=1.0, folder=getattr(args, "resume", None))
     events = log.events
     if args.new_events[:1].isdigit():
         try:
@@ -115,8 +132,8 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
         except ValueError as error:
             raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {args.new_events!r}") from error
         begin = int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp()) - log.schema.epoch
-        new = (log.schema.encode_time(events[log.schema.time]) >= begin) & (events["split"] == "train").to_numpy()
-        return log, np.asarray(new)
+        times, _ = log.schema.model_seconds(events[log.schema.time], round="floor")  # 0 for a bad time, which the checks of the log find
+        return log, np.asarray((times >= begin) & (events["split"] == "train").to_numpy())
     with step(f"reading {args.new_events}"):
         other = open_log(args.new_events, schema=log.schema, seed=seed, train_share=1.0)
     both = pd.concat([events, other.events], ignore_index=True)
@@ -126,10 +143,9 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the metrics of a trained model on one split, and write them as JSON."""
-    start_keras(args)
-    from keras_ranking import models, training
-
-    model = models.load(args.model_dir)
+    file = Path(args.model_dir)
+    if not (file / "model.keras" if file.is_dir() else file).is_file():
+        raise FileNotFoundError(f"no model at '{args.model_dir}': `keras-ranking train` writes such a folder")
     seed = args.seed
     if seed is None:
         try:
@@ -137,9 +153,14 @@ def evaluate(args: argparse.Namespace) -> int:
             seed = int(history.get("log_seed", history["seed"]))
         except (OSError, ValueError, KeyError):
             seed = 0
-    log = open_log_of(args, seed)
+    log = open_log_of(args, seed, folder=args.model_dir)
+    log.is_split(args.split)
+    start_keras(args)
+    from keras_ranking import models, training
+
+    model = models.load(args.model_dir)
     with step(f"scoring the {args.split} rows"):
-        results = training.evaluate(model, log, split=args.split)
+        results = training.evaluate(model, log, split=args.split, on_error=args.on_error or "raise")
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")

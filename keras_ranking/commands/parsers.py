@@ -87,10 +87,13 @@ def command(
     return made
 
 
-def _data_arguments(made: argparse.ArgumentParser) -> None:
+def _data_arguments(made: argparse.ArgumentParser, schema: str) -> None:
     sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER or parquet:FILE (see below)"
     made.add_argument("--data", required=True, metavar="SOURCE", help=sources)
-    made.add_argument("--schema", metavar="FILE", help="schema of a parquet log, as JSON; replaces that of another source")
+    made.add_argument("--schema", metavar="FILE", help=schema)
+    made.add_argument(
+        "--on-error", choices=["raise", "drop"], help="rows with bad values: stop (default), or leave them out and report them on stderr"
+    )
 
 
 def _setting_arguments(made: argparse.ArgumentParser, text: str) -> None:
@@ -161,7 +164,7 @@ examples:
     )
     made.add_argument("--model", metavar="NAME", help="architecture: cadet, lirank, amortized, ligr or feedsr (default: cadet)")
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
-    _data_arguments(made)
+    _data_arguments(made, "schema of a parquet log, as JSON (with --resume: default that of the training); replaces that of another source")
     made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
     made.add_argument(
         "--seed", type=_seed, metavar="N", help="seed of weights, shuffling, simulator (default: 0; a daily step has another default)"
@@ -197,7 +200,7 @@ example:
         keras=True,
     )
     made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
-    _data_arguments(made)
+    _data_arguments(made, "schema of a parquet log, as JSON (default: that of the model); replaces that of another source")
     made.add_argument("--split", default="validation", metavar="NAME", help="rows of the metrics (default: validation)")
     made.add_argument("--seed", type=_seed, metavar="N", help="seed of the simulator (default: that of `train`)")
     made.add_argument("--json", metavar="FILE", help="also write {task: {metric: number}} to FILE; null if undefined")

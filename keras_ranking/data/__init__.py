@@ -1,19 +1,29 @@
 """From a log to batches. All of it needs numpy and pandas alone, but for the Keras datasets."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from keras_ranking.data.checks import Report, check_events
 from keras_ranking.data.counts import point_in_time_counts
-from keras_ranking.data.datasets import PackedDataset
 from keras_ranking.data.delays import sample_delays
-from keras_ranking.data.packed_requests import PackedRequests
 from keras_ranking.data.packing import PackedRows, pack, pad
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
-from keras_ranking.data.request_dataset import RequestDataset
 from keras_ranking.data.requests import Requests, requests
 from keras_ranking.data.sequences import Sequences, build_sequences
 from keras_ranking.data.shuffling import shuffle_sessions
 from keras_ranking.data.simulate import simulate
 from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes
-from keras_ranking.data.sources import open_log
+from keras_ranking.data.sources import open_log, split_by_time
+
+if TYPE_CHECKING:
+    from keras_ranking.data.datasets import PackedDataset
+    from keras_ranking.data.packed_requests import PackedRequests
+    from keras_ranking.data.request_dataset import RequestDataset
+
+# A log is read and checked without Keras: the datasets, which import it, are loaded on first use.
+_LAZY = {"PackedDataset": "datasets", "PackedRequests": "packed_requests", "RequestDataset": "request_dataset"}
 
 __all__ = [
     "Log",
@@ -40,4 +50,15 @@ __all__ = [
     "sample_delays",
     "shuffle_sessions",
     "simulate",
+    "split_by_time",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

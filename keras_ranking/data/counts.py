@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.data.log_columns import key_codes, unix_seconds
+from keras_ranking.data.log_columns import key_codes, require_column, require_frame, unix_seconds
+from keras_ranking.values import numbers_of, raise_first
 
 Prior = tuple[float, float]
 Key = str | tuple[str, ...]
@@ -64,6 +65,7 @@ def point_in_time_counts(
     delay: int = 600,
     prior: Prior | Mapping[str, Prior] = (1.0, 20.0),
     counted: Any = None,
+    round: str | None = None,
 ) -> pd.DataFrame:
     """Views, actions and smoothed rates of each row's key, over windows that end `delay` seconds before the row.
 
@@ -85,10 +87,12 @@ def point_in_time_counts(
         keys: a column, a tuple of columns (their combination), or a list of such.
         windows: lengths in seconds; None = all time.
         actions: columns to sum (0/1 or any finite amount).
-        time: column with Unix seconds or datetimes.
+        time: column with whole Unix seconds or datetimes.
         delay: seconds, a whole number >= 1.
         prior: (a, b) for all actions, or {action: (a, b)}; a >= 0, b > 0. Our choice: 1 action in 20 views.
         counted: boolean per row: which rows are counted (all rows get counts). None: all.
+        round: 'floor', 'ceil' or 'nearest': how times with a fraction of a second are rounded; then a row can be counted up to a second
+            early. None: a fraction is an error.
 
     Returns:
         DataFrame with the index of `events`; columns `{key}_views_{window}` (int64), `{key}_{action}_{window}` and
@@ -96,7 +100,9 @@ def point_in_time_counts(
         joined by "_". A row with a missing key has counts 0 and rate a / b.
 
     Raises:
-        ValueError: an unknown column, a delay below 1, a window below 1, a bad prior, a missing or non-finite action, names that collide.
+        TypeError: `events` is not a DataFrame.
+        ValueError: an unknown column, a time that is missing or not whole seconds, a delay below 1, a window below 1, a bad prior, an
+            action that is missing or not finite, keys in which ids collide (float16, float32, floats from 2**53 on), names that collide.
 
     Example:
         >>> log = pd.DataFrame({"time": [0, 1000, 1000, 2000], "item": [7, 7, 8, 7], "click": [1, 0, 1, 0]})
@@ -106,13 +112,14 @@ def point_in_time_counts(
     actions = (actions,) if isinstance(actions, str) else tuple(actions)
     key_list: list[Key] = [keys] if isinstance(keys, (str, tuple)) else list(keys)
     wanted = [key if isinstance(key, tuple) else (key,) for key in key_list]
+    require_frame(events)
     _check_arguments(events, wanted, windows, actions, time, delay)
     priors = _priors(prior, actions)
     mask = np.ones(len(events), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
     if mask.shape != (len(events),):
         raise ValueError(f"`counted` must hold one boolean per row ({len(events)}). Received: shape {mask.shape}")
     amounts = [_amounts(events, action, mask) for action in actions]
-    times = unix_seconds(events, time) if len(events) else np.zeros(0, dtype=np.int64)
+    times = unix_seconds(events, time, round) if len(events) else np.zeros(0, dtype=np.int64)
 
     out: dict[str, np.ndarray] = {}
 
@@ -147,15 +154,18 @@ def _check_arguments(
     events: pd.DataFrame, keys: Sequence[tuple[str, ...]], windows: Sequence[int | None], actions: Sequence[str], time: str, delay: int
 ) -> None:
     for column in dict.fromkeys([time, *(column for key in keys for column in key), *actions]):
-        if column not in events.columns:
-            raise ValueError(f"column '{column}' is not in the log. It has: {sorted(map(str, events.columns))}")
-    if int(delay) != delay or delay < 1:
+        require_column(events, column)
+    if not _is_whole(delay):
         raise ValueError(f"`delay` must be whole seconds, at least 1 (at 0 a row would count itself). Received: delay={delay}")
     for window in windows:
-        if window is not None and (int(window) != window or window < 1):
+        if window is not None and not _is_whole(window):
             raise ValueError(f"`windows` must hold whole seconds, at least 1, or None. Received: {window!r}")
     if not windows or not keys:
         raise ValueError(f"`keys` and `windows` must not be empty. Received: keys={list(keys)}, windows={list(windows)}")
+
+
+def _is_whole(seconds: Any) -> bool:
+    return isinstance(seconds, (int, float, np.integer, np.floating)) and bool(seconds >= 1) and seconds == np.floor(seconds)
 
 
 def _priors(prior: Prior | Mapping[str, Prior], actions: Sequence[str]) -> dict[str, Prior]:
@@ -174,9 +184,6 @@ def _priors(prior: Prior | Mapping[str, Prior], actions: Sequence[str]) -> dict[
 
 
 def _amounts(events: pd.DataFrame, action: str, mask: np.ndarray) -> np.ndarray:
-    amounts = events[action].to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = mask & ~np.isfinite(amounts)
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"column '{action}' must hold finite numbers in every counted row. Received: {amounts[row]} at row {row}")
+    amounts, _ = numbers_of(events[action])
+    raise_first(action, events[action], [(mask & ~np.isfinite(amounts), "must hold finite numbers in every counted row")])
     return amounts

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_ranking.data.delays import checked_delays, sample_delays
+from keras_ranking.data.epochs import EpochDataset
 from keras_ranking.data.packing import PackedRows
 from keras_ranking.data.requests import take_or_zero
 from keras_ranking.data.shuffling import session_order
@@ -33,7 +33,7 @@ def checked_weights(weights: Mapping[str, Any] | None, tasks: Sequence[str], eve
     return given
 
 
-class PackedDataset(keras.utils.PyDataset):
+class PackedDataset(EpochDataset):
     """Packed rows as `(inputs, targets, sample weights)`, shuffled each epoch by seed.
 
     | part    | content                                                                                          |
@@ -70,6 +70,7 @@ class PackedDataset(keras.utils.PyDataset):
             `keras_ranking.data.shuffle_sessions`. Context events stay context events.
         delays: what the input `delay` is drawn from, one draw per request and epoch: logged delays or a number, see
             `sample_delays`. None: the schema's `feedback_delay`, always.
+        settings: `workers` (threads that make batches) and `max_queue_size`; the batches are the same for any number of workers.
 
     Raises:
         ValueError: no rows, sizes below 1, an input that the schema does not allow, an unknown task, bad weights, or an option of
@@ -126,7 +127,6 @@ class PackedDataset(keras.utils.PyDataset):
         self._delays = checked_delays(schema.feedback_delay if delays is None else delays)
         self._sizes = (rows.index >= 0).sum(axis=1)
         self._begin()
-        self._read_to_end = self._in_epoch = False
 
     def _begin(self) -> None:
         """Draw what differs between epochs: the order of rows, the order inside sessions, the delays."""
@@ -160,21 +160,6 @@ class PackedDataset(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self.rows.index) / self.batch_size)
 
-    def on_epoch_begin(self) -> None:
-        self._in_epoch = True
-
-    def on_epoch_end(self) -> None:
-        self._in_epoch = False
-        # On torch and JAX, `fit` reads one batch to build the metrics and calls on_epoch_end before the first epoch.
-        if self._read_to_end or self.use_multiprocessing:
-            self.next_epoch()
-
-    def next_epoch(self) -> None:
-        """Draw the order of the next epoch."""
-        self.epoch += 1
-        self._begin()
-        self._read_to_end = self._in_epoch = False
-
     def _width(self, chosen: np.ndarray, batch: int) -> int:
         """T of a batch."""
         full = int(self.rows.index.shape[1])
@@ -187,8 +172,7 @@ class PackedDataset(keras.utils.PyDataset):
         longest = int(self._sizes[chosen].max())
         return min(full, math.ceil(longest / self.length_multiple) * self.length_multiple)
 
-    def __getitem__(self, batch: int) -> Batch:
-        self._read_to_end |= batch == len(self) - 1
+    def make(self, batch: int) -> Batch:
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
         sequences, width = self.rows.sequences, self._width(chosen, batch)
         spare = ((0, self.batch_size - len(chosen)), (0, max(0, width - self.rows.index.shape[1])))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from keras_ranking.data.log_columns import key_codes, unix_seconds
+from keras_ranking.data.log_columns import key_codes, require_column, require_frame, unix_seconds
+from keras_ranking.values import numbers_of, raise_first
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def long_dwell_labels(
     min_cluster: int = 100,
     day_seconds: int = 86_400,
     timezone_offset: int = 0,
+    round: str | None = None,
 ) -> LongDwell:
     """Binary label: the dwell is above the percentile that its cluster had the day before.
 
@@ -77,6 +79,7 @@ def long_dwell_labels(
         min_cluster: fewest known dwells of a cluster. *Our choice:* 100, ten of which are above the 90th percentile.
         day_seconds: length of a day.
         timezone_offset: seconds that local time is ahead of UTC, to make days begin at local midnight. Fixed: no summer time.
+        round: 'floor', 'ceil' or 'nearest': how times with a fraction of a second are rounded. None: a fraction is an error.
 
     Returns:
         `LongDwell`: labels, threshold, level and age of each row, and the table of thresholds.
@@ -95,7 +98,7 @@ def long_dwell_labels(
     """
     names = _check_arguments(events, dwell, time, clusters, percentile, min_cluster, day_seconds, timezone_offset)
     seconds = _amounts(events, dwell)
-    days = (unix_seconds(events, time) + int(timezone_offset)) // int(day_seconds) if len(events) else np.zeros(0, dtype=np.int64)
+    days = (unix_seconds(events, time, round) + int(timezone_offset)) // int(day_seconds) if len(events) else np.zeros(0, dtype=np.int64)
     known = ~np.isnan(seconds)
     measured = np.unique(days[known])
     place = np.searchsorted(measured, days, side="left") - 1  # the latest measured day before the row's own; -1: none
@@ -198,9 +201,9 @@ def _names(argument: str, columns: Sequence[str]) -> list[str]:
 
 
 def _require(events: pd.DataFrame, names: Sequence[str]) -> None:
+    require_frame(events)
     for name in names:
-        if name not in events.columns:
-            raise ValueError(f"column '{name}' is not in the log. It has: {sorted(map(str, events.columns))}")
+        require_column(events, name)
 
 
 def _check_arguments(
@@ -235,15 +238,6 @@ def _check_arguments(
 
 def _amounts(events: pd.DataFrame, name: str) -> np.ndarray:
     """A column as float64 >= 0, NaN where missing."""
-    series = events[name]
-    if series.dtype.kind in "mMc":
-        raise ValueError(f"column '{name}' must hold numbers. Received: values of type {series.dtype}")
-    amounts = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    text = np.isnan(amounts) & series.notna().to_numpy()
-    bad = text | np.isinf(amounts) | (amounts < 0)
-    if bad.any():
-        row = int(bad.argmax())
-        value = series.iloc[row]
-        shown = value.item() if isinstance(value, np.generic) else value
-        raise ValueError(f"column '{name}' must hold finite numbers >= 0. Received: {shown!r} at row {row}")
+    amounts, wrong = numbers_of(events[name])
+    raise_first(name, events[name], [(wrong | np.isinf(amounts) | (amounts < 0), "must hold finite numbers >= 0")])
     return amounts

@@ -10,23 +10,10 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.ops.messages import shown
-from keras_ranking.values import FRACTION, Faults, narrow_floats, plain_series, raise_first, seconds_of
+from keras_ranking.values import FRACTION, Faults, narrow_floats, plain_series, raise_first, require_frame, seconds_of
 
+__all__ = ["at_row", "key_codes", "key_faults", "require_column", "require_frame", "unix_seconds"]
 _FEWEST_NUMBERS = 2  # names of a header that look like values
-
-
-def require_frame(events: Any, name: str = "events") -> None:
-    """Check that a log is a pandas DataFrame.
-
-    Raises:
-        TypeError: with the conversion of what was received, where there is one.
-    """
-    if isinstance(events, pd.DataFrame):
-        return
-    convert = f"; convert it: `{name}.to_pandas()`" if hasattr(events, "to_pandas") else ""
-    convert = f"; convert it: `pd.DataFrame({name})`" if isinstance(events, dict | list) else convert
-    convert = f"; its rows are in `{name}.events`" if hasattr(events, "events") else convert
-    raise TypeError(f"`{name}` must be a pandas DataFrame. Received: {type(events).__name__}{convert}")
 
 
 def require_column(frame: pd.DataFrame, column: str, what: str = "is not in the log") -> None:

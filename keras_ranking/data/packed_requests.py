@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_ranking.data.datasets import Batch, checked_weights
+from keras_ranking.data.epochs import EpochDataset
 from keras_ranking.data.requests import Requests, take_or_zero
 
 SLOT = "request_slot"
 
 
-class PackedRequests(keras.utils.PyDataset):
+class PackedRequests(EpochDataset):
     """Requests as `(inputs, targets, sample weights)` for `fit`: rows of S candidate slots that hold the lists of several requests.
 
     | part    | content                                                                                            |
@@ -101,8 +101,10 @@ class PackedRequests(keras.utils.PyDataset):
             self._spread(sizes)
         else:
             self._pack(sizes)
+        self._begin()
+
+    def _begin(self) -> None:
         self._order = self._ordered()
-        self._read_to_end = False
 
     def _spread(self, sizes: np.ndarray) -> None:
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -151,18 +153,7 @@ class PackedRequests(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self.slots) / self.batch_size)
 
-    def on_epoch_end(self) -> None:
-        if self._read_to_end or self.use_multiprocessing:  # see `PackedDataset`
-            self.next_epoch()
-
-    def next_epoch(self) -> None:
-        """Draw the order of the next epoch."""
-        self.epoch += 1
-        self._order = self._ordered()
-        self._read_to_end = False
-
-    def __getitem__(self, batch: int) -> Batch:
-        self._read_to_end |= batch == len(self) - 1
+    def make(self, batch: int) -> Batch:
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
         spare = ((0, self.batch_size - len(chosen)), (0, 0))
         index = np.pad(self.slots[chosen], spare, constant_values=-1)

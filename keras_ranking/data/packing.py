@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_ranking.data.sequences import Sequences
+from keras_ranking.data.sequences import Sequences, require_sequences
 
 _Place = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # lengths of pieces, row length -> row and first slot of each
 
@@ -126,6 +126,7 @@ def pad(sequences: Sequences, row_length: int, context: int | None = None, skip_
 
 
 def _placed(sequences: Sequences, row_length: int, context: int | None, skip_targetless: bool, place: _Place) -> PackedRows:
+    require_sequences(sequences)
     if row_length < 1:
         raise ValueError(f"`row_length` must be a positive integer. Received: row_length={row_length}")
     context = row_length // 2 if context is None else context

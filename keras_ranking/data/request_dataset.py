@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
+from keras_ranking.data.epochs import EpochDataset
 from keras_ranking.data.requests import Requests
 
 
-class RequestDataset(keras.utils.PyDataset):
+class RequestDataset(EpochDataset):
     """Requests as serving tensors, `(inputs,)` in order, for `predict` of a serving model.
 
     L and N are the same in every batch. The last batch may have fewer requests, so that `predict` returns one row per request.
@@ -57,7 +57,7 @@ class RequestDataset(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self.requests) / self.batch_size)
 
-    def __getitem__(self, batch: int) -> tuple[dict[str, np.ndarray]]:
+    def make(self, batch: int) -> tuple[dict[str, np.ndarray]]:
         which = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.requests)))
         return (self.requests.tensors(which, self.names, history=self.history, candidates=self.candidates),)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from keras_ranking.data.sequences import Sequences, build_sequences
+from keras_ranking.data.log_columns import require_frame
+from keras_ranking.data.sequences import Sequences, checked_sequences
 from keras_ranking.schema import Schema
 
 
@@ -91,7 +92,11 @@ class Requests:
 
 
 def requests(
-    events: pd.DataFrame | Sequences, schema: Schema | None = None, max_history: int | None = None, delay: int | None = None
+    events: pd.DataFrame | Sequences,
+    schema: Schema | None = None,
+    max_history: int | None = None,
+    delay: int | None = None,
+    on_error: str = "raise",
 ) -> Requests:
     """Cut a log into requests: each list of candidates with the member's events strictly before it.
 
@@ -104,6 +109,7 @@ def requests(
         delay: leave out events younger than this number of seconds, which a model with mask='delay' and the same delay does not see;
             None: keep them. Not for mask='session': without its latest events, a session seems to have ended.
             With `max_history`, the newest visible events are kept, as many as the model reads.
+        on_error: of a log: 'raise', or 'drop': bad rows are left out and counted in `Requests.sequences.report`.
 
     Returns:
         `Requests`.
@@ -123,9 +129,10 @@ def requests(
     if isinstance(events, Sequences):
         sequences = events
     elif schema is None:
+        require_frame(events)
         raise ValueError("`schema` must be given with a log. Received: schema=None")
     else:
-        sequences = build_sequences(events, schema)
+        sequences = checked_sequences(events, schema, on_error=on_error, offers=("on_error",))
     bounds = sequences.request_starts
     begin, end = bounds[:-1], bounds[1:]
     seen = np.concatenate([[0], np.cumsum(sequences.target)])

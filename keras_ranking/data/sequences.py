@@ -84,8 +84,19 @@ class Sequences:
         return replace(self, target=_mask(target, self.report.rows)[self.rows])
 
 
+def require_sequences(sequences: Any) -> None:
+    """Check that these are `Sequences`.
+
+    Raises:
+        TypeError: with the way to make them.
+    """
+    if not isinstance(sequences, Sequences):
+        made = "`keras_ranking.data.build_sequences(events, schema)` makes them of a DataFrame"
+        raise TypeError(f"`sequences` must be Sequences. Received: {type(sequences).__name__}; {made}")
+
+
 def _mask(target: Any, rows: int) -> np.ndarray:
-    mask = pd.Series(target, dtype=bool if len(target) == 0 else None)
+    mask = pd.Series(target, dtype=bool if len(target) == 0 else None) if hasattr(target, "__len__") else pd.Series([], dtype=object)
     if len(mask) != rows or not pd.api.types.is_bool_dtype(mask.dtype) or mask.isna().any():
         received = f"{len(mask)} values of type {mask.dtype}, {int(mask.isna().sum())} of them missing, for {rows} rows"
         raise ValueError(f"`target` must have one bool for each row of the log. Received: {received}")

@@ -261,5 +261,9 @@ def simulate(
         item_quality=quality,
     )
     return SimulatedLog(
-        events=events, schema=simulated_schema(topics, feedback_delay, lists.shuffled_share > 0), name="simulated", truth=truth
+        events=events,
+        schema=simulated_schema(topics, feedback_delay, lists.shuffled_share > 0),
+        name="simulated",
+        preset="simulated",
+        truth=truth,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.data.log_columns import require_column, require_frame
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
 from keras_ranking.data.simulate import simulate
 from keras_ranking.schema import Schema
@@ -62,10 +63,9 @@ def open_log(
     log: Log = simulate(seed=seed, **simulate_options) if kind == "simulated" else _READERS[kind](place)
     if given is None:
         return log
-    missing = [column for column in given.columns if column not in log.events.columns]
-    if missing:
-        raise ValueError(f"column '{missing[0]}' of the schema is not in the log. It has: {sorted(map(str, log.events.columns))}")
-    return Log(events=log.events, schema=given, name=log.name, notes=log.notes)
+    for column in given.columns:
+        require_column(log.events, column, "of the schema is not in the log")
+    return Log(events=log.events, schema=given, name=log.name, notes=log.notes, preset=log.preset)
 
 
 def _read_parquet(place: str, schema: Schema, train_share: float) -> Log:
@@ -76,20 +76,63 @@ def _read_parquet(place: str, schema: Schema, train_share: float) -> Log:
         events = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError("reading parquet files needs pyarrow: pip install pyarrow") from error
-    missing = [column for column in schema.columns if column not in events.columns]
-    if missing:
-        raise ValueError(f"column '{missing[0]}' of the schema is not in the log. It has: {sorted(map(str, events.columns))}")
+    for column in schema.columns:
+        require_column(events, column, "of the schema is not in the log")
     if "split" in events.columns:
         return Log(events=events, schema=schema, name=path.stem)
     if not len(events):
         raise ValueError(f"`source` must hold rows. Received: {place!r}, which has none.")
     if train_share >= 1:
         return Log(events=events.assign(split="train"), schema=schema, name=path.stem, notes=("no column 'split': all rows are 'train'",))
-    time = schema.encode_time(events[schema.time])
+    split, note = _split(events, schema, train_share)
+    return Log(events=events.assign(split=split), schema=schema, name=path.stem, notes=(f"no column 'split': {note}",))
+
+
+def split_by_time(events: pd.DataFrame, schema: Schema, train_share: float = 0.8) -> pd.DataFrame:
+    """The rows with a column `split`: the first `train_share` of the requests by time are "train", the rest "validation".
+
+    Every request is kept whole. A row without a usable time, which the checks of a log find, is "train".
+
+    Args:
+        events: one row per impression.
+        schema: what the columns are.
+        train_share: share of the requests, above 0 and below 1.
+
+    Returns:
+        The same rows with the column `split`.
+
+    Raises:
+        TypeError: `events` is not a DataFrame.
+        ValueError: no rows, a missing column, another share.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> events = kr.data.split_by_time(log.events.drop(columns="split"), log.schema)
+        >>> sorted(events["split"].unique())
+        ['train', 'validation']
+    """
+    require_frame(events)
+    for column in (schema.time, schema.request):
+        require_column(events, column, "of the schema is not in the log")
+    if not 0 < train_share < 1:
+        raise ValueError(f"`train_share` must lie strictly between 0 and 1. Received: train_share={train_share}")
+    if not len(events):
+        raise ValueError("`events` must hold rows. Received: none")
+    return events.assign(split=_split(events, schema, train_share)[0])
+
+
+def _split(events: pd.DataFrame, schema: Schema, train_share: float) -> tuple[np.ndarray, str]:
+    """The split of each row, and a note of it."""
+    time, faults = schema.model_seconds(events[schema.time], round="floor")
+    usable = ~np.any([rows for rows, _ in faults], axis=0) if faults else np.ones(len(events), dtype=bool)
+    requests = events[schema.request][usable]
+    try:
+        first = ~requests.duplicated().to_numpy()
+    except TypeError:  # lists, which the checks of a log find
+        first = ~requests.map(repr).duplicated().to_numpy()
+    times = np.sort(time[usable][first]) if first.any() else np.zeros(1, dtype=np.int64)
     # One time per request, so cutting the requests in order of time keeps every list whole.
-    times = np.sort(time[~events[schema.request].duplicated().to_numpy()])
     edge = times[min(int(np.ceil(len(times) * train_share)), len(times) - 1)]
-    events = events.assign(split=np.where(time >= edge, "validation", "train"))
     stamp = pd.Timestamp(int(edge) + schema.epoch, unit="s")
-    note = f"no column 'split': requests before {stamp} UTC ({train_share:.0%} of them) are 'train', the rest 'validation'"
-    return Log(events=events, schema=schema, name=path.stem, notes=(note,))
+    note = f"requests before {stamp} UTC ({train_share:.0%} of them) are 'train', the rest 'validation'"
+    return np.where(usable & (time >= edge), "validation", "train"), note

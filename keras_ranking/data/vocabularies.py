@@ -44,7 +44,8 @@ def _note(column: Id | Category, series: pd.Series) -> str:
     near = {text: words[_folded(text)] for text in unknown.index if _folded(text) in words}
     if near:
         examples = ", ".join(f"{text!r} for {word!r}" for text, word in list(near.items())[:_EXAMPLES])
-        stated = f"{int(unknown[list(near)].sum())} rows have values that are not in the vocabulary but nearly ({examples})"
+        found = int(unknown[list(near)].sum())
+        stated = f"{found} of {int(counts.sum())} values are nearly, but not, in the vocabulary ({examples})"
     elif 2 * int(unknown.sum()) > int(counts.sum()):
         examples = ", ".join(map(repr, unknown.index[:_EXAMPLES]))
         stated = f"{int(unknown.sum())} of {int(counts.sum())} values are not in the vocabulary (such as {examples})"
@@ -63,8 +64,8 @@ def _mixed_booleans(name: str, series: pd.Series) -> str:
     if not len(booleans) or not texts:
         return ""
     return (
-        f"column '{name}': {len(booleans)} booleans, which are written as '1' and '0', are mixed with the text {shown(sorted(texts)[0])}: "
-        "they are different ids."
+        f"column '{name}': booleans (in {len(booleans)} rows), which are written as '1' and '0', are mixed with the text "
+        f"{shown(sorted(texts)[0])}: they are different ids."
     )
 
 

@@ -83,7 +83,7 @@ class InRequestPairwise(PackedLoss):
             with the `window - 1` tokens after it: O(T * window) work and memory, exact if no request is longer; pairs farther
             apart are NOT formed. None: all tokens of a row are compared, always exact, O(T^2).
         name: name of the loss.
-        dtype: dtype of the computation. None: `keras.config.floatx()`, for logits of any dtype.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 
     Call arguments:
         y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.

@@ -51,7 +51,7 @@ class InRequestSoftmax(PackedLoss):
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. (): one bucket.
         name: name of the loss.
-        dtype: dtype of the computation. None: `keras.config.floatx()`, for logits of any dtype.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 
     Call arguments:
         y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.

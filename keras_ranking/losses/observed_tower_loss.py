@@ -48,7 +48,7 @@ class ObservedTowerLoss(PackedLoss):
         same_bucket: pairs only within one position bucket; see `InRequestPairwise`.
         window: largest number of tokens a request spans in a row, for pairs in O(T * window); None: O(T^2).
         name: name of the loss.
-        dtype: dtype of the computation. None: `keras.config.floatx()`, for logits of any dtype.
+        dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 
     Call arguments:
         y_true: packed targets (B, T, 3) (see `targets`), or labels (B, N) where a row is a request.

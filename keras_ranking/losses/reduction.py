@@ -30,7 +30,7 @@ class PackedLoss(keras.losses.Loss):
     boundaries: tuple[int, ...]  # of the subclass
 
     def __init__(self, name: str, dtype: Any) -> None:
-        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype)
+        super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype or default_dtype())
         check_dtype(self.dtype)
         self._looked = False
 
@@ -59,6 +59,11 @@ def across_replicas(value: Any) -> Any:
     refuse_replicas("keras_ranking.losses", "each replica would divide by the weights of its own part of the batch")
     values = ops.reshape(value, (1,))
     return _Mean(name="mean", dtype=keras.backend.standardize_dtype(value.dtype))(values, values)
+
+
+def default_dtype() -> str:
+    """Keras's float type, and float32 where that has 16 bits."""
+    return "float64" if keras.config.floatx() == "float64" else "float32"
 
 
 def check_dtype(dtype: str) -> None:

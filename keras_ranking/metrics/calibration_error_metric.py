@@ -38,7 +38,7 @@ class CalibrationError(ObservedBase):
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
         from_logits: plain predictions are logits. Packed predictions always are.
         name: name of the metric.
-        dtype: dtype of the sums. None: `keras.config.floatx()`.
+        dtype: dtype of the sums. None: `keras.config.floatx()`, at least float32.
 
     Call arguments:
         y_true: packed targets (B, T, 3), or labels of the shape of `y_pred`.

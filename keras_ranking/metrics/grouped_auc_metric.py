@@ -63,7 +63,7 @@ class GroupedAUC(ObservedBase):
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. Items at different positions are
             compared by the logits of their own towers.
         name: name of the metric.
-        dtype: dtype of the sums. None: `keras.config.floatx()`.
+        dtype: dtype of the sums. None: `keras.config.floatx()`, at least float32.
 
     Call arguments:
         y_true: packed targets (B, T, 3), or labels (B, N) where a row is a request.

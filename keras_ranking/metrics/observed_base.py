@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking.losses.packed import Observed, Reading, check_boundaries, is_packed, unpack
+from keras_ranking.losses.reduction import default_dtype
 from keras_ranking.losses.values import LARGEST_GRADE, is_host, known, label_rule
 
 _LABEL, _WEIGHT, _PROBABILITY = 1.0, 2.0, 3.0  # what a metric remembers of a wrong batch
@@ -34,13 +35,13 @@ class ObservedBase(keras.metrics.Metric):
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
         from_logits: plain predictions are logits. Packed predictions always are.
         name: name of the metric.
-        dtype: dtype of the sums, float32 or float64. None: `keras.config.floatx()`.
+        dtype: dtype of the sums, float32 or float64. None: `keras.config.floatx()`, at least float32.
     """
 
     _ranks = False  # whether it compares items of a request, by any monotone score and by grades
 
     def __init__(self, boundaries: Sequence[int], from_logits: bool, name: str, dtype: Any) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name=name, dtype=dtype or default_dtype())
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be float32 or float64, predictions are cast to it. Received: dtype={self.dtype!r}")
         self.boundaries = check_boundaries(boundaries)

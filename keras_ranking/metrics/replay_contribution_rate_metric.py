@@ -36,7 +36,7 @@ class ReplayContributionRate(ObservedBase):
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1.
         tower: index of the tower that ranks, 0 = the first position's. *Our choice*, as `serving_tower` of the models.
         name: name of the metric.
-        dtype: dtype of the sums. None: `keras.config.floatx()`.
+        dtype: dtype of the sums. None: `keras.config.floatx()`, at least float32.
 
     Call arguments:
         y_true: packed targets (B, T, 3); labels above 0.5 are contributions. The tokens of a request are contiguous.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
-
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.amortized_history import AmortizedHistory
@@ -14,7 +12,7 @@ from keras_ranking.models.configuration import Calibration, Features, HistoryBlo
 from keras_ranking.models.configuration.presets import choose
 from keras_ranking.models.lirank import LiRankWiring, ranker_arguments
 from keras_ranking.models.ranking_model import RankingModel
-from keras_ranking.models.wiring import builder, task_names
+from keras_ranking.models.wiring import builder, policy_name, task_names
 from keras_ranking.schema import Schema
 
 _CONFIGURATION = (HistoryBlocks, Features, Interaction, TaskHeads, Calibration)
@@ -74,7 +72,7 @@ def AmortizedDLRM(
     blocks = blocks.of(schema)
     encoder = {"max_history": blocks.max_history, "dropout": float(dropout), **blocks.encoder_options()}
     layers.HistoryEncoder(**encoder)  # its own errors, early
-    names, dtype = task_names(schema, tasks), dtype or keras.config.dtype_policy().name
+    names, dtype = task_names(schema, tasks), policy_name(dtype)
     defaults: dict[str, Any] = {"cross": "low_rank", "calibrated": False}
     chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore, **defaults)
     if not chosen.features.history_features:

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import keras
-
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.causal_transformer import CausalTransformer
 from keras_ranking.models.configuration import Attention, Tokens, Towers, Trunk, Visibility
 from keras_ranking.models.configuration.sequence import GATES, OF_MODEL, check_together
 from keras_ranking.models.ranking_model import RankingModel
-from keras_ranking.models.wiring import Tensors, builder, task_names
+from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names
 from keras_ranking.schema import Schema
 
 _CONFIGURATION = (Tokens, Trunk, Attention, Visibility, Towers)
@@ -77,7 +75,7 @@ def CADET(
     attention = attention.of(gates=GATES["all"], rotate_by="time")
     check_together(tokens, attention)
     tokens, visibility = tokens.of(schema), visibility.of(schema)
-    dtype = dtype or keras.config.dtype_policy().name
+    dtype = policy_name(dtype)
     wiring = CadetWiring(schema, tokens, trunk, attention, visibility, towers, [*scored, *auxiliary], scored, dtype)
     arguments = as_arguments(tokens, trunk, attention, visibility, towers)
     arguments |= {"tasks": scored, "auxiliary_tasks": auxiliary, "dtype": dtype}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_ranking import layers
@@ -15,7 +14,7 @@ from keras_ranking.models.causal_transformer import CausalTransformer
 from keras_ranking.models.configuration import Attention, PositionHead, Tokens, Trunk, Visibility
 from keras_ranking.models.configuration.sequence import OF_MODEL, check_together
 from keras_ranking.models.ranking_model import RankingModel
-from keras_ranking.models.wiring import Tensors, builder, task_names
+from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names
 from keras_ranking.schema import Schema
 
 _CONFIGURATION = (Tokens, Trunk, Attention, Visibility, PositionHead)
@@ -71,7 +70,7 @@ def FeedSR(
     attention = attention.of(gates=(), rotate_by="index")
     check_together(tokens, attention)
     tokens, visibility = tokens.of(schema), visibility.of(schema)
-    names, dtype = task_names(schema, tasks), dtype or keras.config.dtype_policy().name
+    names, dtype = task_names(schema, tasks), policy_name(dtype)
     arguments = as_arguments(tokens, trunk, attention, visibility, head) | {"tasks": names, "dtype": dtype}
     wiring = FeedSRWiring(schema, tokens, trunk, attention, visibility, head, names, dtype)
     return RankingModel(wiring, "FeedSR", schema, arguments, name=name)

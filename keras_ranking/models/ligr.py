@@ -14,7 +14,7 @@ from keras_ranking.models.amortized_history import AmortizedHistory
 from keras_ranking.models.configuration import Calibration, Features, GatedBlocks, Interaction, Setwise, TaskHeads
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.task_logits import TaskLogits
-from keras_ranking.models.wiring import Tensors, builder, task_names, without_prefix
+from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names, without_prefix
 from keras_ranking.schema import Schema
 
 _CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads)
@@ -71,7 +71,7 @@ def LiGR(
         'requests'
     """
     blocks, setwise, features, heads = gather(LiGR, _CONFIGURATION, configuration, options)
-    names, dtype, dropout = task_names(schema, tasks), dtype or keras.config.dtype_policy().name, float(dropout)
+    names, dtype, dropout = task_names(schema, tasks), policy_name(dtype), float(dropout)
     blocks, setwise = blocks.of(schema), setwise.of(names)
     features = features.of(schema, reads_history=True, id_dim=16)
     heads = heads.of(names, head=heads.head or "grouped")

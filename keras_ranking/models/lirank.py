@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
-
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.configuration import Calibration, Features, History, Interaction, TaskHeads
 from keras_ranking.models.configuration.presets import RankerChoices, choose
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.request_ranker import RequestRanker
 from keras_ranking.models.task_logits import TaskLogits
-from keras_ranking.models.wiring import builder, distinct, task_names
+from keras_ranking.models.wiring import builder, distinct, policy_name, task_names
 from keras_ranking.schema import Schema
 
 _CONFIGURATION = (Features, Interaction, TaskHeads, Calibration, History)
@@ -78,7 +76,7 @@ def LiRank(
         'requests'
     """
     features, interaction, heads, calibration, history = gather(LiRank, _CONFIGURATION, configuration, options)
-    names, dtype = task_names(schema, tasks), dtype or keras.config.dtype_policy().name
+    names, dtype = task_names(schema, tasks), policy_name(dtype)
     history = history.of(schema)
     chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore)
     arguments = ranker_arguments(chosen, preset=preset, tasks=names, dropout=float(dropout), dtype=dtype) | as_arguments(history)

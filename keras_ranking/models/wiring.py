@@ -129,6 +129,30 @@ def task_names(schema: Schema, tasks: Any) -> list[str]:
     return [schema.task(task).name for task in (tasks if tasks is not None else [task.name for task in schema.tasks])]
 
 
+# Dtype policies that a model can be made with; scores and losses are float32 under each.
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+
+
+def policy_name(dtype: Any) -> str:
+    """Name of a dtype policy; None: of Keras's global one.
+
+    Raises:
+        ValueError: a policy that the models do not have, or float64 as Keras's float type.
+    """
+    if keras.config.floatx() == "float64":
+        raise ValueError(
+            "the models of this package compute in float32 or half precision, not in float64. Received: keras.config.floatx()='float64'; "
+            "use keras.config.set_floatx('float32')"
+        )
+    policy = keras.config.dtype_policy() if dtype is None else dtype
+    name = policy if isinstance(policy, str) else getattr(policy, "name", None)
+    if name in POLICIES:
+        return str(name)
+    place = "`dtype`" if dtype is not None else "Keras's global dtype policy"
+    hint = "; `keras_ranking.serving.quantize_embeddings` makes int8 tables of a trained model" if "int" in str(name) else ""
+    raise ValueError(f"{place} must be one of {POLICIES}. Received: {policy if name is None else name!r}{hint}")
+
+
 def input_columns(features: Any, prefix: str, *lead: int | None) -> Tensors:
     """A symbolic input for each column, named `prefix` + its name, of shape (B, *lead, *shape of the column)."""
     columns = {feature.name: feature for feature in features}

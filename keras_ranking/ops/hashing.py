@@ -94,11 +94,11 @@ def _of_objects(series: pd.Series, known: np.ndarray, out: np.ndarray) -> tuple[
     values = series.to_numpy(dtype=object)
     wrong, garbled = np.zeros(len(values), dtype=bool), np.zeros(len(values), dtype=bool)
     present = values[known]
-    kinds = set(map(type, present))
+    kinds: set[type] = set(map(type, present))
     if kinds <= {str} and _is_unicode("".join(present)):  # by far the most frequent column, in one step
         out[known] = present
         return out, []
-    usable = {kind for kind in kinds if issubclass(kind, (str, bytes, int, np.integer, np.bool_)) and kind is not np.timedelta64}
+    usable = {kind for kind in kinds if issubclass(kind, (str, bytes, int, np.integer, np.bool_))} - {np.timedelta64}
     for row in np.flatnonzero(known):
         value = values[row]
         if type(value) not in usable:

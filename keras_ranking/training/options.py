@@ -1,14 +1,19 @@
-"""Options of training, presets for the public logs, and the split of a mapping into options of the model and of training."""
+"""Options of training, and the split of a mapping into options of the model and of training."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
+
+import numpy as np
 
 from keras_ranking import models
-from keras_ranking.data.readers.ebnerd import ebnerd_schema
+from keras_ranking.configuration import check_types, is_integer, is_real
+from keras_ranking.models.wiring import option_types
+from keras_ranking.training.presets import preset_options
 from keras_ranking.training.weighting.event_weights import check_half_life
 
 MODELS: dict[str, Callable[..., models.RankingModel]] = {
@@ -18,10 +23,17 @@ MODELS: dict[str, Callable[..., models.RankingModel]] = {
     "amortized": models.AmortizedDLRM,
     "ligr": models.LiGR,
 }
+_ON_REQUESTS = ("lirank", "amortized", "ligr")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "ipw": (None, "all", "positives"),
     "shuffle_sessions": (None, "fixed", "epoch"),
     "batching": ("packed", "padded", "bucketed"),
+}
+# option -> the option without which it has no effect, and the values of that one
+_WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "ipw_options": ("ipw", ("all", "positives")),
+    "ipw_clip": ("ipw", ("all", "positives")),
+    "table_learning_rate": ("table_optimizer", ("adagrad",)),
 }
 
 
@@ -95,8 +107,11 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "row_length"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+            if not is_integer(value) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
+            if isinstance(value, np.generic):  # for the JSON files
+                object.__setattr__(self, name, value.item())
         if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
             received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
             raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")
@@ -110,90 +125,36 @@ class TrainingOptions:
         if self.age_half_life_days is not None:
             check_half_life("age_half_life_days", self.age_half_life_days)
         for task, weight in (self.task_weights or {}).items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"`task_weights` must be finite numbers >= 0. Received: {weight} for task '{task}'")
+            if not (is_real(weight) and math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"`task_weights` must be finite numbers >= 0. Received: {weight!r} for task '{task}'")
         if not self.ipw_clip > 1:
             raise ValueError(f"`ipw_clip` must be above 1, the weight of the first position. Received: ipw_clip={self.ipw_clip}")
 
 
-_EBNERD_REQUESTS: dict[str, Any] = {
-    "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
-    "pairwise_weight": 0.0,
-    "listwise_weight": 0.1,
-    "row_length": 256,
-    "batch_size": 16,
-}
-
-# Presets for each log, chosen on its training days, of which the last was held out.
-_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    # Tastes depend on topics: with item and author ids in the tokens, a model overfits a log of this size. With actions in the
-    # attention values, one block compares a candidate with earlier events and reads their actions.
-    ("cadet", "simulated"): {
-        "layout": "value",
-        "token_features": ("topic", "age_hours", "editor_score"),
-        "row_length": 256,
-        "batch_size": 4,
-        "epochs": 6,
-        "learning_rate": 5e-3,
-        "pairwise_weight": 0.02,
-    },
-    # News articles are shown for about a day: 82 to 90 % of the scored pairs have an article without training rows, so tokens have
-    # no article id.
-    ("cadet", "ebnerd"): {
-        "token_features": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
-        "num_heads": 2,
-        "tower_hidden": (128, 64),
-        "row_length": 256,
-        "batch_size": 16,
-    },
-    # The same trunk features for Feed-SR. On the simulated log one token per event, for the reason given above.
-    ("feedsr", "simulated"): {
-        "layout": "value",
-        "rotate_by": "time",
-        "token_features": ("topic", "age_hours", "editor_score"),
-        "row_length": 256,
-        "batch_size": 4,
-        "epochs": 6,
-        "learning_rate": 5e-3,
-        "pairwise_weight": 0.02,
-    },
-    ("feedsr", "ebnerd"): {
-        "token_features": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
-        "num_heads": 2,
-        "head_options": {"hidden": (128, 64)},
-        "row_length": 256,
-        "batch_size": 16,
-    },
-    # The same for LiRank: no article id, and no history, which added nothing to the counts of the member's earlier events.
-    ("lirank", "ebnerd"): {**_EBNERD_REQUESTS, "history_features": (), "calibration_options": {"step": 0.5}, "epochs": 8},
-    # LiGR: all items of a list attend to each other. Lists have 5 to 100 items and one click, which depends on the whole list.
-    ("ligr", "ebnerd"): {**_EBNERD_REQUESTS, "top_k": None, "history_features": (), "epochs": 5},
-    ("amortized", "ebnerd"): {
-        **_EBNERD_REQUESTS,
-        "history_features": ("article_age",),
-        "max_history": 30,
-        "dim": 32,
-        "num_heads": 2,
-        "cross": "residual",
-        "gate": "dense",
-        "epochs": 5,
-    },
-}
-
-
-def split_options(model: str, options: Mapping[str, Any], log_name: str = "") -> tuple[dict[str, Any], TrainingOptions]:
+def split_options(model: str, options: Mapping[str, Any], preset: str | None = None) -> tuple[dict[str, Any], TrainingOptions]:
     """Options of the model's builder and options of training, separated by name; the log's preset fills in the rest.
 
     Raises:
-        ValueError: an unknown model, or a name that neither takes.
+        ValueError: an unknown model or preset, a name that neither takes, an option that has no effect.
+        TypeError: an option of another type.
     """
     if model not in MODELS:
         raise ValueError(f"unknown model '{model}'. There is: {sorted(MODELS)}")
-    given = {**_PRESETS.get((model, log_name), {}), **options}
+    given = {**preset_options(model, preset), **options}
+    builder = MODELS[model].__name__
     training_names = {field.name for field in fields(TrainingOptions)}
-    model_names = set(models.model_options(MODELS[model].__name__))
+    model_names = set(models.model_options(builder))
     for name in given:
         if name not in training_names | model_names:
-            raise ValueError(f"unknown option '{name}'. Of training: {sorted(training_names)}; of the model: {sorted(model_names)}")
+            near = difflib.get_close_matches(name, [*training_names, *model_names], n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            known = f"Of training: {sorted(training_names)}; of the model: {sorted(model_names)}"
+            raise ValueError(f"unknown option '{name}'{hint} {known}" if hint else f"unknown option '{name}'. {known}")
+    check_types({**get_type_hints(TrainingOptions), **option_types(builder)}, options)
+    if model in _ON_REQUESTS and options.get("context") is not None:
+        raise ValueError(f"`context` has no effect on '{model}', which is trained on requests. Received: context={options['context']!r}")
+    for name, (other, needed) in _WITHOUT_EFFECT.items():
+        if name in options and given.get(other, getattr(TrainingOptions, other)) not in needed:
+            raise ValueError(f"`{name}` has no effect without `{other}` of {needed}. Received: {name}={options[name]!r}")
     training = TrainingOptions(**{name: value for name, value in given.items() if name in training_names})
     return {name: value for name, value in given.items() if name in model_names}, training

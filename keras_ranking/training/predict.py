@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from keras_ranking import metrics, models
-from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, build_sequences, pack, requests
+from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, pack, requests
+from keras_ranking.data.log_columns import require_column
+from keras_ranking.data.readers.log import require_log
+from keras_ranking.data.sequences import checked_sequences, require_sequences
+from keras_ranking.training.reporting import tell_rows
 
 
 def model_requests(ranker: models.RankingModel, sequences: Sequences) -> Requests:
@@ -29,6 +33,7 @@ def model_requests(ranker: models.RankingModel, sequences: Sequences) -> Request
         >>> len(found) == log.events["request_id"].nunique()
         True
     """
+    require_sequences(sequences)
     arguments = ranker.arguments
     reads = "history_time" in ranker.input_columns
     return requests(sequences, max_history=arguments["max_history"] if reads else 0, delay=arguments["delay"])
@@ -51,6 +56,9 @@ def predict_events(
     Returns:
         By task, float64 (E, K).
 
+    Raises:
+        TypeError: data of another kind, such as a DataFrame, or rows for a model on requests.
+
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
         >>> schema = log.schema.fit(log.events)
@@ -59,12 +67,25 @@ def predict_events(
         >>> kr.training.predict_events(model, found)["click"].shape == (len(log.events), 1)
         True
     """
+    _check_data(ranker, data)
     if isinstance(data, Requests):
         return _predict_requests(ranker, data, batch_size, row_length)
     rows = data
     delay = ranker.arguments["delay"]  # that of serving, also for a model trained on sampled delays
     dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False, delays=delay)
     return {task: rows.scatter(_sigmoid(values)) for task, values in _logits(ranker, dataset, len(rows.index), shown).items()}
+
+
+def _check_data(ranker: models.RankingModel, data: Any) -> None:
+    wanted, made = (
+        (Requests, "`model_requests(model, build_sequences(events, model.schema))`")
+        if ranker.form == "requests"
+        else (PackedRows, "`keras_ranking.data.pack(build_sequences(events, model.schema), row_length)`")
+    )
+    if not isinstance(data, wanted):
+        raise TypeError(
+            f"`data` must be {wanted.__name__} for the model '{ranker.name}': {made} makes them. Received: {type(data).__name__}"
+        )
 
 
 def _predict_requests(ranker: models.RankingModel, found: Requests, batch_size: int, row_length: int) -> dict[str, np.ndarray]:
@@ -98,7 +119,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    model: str | Path | models.RankingModel, log: Log, split: str = "validation", row_length: int = 2048
+    model: str | Path | models.RankingModel, log: Log, split: str = "validation", row_length: int = 2048, on_error: str = "raise"
 ) -> dict[str, dict[str, float]]:
     """Metrics of a trained model on one split, by task.
 
@@ -113,12 +134,14 @@ def evaluate(
         log: with rows of the split, and their history.
         split: name of the split.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
+        on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
 
     Returns:
         Task -> metric -> value; NaN for a task without a known label in the split.
 
     Raises:
-        ValueError: no such split, or no rows in it.
+        TypeError: `log` is not a `Log`.
+        ValueError: no such split, no rows in it, or bad values in the log.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -127,13 +150,18 @@ def evaluate(
         >>> sorted(results), sorted(results["click"])[:3]
         (['click', 'like'], ['auc', 'calibration_error', 'impression_auc'])
     """
+    require_log(log)
     ranker = model if isinstance(model, models.RankingModel) else models.load(model)
-    wanted = (log.events["split"] == split).to_numpy()
-    if not wanted.any():
-        raise ValueError(f"the log '{log.name}' has no rows with split '{split}'. It has: {sorted(log.events['split'].unique())}")
-    times = ranker.schema.encode_time(log.events[ranker.schema.time])
+    wanted = log.is_split(split)
+    for column in ranker.schema.columns:
+        require_column(log.events, column, "of the model's schema is not in the log")
+    times, _ = ranker.schema.model_seconds(log.events[ranker.schema.time])  # 0 for a bad time, which the checks find
     known = times <= times[wanted].max()
-    sequences = build_sequences(log.events[known], ranker.schema, target=wanted[known])
+    places = np.flatnonzero(known)
+    sequences = checked_sequences(log.events[known], ranker.schema, wanted[known], on_error, offers=("on_error",), places=places)
+    tell_rows(sequences, verbose=False)
+    if not sequences.target.any():
+        raise ValueError(f"no row of split '{split}' passed the checks: {sequences.report}")
     if ranker.form == "requests":
         data: PackedRows | Requests = model_requests(ranker, sequences)
     else:

@@ -14,8 +14,11 @@ import keras
 import numpy as np
 
 from keras_ranking import models
-from keras_ranking.data import Log, PackedDataset, PackedRequests, Sequences, build_sequences
+from keras_ranking.data import Log, PackedDataset, PackedRequests, Sequences
+from keras_ranking.data.readers.log import require_log
+from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.schema import Schema
+from keras_ranking.training.agreement import check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import (
     FILE,
     Progress,
@@ -28,6 +31,7 @@ from keras_ranking.training.checkpoint import (
     write_whole,
 )
 from keras_ranking.training.options import MODELS, TrainingOptions, split_options
+from keras_ranking.training.reporting import describe, filled, tell_preset, tell_rows
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 
 HISTORY_SPLIT = "history"
@@ -45,30 +49,36 @@ def train(
     checkpoint_every: int | None = None,
     resume: bool = False,
     callbacks: Any = (),
+    on_error: str = "raise",
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a ranker on the `train` rows of a log; `history` rows are read as history, other rows are ignored.
 
     Args:
-        log: from `keras_ranking.data.open_log` or a reader.
+        log: from `keras_ranking.data.open_log` or a reader, or a `Log` of your own. Rows out of the order of time are sorted into it, and
+            counted.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr'.
         out: folder for `model.keras`, `schema.json`, `history.json` and `checkpoint.npz` (weights and the optimiser's state, for
             `warm_start`); None: nothing is written. Files of an earlier run are replaced after all new ones are written.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: None: those of `options`.
-        options: arguments of the builder and fields of `TrainingOptions`.
+        options: arguments of the builder and fields of `TrainingOptions`; where none is given, those of `log.preset`, if it has one.
         verbose: print progress.
         checkpoint_every: number of steps between writes of `checkpoint.npz`, which is then also written after each epoch; None: at the
             end alone.
         resume: resume from the checkpoint in `out`. With the same log, options and seed, on the same machine and backend, the weights
             are those of an uninterrupted run.
-        callbacks: for `fit`.
+        callbacks: for `fit`. There are no validation metrics in training: a callback that monitors one is an error.
+        on_error: 'raise', or 'drop': bad rows are left out; how many, why and the first of each are printed (a warning if not `verbose`),
+            and in `history["left_out"]`.
 
     Returns:
         The model, and the content of `history.json`: losses by epoch, seconds, counts, options.
 
     Raises:
-        ValueError: no training rows, a bad option, or a bad value in the log; a checkpoint of another model, log, seed or options, or
-            of a training that is finished.
+        TypeError: `log` is not a `Log`.
+        ValueError: no training rows, a bad option or one without effect, or bad values in the log, named by row and label in `log.events`;
+            a callback that monitors what is not computed; a checkpoint of another model, log, seed or options, or of a training that is
+            finished.
         FileNotFoundError: `resume` without a checkpoint in `out`.
 
     Example:
@@ -78,31 +88,43 @@ def train(
         >>> sorted(model.tasks), len(history["epochs"]["loss"])
         (['click', 'like'], 1)
     """
+    require_log(log)
     if resume and out is None:
         raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"`checkpoint_every` must be a positive integer. Received: checkpoint_every={checkpoint_every}")
-    model_options, training = split_options(model, options or {}, log.name)
+    if checkpoint_every is not None and out is None:
+        raise ValueError(f"`checkpoint_every` needs `out`, the folder to write. Received: checkpoint_every={checkpoint_every}, out=None")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value is not None and name in (options or {}):
+            raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
+    callbacks = checked_callbacks(callbacks)
+    model_options, training = split_options(model, options or {}, log.preset)
     training = replace(
         training,
         epochs=training.epochs if epochs is None else epochs,
         batch_size=training.batch_size if batch_size is None else batch_size,
     )
-    events = log.events[log.events["split"].isin(["train", HISTORY_SPLIT])]
-    learned = (events["split"] == "train").to_numpy()
-    if not learned.any():
-        raise ValueError(f"the log '{log.name}' has no rows with split 'train'. It has: {sorted(log.events['split'].unique())}")
+    log.is_split("train")
+    kept = log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy()
+    learned = (log.events["split"][kept] == "train").to_numpy()
     keras.utils.set_random_seed(seed)
-    schema = log.schema.fit(events[learned])
-    sequences = build_sequences(events, schema, target=learned)
+    sequences = checked_sequences(
+        log.events[kept], log.schema, learned, on_error, fit=True, offers=("on_error",), places=np.flatnonzero(kept)
+    )
+    events, schema = log.events[kept].iloc[np.sort(sequences.rows[sequences.target])], sequences.schema
+    if verbose:
+        tell_preset(model, log.preset, options or {})
+    tell_rows(sequences, verbose)
     given = {"options": _plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
     ranker = MODELS[model](schema, **model_options)
-    weights = weights_for(sequences, training, events[learned], schema, ranker.tasks)
-    delays = delays_for(events[learned], training)
+    weights = weights_for(sequences, training, events, schema, ranker.tasks)
+    delays = delays_for(events, training)
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
     made_with |= {"training": _plain(asdict(training)), "arguments": _plain(ranker.arguments)}
-    about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "fingerprint": made_with}
+    about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "preset": log.preset, "on_error": on_error}
+    about["fingerprint"] = made_with
     stopped = None
     if resume and out is not None:
         stopped = read_checkpoint(out)
@@ -113,7 +135,7 @@ def train(
     first = 0 if progress is None else progress["epoch"]
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays, epoch=first)
     if verbose:
-        print(_describe(ranker, sequences, dataset, weights.report), flush=True)
+        print(describe(ranker, sequences, dataset, weights.report), flush=True)
     compile_for(ranker, training, steps=len(dataset) * training.epochs, window=window)
     if stopped is not None:
         restore(stopped, ranker)
@@ -136,6 +158,7 @@ def warm_start(
     seed: int | None = None,
     verbose: bool = True,
     callbacks: Any = (),
+    on_error: str = "raise",
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a finished model further, on newer events: the daily step.
 
@@ -144,20 +167,22 @@ def warm_start(
     reading*. An interrupted step leaves `out` unchanged: run it again.
 
     Args:
-        log: old and new events, with the columns of the model's schema.
+        log: old and new events, with the schema of the model; the fitted constants may be missing in the log's.
         folder: of the finished training.
         new: one bool per row of `log.events`: whether it is a target. Of the other rows, those with split 'train' or 'history' are
             history, the rest is ignored.
         out: folder to write, as `train` does; it may be `folder`. None: nothing is written.
         epochs: passes over the new events. Not known from the paper; our choice: 1.
         seed: of shuffling and dropout; None: the seed of `folder` plus the number of its steps.
-        verbose, callbacks: as `train`.
+        verbose, callbacks, on_error: as `train`.
 
     Returns:
         The model, and the content of `history.json`.
 
     Raises:
-        ValueError: no new event, `new` that is not one bool per row, or a training that is not finished.
+        TypeError: `log` is not a `Log`.
+        ValueError: no new event, `new` that is not one bool per row, a training that is not finished, or a log with another schema (other
+            tasks, columns or kinds), naming the differences.
         FileNotFoundError: no checkpoint in `folder`.
 
     Example:
@@ -169,6 +194,8 @@ def warm_start(
         >>> history["train_events"] == int(new.sum())
         True
     """
+    require_log(log)
+    callbacks = checked_callbacks(callbacks)
     checkpoint = read_checkpoint(folder)
     if not checkpoint.about["finished"]:
         raise ValueError(f"the training in '{folder}' is not finished: resume it first (`train(..., resume=True)`).")
@@ -180,23 +207,29 @@ def warm_start(
     if not marks.any():
         raise ValueError(f"`new` must be True for at least one row. Received: none of {len(marks)}")
     kept = marks | log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy()
-    events, learned = log.events[kept], marks[kept]
     ranker = models.load(folder)
+    check_schema(log.schema, ranker.schema, folder)
     before = checkpoint.about
     steps = before["progress"]["step"]
     seed = before["seed"] + steps if seed is None else seed
     keras.utils.set_random_seed(seed % 2**32)
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
-    sequences = build_sequences(events, ranker.schema, target=learned)
+    sequences = checked_sequences(log.events[kept], ranker.schema, marks[kept], on_error, offers=("on_error",), places=np.flatnonzero(kept))
+    tell_rows(sequences, verbose)
+    events = log.events[kept].iloc[np.sort(sequences.rows)]
+    learned = np.zeros(int(kept.sum()), dtype=bool)
+    learned[sequences.rows[sequences.target]] = True
+    learned = learned[np.sort(sequences.rows)]
     log_seed = before.get("log_seed", before["seed"])
     about = {**before, "log": log.name, "log_seed": log_seed, "seed": seed, "backend": keras.backend.backend()}
+    about["on_error"] = on_error
     about["warm"] = before.get("warm", 0) + 1
     # One day may be too small for an estimate of propensities: earlier training rows are included.
     estimated = events[learned | (events["split"] == "train").to_numpy()]
     weights = weights_for(sequences, training, estimated, ranker.schema, ranker.tasks)
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training))
     if verbose:
-        print(_describe(ranker, sequences, dataset, weights.report), flush=True)
+        print(describe(ranker, sequences, dataset, weights.report), flush=True)
     compile_for(ranker, training, steps=len(dataset) * epochs, window=window, warm=True)
     restore(checkpoint, ranker, weights=False)
     start = time.perf_counter()
@@ -236,15 +269,19 @@ def _history(
     report: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
+    checks = sequences.report
     return {
         **{name: about[name] for name in ("model", "log", "seed", "backend")},
         "log_seed": about.get("log_seed", about["seed"]),
         "epochs": counter.epochs,
         "seconds": seconds,
         "train_events": int(sequences.target.sum()),
+        "preset": about.get("preset"),
+        "left_out": {reason: {"rows": rows, "first": checks.examples[reason]} for reason, rows in checks.dropped.items()},
+        "reordered": checks.reordered,
         "data_span": _span(ranker.schema, sequences),
         "parameters": int(ranker.count_params()),
-        "packing_efficiency": _filled(dataset),
+        "packing_efficiency": filled(dataset),
         "propensities": dict(report),
         "training": asdict(training),
         "arguments": ranker.arguments,
@@ -270,24 +307,4 @@ def _write(folder: Path, ranker: models.RankingModel, history: Mapping[str, Any]
             folder / "history.json": lambda path: path.write_text(text, encoding="utf-8"),
             folder / FILE: checkpoint_writer(ranker, about),
         }
-    )
-
-
-def _filled(dataset: PackedDataset | PackedRequests) -> float:
-    return dataset.efficiency if isinstance(dataset, PackedRequests) else dataset.rows.efficiency
-
-
-def _describe(ranker: models.RankingModel, sequences: Sequences, dataset: PackedDataset | PackedRequests, report: Mapping[str, Any]) -> str:
-    if isinstance(dataset, PackedRequests):
-        rows, skipped = len(dataset.slots), 0
-        how = f"{len(dataset.requests):,} requests in {rows:,} rows of {dataset.row_length}, {dataset.efficiency:.1%} filled"
-    else:
-        packed = dataset.rows
-        how, skipped = f"{len(packed.index):,} rows of {packed.index.shape[1]}, {packed.efficiency:.1%} filled", packed.skipped
-    weighed = "".join(f"; inverse propensities of {task}: {r['clipped']:,} of {r['of']:,} clipped" for task, r in report.items())
-    return (
-        f"{ranker.name}: {ranker.count_params():,} parameters; {sequences.num_events:,} events of {sequences.num_members:,} members, "
-        f"{int(sequences.target.sum()):,} target events; {how}"
-        + (f"; {skipped} pieces without a target left out" if skipped else "")
-        + weighed
     )

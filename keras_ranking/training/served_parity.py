@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from keras_ranking.data import RequestDataset, Sequences, requests
+from keras_ranking.data.sequences import require_sequences
 from keras_ranking.models import RankingModel
 
 
 def predict_served(
-    ranker: RankingModel, sequences: Sequences, whole_session: bool = True, max_history: int | None = None, batch_size: int = 64
+    ranker: RankingModel, sequences: Sequences, whole_session: bool | None = None, max_history: int | None = None, batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Probabilities of every target event by task, (E,), NaN for the others, from the serving graph.
 
@@ -22,7 +23,8 @@ def predict_served(
     Args:
         ranker: any model of this package.
         sequences: from `build_sequences` with the model's schema.
-        whole_session: leave out the events of the request's session; False: only those of the request's own second and later.
+        whole_session: leave out the events of the request's session; False: only those of the request's own second and later. None: True
+            where the schema has a session.
         max_history: the newest events kept; None: all.
         batch_size: requests per step.
 
@@ -30,7 +32,8 @@ def predict_served(
         By task, float64 (E,).
 
     Raises:
-        ValueError: `whole_session` with a schema without a session.
+        TypeError: `sequences` are not `Sequences`.
+        ValueError: `whole_session=True` with a schema without a session.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -40,11 +43,12 @@ def predict_served(
         >>> found["click"].shape == (len(log.events),)
         True
     """
+    require_sequences(sequences)
     found = requests(sequences, max_history=None)
     end = found.history_end
-    if whole_session:
+    if whole_session or (whole_session is None and sequences.session is not None):
         if sequences.session is None:
-            raise ValueError("`whole_session` needs a schema with a session. Received: session=None")
+            raise ValueError("`whole_session=True` needs a schema with a session. Received: session=None")
         codes, first = np.unique(sequences.session, return_index=True)
         end = np.minimum(end, first[np.searchsorted(codes, sequences.session[found.candidate_begin])])
     begin = np.minimum(found.history_begin, end)

@@ -11,12 +11,14 @@ import pandas as pd
 
 from keras_ranking import models
 from keras_ranking.data import PackedDataset, PackedRequests, Sequences, pack, pad
+from keras_ranking.data.log_columns import require_column
 from keras_ranking.schema import Schema
 from keras_ranking.training.optimizers import AdamW
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.predict import model_requests
 from keras_ranking.training.weighting.event_weights import EventWeights, event_weights
 from keras_ranking.training.weighting.propensities import position_propensities
+from keras_ranking.values import INT32_MAX, numbers_of, raise_first
 
 _FLOOR = 0.01  # the share of the highest learning rate at which the decay ends
 
@@ -87,10 +89,11 @@ def delays_for(events: pd.DataFrame, training: TrainingOptions) -> np.ndarray | 
     """The values of the options' delay column in the training rows."""
     if training.delay_column is None:
         return None
-    if training.delay_column not in events.columns:
-        column = training.delay_column
-        raise ValueError(f"column '{column}' of `delay_column` is not in the log. It has: {sorted(map(str, events.columns))}")
-    return pd.to_numeric(events[training.delay_column]).to_numpy(dtype=np.float64, na_value=np.nan)
+    require_column(events, training.delay_column, "of `delay_column` is not in the log")
+    delays, _ = numbers_of(events[training.delay_column])
+    bad = ~((delays >= 0) & (delays <= INT32_MAX))
+    raise_first(training.delay_column, events[training.delay_column], [(bad, f"must hold delays in seconds, 0 to {INT32_MAX}")])
+    return delays
 
 
 def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.one_backend
         (("score", "--server", "127.0.0.1:1"), r"give a REQUEST file, or --candidates FILE and --time SECONDS"),
         (("score", "{tmp}/good.json", "--time", "5", "--server", "127.0.0.1:1"), r"not both"),
         (("score", "{tmp}/good.json", "--server", "127.0.0.1:1"), r"`--server` needs --schema FILE"),
-        (("score", "{tmp}/good.json", "--server", "127.0.0.1:1", "--schema", "{tmp}/bad_schema.json"), r"tasks: .*required"),
+        (("score", "{tmp}/good.json", "--server", "127.0.0.1:1", "--schema", "{tmp}/bad_schema.json"), r"line 1: `tasks` must be given"),
         (("score", "--candidates", "{tmp}/x.txt", "--time", "5", "--server", "127.0.0.1:1"), r"must come from a .parquet, .csv"),
         (("score", "--candidates", "{tmp}/none.csv", "--time", "5", "--server", "127.0.0.1:1"), r"no file .*none.csv"),
     ],
@@ -44,10 +44,10 @@ def test_bad_input_is_2_in_one_line(arguments: tuple[str, ...], message: str, tm
 @pytest.mark.parametrize(
     ("source", "extra", "message"),
     [
-        ("simulate", (), r"`source` must be one of simulated, ebnerd:FOLDER"),
+        ("simulate", (), r"`--data` must be one of simulated, ebnerd:FOLDER"),
         ("ebnerd:{tmp}/nothing", (), r"nothing"),
         ("parquet:{tmp}/none.parquet", ("--schema", "{tmp}/none.json"), r"none"),
-        ("parquet:{tmp}/none.parquet", (), r"`schema` must be given with source 'parquet:FILE'"),
+        ("parquet:{tmp}/none.parquet", (), r"`--schema` must be given with source 'parquet:FILE'"),
         ("simulated", ("--schema", "{tmp}/none.json"), r"none.json"),
     ],
 )

@@ -65,11 +65,26 @@ NOT_TIMES: tuple[Any, ...] = (
 )  # fmt: skip
 NOT_VECTORS: tuple[Any, ...] = (
     *NONE, [1.0], [1.0, 2.0, 3.0], "ab", b"ab", "[1, 2]", ["1", "2"], [[1.0, 2.0], [3.0, 4.0]], [[1.0], [2.0]], [1.0, [2.0]], [True, False],
-    np.array([True, False]), [1.0, True], [1.0, None], [1.0, np.nan], [np.inf, 0.0], [1e39, 0.0], [2**200, 1], np.array([1.0, 1e300]), 5, 2.5,
-    {"a": 1, "b": 2}, {1, 2}, [1j, 2], [decimal.Decimal(1), 2], np.ones((2, 1)), np.ones((1, 2)), np.array(["a", "b"]), [pd.NA, 1.0],
+    np.array([True, False]), [1.0, True], [1.0, None], [1.0, np.nan], [np.inf, 0.0], [1e39, 0.0], [2**200, 1], np.array([1.0, 1e300]), 5,
+    2.5, {"a": 1, "b": 2}, {1, 2}, [1j, 2], [decimal.Decimal(1), 2], np.ones((2, 1)), np.ones((1, 2)), np.array(["a", "b"]), [pd.NA, 1.0],
     [dt.datetime(2020, 1, 1)] * 2, np.ma.masked_array([1.0, 2.0], [True, False]), np.array([1, 2], "M8[s]"), [10**400, 1.0], (),
 )  # fmt: skip
-NOT_LABELS: tuple[Any, ...] = (2, -1, 0.5, "yes", "true", np.inf, [1], b"\xff", 1e39, 10**400, "\ud800", 1j, dt.datetime(2020, 1, 1), np.ones(1))
+NOT_LABELS: tuple[Any, ...] = (
+    2,
+    -1,
+    0.5,
+    "yes",
+    "true",
+    np.inf,
+    [1],
+    b"\xff",
+    1e39,
+    10**400,
+    "\ud800",
+    1j,
+    dt.datetime(2020, 1, 1),
+    np.ones(1),
+)
 BAD: dict[str, tuple[Any, ...]] = {
     "member": (*NONE, *NOT_KEYS),
     "session": (*NONE, *NOT_KEYS),

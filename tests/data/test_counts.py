@@ -153,7 +153,9 @@ def test_bad_values_name_column_row_and_value():
     log = make_log()
     with pytest.raises(ValueError, match="column 'dwell' must hold finite numbers in every counted row. Received: nan at row 3"):
         point_in_time_counts(log.assign(dwell=log["dwell"].where(np.arange(len(log)) != 3)), "item", [60], ["dwell"])
-    with pytest.raises(ValueError, match=r"column 'time' must hold whole seconds or datetimes. Received: .*0.5.* at row 2"):
+    with pytest.raises(
+        ValueError, match=r"column 'time' must hold whole Unix seconds .* a fraction of a second. Received: .*0.5.* at row 2"
+    ):
         point_in_time_counts(log.assign(time=np.where(np.arange(len(log)) == 2, 0.5, 7.0)), "item", [60])
 
 

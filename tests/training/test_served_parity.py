@@ -58,8 +58,11 @@ def test_an_auxiliary_task_is_not_served(log: Any) -> None:
 def test_sessions_are_needed(log: Any) -> None:
     schema = log.schema.fit(log.events).model_copy(update={"session": None})
     model = kr.models.CADET(schema, **SMALL)
-    with pytest.raises(ValueError, match="`whole_session` needs a schema with a session"):
-        predict_served(model, build_sequences(log.events, schema))
+    sequences = build_sequences(log.events, schema)
+    with pytest.raises(ValueError, match="`whole_session=True` needs a schema with a session"):
+        predict_served(model, sequences, whole_session=True)
+    # Without a session the default is what False is.
+    np.testing.assert_array_equal(predict_served(model, sequences)["click"], predict_served(model, sequences, whole_session=False)["click"])
 
 
 @pytest.mark.slow

@@ -158,4 +158,4 @@ def read_ebnerd(
     events = pd.concat([events, known_actions(events, feedback)], axis=1)
     read = events["dwell"].where(events["click"] == 1)
     events["long_dwell"] = (read >= long_dwell_seconds).astype(np.float64).where(read.notna())
-    return Log(events=events, schema=schema, name="ebnerd", notes=tuple(notes))
+    return Log(events=events, schema=schema, name="ebnerd", notes=tuple(notes), preset="ebnerd")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.data.readers.log import find_file, require_columns
+from keras_ranking.values import raise_first, seconds_of
 
 SPLITS = ("train", "validation")
 _BEHAVIORS = (
@@ -46,9 +47,11 @@ def _lists(column: pd.Series, what: str) -> tuple[np.ndarray, list[Any]]:
 
 
 def _unix(values: Any) -> np.ndarray:
-    """Times without a zone, read as UTC, in whole seconds."""
+    """Times without a zone, read as UTC, in seconds, rounded down."""
     stamps = pd.to_datetime(pd.Series(values))
-    return np.asarray(stamps.to_numpy().astype("datetime64[s]").astype(np.int64))
+    seconds, faults = seconds_of(stamps, round="floor")
+    raise_first("impression_time", stamps, faults)
+    return seconds
 
 
 def read_files(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:

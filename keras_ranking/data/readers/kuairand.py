@@ -84,7 +84,8 @@ def read_kuairand(folder: str | Path, delay: int = 1, feedback: int = 120, valid
         [['train', 9.0, 0.0], ['validation', 0.5, 1.0]]
     """
     frames = []
-    for path in _files(folder):
+    paths = _files(folder)
+    for path in paths:
         frame = pd.read_csv(path)
         require_columns(frame, _COLUMNS, path)
         frames.append(frame)
@@ -112,4 +113,9 @@ def read_kuairand(folder: str | Path, delay: int = 1, feedback: int = 120, valid
         events[f"{name}_click_rate"] = counts[f"{key}_is_click_rate_all"]
         events[f"{name}_long_view_rate"] = counts[f"{key}_long_view_rate_all"]
     events["split"] = np.where(events["date"] >= validation_from, "validation", "train")
+    if (events["split"] == "validation").all():
+        notes.append(
+            f"no row is 'train': dates begin on {events['date'].min()}, and validation on {validation_from}. Earlier rows are in the file "
+            f"log_standard_4_08_to_4_21*.csv of the release; the folder has {', '.join(path.name for path in paths)}"
+        )
     return Log(events=events, schema=kuairand_schema(actions, feedback), name="kuairand", notes=tuple(notes))

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from keras_ranking.data.log_columns import require_column, require_frame
+from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
+
+SPLITS = ("train", "validation", "test", "history")
 
 
 @dataclass(frozen=True)
@@ -16,11 +22,17 @@ class Log:
     """A log of impressions, its schema, and notes of what the reader left out or derived.
 
     Args:
-        events: one row per impression, sorted by time. Besides the schema's columns it has a `split` column: "train",
-            "validation", "test", or "history" for rows that are read as history and never trained on.
+        events: one row per impression. Besides the schema's columns it has a `split` column: "train", "validation", "test", or "history"
+            for rows that are read as history and never trained on. See `split_by_time`.
         schema: what the columns are; standardising numbers are not fitted yet (`schema.fit(training_rows)`).
         name: the log's name, for tables and messages.
         notes: one line, with counts, for everything that the reader left out, merged or derived.
+        preset: options of models and of training that `kr.training.train` takes where none are given: "simulated" or "ebnerd". `simulate`
+            and `read_ebnerd` set it. None: the defaults of the model.
+
+    Raises:
+        TypeError: `events` is not a DataFrame, or `schema` not a `Schema`.
+        ValueError: no column `split`, or another word in it.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -34,6 +46,28 @@ class Log:
     schema: Schema
     name: str
     notes: tuple[str, ...] = ()
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        require_frame(self.events)
+        schema: Any = self.schema
+        if not isinstance(schema, Schema):
+            load = f"; read a file with `Schema.load({str(schema)!r})`" if isinstance(schema, str | Path) else ""
+            raise TypeError(f"`schema` must be a Schema. Received: {type(schema).__name__}{load}")
+        if "split" not in self.events.columns:
+            raise ValueError(
+                "`events` must have a column 'split' with the words 'train', 'validation', 'test' and 'history': "
+                "`keras_ranking.data.split_by_time(events, schema)` makes one, and `events.assign(split='train')` trains on all rows. "
+                f"Received: columns {sorted(map(str, self.events.columns))}"
+            )
+        counts = self.events["split"].value_counts(dropna=False, sort=False)
+        wrong = {word: int(rows) for word, rows in counts.items() if word not in SPLITS and rows}
+        if wrong:
+            found = ", ".join(f"{shown(word)} in {rows:,} rows" for word, rows in list(wrong.items())[:10])
+            near = [_nearest(word) for word in wrong]
+            rename = {word: to for word, to in zip(wrong, near, strict=True) if to}
+            hint = f"; rename them: `events['split'].replace({rename})`" if rename else ""
+            raise ValueError(f"column 'split' must hold 'train', 'validation', 'test' or 'history'. Received: {found}{hint}")
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split.
@@ -41,10 +75,38 @@ class Log:
         Raises:
             ValueError: the log has no rows of that split.
         """
-        rows = self.events[self.events["split"] == name]
-        if not len(rows):
-            raise ValueError(f"the log '{self.name}' has no split '{name}'. It has: {sorted(self.events['split'].unique())}")
+        return self.events[self.is_split(name)]
+
+    def is_split(self, name: str) -> np.ndarray:
+        """Which rows are of this split, bool (rows,).
+
+        Raises:
+            ValueError: none of them.
+        """
+        rows = (self.events["split"] == name).to_numpy(dtype=bool)
+        if not rows.any():
+            known = sorted(self.events["split"].unique())
+            why = "".join(f"; {note}" for note in self.notes if f"'{name}'" in note)
+            raise ValueError(f"the log '{self.name}' has no rows with split '{name}'. It has: {known}{why}")
         return rows
+
+
+def require_log(log: Any) -> None:
+    """Check that this is a `Log`.
+
+    Raises:
+        TypeError: with the way to make one.
+    """
+    if not isinstance(log, Log):
+        made = "`keras_ranking.data.Log(events, schema, name)` makes one of a DataFrame with a column 'split'"
+        raise TypeError(f"`log` must be a keras_ranking.data.Log. Received: {type(log).__name__}; {made}, `open_log` reads a file.")
+
+
+def _nearest(word: Any) -> str | None:
+    """The word of a split that another word probably means."""
+    text = str(word).strip().lower()
+    known = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation", "training": "train", "tr": "train"}
+    return text if text in SPLITS else known.get(text)
 
 
 def find_file(folder: str | Path, names: Iterable[str], what: str) -> Path:
@@ -70,6 +132,5 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str], where: str | Pa
     Raises:
         ValueError: naming the file, the missing columns and those there are.
     """
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ValueError(f"{Path(where).name} has no column {', '.join(map(repr, missing))}. It has: {sorted(map(str, frame.columns))}")
+    for column in columns:
+        require_column(frame, column, f"is not in {Path(where).name}")

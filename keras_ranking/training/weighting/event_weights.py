@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_ranking.configuration import is_real
 from keras_ranking.data import Sequences
 
 DAY = 86400
@@ -25,8 +26,8 @@ DAY = 86400
 
 def check_half_life(name: str, value: Any, words: tuple[str, ...] = ()) -> None:
     """Raises ValueError, naming the argument, unless the value is positive and finite or one of the words."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    if not number and value not in words:
+    number = is_real(value) and math.isfinite(value) and value > 0
+    if not number and not (isinstance(value, str) and value in words):
         allowed = " or ".join(["a positive number", *map(repr, words)])
         raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
 

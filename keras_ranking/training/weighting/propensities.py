@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.data.log_columns import key_faults, require_column, require_frame
 from keras_ranking.schema import Schema
+from keras_ranking.values import numbers_of, raise_first
 
 METHODS = ("em", "random", "ctr")
 _Z = 1.959964  # of a 95 % interval
@@ -114,6 +116,7 @@ def position_propensities(
         The curve of each task.
 
     Raises:
+        TypeError: `events` is not a DataFrame.
         ValueError: an unknown method, a schema without a position, a missing argument of the method, a position without rows below
             the last one, or no label 1 at position 1.
 
@@ -131,7 +134,10 @@ def position_propensities(
         raise ValueError(f"`last` must be a positive integer. Received: last={last}")
     if not (np.isfinite(prior) and prior >= 0):
         raise ValueError(f"`prior` must be a finite number of at least 0. Received: prior={prior}")
-    position = pd.to_numeric(events[schema.position]).to_numpy(dtype=np.float64, na_value=np.nan)
+    require_frame(events)
+    require_column(events, schema.position)
+    position, wrong = numbers_of(events[schema.position])
+    raise_first(schema.position, events[schema.position], [(wrong, "must hold whole numbers, 1 = shown first (or be missing = not known)")])
     used = position >= 1
     if method == "random":
         used = used & _random_rows(events, randomised)
@@ -139,6 +145,7 @@ def position_propensities(
     group, groups = _groups(events, schema, items) if method == "em" else (np.zeros(len(events), dtype=np.int64), None)
     curves = {}
     for task in [schema.task(name) for name in (tasks if tasks is not None else [task.name for task in schema.tasks])]:
+        require_column(events, task.label, f"of task '{task.name}' is not in the log")
         label = task.encode(events[task.label])
         rows = used & ~np.isnan(label)
         if not rows.any():
@@ -168,8 +175,7 @@ def _random_rows(events: pd.DataFrame, randomised: Any) -> np.ndarray:
     if randomised is None:
         raise ValueError("method 'random' needs `randomised`: a column, or one bool per row. Received: randomised=None")
     if isinstance(randomised, str):
-        if randomised not in events.columns:
-            raise ValueError(f"column '{randomised}' of `randomised` is not in the log. It has: {sorted(map(str, events.columns))}")
+        require_column(events, randomised, "of `randomised` is not in the log")
         randomised = events[randomised]
     marks = np.asarray(randomised)
     if marks.shape != (len(events),):
@@ -193,8 +199,8 @@ def _groups(events: pd.DataFrame, schema: Schema, items: str | Sequence[str] | N
             raise ValueError("method 'em' needs `items`, since the schema has no Id feature. Received: items=None")
     columns = [items] if isinstance(items, str) else list(items)
     for column in columns:
-        if column not in events.columns:
-            raise ValueError(f"column '{column}' of `items` is not in the log. It has: {sorted(map(str, events.columns))}")
+        require_column(events, column, "of `items` is not in the log")
+        raise_first(column, events[column], key_faults(events[column]))
     keys = pd.MultiIndex.from_frame(events[columns]) if len(columns) > 1 else pd.Index(events[columns[0]])
     codes, unique = pd.factorize(keys, use_na_sentinel=False)  # rows without an id are one group, as they are one row of an embedding table
     return codes.astype(np.int64), pd.Index(unique)

@@ -125,7 +125,7 @@ def test_errors_name_what_is_missing(small, tmp_path):
         read_ebnerd(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="looked for ebnerd_behaviors.csv.gz"):
         read_ebnerd(tmp_path)
-    with pytest.raises(ValueError, match=r"ebnerd_behaviors.csv.gz has no column 'session_id'. It has: \["):
+    with pytest.raises(ValueError, match=r"column 'session_id' is not in ebnerd_behaviors.csv.gz. It has: \["):
         read_ebnerd(write(tmp_path, behaviors.drop(columns="session_id"), history))
     with pytest.raises(ValueError, match="`tasks` must be among"):
         read_ebnerd(write(tmp_path, behaviors, history), tasks=("buy",))
@@ -135,5 +135,5 @@ def test_errors_name_what_is_missing(small, tmp_path):
 
 
 def test_missing_split(small):
-    with pytest.raises(ValueError, match=r"the log 'ebnerd' has no split 'test'. It has: \['history', 'train', 'validation'\]"):
+    with pytest.raises(ValueError, match=r"the log 'ebnerd' has no rows with split 'test'. It has: \['history', 'train', 'validation'\]"):
         small[0].split("test")

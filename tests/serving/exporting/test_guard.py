@@ -12,7 +12,8 @@ from keras_ranking.serving.protocol.marks import marked, refused_values
 from tests.serving import standin
 
 tf = pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.one_backend
+of_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the graph is made in this process")
+pytestmark = [pytest.mark.one_backend, of_tensorflow]
 
 SCORES = ("serving_default", "raw", "score_candidates")
 

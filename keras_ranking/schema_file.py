@@ -1,0 +1,137 @@
+"""Reading a schema from JSON, with errors in the words of the file: its name, the line, and what is allowed there."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from keras_ranking.columns import Category, Id, Number, Task, Vector
+from keras_ranking.ops.messages import shown
+
+_MOST_PROBLEMS = 10
+_KINDS = "'id', 'category', 'number' or 'vector'"
+_CLASSES: dict[str, type[BaseModel]] = {"id": Id, "category": Category, "number": Number, "vector": Vector}
+_TYPES = {"string": "a text", "int": "an integer", "float": "a number", "tuple": "a list", "model": "an object", "dict": "an object"}
+_SPACE = re.compile(r"\s*")
+_SCALAR = re.compile(r"[^\s,\]}]+")
+Place = tuple[str | int, ...]
+
+
+def read_model(kind: type[BaseModel], path: str | Path) -> Any:
+    """An object of a pydantic class from a JSON file.
+
+    Raises:
+        ValueError: with up to ten problems, each with its line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be a JSON file of a schema. Received: a file that is not UTF-8 text") from error
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: must be JSON. {error.msg} at column {error.colno}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}, line 1: must hold one JSON object, {{...}}. Received: a {type(data).__name__}")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        problems = error.errors()
+        lines = [_line(kind, text, problem) for problem in problems[:_MOST_PROBLEMS]]
+        more = f"\n  and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
+        if len(lines) == 1:
+            raise ValueError(f"{path}, {lines[0]}") from None
+        raise ValueError(f"{path} has {len(problems)} problems:\n  " + "\n  ".join(lines) + more) from None
+
+
+def _line(kind: type[BaseModel], text: str, problem: Mapping[str, Any]) -> str:
+    """'line 7: `kind` of features[1] must be ...'."""
+    lines = line_numbers(text)
+    path: Place = ()
+    left: list[str | int] = []
+    owner: type[BaseModel] = kind
+    for part in problem["loc"]:  # pydantic adds the kind of a column to the place
+        if (*path, part) in lines:
+            path = (*path, part)
+            owner = Task if path[0] == "tasks" else owner
+        else:
+            owner = _CLASSES.get(str(part), owner)
+            left.append(part)
+    last = problem["loc"][-1] if problem["loc"] else ""
+    name = _written(path) if isinstance(last, int) else str(last)
+    if isinstance(last, int):
+        inside = _written(path) if problem["type"].startswith("union_tag") else ""
+    else:
+        inside = _written(path[:-1] if path[-1:] == (last,) else path)
+    return f"line {lines[path]}: {_words(owner, problem, name)}{f' (in {inside})' if inside else ''}"
+
+
+def _written(path: Place) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def _words(owner: type[BaseModel], problem: Mapping[str, Any], name: str) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    received = f". Received: {shown(problem.get('input'))}"
+    if kind == "union_tag_invalid":
+        return f"`kind` must be {_KINDS}. Received: {context['tag']!r}"
+    if kind == "union_tag_not_found":
+        return f"`kind` must be given: {_KINDS}"
+    if kind == "missing":
+        return f"`{name}` must be given"
+    if kind == "extra_forbidden":
+        known = list(owner.model_fields)
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"there is no `{name}`{f'; did you mean `{near[0]}`?' if near else ''} It may have {', '.join(known)}"
+    if kind == "literal_error":
+        return f"`{name}` must be {context['expected']}{received}"
+    if kind == "value_error":
+        return str(problem["msg"]).removeprefix("Value error, ")
+    bounds = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le"), "greater_than": ("above", "gt")}
+    if kind in bounds:
+        return f"`{name}` must be {bounds[kind][0]} {context[bounds[kind][1]]}{received}"
+    wanted = _TYPES.get(kind.partition("_")[0])
+    return f"`{name}` must be {wanted}{received}" if wanted else f"`{name}`: {problem['msg']}{received}"
+
+
+def line_numbers(text: str) -> dict[Place, int]:
+    """The line on which each value of a JSON text begins, by its place: ("features", 0, "name").
+
+    Example:
+        >>> from keras_ranking.schema_file import line_numbers
+        >>> line_numbers('{"a": [\\n1,\\n2]}')["a", 1]
+        3
+    """
+    found: dict[Place, int] = {}
+
+    def skip(at: int) -> int:
+        return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+    def value(at: int, path: Place) -> int:
+        at = skip(at)
+        found[path] = text.count("\n", 0, at) + 1
+        if text[at] == '"':
+            return int(scanstring(text, at + 1)[1])
+        if text[at] not in "{[":
+            return _SCALAR.match(text, at).end()  # type: ignore[union-attr]
+        keyed, close, number = text[at] == "{", "}" if text[at] == "{" else "]", 0
+        at = skip(at + 1)
+        while text[at] != close:
+            part: str | int = number
+            if keyed:
+                part, at = scanstring(text, at + 1)
+                at = skip(at) + 1
+            at = skip(value(at, (*path, part)))
+            number += 1
+            at = skip(at + 1) if text[at] == "," else at
+        return at + 1
+
+    value(0, ())
+    return found

@@ -1,0 +1,50 @@
+"""What a training tells: the options of the log's preset, rows left out or sorted, and the sizes of model and data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from keras_ranking import models
+from keras_ranking.data import PackedDataset, PackedRequests, Sequences
+from keras_ranking.training.presets import preset_options
+
+
+def tell_preset(model: str, preset: str | None, options: Mapping[str, Any]) -> None:
+    """Print the options that the log's preset has set."""
+    chosen = {name: value for name, value in preset_options(model, preset).items() if name not in options}
+    if chosen:
+        print(f"preset '{preset}' of the log: {', '.join(f'{name}={value}' for name, value in chosen.items())}", flush=True)
+
+
+def tell_rows(sequences: Sequences, verbose: bool) -> None:
+    """Print which rows were left out, and how many were sorted; without `verbose`, warn of those left out."""
+    report = sequences.report
+    if verbose and (report.dropped or report.reordered):
+        print(str(replace(report, notes=())), flush=True)
+    elif report.dropped:
+        warnings.warn(str(replace(report, notes=())), UserWarning, stacklevel=3)
+
+
+def filled(dataset: PackedDataset | PackedRequests) -> float:
+    """The share of slots that hold an event."""
+    return dataset.efficiency if isinstance(dataset, PackedRequests) else dataset.rows.efficiency
+
+
+def describe(ranker: models.RankingModel, sequences: Sequences, dataset: PackedDataset | PackedRequests, report: Mapping[str, Any]) -> str:
+    """One line: model, data, and what was left out or clipped."""
+    if isinstance(dataset, PackedRequests):
+        rows, skipped = len(dataset.slots), 0
+        how = f"{len(dataset.requests):,} requests in {rows:,} rows of {dataset.row_length}, {dataset.efficiency:.1%} filled"
+    else:
+        packed = dataset.rows
+        how, skipped = f"{len(packed.index):,} rows of {packed.index.shape[1]}, {packed.efficiency:.1%} filled", packed.skipped
+    weighed = "".join(f"; inverse propensities of {task}: {r['clipped']:,} of {r['of']:,} clipped" for task, r in report.items())
+    return (
+        f"{ranker.name}: {ranker.count_params():,} parameters; {sequences.num_events:,} events of {sequences.num_members:,} members, "
+        f"{int(sequences.target.sum()):,} target events; {how}"
+        + (f"; {skipped} pieces without a target left out" if skipped else "")
+        + weighed
+    )
