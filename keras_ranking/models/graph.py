@@ -1,8 +1,9 @@
-"""Functional models that check their integer inputs before Keras casts them."""
+"""Functional models that check their integer inputs before Keras casts them, and that an error in a first step leaves as they were."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -30,8 +31,46 @@ class WholeModelInputs:
         return {name: _checked(name, value, declared) for name, value in inputs.items()}
 
 
+class KeepsWeights:
+    """A model that still has its weights after an error in `fit`, `evaluate` or `predict`.
+
+    On JAX, Keras takes the arrays out of the variables for the time of the call. It puts back what the last step returned, which is
+    nothing if the first one fails, for example because of wrong targets.
+    """
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`."""
+        with self._kept():
+            return super().fit(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`."""
+        with self._kept():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`."""
+        with self._kept():
+            return super().predict(*args, **kwargs)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        optimizer = getattr(self, "optimizer", None)
+        variables = [*self.variables, *(optimizer.variables if optimizer else ())]  # type: ignore[attr-defined]
+        held = [(variable, variable._value) for variable in variables if keras.backend.backend() == "jax"]
+        try:
+            yield
+        except BaseException:
+            for variable, value in held:
+                if variable._value is None:
+                    variable._value = value
+            # TensorFlow would run on in the program whose first trace failed.
+            self.train_function = self.test_function = self.predict_function = None
+            raise
+
+
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class Graph(WholeModelInputs, keras.Model):
+class Graph(WholeModelInputs, KeepsWeights, keras.Model):
     """A functional `keras.Model` over layers of a `RankingModel`, such as its `serving_model`."""
 
 
