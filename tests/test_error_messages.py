@@ -84,8 +84,8 @@ SCHEMA = kr.Schema(
 )
 FAULTS: dict[str, tuple[str, Any]] = {
     "missing member": ("m", None), "fraction": ("t", START + 0.5), "milliseconds": ("t", START * 1000), "early": ("t", 5),
-    "text": ("t", "noon"), "half an id": ("item", 1.5), "no id": ("item", [1]), "negative": ("age", -1.0), "infinite": ("age", np.inf), "unknown": ("age", None),
-    "label": ("click", 7), "no label": ("click", None), "position": ("p", 0),
+    "text": ("t", "noon"), "half an id": ("item", 1.5), "no id": ("item", [1]), "negative": ("age", -1.0), "infinite": ("age", np.inf),
+    "unknown": ("age", None), "label": ("click", 7), "no label": ("click", None), "position": ("p", 0),
 }  # fmt: skip
 
 
