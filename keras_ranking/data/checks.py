@@ -26,6 +26,7 @@ class Report:
         rows: rows received.
         dropped: rows left out, by reason. A row with several faults counts once, under the first of them.
         examples: for each reason the first such row: its place in the frame, its index label and its value.
+        places: for each reason the places of all such rows in the frame.
         reordered: rows that came after a later row of their member and were sorted into place (`sort=True`).
         notes: what is not wrong but probably not meant, such as values that differ from the vocabulary in case alone. Also warned of.
 
@@ -35,11 +36,14 @@ class Report:
         >>> rows, report = kr.data.check_events(events, log.schema, on_error="drop")
         >>> report.kept, report.dropped
         (99, {"column 'click' of task 'click' must hold 0 or 1": 1})
+        >>> [places.tolist() for places in report.places.values()]
+        [[0]]
     """
 
     rows: int
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    places: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     reordered: int = 0
     notes: tuple[str, ...] = ()
 
@@ -80,6 +84,7 @@ class _Checker:
         self.report.dropped[key] = self.report.dropped.get(key, 0) + int(bad.sum())
         example = f"{shown(self.events[column].iloc[row])} at {at_row(int(self.places[row]), self.events.index, row)}"
         self.report.examples.setdefault(key, example)
+        self.report.places[key] = np.union1d(self.report.places.get(key, np.zeros(0, dtype=np.int64)), self.places[bad])
         self.alive &= ~bad
 
     def faults(self, column: str, faults: Faults) -> None:

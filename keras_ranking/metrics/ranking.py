@@ -138,7 +138,8 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
 
         DCG@k = sum_{rank <= k} (2^y - 1) / log2(rank + 1),    NDCG@k = DCG@k / (DCG@k of the best order)
 
-    Groups whose labels are all 0 have no NDCG and are ignored (keras-rs counts them as 0).
+    Groups whose labels are all equal are ignored: all 0 has no NDCG (keras-rs counts 0), and any other label has an NDCG of 1 for any
+    scores, such as a list of one clicked item. So a log whose requests have one row each has no NDCG.
 
     Args:
         labels: (n,) grades >= 0.
@@ -147,7 +148,7 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
         k: number of top items that are used; None: all.
 
     Returns:
-        `GroupedValue(value, groups)`; (NaN, 0) if no group has a positive label.
+        `GroupedValue(value, groups)`; (NaN, 0) if no group has two different labels.
 
     Raises:
         ValueError: no rows, lengths differ, a negative label, a NaN score, k not positive.
@@ -161,13 +162,14 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
     grade = column("labels", labels, least=0.0, most=1000.0).astype(np.float64)
     values = column("scores", scores, grade.size)
     codes = group_codes(groups, grade.size)
-    found, best = _dcg(grade, values, codes, k), _dcg(grade, grade, codes, k)
-    counted = best > 0
+    found, _ = _dcg(grade, values, codes, k)
+    best, counted = _dcg(grade, grade, codes, k)
     count = int(counted.sum())
     return GroupedValue(float((found[counted] / best[counted]).mean()) if count else float("nan"), count)
 
 
-def _dcg(grade: np.ndarray, scores: np.ndarray, codes: np.ndarray, k: int | None) -> np.ndarray:
+def _dcg(grade: np.ndarray, scores: np.ndarray, codes: np.ndarray, k: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """DCG of each group, and whether it has two different labels."""
     order = by_group_and_score(codes, -scores)
     code, value = codes[order], scores[order]
     group = starts_of(code)
@@ -180,13 +182,14 @@ def _dcg(grade: np.ndarray, scores: np.ndarray, codes: np.ndarray, k: int | None
     gain = np.add.reduceat(np.exp2(grade[order]) - 1.0, tie) / length
     discount = np.add.reduceat(table[np.arange(order.size) - np.repeat(group, size)], tie)
     total: np.ndarray = np.add.reduceat(gain * discount, np.searchsorted(tie, group))
-    return total
+    return total, np.maximum.reduceat(grade[order], group) > np.minimum.reduceat(grade[order], group)
 
 
 def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
     """Mean over groups of 1 / rank of the first positive item, expected over a random order of tied items.
 
-    Groups without a positive are ignored (keras-rs counts them as 0).
+    Groups without a positive are ignored (keras-rs counts them as 0), and groups without a negative, such as a list of one clicked item,
+    whose rank is 1 for any scores. So a log whose requests have one row each has no MRR.
 
     In a block of m tied items, p of them positive, that starts at rank a, the first positive is the k-th of the block with
     probability C(m - k, p - 1) / C(m, p).
@@ -197,7 +200,7 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
         groups: (n,).
 
     Returns:
-        `GroupedValue(value, groups)`; (NaN, 0) if no group has a positive.
+        `GroupedValue(value, groups)`; (NaN, 0) if no group has both labels.
 
     Raises:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a NaN score.
@@ -220,7 +223,11 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
         return GroupedValue(float("nan"), 0)
     block = block[starts_of(code[tie[block]])]
     group = starts_of(code)
-    start = group[np.searchsorted(code[group], code[tie[block]])]
+    place = np.searchsorted(code[group], code[tie[block]])
+    ranked = np.minimum.reduceat(positive[order], group)[place] == 0
+    block, start = block[ranked], group[place[ranked]]
+    if block.size == 0:
+        return GroupedValue(float("nan"), 0)
     rank = (tie[block] - start + 1).astype(np.float64)
     left, positives = size[block].astype(np.float64), hits[block].astype(np.float64)
     total, chance = np.zeros(block.size), np.ones(block.size)

@@ -18,9 +18,9 @@ def summary(labels: Any, probabilities: Any, groups: Any) -> dict[str, float]:
 
     Returns:
         Exactly the keys `auc` (all rows), `impression_auc` (mean over requests that have both classes), `ndcg_at_10` and
-        `mrr` (means over requests with a positive), `log_loss`, `normalized_entropy`, `calibration_error` (10 bins of
-        equal mass) and `observed_over_expected`. An undefined metric is NaN: with one class only, both
-        AUCs and the normalised entropy; without a positive, NDCG and MRR as well.
+        `mrr` (means over requests with both labels, too), `log_loss`, `normalized_entropy`, `calibration_error` (10 bins of
+        equal mass) and `observed_over_expected`. An undefined metric is NaN: with one class only, both AUCs and the normalised
+        entropy; without a request of both labels, as in a log of one row a request, the impression AUC, NDCG and MRR.
 
     Raises:
         ValueError: no rows, lengths differ, a label other than 0 or 1, a probability outside [0, 1] or NaN.

@@ -277,7 +277,10 @@ def _history(
         "seconds": seconds,
         "train_events": int(sequences.target.sum()),
         "preset": about.get("preset"),
-        "left_out": {reason: {"rows": rows, "first": checks.examples[reason]} for reason, rows in checks.dropped.items()},
+        "left_out": {
+            reason: {"rows": rows, "first": checks.examples[reason], "places": checks.places[reason][:100].tolist()}
+            for reason, rows in checks.dropped.items()
+        },
         "reordered": checks.reordered,
         "data_span": _span(ranker.schema, sequences),
         "parameters": int(ranker.count_params()),

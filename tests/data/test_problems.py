@@ -178,3 +178,11 @@ def test_the_reader_says_which_file_is_missing(tmp_path) -> None:
     log = kr.data.read_kuairand(tmp_path)
     with pytest.raises(ValueError, match=r"no rows with split 'train'.*log_standard_4_08_to_4_21\*.csv of the release; the folder has"):
         log.split("train")
+
+
+def test_a_report_has_the_places_of_all_rows_left_out() -> None:
+    log = make_log()
+    log.loc[["r2", "r4"], "price"] = np.inf
+    log.loc["r1", "age"] = -1.0
+    report = build_sequences(log, SCHEMA, on_error="drop").report
+    assert {reason.split("'")[1]: places.tolist() for reason, places in report.places.items()} == {"age": [1], "price": [2, 4]}

@@ -66,45 +66,47 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
             counted[axis] = tf.range(width)[None, :] < out[count_name][:, None]
     if CACHE_LENGTH in tensors and CACHE_TIME in tensors:
         out[CACHE_LENGTH], bad = _clipped(tensors[CACHE_LENGTH], tf.shape(tensors[CACHE_TIME])[1], bad)
-    for name, x in out.items():
-        if name in AXES.values() or name == CACHE_LENGTH:
-            continue
-        if name.startswith(CACHE):
-            if x.dtype.is_floating:  # one cell is enough: all are marked, and cells beyond the history may hold anything
-                refused = _first_cell(x) <= INVALID_CACHE
-                out[name] = _marked(x, refused, 0.0)
-                bad |= refused
-            continue
-        wrong = _wrong(name, x, specs[name])
-        if wrong is None:
-            continue
-        out[name] = tf.where(wrong, tf.zeros([], x.dtype), x)
-        cells: Any = counted.get(specs[name]["axis"])
+    for name, x in tensors.items():
+        if name.startswith(CACHE) and x.dtype.is_floating:  # one cell is enough: all are marked, and cells beyond may hold anything
+            refused = _first_cell(x) <= INVALID_CACHE
+            out[name] = _marked(x, refused, 0.0)
+            bad |= refused
+    for names in _alike(tensors, specs):
+        # Inputs of one shape and kind are checked as one tensor: many small operations would cost more than the arithmetic.
+        x = tf.stack([out[name] for name in names], axis=-1)
+        wrong = _wrong(x, [specs[name]["rows"] for name in names])
+        out.update(zip(names, tf.unstack(tf.where(wrong, tf.zeros([], x.dtype), x), len(names), axis=-1), strict=True))
+        cells: Any = counted.get(specs[names[0]]["axis"])
         for _ in range(len(x.shape) - 2 if cells is not None else 0):
             cells = cells[..., None]
         bad |= _any(wrong if cells is None else wrong & cells)
     return out, bad
 
 
+def _alike(tensors: Tensors, specs: Specs) -> list[list[str]]:
+    """Names of inputs with values that a model cannot read, by axis, shape and kind."""
+    found: dict[Any, list[str]] = {}
+    for name, x in tensors.items():
+        has_range = x.dtype.is_floating or specs[name]["rows"] is not None or name in _TIMES
+        if has_range and not name.startswith(CACHE) and name not in AXES.values():
+            found.setdefault((specs[name]["axis"], tuple(x.shape[2:]), len(x.shape), x.dtype), []).append(name)
+    return list(found.values())
+
+
 def _width(tensors: Tensors, names: list[str]) -> Any:
     """Cells of an axis that all its inputs have."""
-    width = tf.shape(tensors[names[0]])[1]
-    for name in names[1:]:
-        width = tf.minimum(width, tf.shape(tensors[name])[1])
-    return width
+    return tf.reduce_min(tf.stack([tf.shape(tensors[name])[1] for name in names]))
 
 
 def _clipped(count: Any, width: Any, bad: Any) -> tuple[Any, Any]:
     return tf.clip_by_value(count, 0, width), bad | (count < 0) | (count > width)
 
 
-def _wrong(name: str, x: Any, spec: Mapping[str, Any]) -> Any:
-    """Cells that the model cannot read; None: it reads every value."""
+def _wrong(x: Any, rows: list[int | None]) -> Any:
+    """Cells that the model cannot read; the last axis has the inputs, with their number of rows (of a time: None)."""
     if x.dtype.is_floating:
         return ~tf.math.is_finite(x) | (tf.abs(x) > LARGEST)  # Grappler makes `a > b` of `not a <= b`, which differs for NaN
-    if spec["rows"] is not None:
-        return (x < 0) | (x >= spec["rows"])
-    return x < 0 if name in _TIMES else None
+    return (x < 0) | (x > tf.constant([x.dtype.max if count is None else count - 1 for count in rows], x.dtype))
 
 
 def _first_cell(x: Any) -> Any:
