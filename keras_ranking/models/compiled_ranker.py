@@ -86,13 +86,13 @@ class CompiledRanker(keras.Model):
         return [variable for variable in self.variables if id(variable) not in weights]
 
     def fit(self, x: Any = None, y: Any = None, *arguments: Any, **settings: Any) -> Any:
-        """As `keras.Model.fit`; labels and weights in arrays are checked first."""
-        self._check_arrays(y, settings.get("sample_weight"))
+        """As `keras.Model.fit`; labels and weights are checked first, in arrays and in the first batch of a caller's `PyDataset`."""
+        self._check_arrays(*(_first_batch(x) or (y, settings.get("sample_weight"))))
         return super().fit(x, y, *arguments, **settings)
 
     def evaluate(self, x: Any = None, y: Any = None, *arguments: Any, **settings: Any) -> Any:
-        """As `keras.Model.evaluate`; labels and weights in arrays are checked first."""
-        self._check_arrays(y, settings.get("sample_weight"))
+        """As `keras.Model.evaluate`; labels and weights are checked first, in arrays and in the first batch of a caller's `PyDataset`."""
+        self._check_arrays(*(_first_batch(x) or (y, settings.get("sample_weight"))))
         return super().evaluate(x, y, *arguments, **settings)
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *arguments: Any, **settings: Any) -> Any:
@@ -156,3 +156,11 @@ class CompiledRanker(keras.Model):
         if not self.auxiliary or not isinstance(outputs, dict):
             return outputs
         return {name: value for name, value in outputs.items() if name not in self.auxiliary}
+
+
+def _first_batch(x: Any) -> tuple[Any, Any] | None:
+    """Targets and weights of the first batch of a caller's dataset; those of this package hold labels that were checked."""
+    if not isinstance(x, keras.utils.PyDataset) or type(x).__module__.startswith("keras_ranking.") or not x.num_batches:
+        return None
+    _, y, weight = keras.utils.unpack_x_y_sample_weight(x[0])
+    return y, weight

@@ -125,6 +125,8 @@ def test_labels_out_of_range_name_task_and_place(model: Any, batch: Any, jit_com
             ValueError, match=rf"task 'click': `y_true` must hold labels from 0 to 1.* Received: label -1.0 at \({row}, {token}\)"
         ):
             run(x, wrong, sample_weight=weight, verbose=0)
+        with pytest.raises(ValueError, match="task 'click': `y_true` must hold labels from 0 to 1"):
+            run(One((x, wrong, weight)), verbose=0)
     with pytest.raises(ValueError, match="task 'click': `sample_weight`"):
         model.train_on_batch(x, y, {"click": -weight["click"]})
 
