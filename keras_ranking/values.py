@@ -42,6 +42,22 @@ def require_frame(events: Any, name: str = "events") -> None:
     raise TypeError(f"`{name}` must be a pandas DataFrame. Received: {type(events).__name__}{convert}")
 
 
+def require_kind(value: Any, kind: type | tuple[type, ...], name: str, made: str = "") -> None:
+    """Check the class of an argument.
+
+    Args:
+        value, kind: what was given, and the class or classes that it must be of.
+        name: of the argument.
+        made: how one is made, for the message.
+
+    Raises:
+        TypeError: an object of another class.
+    """
+    if not isinstance(value, kind):
+        kinds = " or ".join(known.__name__ for known in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(f"`{name}` must be {kinds}. Received: {type(value).__name__}{f'; {made}' if made else ''}")
+
+
 def raise_first(name: str, series: pd.Series, faults: Faults, remedy: str = "") -> None:
     """Raise the first fault that has a row: with column, row (its place in the values) and value.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from keras_ranking.data.checks import Report, checked_rows
 from keras_ranking.data.log_columns import require_frame
 from keras_ranking.schema import Schema
-from keras_ranking.values import numbers_of
+from keras_ranking.values import numbers_of, require_kind
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ def require_sequences(sequences: Any) -> None:
     Raises:
         TypeError: with the way to make them.
     """
-    if not isinstance(sequences, Sequences):
-        made = "`keras_ranking.data.build_sequences(events, schema)` makes them of a DataFrame"
-        raise TypeError(f"`sequences` must be Sequences. Received: {type(sequences).__name__}; {made}")
+    require_kind(sequences, Sequences, "sequences", "`keras_ranking.data.build_sequences(events, schema)` makes them of a DataFrame")
 
 
 def _mask(target: Any, rows: int) -> np.ndarray:

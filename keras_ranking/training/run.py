@@ -33,6 +33,7 @@ from keras_ranking.training.checkpoint import (
 from keras_ranking.training.options import MODELS, TrainingOptions, split_options
 from keras_ranking.training.reporting import describe, filled, tell_preset, tell_rows
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
+from keras_ranking.values import require_kind
 
 HISTORY_SPLIT = "history"
 
@@ -89,6 +90,7 @@ def train(
         (['click', 'like'], 1)
     """
     require_log(log)
+    require_kind(options or {}, Mapping, "options", "a mapping of names to values")
     if resume and out is None:
         raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")
     if checkpoint_every is not None and checkpoint_every < 1:
