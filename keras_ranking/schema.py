@@ -248,7 +248,7 @@ class Schema(BaseModel):
                 raise ValueError(f"column '{column.name}' cannot be fitted on a log without rows.")
             constant = numbers.min() == numbers.max()  # std == 0 would miss it: rounding of the mean gives a std of 1e-17
             mean = float(numbers[0] if constant else numbers.mean()) if column.mean is None else column.mean
-            std = float(1.0 if constant else numbers.std()) if column.std is None else column.std
+            std = float(1.0 if constant else numbers.std() or 1.0) if column.std is None else column.std  # 0: a spread below float64
             return column.model_copy(update={"mean": mean, "std": std})
 
         return self.model_copy(update={"features": tuple(map(fitted, self.features)), "actions": tuple(map(fitted, self.actions))})

@@ -33,8 +33,11 @@ def require_frame(events: Any, name: str = "events") -> None:
 
     Raises:
         TypeError: with the conversion of what was received, where there is one.
+        ValueError: several levels of column names.
     """
     if isinstance(events, pd.DataFrame):
+        if events.columns.nlevels > 1:
+            raise ValueError(f"`{name}` must have one level of column names. Received: {events.columns.nlevels} levels")
         return
     convert = f"; convert it: `{name}.to_pandas()`" if hasattr(events, "to_pandas") else ""
     convert = f"; convert it: `pd.DataFrame({name})`" if isinstance(events, dict | list) else convert
@@ -42,8 +45,26 @@ def require_frame(events: Any, name: str = "events") -> None:
     raise TypeError(f"`{name}` must be a pandas DataFrame. Received: {type(events).__name__}{convert}")
 
 
-def raise_first(name: str, series: pd.Series, faults: Faults, remedy: str = "") -> None:
-    """Raise the first fault that has a row: with column, row (its place in the values) and value.
+def require_kind(value: Any, kind: type | tuple[type, ...], name: str, made: str = "") -> None:
+    """Check the class of an argument.
+
+    Args:
+        value, kind: what was given, and the class or classes that it must be of.
+        name: of the argument.
+        made: how one is made, for the message.
+
+    Raises:
+        TypeError: an object of another class.
+    """
+    if not isinstance(value, kind):
+        kinds = " or ".join(known.__name__ for known in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(f"`{name}` must be {kinds}. Received: {type(value).__name__}{f'; {made}' if made else ''}")
+
+
+def raise_first(name: str, series: pd.Series, faults: Faults, remedy: str = "", places: np.ndarray | None = None) -> None:
+    """Raise the first fault that has a row: with column, row and value.
+
+    The row is its place in the values, or in `places`.
 
     Raises:
         ValueError: there is such a fault.
@@ -52,7 +73,8 @@ def raise_first(name: str, series: pd.Series, faults: Faults, remedy: str = "") 
         if bad.any():
             row, count = int(bad.argmax()), int(bad.sum())
             more = f" ({count} such rows)" if count > 1 else ""
-            raise ValueError(f"column '{name}' {reason}. Received: {shown(series.iloc[row])} at row {row}{more}{remedy}")
+            place = row if places is None else int(places[row])
+            raise ValueError(f"column '{name}' {reason}. Received: {shown(series.iloc[row])} at row {place}{more}{remedy}")
 
 
 def plain_series(values: Any) -> pd.Series:

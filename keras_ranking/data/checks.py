@@ -13,7 +13,7 @@ from keras_ranking.data.log_columns import at_row, key_faults, require_column, r
 from keras_ranking.data.vocabularies import vocabulary_notes
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
-from keras_ranking.values import FRACTION, INT32_MAX, Faults, numbers_of
+from keras_ranking.values import FRACTION, INT32_MAX, Faults, numbers_of, require_kind
 
 _MOST_PROBLEMS = 10
 
@@ -256,6 +256,7 @@ def checked_rows(
         places: (rows,) where each row is in the frame that the user has; None: this is it.
     """
     require_frame(events)
+    require_kind(schema, Schema, "schema", "`Schema.load(path)` reads a file")
     if on_error not in ("raise", "drop"):
         raise ValueError(f"`on_error` must be 'raise' or 'drop'. Received: on_error={on_error!r}")
     for column in schema.columns:

@@ -156,7 +156,9 @@ def _check_arguments(
     for column in dict.fromkeys([time, *(column for key in keys for column in key), *actions]):
         require_column(events, column)
     if not _is_whole(delay):
-        raise ValueError(f"`delay` must be whole seconds, at least 1 (at 0 a row would count itself). Received: delay={delay}")
+        raise ValueError(f"`delay` must be whole seconds, at least 1 (at 0 a row would count itself). Received: delay={delay!r}")
+    if not isinstance(windows, Iterable):
+        raise ValueError(f"`windows` must be a list of seconds, such as [3600, None]. Received: windows={windows!r}")
     for window in windows:
         if window is not None and not _is_whole(window):
             raise ValueError(f"`windows` must hold whole seconds, at least 1, or None. Received: {window!r}")

@@ -13,6 +13,7 @@ from keras_ranking.data.epochs import EpochDataset
 from keras_ranking.data.packing import PackedRows
 from keras_ranking.data.requests import take_or_zero
 from keras_ranking.data.shuffling import session_order
+from keras_ranking.values import require_kind
 
 ON_REQUEST = ("position", "delay")
 LENGTHS = ("row", "longest", "bucketed")
@@ -101,6 +102,7 @@ class PackedDataset(EpochDataset):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        require_kind(rows, PackedRows, "rows", "`keras_ranking.data.pack(sequences, row_length)` makes them")
         for argument, value in (("batch_size", batch_size), ("length_multiple", length_multiple)):
             if value < 1:
                 raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value}")

@@ -11,6 +11,7 @@ import numpy as np
 from keras_ranking.data.datasets import Batch, checked_weights
 from keras_ranking.data.epochs import EpochDataset
 from keras_ranking.data.requests import Requests, take_or_zero
+from keras_ranking.values import require_kind
 
 SLOT = "request_slot"
 
@@ -73,6 +74,7 @@ class PackedRequests(EpochDataset):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        require_kind(requests, Requests, "requests", "`keras_ranking.data.requests(events, schema)` makes them")
         if not len(requests):
             raise ValueError("`requests` must hold at least one request. Received: none; is there any target event?")
         sizes = requests.candidate_end - requests.candidate_begin

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_ranking.configuration import is_integer
 from keras_ranking.data.sequences import Sequences, require_sequences
 
 _Place = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # lengths of pieces, row length -> row and first slot of each
@@ -127,10 +128,10 @@ def pad(sequences: Sequences, row_length: int, context: int | None = None, skip_
 
 def _placed(sequences: Sequences, row_length: int, context: int | None, skip_targetless: bool, place: _Place) -> PackedRows:
     require_sequences(sequences)
-    if row_length < 1:
-        raise ValueError(f"`row_length` must be a positive integer. Received: row_length={row_length}")
+    if not is_integer(row_length) or row_length < 1:
+        raise ValueError(f"`row_length` must be a positive integer. Received: row_length={row_length!r}")
     context = row_length // 2 if context is None else context
-    if not 0 <= context < row_length:
+    if not is_integer(context) or not 0 <= context < row_length:
         raise ValueError(f"`context` must be at least 0 and below `row_length`. Received: context={context}, row_length={row_length}")
     begin, first, end = _pieces(sequences, row_length, context)
     cuts = np.sort(first)

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_ranking.data.epochs import EpochDataset
 from keras_ranking.data.requests import Requests
+from keras_ranking.values import require_kind
 
 
 class RequestDataset(EpochDataset):
@@ -44,6 +45,7 @@ class RequestDataset(EpochDataset):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        require_kind(requests, Requests, "requests", "`keras_ranking.data.requests(events, schema)` makes them")
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
         if not len(requests):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from keras_ranking.configuration import is_integer, is_real
 from keras_ranking.data.log_columns import require_frame
 from keras_ranking.data.sequences import Sequences, checked_sequences
 from keras_ranking.schema import Schema
@@ -124,8 +125,8 @@ def requests(
         >>> tensors["history_item_id"].shape
         (2, 20)
     """
-    if max_history is not None and max_history < 0:
-        raise ValueError(f"`max_history` must not be negative. Received: max_history={max_history}")
+    if max_history is not None and (not is_integer(max_history) or max_history < 0):
+        raise ValueError(f"`max_history` must be an integer of at least 0, or None. Received: max_history={max_history!r}")
     if isinstance(events, Sequences):
         sequences = events
     elif schema is None:
@@ -146,8 +147,8 @@ def requests(
     history_end = tick[begin] if len(begin) else begin
     history_begin = sequences.offsets[member[begin]] if len(begin) else begin
     if delay is not None:
-        if delay < 1:
-            raise ValueError(f"`delay` must be at least 1 second. Received: delay={delay}")
+        if not is_real(delay) or delay < 1:
+            raise ValueError(f"`delay` must be at least 1 second. Received: delay={delay!r}")
         clock = (member.astype(np.int64) << 32) + sequences.time  # increasing over the streams
         history_end = np.maximum(history_begin, np.searchsorted(clock, clock[begin] - delay, side="right"))
     if max_history is not None:

@@ -12,7 +12,7 @@ import pandas as pd
 from keras_ranking.data.checks import Report, checked_rows
 from keras_ranking.data.log_columns import require_frame
 from keras_ranking.schema import Schema
-from keras_ranking.values import numbers_of
+from keras_ranking.values import numbers_of, require_kind
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ def require_sequences(sequences: Any) -> None:
     Raises:
         TypeError: with the way to make them.
     """
-    if not isinstance(sequences, Sequences):
-        made = "`keras_ranking.data.build_sequences(events, schema)` makes them of a DataFrame"
-        raise TypeError(f"`sequences` must be Sequences. Received: {type(sequences).__name__}; {made}")
+    require_kind(sequences, Sequences, "sequences", "`keras_ranking.data.build_sequences(events, schema)` makes them of a DataFrame")
 
 
 def _mask(target: Any, rows: int) -> np.ndarray:
@@ -152,7 +150,7 @@ def checked_sequences(
     Args:
         events, schema, target, on_error, round: as `build_sequences`.
         fit: measure the constants of the schema on the target rows that passed the checks; `Sequences.schema` has them.
-        offers, places: as `checked_rows`.
+        offers, places: as `checked_rows`. With `places`, `Sequences.rows` are these.
     """
     require_frame(events)
     wanted = np.ones(len(events), dtype=bool) if target is None else _mask(target, len(events))
@@ -162,7 +160,7 @@ def checked_sequences(
         schema = schema.fit(events.iloc[rows[wanted[rows]]])
         if unfitted and not all(_within_float32(schema, name, events[name].iloc[rows]) for name in unfitted):
             rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
-    return _encoded(events.iloc[rows], rows, wanted[rows], schema, round, report)
+    return _encoded(events.iloc[rows], rows if places is None else places[rows], wanted[rows], schema, round, report)
 
 
 def _within_float32(schema: Schema, name: str, values: pd.Series) -> bool:

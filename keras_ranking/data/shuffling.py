@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from keras_ranking.data.sequences import Sequences
+from keras_ranking.data.sequences import Sequences, require_sequences
 
 
 def session_order(
@@ -26,6 +26,7 @@ def session_order(
     Raises:
         ValueError: the schema names no session, or a request has two.
     """
+    require_sequences(sequences)
     if sequences.session is None:
         raise ValueError("shuffling inside sessions needs a schema with a session. Received: session=None")
     starts = sequences.request_starts

@@ -13,6 +13,7 @@ from keras_ranking.data.log_columns import require_column, require_frame
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
 from keras_ranking.data.simulate import simulate
 from keras_ranking.schema import Schema
+from keras_ranking.values import require_kind
 
 _READERS: dict[str, Callable[[str], Log]] = {"ebnerd": read_ebnerd, "kuairand": read_kuairand, "movielens": read_movielens}
 SOURCES = ("simulated", "ebnerd:FOLDER", "kuairand:FOLDER", "movielens:FOLDER", "parquet:FILE")
@@ -50,6 +51,8 @@ def open_log(
         >>> kr.data.open_log("simulated", seed=1, members=30, days=2).name
         'simulated'
     """
+    require_kind(source, (str, Path), "source", f"one of {', '.join(SOURCES)}")
+    require_kind(schema, (Schema, str, Path, type(None)), "schema")
     kind, _, place = str(source).partition(":")
     if kind not in ("simulated", "parquet", *_READERS) or (kind != "simulated" and not place) or (kind == "simulated" and place):
         raise ValueError(f"`source` must be one of {', '.join(SOURCES)}. Received: source={source!r}")

@@ -13,6 +13,7 @@ import numpy as np
 from keras_ranking import models
 from keras_ranking.configuration import check_types, is_integer, is_real
 from keras_ranking.models.wiring import option_types
+from keras_ranking.ops.messages import shown
 from keras_ranking.training.presets import preset_options
 from keras_ranking.training.weighting.event_weights import check_half_life
 
@@ -138,8 +139,10 @@ def split_options(model: str, options: Mapping[str, Any], preset: str | None = N
         ValueError: an unknown model or preset, a name that neither takes, an option that has no effect.
         TypeError: an option of another type.
     """
-    if model not in MODELS:
-        raise ValueError(f"unknown model '{model}'. There is: {sorted(MODELS)}")
+    if not isinstance(model, str) or model not in MODELS:
+        near = difflib.get_close_matches(str(getattr(model, "__name__", model)).lower(), MODELS, n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"unknown model {shown(model)}. There is: {sorted(MODELS)}{hint}")
     given = {**preset_options(model, preset), **options}
     builder = MODELS[model].__name__
     training_names = {field.name for field in fields(TrainingOptions)}

@@ -13,6 +13,7 @@ from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences, require_sequences
 from keras_ranking.training.reporting import tell_rows
+from keras_ranking.values import require_kind
 
 
 def model_requests(ranker: models.RankingModel, sequences: Sequences) -> Requests:
@@ -77,15 +78,15 @@ def predict_events(
 
 
 def _check_data(ranker: models.RankingModel, data: Any) -> None:
+    require_kind(ranker, models.RankingModel, "ranker", "`keras_ranking.models.load(folder)` reads one")
     wanted, made = (
         (Requests, "`model_requests(model, build_sequences(events, model.schema))`")
         if ranker.form == "requests"
         else (PackedRows, "`keras_ranking.data.pack(build_sequences(events, model.schema), row_length)`")
     )
     if not isinstance(data, wanted):
-        raise TypeError(
-            f"`data` must be {wanted.__name__} for the model '{ranker.name}': {made} makes them. Received: {type(data).__name__}"
-        )
+        of = f"{wanted.__name__} for the model '{ranker.name}'"
+        raise TypeError(f"`data` must be {of}: {made} makes them. Received: {type(data).__name__}")
 
 
 def _predict_requests(ranker: models.RankingModel, found: Requests, batch_size: int, row_length: int) -> dict[str, np.ndarray]:
@@ -151,6 +152,7 @@ def evaluate(
         (['click', 'like'], ['auc', 'calibration_error', 'impression_auc'])
     """
     require_log(log)
+    require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
     ranker = model if isinstance(model, models.RankingModel) else models.load(model)
     wanted = log.is_split(split)
     for column in ranker.schema.columns:

@@ -33,6 +33,7 @@ from keras_ranking.training.checkpoint import (
 from keras_ranking.training.options import MODELS, TrainingOptions, split_options
 from keras_ranking.training.reporting import describe, filled, tell_preset, tell_rows
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
+from keras_ranking.values import require_kind
 
 HISTORY_SPLIT = "history"
 
@@ -89,6 +90,7 @@ def train(
         (['click', 'like'], 1)
     """
     require_log(log)
+    require_kind(options or {}, Mapping, "options", "a mapping of names to values")
     if resume and out is None:
         raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")
     if checkpoint_every is not None and checkpoint_every < 1:
@@ -112,7 +114,8 @@ def train(
     sequences = checked_sequences(
         log.events[kept], log.schema, learned, on_error, fit=True, offers=("on_error",), places=np.flatnonzero(kept)
     )
-    events, schema = log.events[kept].iloc[np.sort(sequences.rows[sequences.target])], sequences.schema
+    rows, schema = np.sort(sequences.rows[sequences.target]), sequences.schema
+    events = log.events.iloc[rows]
     if verbose:
         tell_preset(model, log.preset, options or {})
     tell_rows(sequences, verbose)
@@ -120,7 +123,7 @@ def train(
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
     ranker = MODELS[model](schema, **model_options)
     weights = weights_for(sequences, training, events, schema, ranker.tasks)
-    delays = delays_for(events, training)
+    delays = delays_for(events, training, rows)
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
     made_with |= {"training": _plain(asdict(training)), "arguments": _plain(ranker.arguments)}
     about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "preset": log.preset, "on_error": on_error}
@@ -216,10 +219,8 @@ def warm_start(
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
     sequences = checked_sequences(log.events[kept], ranker.schema, marks[kept], on_error, offers=("on_error",), places=np.flatnonzero(kept))
     tell_rows(sequences, verbose)
-    events = log.events[kept].iloc[np.sort(sequences.rows)]
-    learned = np.zeros(int(kept.sum()), dtype=bool)
-    learned[sequences.rows[sequences.target]] = True
-    learned = learned[np.sort(sequences.rows)]
+    rows = np.sort(sequences.rows)
+    events, learned = log.events.iloc[rows], marks[rows]
     log_seed = before.get("log_seed", before["seed"])
     about = {**before, "log": log.name, "log_seed": log_seed, "seed": seed, "backend": keras.backend.backend()}
     about["on_error"] = on_error
@@ -227,7 +228,9 @@ def warm_start(
     # One day may be too small for an estimate of propensities: earlier training rows are included.
     estimated = events[learned | (events["split"] == "train").to_numpy()]
     weights = weights_for(sequences, training, estimated, ranker.schema, ranker.tasks)
-    dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training))
+    dataset, window = training_data(
+        ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training, rows[learned])
+    )
     if verbose:
         print(describe(ranker, sequences, dataset, weights.report), flush=True)
     compile_for(ranker, training, steps=len(dataset) * epochs, window=window, warm=True)

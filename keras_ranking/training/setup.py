@@ -85,14 +85,15 @@ def weights_for(sequences: Sequences, training: TrainingOptions, events: pd.Data
     return EventWeights(found.by_task, {task: report[task] | values for task, values in found.report.items()})
 
 
-def delays_for(events: pd.DataFrame, training: TrainingOptions) -> np.ndarray | None:
-    """The values of the options' delay column in the training rows."""
+def delays_for(events: pd.DataFrame, training: TrainingOptions, places: np.ndarray | None = None) -> np.ndarray | None:
+    """The values of the options' delay column in the training rows; `places` are those of the rows in the log, for messages."""
     if training.delay_column is None:
         return None
     require_column(events, training.delay_column, "of `delay_column` is not in the log")
     delays, _ = numbers_of(events[training.delay_column])
     bad = ~((delays >= 0) & (delays <= INT32_MAX))
-    raise_first(training.delay_column, events[training.delay_column], [(bad, f"must hold delays in seconds, 0 to {INT32_MAX}")])
+    reason = f"must hold delays in seconds, 0 to {INT32_MAX}"
+    raise_first(training.delay_column, events[training.delay_column], [(bad, reason)], places=places)
     return delays
 
 

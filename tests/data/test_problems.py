@@ -109,9 +109,43 @@ def test_a_training_takes_a_log(wrong) -> None:
 
 @pytest.mark.parametrize("wrong", [make_log(), {"m": [1]}])
 def test_streams_are_asked_for_with_the_way_to_make_them(wrong) -> None:
-    for enter in (lambda: kr.data.pack(wrong, 8), lambda: kr.data.pad(wrong, 8)):
+    training = kr.training
+    for enter in (
+        lambda: kr.data.pack(wrong, 8),
+        lambda: kr.data.pad(wrong, 8),
+        lambda: kr.data.shuffle_sessions(wrong),
+        lambda: training.event_weights(wrong),
+        lambda: training.place_weights(wrong),
+        lambda: training.age_weights(wrong),
+    ):
         with pytest.raises(TypeError, match="`sequences` must be Sequences. Received: .*; `keras_ranking.data.build_sequences"):
             enter()
+    with pytest.raises(TypeError, match="`rows` must be PackedRows. Received: .*; `keras_ranking.data.pack"):
+        kr.data.PackedDataset(wrong, 8)
+    for enter in (lambda: kr.data.RequestDataset(wrong, 8, ["t"]), lambda: kr.data.PackedRequests(wrong, 8, 8, ["t"])):
+        with pytest.raises(TypeError, match="`requests` must be Requests. Received: .*; `keras_ranking.data.requests"):
+            enter()
+
+
+@pytest.mark.parametrize("wrong", [{"member": "m"}, "schema.json", None])
+def test_a_schema_is_asked_for(wrong) -> None:
+    for enter in (lambda: check_events(make_log(), wrong), lambda: build_sequences(make_log(), wrong)):
+        with pytest.raises(TypeError, match="`schema` must be Schema. Received: .*; `Schema.load"):
+            enter()
+
+
+def test_sizes_of_another_type_are_named() -> None:
+    streams = build_sequences(make_log(), SCHEMA)
+    for size in ("64", 8.0, 0, True):
+        with pytest.raises(ValueError, match="`row_length` must be a positive integer. Received: row_length="):
+            kr.data.pack(streams, size)
+    with pytest.raises(ValueError, match="`max_history` must be an integer of at least 0, or None. Received: max_history='3'"):
+        requests(streams, max_history="3")
+    with pytest.raises(ValueError, match="`delay` must be at least 1 second. Received: delay='60'"):
+        requests(streams, delay="60")
+    with pytest.raises(ValueError, match=r"`windows` must be a list of seconds, such as \[3600, None\]. Received: windows=60"):
+        point_in_time_counts(make_log(), "item", 60, time="t")
+    assert kr.data.pack(streams, np.int64(8)).index.shape == (1, 8)
 
 
 def test_a_log_needs_a_split_with_known_words() -> None:

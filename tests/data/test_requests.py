@@ -158,7 +158,7 @@ def test_errors_and_empty_logs() -> None:
     with pytest.raises(ValueError, match="`schema` must be given with a log. Received: schema=None"):
         requests(log)
     for events in (log, log.head(0)):
-        with pytest.raises(ValueError, match="`max_history` must not be negative. Received: max_history=-1"):
+        with pytest.raises(ValueError, match="`max_history` must be an integer of at least 0, or None. Received: max_history=-1"):
             requests(events, SCHEMA, max_history=-1)
     assert len(requests(log.head(0), SCHEMA, max_history=3)) == 0
     assert len(requests(build_sequences(log, SCHEMA, target=np.zeros(len(log), bool)))) == 0

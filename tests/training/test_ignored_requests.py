@@ -15,6 +15,7 @@ from keras_ranking.training import train, warm_start
 from keras_ranking.training.options import split_options
 from keras_ranking.training.presets import PRESETS
 
+pytestmark = pytest.mark.one_backend  # checks before and around a training, of numpy and pandas
 SMALL: dict[str, Any] = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1, "row_length": 32}
 
 
@@ -245,3 +246,29 @@ def test_predictions_ask_for_their_data(log: Any) -> None:
         kr.training.model_requests(model, log.events)
     with pytest.raises(TypeError, match=r"`sequences` must be Sequences. Received: DataFrame"):
         kr.training.predict_served(model, log.events)
+
+
+def test_rows_in_messages_are_those_of_the_log(log: Any) -> None:
+    """Training reads a part of the rows: positions, sessions and delays are named by the row of the whole log."""
+    events = pd.concat([log.events[log.events["split"] != "train"], log.events[log.events["split"] == "train"]])
+    place = int(np.flatnonzero(events["split"] == "train")[7])
+    for column, value, options in (
+        ("position", np.nan, {}),
+        ("session_id", 10**6, {"shuffle_sessions": "fixed"}),
+        ("delay", -1.0, {"delay_column": "delay", "sampled_delay": True}),
+    ):
+        changed = events.assign(delay=60.0)
+        changed[column] = changed[column].astype(np.float64)
+        changed.iloc[place, changed.columns.get_loc(column)] = value
+        small = {"dim": 8, "num_layers": 1, "num_heads": 2, **options}
+        with pytest.raises(ValueError, match=rf"column '{column}' .* at row {place}\b"):
+            train(Log(changed, log.schema, "mine"), "cadet", options=small, verbose=False)
+
+
+def test_a_standard_deviation_is_finite_and_positive(log: Any) -> None:
+    schema = kr.Schema(member="m", time="t", request="r", features=[kr.Number("x", transform="standardise")], tasks=["y"])
+    with pytest.raises(ValueError, match="column 'x' must hold numbers within float32. Received: 1e\\+300"):
+        schema.fit(pd.DataFrame({"x": [1e300, -1e300]}))
+    fitted = schema.fit(pd.DataFrame({"x": [3e38, -3e38]}))
+    assert fitted.features[0].std == pytest.approx(3e38) and kr.Schema.model_validate_json(fitted.model_dump_json()) == fitted
+    assert schema.fit(pd.DataFrame({"x": [0.0, 1e-320]})).features[0].encode([0.0]).tolist() == [0.0]

@@ -20,6 +20,7 @@ import numpy as np
 
 from keras_ranking.configuration import is_real
 from keras_ranking.data import Sequences
+from keras_ranking.data.sequences import require_sequences
 
 DAY = 86400
 
@@ -51,6 +52,7 @@ def place_weights(sequences: Sequences, half_life: float | str = "length") -> np
         >>> float(kr.training.place_weights(sequences)[sequences.offsets[1] - 1])
         1.0
     """
+    require_sequences(sequences)
     check_half_life("half_life", half_life, words=("length",))
     length = np.diff(sequences.offsets)
     total = np.repeat(length, length)
@@ -78,6 +80,7 @@ def age_weights(sequences: Sequences, half_life_days: float = 60.0, now: int | N
         >>> float(weights.max()), bool(weights.min() > 0.25)
         (1.0, True)
     """
+    require_sequences(sequences)
     check_half_life("half_life_days", half_life_days)
     if now is None:
         now = int(sequences.time[sequences.target].max(initial=0))
@@ -193,6 +196,7 @@ def event_weights(
     """
     if ipw not in ("all", "positives"):
         raise ValueError(f"`ipw` must be 'all' or 'positives'. Received: ipw={ipw!r}")
+    require_sequences(sequences)
     names = list(sequences.labels) if tasks is None else list(tasks)
     common = np.ones(sequences.num_events, dtype=np.float32)
     if position_half_life is not None:
