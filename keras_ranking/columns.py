@@ -312,7 +312,11 @@ class Vector(_Column):
         return series, out, faults
 
     def _is_vector(self, value: Any) -> bool:
-        if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != self.size:
+        try:
+            sized = not isinstance(value, str | bytes) and len(value) == self.size
+        except TypeError:  # a number, or an array of no dimension
+            return False
+        if not sized:
             return False
         if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
             return False

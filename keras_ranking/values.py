@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,37 @@ def raise_first(name: str, series: pd.Series, faults: Faults, remedy: str = "", 
             raise ValueError(f"column '{name}' {reason}. Received: {shown(series.iloc[row])} at row {place}{more}{remedy}")
 
 
+def native_series(series: pd.Series) -> pd.Series:
+    """The column in a type that pandas can compare and group: dense, in the machine's byte order, nested values and dates as objects."""
+    dtype = series.dtype
+    if isinstance(dtype, pd.SparseDtype):
+        return series.astype(dtype.subtype)
+    if isinstance(dtype, np.dtype) and not dtype.isnative:
+        return series.astype(dtype.newbyteorder("="))
+    if isinstance(dtype, pd.ArrowDtype) and not (dtype.kind in "biufm" or "timestamp" in dtype.name or pd.api.types.is_string_dtype(dtype)):
+        return series.astype(object)
+    if dtype == np.dtype(object):
+        try:
+            series.isna()
+        except decimal.InvalidOperation:  # pandas cannot compare a signalling NaN of `decimal`
+            return series.map(lambda value: np.nan if isinstance(value, decimal.Decimal) and value.is_snan() else value).astype(object)
+    return series
+
+
+def native_frame(events: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """The frame with these columns as `native_series`; the frame itself where they are already."""
+    changed = {name: native for name in columns if (native := native_series(series := events[name])) is not series}
+    return events.assign(**changed) if changed else events
+
+
 def plain_series(values: Any) -> pd.Series:
-    """A Series of the values; categories as the values that they stand for, arrow's types as numpy's or as objects."""
-    series = as_series(values)
+    """A Series of the values as `native_series`, and categories as the values that they stand for."""
+    series = native_series(as_series(values))
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         kind = dtype.categories.dtype
         whole = series.isna().any() and kind.kind in "iub"
-        return series.astype(object if whole or kind.kind == "O" else kind)
-    if isinstance(dtype, pd.SparseDtype):
-        return series.astype(dtype.subtype)
+        return native_series(series.astype(object if whole or kind.kind == "O" else kind))
     return series
 
 

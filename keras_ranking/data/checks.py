@@ -13,7 +13,7 @@ from keras_ranking.data.log_columns import at_row, key_faults, require_column, r
 from keras_ranking.data.vocabularies import vocabulary_notes
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
-from keras_ranking.values import FRACTION, INT32_MAX, Faults, numbers_of, require_kind
+from keras_ranking.values import FRACTION, INT32_MAX, Faults, native_frame, numbers_of, require_kind
 
 _MOST_PROBLEMS = 10
 
@@ -261,6 +261,7 @@ def checked_rows(
         raise ValueError(f"`on_error` must be 'raise' or 'drop'. Received: on_error={on_error!r}")
     for column in schema.columns:
         require_column(events, column, "of the schema is not in the log")
+    events = native_frame(events, schema.columns)
     checker = _Checker(events, on_error, places)
     _check_keys(schema, events, checker)
     seconds, faults = schema.model_seconds(events[schema.time], round)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.data.log_columns import key_codes, require_column, require_frame, unix_seconds
-from keras_ranking.values import numbers_of, raise_first
+from keras_ranking.values import native_frame, numbers_of, raise_first
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def long_dwell_labels(
         [-1, -1, -1, 0, 0, 1]
     """
     names = _check_arguments(events, dwell, time, clusters, percentile, min_cluster, day_seconds, timezone_offset)
+    events = native_frame(events, names)
     seconds = _amounts(events, dwell)
     days = (unix_seconds(events, time, round) + int(timezone_offset)) // int(day_seconds) if len(events) else np.zeros(0, dtype=np.int64)
     known = ~np.isnan(seconds)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.ops.messages import shown
-from keras_ranking.values import FRACTION, Faults, narrow_floats, plain_series, raise_first, require_frame, seconds_of
+from keras_ranking.values import FRACTION, Faults, narrow_floats, native_series, plain_series, raise_first, require_frame, seconds_of
 
 __all__ = ["at_row", "key_codes", "key_faults", "require_column", "require_frame", "unix_seconds"]
 _FEWEST_NUMBERS = 2  # names of a header that look like values
@@ -98,7 +98,7 @@ def key_codes(events: pd.DataFrame, key: Iterable[str]) -> np.ndarray:
     codes = np.zeros(len(events), dtype=np.int64)
     for column in key:
         raise_first(column, events[column], key_faults(events[column]))
-        part, unique = pd.factorize(events[column])
+        part, unique = pd.factorize(native_series(events[column]))
         missing = (part < 0) | (codes < 0)
         combined = codes * max(len(unique), 1) + part
         # Re-numbered after every column, so that the product stays within int64.

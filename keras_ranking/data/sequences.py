@@ -12,7 +12,7 @@ import pandas as pd
 from keras_ranking.data.checks import Report, checked_rows
 from keras_ranking.data.log_columns import require_frame
 from keras_ranking.schema import Schema
-from keras_ranking.values import numbers_of, require_kind
+from keras_ranking.values import native_frame, numbers_of, require_kind
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,9 @@ def checked_sequences(
         schema = schema.fit(events.iloc[rows[wanted[rows]]])
         if unfitted and not all(_within_float32(schema, name, events[name].iloc[rows]) for name in unfitted):
             rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
-    return _encoded(events.iloc[rows], rows if places is None else places[rows], wanted[rows], schema, round, report)
+    return _encoded(
+        native_frame(events, schema.columns).iloc[rows], rows if places is None else places[rows], wanted[rows], schema, round, report
+    )
 
 
 def _within_float32(schema: Schema, name: str, values: pd.Series) -> bool:

@@ -13,7 +13,7 @@ from keras_ranking.data.log_columns import require_column, require_frame
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
 from keras_ranking.data.simulate import simulate
 from keras_ranking.schema import Schema
-from keras_ranking.values import require_kind
+from keras_ranking.values import native_series, require_kind
 
 _READERS: dict[str, Callable[[str], Log]] = {"ebnerd": read_ebnerd, "kuairand": read_kuairand, "movielens": read_movielens}
 SOURCES = ("simulated", "ebnerd:FOLDER", "kuairand:FOLDER", "movielens:FOLDER", "parquet:FILE")
@@ -128,7 +128,7 @@ def _split(events: pd.DataFrame, schema: Schema, train_share: float) -> tuple[np
     """The split of each row, and a note of it."""
     time, faults = schema.model_seconds(events[schema.time], round="floor")
     usable = ~np.any([rows for rows, _ in faults], axis=0) if faults else np.ones(len(events), dtype=bool)
-    requests = events[schema.request][usable]
+    requests = native_series(events[schema.request])[usable]
     try:
         first = ~requests.duplicated().to_numpy()
     except TypeError:  # lists, which the checks of a log find

@@ -217,3 +217,60 @@ def dirty_frame(seed: int) -> tuple[Schema, pd.DataFrame, pd.DataFrame, list[int
         frame[name] = pd.Series(column, index=frame.index, dtype=object)
         bad.add(row)
     return schema, frame, clean, [row for row in range(len(frame)) if row not in bad]
+
+
+def whole_columns(rows: int) -> dict[str, pd.Series]:
+    """Columns of every type that pandas has, of an even number of rows; most of them are no values of a log."""
+    count, half = list(range(rows)), rows // 2
+
+    def arrow(values: list[Any], kind: pa.DataType) -> pd.Series:
+        return pd.Series(pa.array(values, kind), dtype=pd.ArrowDtype(kind))
+
+    def objects(values: list[Any]) -> pd.Series:
+        return pd.Series(values, dtype=object)
+
+    columns: dict[str, Any] = {
+        "period": pd.period_range("2020", periods=rows),
+        "interval": pd.interval_range(0, rows),
+        "timedelta": pd.to_timedelta(count, unit="s"),
+        "complex": np.arange(rows) + 1j,
+        "big endian": np.arange(rows).astype(">i8"),
+        "big endian float": np.arange(rows).astype(">f8"),
+        "long double": np.arange(rows).astype(np.longdouble),
+        "float16": np.arange(rows).astype(np.float16),
+        "uint64": np.full(rows, 2**64 - 1, dtype=np.uint64),
+        "bytes": np.array([b"1"] * rows),
+        "days": np.array(["2020-01-01"] * rows, dtype="M8[s]"),
+        "zone": pd.date_range("2020", periods=rows, tz="UTC"),
+        "no times": pd.to_datetime([None] * rows),
+        "nullable": pd.array([1, pd.NA] * half, dtype="Int8"),
+        "nullable booleans": pd.array([True, pd.NA] * half, dtype="boolean"),
+        "texts": pd.array(["1", pd.NA] * half, dtype="string"),
+        "sparse": pd.array(count, dtype=pd.SparseDtype("int64", 0)),
+        "sparse gaps": pd.array([np.nan, 1.0] * half, dtype="Sparse[float]"),
+        "categories": pd.Categorical([1, None] * half),
+        "categories of floats": pd.Categorical([1.5, 2.0] * half),
+        "categories of both": pd.Categorical(objects([1, "a"] * half)),
+        "no categories": pd.Categorical([None] * rows),
+        "structs": arrow([{"a": row} for row in count], pa.struct([("a", pa.int64())])),
+        "lists": arrow([[float(row), 1.0] for row in count], pa.list_(pa.float64())),
+        "lists with gaps": arrow([[float(row), None] for row in count], pa.list_(pa.float64(), 2)),
+        "binary": arrow([b"\xff"] * rows, pa.binary()),
+        "decimals": arrow([decimal.Decimal(row) for row in count], pa.decimal128(10, 2)),
+        "nulls": arrow([None] * rows, pa.null()),
+        "dates": arrow([dt.date(2020, 1, 1)] * rows, pa.date32()),
+        "times of day": arrow([dt.time(1)] * rows, pa.time64("us")),
+        "durations": arrow([dt.timedelta(seconds=row) for row in count], pa.duration("s")),
+        "stamps": arrow([dt.datetime(2020, 1, 1)] * rows, pa.timestamp("ms", "Asia/Tokyo")),
+        "dictionary": pd.Series(pa.array(["a"] * rows).dictionary_encode(), dtype=pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))),
+        "tuples": objects([(row,) for row in count]),
+        "sets": objects([{row} for row in count]),
+        "series": objects([pd.Series([1.0, 2.0])] * rows),
+        "frames": objects([pd.DataFrame({"a": [1]})] * rows),
+        "types": objects([int] * rows),
+        "scalars in arrays": objects([np.array(1.0)] * rows),
+        "signalling": objects([decimal.Decimal("sNaN")] * rows),
+        "missing of two kinds": objects([np.datetime64("NaT"), np.timedelta64("NaT")] * half),
+        "zones and none": objects([pd.Timestamp("2020-01-01", tz="UTC"), pd.Timestamp("2020-01-01")] * half),
+    }
+    return {name: pd.Series(values) for name, values in columns.items()}

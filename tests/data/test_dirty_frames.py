@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from keras_ranking.data.checks import check_events
+from keras_ranking.data.counts import point_in_time_counts
+from keras_ranking.data.labels import long_dwell_labels
 from keras_ranking.data.sequences import build_sequences
-from tests.data.dirty_frames import BAD, SCHEMAS, clean_frame, dirty_frame
+from tests.data.dirty_frames import BAD, SCHEMAS, clean_frame, dirty_frame, whole_columns
 
 FRAMES, PARTS = 2000, 10
 
@@ -58,3 +62,31 @@ def test_every_bad_value_is_left_out_and_raises(schema, column) -> None:
         assert sorted(build_sequences(frame, schema, on_error="drop").rows) == [0, *range(2, len(clean))]
         with pytest.raises(ValueError, match=rf"column '{column}' .* at row 1 \(index '{clean.index[1]}'\)"):
             check_events(frame, schema)
+
+
+@pytest.mark.filterwarnings("ignore:column '")
+@pytest.mark.parametrize(("schema", "column"), [(schema, column) for schema in SCHEMAS for column in schema.columns])
+def test_columns_of_every_type_are_read_or_left_out(schema, column) -> None:
+    """No type makes a check, an encoder or a count fail in the words of pandas: all rows are left out, or some, or none."""
+    clean = clean_frame(np.random.default_rng(1)).head(6)
+    for name, values in whole_columns(len(clean)).items():
+        frame = clean.assign(**{column: values.set_axis(clean.index)})
+        built = build_sequences(frame, schema, on_error="drop")
+        assert built.num_events + sum(built.report.dropped.values()) == len(frame), name
+        with contextlib.suppress(ValueError):
+            check_events(frame, schema)
+
+
+@pytest.mark.parametrize("column", ["item", "time", "dwell"])
+def test_counts_and_labels_read_columns_of_every_type_or_name_them(column) -> None:
+    clean = clean_frame(np.random.default_rng(1)).head(6)
+    for name, values in whole_columns(len(clean)).items():
+        frame = clean.assign(**{column: values.set_axis(clean.index)})
+        for enter in (
+            lambda frame=frame: point_in_time_counts(frame, "item", [None], ["dwell"], time="time", delay=60),
+            lambda frame=frame: long_dwell_labels(frame, "dwell", "time", ["item"]),
+        ):
+            try:
+                enter()
+            except ValueError as error:
+                assert f"column '{column}' " in str(error) and "must" in str(error), (name, str(error))
