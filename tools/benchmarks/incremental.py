@@ -167,7 +167,7 @@ def streams(folder: str | None, seed: int) -> dict[str, Stream]:
     log = data.simulate(members=400, days=24, seed=seed, drift=0.03)
     member = Id("member", buckets=2048, known="context")
     schema = log.schema.model_copy(update={"features": (*log.schema.features, member)})
-    log = data.Log(events=log.events.assign(member=log.events["member_id"]), schema=schema, name="simulated")
+    log = data.Log(events=log.events.assign(member=log.events["member_id"]), schema=schema, name="simulated", preset="simulated")
     small = {"history_features": [], "tasks": ["click"], "hidden": [64, 64], "rank": 16}
     found = {"simulated": Stream(log, 14, {**small, "id_dim": 16}, epochs=5)}
     if folder:

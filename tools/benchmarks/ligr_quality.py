@@ -45,7 +45,7 @@ def as_wide_as_concat(log: Log, options: dict[str, Any]) -> dict[str, Any]:
     schema = log.schema.fit(log.events[log.events["split"] == "train"])
 
     def size(more: dict[str, Any]) -> int:
-        wanted, _ = split_options("amortized", {**options, **more}, log.name)
+        wanted, _ = split_options("amortized", {**options, **more}, log.preset)
         return int(models.AmortizedDLRM(schema, **wanted).count_params())
 
     target = size({"fusion": "concat"})
