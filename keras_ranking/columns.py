@@ -78,7 +78,8 @@ def _usable(name: str) -> str:
 class Id(_Column):
     """An identifier with no order and no fixed vocabulary, hashed to rows of an embedding table.
 
-    row = 1 + Fingerprint64(text) mod (buckets - 1); row 0 = missing. See `keras_ranking.ops.fingerprint64`.
+    row = 1 + Fingerprint64(text) mod (buckets - 1); row 0 = missing. See `keras_ranking.ops.fingerprint64`. The text of an integer is in
+    base 10, that of a boolean 1 or 0. float16, float32, and float64 from 2**53 on are refused: different ids would be one.
 
     With `buckets=None` the whole 64-bit fingerprint is kept, as two int32 halves, and embedded by quotient and remainder tables
     (`QuotientRemainderEmbedding`): no two ids share all their rows. A missing id is (0, 0).
@@ -128,7 +129,8 @@ class Category(_Column):
 
     Args:
         name: column of the log.
-        vocabulary: the values as text (integers in base 10). None: hashed to `buckets` rows like an `Id`.
+        vocabulary: the values as text, exactly as in the log: case and spaces count, integers are written in base 10, booleans as 1 and 0.
+            None: hashed to `buckets` rows like an `Id`.
         buckets: rows where no vocabulary is given.
         table: categories with the same `table` (and the same rows) share one embedding table; None: its own table.
         known: 'item', 'context' or 'after'.

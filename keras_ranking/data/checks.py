@@ -52,9 +52,17 @@ class Report:
         """Rows that passed."""
         return self.rows - sum(self.dropped.values())
 
+    def _rows(self, reason: str) -> str:
+        places = self.places.get(reason, ())
+        if len(places) < 2:
+            return ""
+        return f"; rows {', '.join(map(str, places[:_MOST_PROBLEMS]))}{', ...' if len(places) > _MOST_PROBLEMS else ''}"
+
     def __str__(self) -> str:
         lines = [f"{self.kept} of {self.rows} rows kept"]
-        lines += [f"  {count} left out: {reason} (first: {self.examples[reason]})" for reason, count in self.dropped.items()]
+        lines += [
+            f"  {count} left out: {reason} (first: {self.examples[reason]}{self._rows(reason)})" for reason, count in self.dropped.items()
+        ]
         if self.reordered:
             lines.append(f"  {self.reordered} rows sorted into time order")
         lines += [f"  {note}" for note in self.notes]

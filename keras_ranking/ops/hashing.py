@@ -130,7 +130,8 @@ def fingerprint64(values: Any) -> np.ndarray:
     """FarmHash Fingerprint64 of each value's canonical text, as uint64 of the same length.
 
     Args:
-        values: (n,) integers, strings, or integral floats. Missing values (None, NaN, NaT, pd.NA) are hashed as the empty text.
+        values: (n,) integers, strings, booleans (as 1 and 0), or integral float64 below 2**53. Missing values (None, NaN, NaT, pd.NA) are
+            hashed as the empty text.
 
     Returns:
         uint64 (n,).

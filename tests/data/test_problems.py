@@ -220,3 +220,4 @@ def test_a_report_has_the_places_of_all_rows_left_out() -> None:
     log.loc["r1", "age"] = -1.0
     report = build_sequences(log, SCHEMA, on_error="drop").report
     assert {reason.split("'")[1]: places.tolist() for reason, places in report.places.items()} == {"age": [1], "price": [2, 4]}
+    assert "2 left out: column 'price' must hold finite numbers (first: inf at row 2 (index 'r2'); rows 2, 4)" in str(report)
