@@ -113,8 +113,11 @@ class _Checker:
         for reason, count in list(problems.items())[:_MOST_PROBLEMS]:
             lines.append(f"{reason}. Received: {self.report.examples[reason]}" + (f"; {count} such rows" if count > 1 else ""))
         hints = []
-        if "round" in offers and any(FRACTION in reason for reason in problems):
-            hints.append("round='floor' rounds down to whole seconds.")
+        if any(FRACTION in reason for reason in problems):
+            rounding = (
+                "round='floor' rounds down to whole seconds." if "round" in offers else "Remove fractions first, with `.dt.floor('s')`."
+            )
+            hints.append(rounding)
         if "sort" in offers and any("go back in time" in reason for reason in problems):
             hints.append("sort=True sorts them.")
         if "on_error" in offers:

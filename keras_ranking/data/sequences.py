@@ -142,6 +142,7 @@ def checked_sequences(
     on_error: str = "raise",
     round: str | None = None,
     fit: bool = False,
+    needed: str = "",
     offers: tuple[str, ...] = (),
     places: np.ndarray | None = None,
 ) -> Sequences:
@@ -150,11 +151,14 @@ def checked_sequences(
     Args:
         events, schema, target, on_error, round: as `build_sequences`.
         fit: measure the constants of the schema on the target rows that passed the checks; `Sequences.schema` has them.
+        needed: what the target rows are, where it is an error that none of them passes; '' where it is none.
         offers, places: as `checked_rows`. With `places`, `Sequences.rows` are these.
     """
     require_frame(events)
     wanted = np.ones(len(events), dtype=bool) if target is None else _mask(target, len(events))
     rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
+    if needed and not wanted[rows].any():
+        raise ValueError(f"no {needed} passed the checks: {report}")
     if fit:
         unfitted = [feature.name for feature in (*schema.features, *schema.actions) if not getattr(feature, "fitted", True)]
         schema = schema.fit(events.iloc[rows[wanted[rows]]])

@@ -160,10 +160,10 @@ def evaluate(
     times, _ = ranker.schema.model_seconds(log.events[ranker.schema.time])  # 0 for a bad time, which the checks find
     known = times <= times[wanted].max()
     places = np.flatnonzero(known)
-    sequences = checked_sequences(log.events[known], ranker.schema, wanted[known], on_error, offers=("on_error",), places=places)
+    sequences = checked_sequences(
+        log.events[known], ranker.schema, wanted[known], on_error, needed=f"row of split '{split}'", offers=("on_error",), places=places
+    )
     tell_rows(sequences, verbose=False)
-    if not sequences.target.any():
-        raise ValueError(f"no row of split '{split}' passed the checks: {sequences.report}")
     if ranker.form == "requests":
         data: PackedRows | Requests = model_requests(ranker, sequences)
     else:

@@ -112,7 +112,7 @@ def train(
     learned = (log.events["split"][kept] == "train").to_numpy()
     keras.utils.set_random_seed(seed)
     sequences = checked_sequences(
-        log.events[kept], log.schema, learned, on_error, fit=True, offers=("on_error",), places=np.flatnonzero(kept)
+        log.events[kept], log.schema, learned, on_error, fit=True, needed="training row", offers=("on_error",), places=np.flatnonzero(kept)
     )
     rows, schema = np.sort(sequences.rows[sequences.target]), sequences.schema
     events = log.events.iloc[rows]
@@ -217,7 +217,9 @@ def warm_start(
     seed = before["seed"] + steps if seed is None else seed
     keras.utils.set_random_seed(seed % 2**32)
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
-    sequences = checked_sequences(log.events[kept], ranker.schema, marks[kept], on_error, offers=("on_error",), places=np.flatnonzero(kept))
+    sequences = checked_sequences(
+        log.events[kept], ranker.schema, marks[kept], on_error, needed="new row", offers=("on_error",), places=np.flatnonzero(kept)
+    )
     tell_rows(sequences, verbose)
     rows = np.sort(sequences.rows)
     events, learned = log.events.iloc[rows], marks[rows]

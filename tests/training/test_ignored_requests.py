@@ -272,3 +272,16 @@ def test_a_standard_deviation_is_finite_and_positive(log: Any) -> None:
     fitted = schema.fit(pd.DataFrame({"x": [3e38, -3e38]}))
     assert fitted.features[0].std == pytest.approx(3e38) and kr.Schema.model_validate_json(fitted.model_dump_json()) == fitted
     assert schema.fit(pd.DataFrame({"x": [0.0, 1e-320]})).features[0].encode([0.0]).tolist() == [0.0]
+
+
+def test_a_log_without_a_good_row_is_an_error(log: Any, tmp_path: Any) -> None:
+    quick(log, tmp_path)
+    bad = Log(log.events.assign(age_hours=-1.0), log.schema, "bad")
+    new = (log.events["split"] == "validation").to_numpy()
+    for what, enter in (
+        ("training row", lambda: quick(bad, on_error="drop")),
+        ("new row", lambda: warm_start(bad, tmp_path, new, verbose=False, on_error="drop")),
+        ("row of split 'test'", lambda: kr.training.evaluate(tmp_path, bad, "test", on_error="drop")),
+    ):
+        with pytest.raises(ValueError, match=rf"(?s)no {what} passed the checks: 0 of .* left out: column 'age_hours' .*not be negative"):
+            enter()
