@@ -27,6 +27,8 @@ def whole_numbers(values: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: another type than integers, a value outside int32, or a 64-bit tensor whose values cannot be read.
     """
+    if hasattr(values, "to_numpy"):  # pandas: its own types are no numpy types
+        values = values.to_numpy()
     if not hasattr(values, "dtype"):
         values = np.asarray(values)
         if values.size == 0:

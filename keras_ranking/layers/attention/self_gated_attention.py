@@ -11,8 +11,8 @@ from keras import ops
 from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.attention.timestamp_rotary import TimestampRotaryEmbedding
 from keras_ranking.layers.base import PassesMask, WholeInputs
-from keras_ranking.layers.base.masks import mask_of
 from keras_ranking.ops import Spans, candidate_attention, span_attention
+from keras_ranking.ops.masks import mask_of
 from keras_ranking.ops.sequences import gather_rows
 
 GATES = ("representation", "query", "key", "output")

@@ -7,13 +7,23 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.ops.masks import mask_of, set_mask
+
 
 class PassesMask:
-    """A layer whose outputs have the leading axes of its first input: the mask of the input is that of the outputs.
+    """A layer whose outputs have the leading axes of its inputs: a token of the outputs is real where it is real in all inputs.
 
     The layer computes each token from this token alone, or is told of padding by another argument (`spans`, `slot`), so it does not
     need the mask itself.
     """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if _mask_of_others(args, kwargs) is not None:  # Keras passes on the mask of the first argument only
+            found = self.compute_mask(None, [mask_of(value) for value in keras.tree.flatten((args, kwargs))])
+            for output, mask in zip(keras.tree.flatten(outputs), found, strict=False):
+                set_mask(output, mask)
+        return outputs
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """Keras's hook: the mask, for the outputs of each task where the layer has several; or None."""
@@ -25,6 +35,10 @@ class RefusesMask:
     """A layer that changes the axis of tokens, or reads several of them, and is told of padding by arguments instead of a mask."""
 
     mask_instead = "lengths or segments"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.compute_mask(None, _mask_of_others(args, kwargs))
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         """Keras's hook.
@@ -50,6 +64,6 @@ def masks(given: Any) -> Any:
     return joined
 
 
-def mask_of(inputs: Any) -> Any:
-    """The Keras mask attached to a tensor, or None."""
-    return getattr(inputs, "_keras_mask", None)
+def _mask_of_others(args: Any, kwargs: Any) -> Any:
+    """One mask of all arguments but the first, or None."""
+    return masks([mask_of(value) for value in keras.tree.flatten((args[1:], kwargs))])

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base.masks import mask_of
+from keras_ranking.ops.masks import mask_of
 from keras_ranking.ops.replicas import refuse_replicas
 
 
@@ -49,5 +49,7 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
 
     def _moments(self, inputs: Any, mask: Any) -> Any:
         refuse_replicas("MaskedBatchNormalization", "each replica would take the moments of its own part of the batch")
+        if mask is not None:  # a factor of 0 would keep NaN and infinity
+            inputs = ops.where(ops.expand_dims(mask, -1), inputs, ops.zeros_like(inputs))
         # Of a single feature Keras's moments under a mask are scalars, which some backends do not take.
         return tuple(ops.reshape(moment, (inputs.shape[-1],)) for moment in super()._moments(inputs, mask))

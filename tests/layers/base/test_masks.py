@@ -14,6 +14,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking import layers
 from keras_ranking.layers.base import PassesMask, RefusesMask
+from keras_ranking.ops.masks import mask_of
 
 WIDTH, REAL, PADDING = 8, 5, 40
 
@@ -187,3 +188,49 @@ def test_a_batch_of_padding_in_a_compiled_training() -> None:
     np.testing.assert_array_equal(numpy(normal.moving_variance), [1.0])
     model.fit([given, np.ones((2, 4), "int32")], np.zeros((2, 4, 1), "float32"), epochs=1, verbose=0)
     np.testing.assert_allclose(numpy(normal.moving_mean), [0.5 * given.mean()], rtol=1e-4)
+
+
+def test_a_compiled_training_reads_the_mask() -> None:
+    """Inside a compiled step, JAX keeps a mask apart from its tensor."""
+    table = keras.layers.Embedding(10, 4, mask_zero=True, embeddings_initializer=keras.initializers.RandomNormal(stddev=3.0, seed=1))
+    ids, normal = keras.Input((5,), dtype="int32"), layers.MaskedBatchNormalization(momentum=0.0)
+    model = keras.Model(ids, keras.layers.Dense(1)(normal(table(ids))))
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    rows = numpy(table.embeddings)
+    model.fit(np.array([[1, 2, 3, 0, 0]], "int32"), np.zeros((1, 5, 1), "float32"), verbose=0)
+    np.testing.assert_allclose(numpy(normal.moving_mean), rows[[1, 2, 3]].mean(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [np.nan, np.inf, 1e38])
+def test_no_number_in_padding_reaches_a_moment(padding: float) -> None:
+    x = np.array([[[1.0, 2.0], [3.0, 6.0], [padding, -padding]]], "float32")
+    layer = layers.MaskedBatchNormalization(momentum=0.0)
+    out = numpy(layer(x, real=np.array([[1, 1, 0]], "int32"), training=True))
+    np.testing.assert_allclose(numpy(layer.moving_mean), [2.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(numpy(layer.moving_variance), [1.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(out[0, :2], [[-1.0, -1.0], [1.0, 1.0]], atol=1e-3)
+
+
+JOINS = {
+    "RescaleAndAdd": lambda x, y: layers.RescaleAndAdd()(x, branch=y),
+    "RescaleAndAdd by place": lambda x, y: layers.RescaleAndAdd()(x, y),
+    "FuseActions": lambda x, y: layers.FuseActions()(x, actions=y),
+    "SelfGatedAttention": lambda x, y: layers.SelfGatedAttention(2, 4, rotary=None)(
+        x, spans=kr.ops.Spans.causal(np.ones((1, 4), "int32")), value_bias=y
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(JOINS))
+def test_a_token_is_real_where_all_inputs_say_so(name: str) -> None:
+    table = keras.layers.Embedding(10, WIDTH, mask_zero=True)
+    some, other, plain = table(np.array([[1, 2, 0, 4]])), table(np.array([[0, 2, 3, 4]])), np.ones((1, 4, WIDTH), "float32")
+    for x, y, real in [(plain, other, [0, 1, 1, 1]), (some, other, [0, 1, 0, 1]), (some, plain, [1, 1, 0, 1])]:
+        np.testing.assert_array_equal(numpy(mask_of(JOINS[name](x, y))), [real])
+    assert mask_of(JOINS[name](plain, plain)) is None
+
+
+def test_a_mask_of_a_later_argument_is_refused_too() -> None:
+    masked = keras.layers.Embedding(10, WIDTH, mask_zero=True)(np.array([[1, 0]]))
+    with pytest.raises(ValueError, match="Interleave does not read a Keras mask"):
+        layers.Interleave()(np.ones((1, 2, WIDTH), "float32"), actions=masked)

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import keras_ranking as kr
@@ -103,3 +104,12 @@ def test_a_functional_model_with_int32_times_tells_a_minute_apart() -> None:
     model = keras.Model([x, times], layers.TimestampRotaryEmbedding()(x, times=times))
     one, other = (keras.ops.convert_to_numpy(model([HEADS, (UNIX + moved).astype("int32")])) for moved in (0, 60))
     assert np.abs(one - other).max() > 1e-3
+
+
+def test_pandas_types() -> None:
+    """Its own types have no counterpart in Keras: whole numbers are read, missing ones refused."""
+    times = layers.RequestTimes()(X, request_time=pd.Series([5], dtype="Int64"))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(times), [[5, 5, 5]])
+    for column in (pd.Series([None], dtype="Int64"), pd.Series([5.0], dtype="Float64"), pd.Series(pd.to_datetime(["2020-01-01"]))):
+        with pytest.raises(ValueError, match="`request_time` must be integers"):
+            layers.RequestTimes()(X, request_time=column)
