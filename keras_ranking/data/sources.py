@@ -12,6 +12,7 @@ import pandas as pd
 from keras_ranking.data.log_columns import require_column, require_frame
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
 from keras_ranking.data.simulate import simulate
+from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
 from keras_ranking.values import native_series, require_kind
 
@@ -51,11 +52,10 @@ def open_log(
         >>> kr.data.open_log("simulated", seed=1, members=30, days=2).name
         'simulated'
     """
-    require_kind(source, (str, Path), "source", f"one of {', '.join(SOURCES)}")
     require_kind(schema, (Schema, str, Path, type(None)), "schema")
     kind, _, place = str(source).partition(":")
     if kind not in ("simulated", "parquet", *_READERS) or (kind != "simulated" and not place) or (kind == "simulated" and place):
-        raise ValueError(f"`source` must be one of {', '.join(SOURCES)}. Received: source={source!r}")
+        raise ValueError(f"`source` must be one of {', '.join(SOURCES)}. Received: source={' '.join(shown(source).split())}")
     if kind != "simulated" and simulate_options:
         raise ValueError(f"`{next(iter(simulate_options))}` is an option of source 'simulated' alone. Received: source={source!r}")
     given = Schema.load(schema) if isinstance(schema, (str, Path)) else schema
