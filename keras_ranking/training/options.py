@@ -113,6 +113,9 @@ class TrainingOptions:
         for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
             if isinstance(value, np.generic):  # for the JSON files
                 object.__setattr__(self, name, value.item())
+        own_rules = ("position_half_life", "age_half_life_days", *_CHOICES)
+        hints = {name: hint for name, hint in get_type_hints(type(self)).items() if name not in own_rules}
+        check_types(hints, {name: getattr(self, name) for name in hints})
         if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
             received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
             raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")

@@ -163,7 +163,7 @@ def test_gather_keeps_the_order_of_the_classes() -> None:
 def test_options_of_training_and_of_the_model_are_told_apart(model: str) -> None:
     name = MODELS[model].__name__
     given = {key: value for part in CASES[name] for key, value in changed(part).items()}
-    of_model, training = split_options(model, {**given, "epochs": 7}, "no preset")
+    of_model, training = split_options(model, {**given, "epochs": 7}, None)
     assert of_model == given and training.epochs == 7
 
 

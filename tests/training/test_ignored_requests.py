@@ -214,6 +214,12 @@ def test_options_of_another_type_are_named(model: str, options: Any, message: st
         split_options(model, options)
 
 
+@pytest.mark.parametrize("settings", [{"learning_rate": "a"}, {"clip_norm": None}, {"context": "half"}, {"task_weights": [1.0]}])
+def test_training_options_name_values_of_another_type(settings: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"`{next(iter(settings))}` must be .* Received: {next(iter(settings))}="):
+        kr.training.TrainingOptions(**settings)
+
+
 @pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.int32])
 def test_numbers_of_numpy_are_numbers(number: Any) -> None:
     options = {
