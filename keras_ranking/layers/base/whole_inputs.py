@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from keras_ranking.ops.whole import whole_numbers
 
 
@@ -35,6 +37,8 @@ class WholeInputs:
         if isinstance(value, Mapping):
             changed = {key: self._checked(key, entry) for key, entry in value.items() if key in self._whole()}
             return {**value, **changed} if changed else value
+        if name == "cache" and isinstance(value, (tuple, list)) and isinstance(value[-1], (np.ndarray, list)):  # key, value, lengths
+            return (*value[:-1], whole_numbers(value[-1], "lengths"))
         return whole_numbers(value, name) if name in self._whole() else value
 
 

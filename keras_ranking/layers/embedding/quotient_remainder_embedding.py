@@ -7,14 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding
 
 SPACE = 2**32
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class QuotientRemainderEmbedding(PassesMask, keras.layers.Layer):
+class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """Quotient and remainder tables for the two 32-bit halves (B, C) of an id's 64-bit fingerprint.
 
         E(id) = Q_b[B // m] + R_b[B % m]   (+)   Q_c[C // m] + R_c[C % m]         B, C in 0 .. 2^32 - 1, (+) sum or concatenation
@@ -50,6 +50,8 @@ class QuotientRemainderEmbedding(PassesMask, keras.layers.Layer):
         >>> layer(split_fingerprint(kr.ops.fingerprint64(["member:1", "member:2", "member:3"]))).shape
         (3, 4)
     """
+
+    whole = ("inputs",)
 
     def __init__(
         self, dim: int, divisor: int, join: str = "sum", initializer: Any = "uniform", quantized: bool = False, **settings: Any

@@ -49,6 +49,7 @@ CALLS = {
     ("times", "rotate"): lambda v: kr.ops.rotate(HEADS, v, kr.ops.rotary_periods(4, 8, 86400)),
     ("times", "Spans.delayed"): lambda v: kr.ops.Spans.delayed(v, 60, SEGMENTS),
     ("inputs", "QuantizedEmbedding"): lambda v: layers.QuantizedEmbedding.from_table(X[0])(v % 3),
+    ("inputs", "QuotientRemainderEmbedding"): lambda v: layers.QuotientRemainderEmbedding(2, divisor=65_536)(v[:, :2] % 9),
     ("inputs", "SemanticIdEmbedding"): lambda v: layers.SemanticIdEmbedding(levels=3, codebook_size=4, dim=2)(v % 4),
     ("ids", "RandomEffect"): lambda v: layers.RandomEffect(4)(X[:, :, 0], v % 4),
     ("item_id", "EventEmbedding"): lambda v: layers.EventEmbedding([kr.Id("item_id", buckets=9)], dim=2, id_dim=2)({"item_id": v % 9}),
@@ -113,3 +114,13 @@ def test_pandas_types() -> None:
     for column in (pd.Series([None], dtype="Int64"), pd.Series([5.0], dtype="Float64"), pd.Series(pd.to_datetime(["2020-01-01"]))):
         with pytest.raises(ValueError, match="`request_time` must be integers"):
             layers.RequestTimes()(X, request_time=column)
+
+
+def test_halves_of_an_id_and_lengths_of_a_cache_beyond_int32() -> None:
+    """JAX would cut 2**32 + 1 to 1."""
+    with pytest.raises(ValueError, match="`inputs` must be whole numbers of int32"):
+        layers.QuotientRemainderEmbedding(2, divisor=65_536)(np.array([[2**32 + 1, 2]]))
+    attention = layers.SelfGatedAttention(2, 4, rotary=None)
+    with pytest.raises(ValueError, match="`lengths` must be whole numbers of int32"):
+        attention(X, cache=(HEADS, HEADS, np.array([2**32 + 1])))
+    assert attention(X, cache=(HEADS, HEADS, np.array([1]))).shape == X.shape

@@ -102,5 +102,5 @@ def test_errors() -> None:
         QuotientRemainderEmbedding(4, 1000, join="mult")
     with pytest.raises(ValueError, match="the two halves of each id. Received: shape="):
         QuotientRemainderEmbedding(4, 65_536).build((None, 3))
-    with pytest.raises(ValueError, match="`inputs` must be int32 halves, .* Received: dtype=float32"):
+    with pytest.raises(ValueError, match="`inputs` must be integers .int32.. Received: dtype=float32"):
         make("sum")(np.zeros((2, 2), "float32"))
