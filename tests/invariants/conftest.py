@@ -79,8 +79,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-# One model of each family and layout of tokens. What the others add is wiring, which is the same on every backend: they run on torch.
-FAMILIES = ("cadet_grouped_heads", "feedsr_fused_session", "lirank", "ligr")
+# All models run on torch. What most of them add is wiring, which is the same on every backend: on TensorFlow one of each family and
+# layout of tokens, on JAX, which compiles each length anew, one that reads rows and one that reads requests.
+FAMILIES = {
+    "torch": tuple(MODELS),
+    "tensorflow": ("cadet_grouped_heads", "feedsr_fused_session", "lirank", "ligr"),
+    "jax": ("cadet_grouped_heads", "ligr"),
+}[keras.backend.backend()]
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -171,7 +176,7 @@ def make_case(log: Any, **arguments: Any) -> Case:
     return Case(model, sequences, requests(sequences))
 
 
-@pytest.fixture(scope="module", params=MODELS if keras.backend.backend() == "torch" else FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def case(request: Any, log: Any) -> Case:
     return make_case(log, **dict(MODELS[request.param]))
 

@@ -80,8 +80,16 @@ def first_loss(model: Any) -> float:
     return float(result["loss"])
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("policy", [pytest.param(name, marks=[] if name == "mixed_float16" else [pytest.mark.slow]) for name in TRAINED])
+def marks(policy: str, kind: str) -> list[pytest.MarkDecorator]:
+    """Every policy with CADET, and every model in mixed float16, on each backend; all pairs on torch, where they take a second each."""
+    if policy == "mixed_float16":
+        return []
+    return [pytest.mark.slow] if kind == "CADET" else [pytest.mark.slow, pytest.mark.quickest]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind"), [pytest.param(policy, kind, marks=marks(policy, kind)) for policy in TRAINED for kind in MODELS]
+)
 def test_trained_under_a_policy(policy: str, kind: str) -> None:
     model = made(kind, dtype=policy)
     assert model.arguments["dtype"] == policy
