@@ -34,7 +34,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ops": ({"ops.backends"}, ARRAYS | {"keras", "farmhash"}),
     "ops.backends": ({"ops"}, {"keras", "numpy"} | BACKENDS),
     "layers": (LAYERS, set()),
-    "layers.base": (BASE, {"keras"}),
+    "layers.base": (BASE, {"keras", "numpy"}),
     "layers.embedding": (BASE | {"layers.base"}, KERAS | {"numpy"}),
     "layers.interaction": (BASE | {"layers.base"}, KERAS | {"numpy"}),
     "layers.attention": (BASE | {"layers.base"}, KERAS | {"numpy"}),

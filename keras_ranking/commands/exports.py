@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from keras_ranking.commands.common import (
     client_of,
@@ -26,6 +27,7 @@ from keras_ranking.commands.common import (
 
 def export(args: argparse.Namespace) -> int:
     """Write a trained model as the next version of a served model."""
+    events = _checked_events(args.events, args.model_dir) if args.events else None
     start_keras(args)
     from keras_ranking import models, serving
 
@@ -42,17 +44,28 @@ def export(args: argparse.Namespace) -> int:
             history_buckets=args.history_buckets,
             candidate_buckets=args.candidate_buckets,
             server_batching=args.server_batching,
-            events=read_rows(args.events) if args.events else None,
+            events=events,
             run=args.model_dir,
         )
     print(f"version {version.name}: {version}")
     return 0
 
 
+def _checked_events(path: str, run: str) -> Any:
+    """Logged events from a file, checked with the schema of a run before Keras is started."""
+    from keras_ranking.data import check_events
+    from keras_ranking.schema import Schema
+
+    events = read_rows(path)
+    if (Path(run) / "schema.json").is_file():
+        check_events(events, Schema.load(Path(run) / "schema.json"), sort=True)
+    return events
+
+
 def skew(args: argparse.Namespace) -> int:
     """Replay logged requests through an exported version, the Keras model and the data pipeline; returns 1 if they differ."""
     needs_server(args)
-    events = read_rows(args.events)
+    events = _checked_events(args.events, args.keras)
     with contextlib.ExitStack() as stack:
         version = args.model if not args.server else stack.enter_context(client_of(args, Path(args.keras) / "schema.json"))
         if args.server:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking.commands.common import client_of, needs_server, plain_value, read_rows, start_keras, table
+from keras_ranking.schema import Schema
 
 
 def score(args: argparse.Namespace) -> int:
@@ -22,6 +23,8 @@ def score(args: argparse.Namespace) -> int:
             schema = client.schema
             scores = client.score(history, candidates, moment)
     else:
+        if args.task and (Path(args.model) / "schema.json").is_file():
+            Schema.load(Path(args.model) / "schema.json").task(args.task)  # an unknown one, before Keras is started
         start_keras(args)
         from keras_ranking import models
 

@@ -49,6 +49,23 @@ def test_a_wrong_schema_is_found_before_keras_starts(folder: Path) -> None:
     assert len(lines) == 4 and "starting keras" not in done.stderr
 
 
+def test_events_and_tasks_are_checked_before_keras_starts(folder: Path) -> None:
+    """By `export --events`, `skew` and `score`, with the schema of the run."""
+    (folder / "request.json").write_text('{"time": 5, "candidates": []}')
+    code = (
+        "import sys; from keras_ranking.cli import main\n"
+        f"less, run = '{folder}/less.parquet', '{folder}'\n"
+        "assert main(['export', run, '--out', 'x', '--events', less]) == 2\n"
+        "assert main(['skew', '--model', 'x', '--keras', run, '--events', less]) == 2\n"
+        f"assert main(['score', '{folder}/request.json', '--model', run, '--task', 'clik']) == 2\n"
+        "assert 'keras' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("keras-ranking ")]
+    assert len(lines) == 3 and all("column 'topic' of the schema is not in the log" in line for line in lines[:2])
+    assert "unknown task 'clik'" in lines[2]
+
+
 def test_bad_rows_stop_or_are_left_out_and_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = (
         "train",
