@@ -3,7 +3,8 @@
 A request is marked if a counted cell holds an id outside its table, a number that is not finite or larger than `LARGEST`, or a time
 before the schema's epoch, if a count is negative or larger than its tensors, or if a score is not finite. All its scores are
 `INVALID_SCORE`, which no probability is. `encode_history` marks a history by `INVALID_CACHE` in all float cells of its cache, and
-`score_candidates` marks the request with such a cache. The other requests of a call are not affected.
+`score_candidates` marks the request with such a cache, or with one that has a number in a counted cell that is not finite or larger
+than `LARGEST_CACHED`. The other requests of a call are not affected.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ LARGEST = 1e15
 """Largest encoded number. Larger ones overflow in products, and attention over packed requests spreads NaN to the next request. Our
 choice.
 """
+LARGEST_CACHED = 1e17
+"""Largest number in a cache, which is computed from encoded numbers and their weights. Our choice."""
 _TIMES = ("request_time", "history_time")
 
 
@@ -67,10 +70,10 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
     if CACHE_LENGTH in tensors and CACHE_TIME in tensors:
         out[CACHE_LENGTH], bad = _clipped(tensors[CACHE_LENGTH], tf.shape(tensors[CACHE_TIME])[1], bad)
     for name, x in tensors.items():
-        if name.startswith(CACHE) and x.dtype.is_floating:  # one cell is enough: all are marked, and cells beyond may hold anything
-            refused = _first_cell(x) <= INVALID_CACHE
-            out[name] = _marked(x, refused, 0.0)
-            bad |= refused
+        if name.startswith(CACHE) and x.dtype.is_floating:  # cells beyond the length may hold anything
+            wrong = ~tf.math.is_finite(x) | (tf.abs(x) > LARGEST_CACHED)
+            out[name] = tf.where(wrong, tf.zeros([], x.dtype), x)
+            bad |= (_first_cell(x) <= INVALID_CACHE) | _any(wrong & _cached(x, specs[name]["shape"], tensors, out))
     for names in _alike(tensors, specs):
         # Inputs of one shape and kind are checked as one tensor: many small operations would cost more than the arithmetic.
         x = tf.stack([out[name] for name in names], axis=-1)
@@ -107,6 +110,16 @@ def _wrong(x: Any, rows: list[int | None]) -> Any:
     if x.dtype.is_floating:
         return ~tf.math.is_finite(x) | (tf.abs(x) > LARGEST)  # Grappler makes `a > b` of `not a <= b`, which differs for NaN
     return (x < 0) | (x > tf.constant([x.dtype.max if count is None else count - 1 for count in rows], x.dtype))
+
+
+def _cached(x: Any, shape: list[int | None], tensors: Tensors, out: Tensors) -> Any:
+    """Cells of a cache that count: of each event of the history there is the same number of slots, along the first free axis."""
+    if CACHE_LENGTH not in out or CACHE_TIME not in tensors or None not in shape[1:]:
+        return tf.constant(True)
+    axis = shape.index(None, 1)
+    slots, events = tf.shape(x)[axis], tf.maximum(tf.shape(tensors[CACHE_TIME])[1], 1)
+    counted = tf.range(slots)[None, :] < out[CACHE_LENGTH][:, None] * ((slots + events - 1) // events)
+    return tf.reshape(counted, [-1, *[1] * (axis - 1), slots, *[1] * (len(shape) - axis - 1)])
 
 
 def _first_cell(x: Any) -> Any:

@@ -140,14 +140,21 @@ def test_raw_features_tell_what_was_refused(graph, model):
     assert marked(loaded.run("raw", batch)).tolist() == [True, True]
 
 
-def test_an_overflow_stays_in_its_request(logged):
-    """Attention computes blocks of several requests, where 0 times infinity is NaN."""
-    from keras_ranking.serving.exporting import guard, signatures
+@pytest.fixture(scope="module")
+def plain(logged):
+    """Endpoints of LiGR without guard."""
+    from keras_ranking.serving.exporting import signatures
 
     keras.utils.set_random_seed(0)
     model = models.LiGR(logged.schema, dim=8, num_layers=1, num_heads=2, id_dim=4, max_history=30, action_dim=4)
+    return signatures.trunk_endpoints(model, logged.schema)
+
+
+def test_an_overflow_stays_in_its_request(plain):
+    """Attention computes blocks of several requests, where 0 times infinity is NaN."""
+    from keras_ranking.serving.exporting import guard
+
     found = {}
-    plain = signatures.trunk_endpoints(model, logged.schema)
     for guarded, made in ((False, plain["serving_default"]), (True, guard.guarded(plain)["serving_default"])):
         batch = random_requests(made.inputs, (2, 2), (2, 1), hostile=False)
         first = made.body({name: tf.constant(values) for name, values in alone(batch, made.inputs, 0).items()})["click"].numpy()[0]
@@ -155,6 +162,30 @@ def test_an_overflow_stays_in_its_request(logged):
         got = made.body({name: tf.constant(values) for name, values in batch.items()})["click"].numpy()
         found[guarded] = np.isfinite(got).all() and np.abs(got[0, :2] - first).max() < 1e-5 and (got[1] == -1).all()
     assert found == {False: False, True: True}
+
+
+def test_a_number_in_a_cache_stays_in_its_request(plain):
+    """A cache comes back from the caller. Cells beyond its length count for nothing, whatever they hold."""
+    from keras_ranking.serving.exporting import guard
+
+    made = guard.guarded(plain)["score_candidates"]
+    batch = random_requests(plain["serving_default"].inputs, (2, 1), (2, 2), hostile=False)
+    given = {name: tf.constant(values) for name, values in batch.items()}
+    cache = plain["encode_history"].body({name: given[name] for name in plain["encode_history"].inputs})
+
+    def scored(endpoint, cell, number):
+        changed = cache["cache_key"].numpy()
+        changed[(1, slice(None), cell)] = number
+        have = {**given, **cache, "cache_key": tf.constant(changed)}
+        return endpoint.body({name: have[name] for name in endpoint.inputs})["click"].numpy()
+
+    good = scored(made, 1, 0.0)
+    assert not np.allclose(scored(plain["score_candidates"], 0, np.nan)[0], good[0])  # control
+    for number in (np.nan, np.inf, -np.inf, 3e38):
+        bad = scored(made, 0, number)
+        assert (bad[1] == -1.0).all()
+        np.testing.assert_allclose(bad[0], good[0], atol=1e-6)
+        np.testing.assert_allclose(scored(made, 1, number), good, atol=1e-6)
 
 
 def test_beyond_the_longest_bucket():
