@@ -22,7 +22,10 @@ MODELS, BATCHING, MONITORING, FLAGS = "models.config", "batching.config", "monit
 STABLE, CANARY = "stable", "canary"
 GRPC_THREADS = 64
 _LABEL = re.compile(r'key:\s*"([^"]+)"\s*,?\s*value:\s*(\d+)')
+_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 _BEFORE = re.compile(r"^# before: (.+) (\d+)$", re.MULTILINE)
+_POLICY = re.compile(r"model_version_policy\s*:?\s*\{(?:[^{}]|\{[^{}]*\})*\}")
+_NAME = re.compile(r'\bname:\s*"([^"]+)"')
 _MODEL = re.compile(r"\bconfig\s*:?\s*\{")
 
 
@@ -115,13 +118,19 @@ def _batching_text(batch_sizes: Sequence[int], padded: bool) -> str:
 
 
 def read_labels(folder: Path) -> Labels:
-    """The labels in the model config of a served model; none without a config."""
+    """The labels in the model config of a served model; none without a config.
+
+    Raises:
+        ValueError: labels in another form than `export` writes, which would be lost when the config is written again.
+    """
     path = folder / CONFIG_FOLDER / MODELS
     if not path.is_file():
         return Labels({}, {})
     text = path.read_text(encoding="utf-8")
-    now, before = ({label: int(version) for label, version in found.findall(text)} for found in (_LABEL, _BEFORE))
-    return Labels(now, before)
+    found = _LABEL.findall(_COMMENT.sub("", text))
+    if len(found) != (count := _COMMENT.sub("", text).count("version_labels")):
+        raise ValueError(f'{path} must have its labels as `version_labels {{ key: "stable" value: 1 }}`. {count - len(found)} differ')
+    return Labels({label: int(version) for label, version in found}, {label: int(version) for label, version in _BEFORE.findall(text)})
 
 
 def write_models(folder: Path, labels: Labels) -> None:
@@ -129,16 +138,28 @@ def write_models(folder: Path, labels: Labels) -> None:
 
     Raises:
         FileNotFoundError: a folder that `export` did not write.
-        ValueError: a config of several models, of which only one would be kept.
+        ValueError: a config of several models, or with settings that `export` does not write: they would be lost.
     """
     path = folder / CONFIG_FOLDER / MODELS
     if not path.is_file():
         raise FileNotFoundError(f"no {CONFIG_FOLDER}/{MODELS} in '{folder}': `keras-ranking export` writes it")
-    models = len(_MODEL.findall(path.read_text(encoding="utf-8")))
+    old = path.read_text(encoding="utf-8")
+    models = len(_MODEL.findall(old))
     if models != 1:
         raise ValueError(f"{path} must hold one model. Received: {models}; edit its labels by hand")
+    name = _NAME.search(old)
+    text = models_text(name.group(1) if name else folder.resolve().name, labels)  # the folder may be mounted under another name
+    if _settings(old) != _settings(text):
+        raise ValueError(f"{path} has other settings than `keras-ranking export` writes, which would be lost: edit its labels by hand")
     with tempfile.TemporaryDirectory(prefix=".labels-", dir=folder) as work:
-        install(stage(Path(work), {MODELS: models_text(folder.resolve().name, labels)}), folder)
+        install(stage(Path(work), {MODELS: text}), folder)
+
+
+def _settings(text: str) -> str:
+    """A model config without labels, policy, comments and spaces."""
+    for part in (_COMMENT, _LABEL, _POLICY):
+        text = part.sub("", text)
+    return re.sub(r"version_labels\s*:?\s*\{\s*\}|\s", "", text)
 
 
 def stage(work: Path, files: dict[str, str]) -> Path:

@@ -121,3 +121,28 @@ def test_batching_is_off_unless_asked(tmp_path, batching):
 def test_unknown_batching():
     with pytest.raises(ValueError, match="`server_batching` must be 'equal_lengths' or 'padded' or None. Received: server_batching='yes'"):
         together(GraphOptions(), Verification(), None, [1], None, "ranker", "yes")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('key: "stable" value: 1', "key: 'stable' value: 1"),
+        ('key: "stable" value: 1', 'value: 1 key: "stable"'),
+        ('base_path: "/models/ranker"', 'base_path: "gs://bucket/ranker"'),
+        ('model_platform: "tensorflow"', 'model_platform: "tensorflow" logging_config { sampling_config { sampling_rate: 1 } }'),
+    ],
+)
+def test_what_an_owner_wrote_is_not_lost(folder, old, new):
+    path = folder / "tf_serving" / server_configs.MODELS
+    edited = path.read_text().replace(old, new)
+    path.write_text(edited)
+    with pytest.raises(ValueError, match="models.config (has other settings than|must have its labels as)"):
+        move(folder, "stable", 1)
+    assert path.read_text() == edited
+
+
+def test_another_name_and_other_spaces_and_comments(folder):
+    path = folder / "tf_serving" / server_configs.MODELS
+    path.write_text('# version_labels { key: "old" value: 9 }\n' + path.read_text().replace("ranker", "prod").replace(" value", "\n,value"))
+    move(folder, "night", 1)
+    assert path.read_text() == server_configs.models_text("prod", Labels({"stable": 1, "canary": 1, "night": 1}, {}))
