@@ -24,6 +24,47 @@ class WholeModelInputs:
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # what JAX's `fit` and `predict` run
         return super().call(self._whole(inputs), *args, **kwargs)  # type: ignore[misc]
 
+    # Arrays are read here: JAX cuts int64 before a compiled step, and in one of TensorFlow no value can be read.
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`."""
+        args, kwargs = self._arrays(args, kwargs)
+        held = kwargs.get("validation_data")
+        if isinstance(held, tuple) and held:
+            kwargs["validation_data"] = (self._whole(held[0]), *held[1:])
+        return super().fit(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`."""
+        args, kwargs = self._arrays(args, kwargs)
+        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`."""
+        args, kwargs = self._arrays(args, kwargs)
+        return super().predict(*args, **kwargs)  # type: ignore[misc]
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`."""
+        args, kwargs = self._arrays(args, kwargs)
+        return super().train_on_batch(*args, **kwargs)  # type: ignore[misc]
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.test_on_batch`."""
+        args, kwargs = self._arrays(args, kwargs)
+        return super().test_on_batch(*args, **kwargs)  # type: ignore[misc]
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict_on_batch`."""
+        args, kwargs = self._arrays(args, kwargs)
+        return super().predict_on_batch(*args, **kwargs)  # type: ignore[misc]
+
+    def _arrays(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a method whose first one is `x`."""
+        if args:
+            return (self._whole(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "x": self._whole(kwargs["x"])} if "x" in kwargs else kwargs
+
     def _whole(self, inputs: Any) -> Any:
         if not isinstance(inputs, Mapping):
             return inputs

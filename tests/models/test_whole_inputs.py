@@ -73,3 +73,26 @@ def test_a_serving_model_can_be_saved_alone(ready: tuple[Any, dict[str, np.ndarr
     model.serving_model.save(tmp_path / "serving.keras")
     loaded = keras.models.load_model(tmp_path / "serving.keras")
     np.testing.assert_array_equal(click(loaded(tensors)), click(model.serving_model(tensors)))
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_on_batch"])
+def test_int64_arrays_in_a_compiled_program(ready: tuple[Any, dict[str, np.ndarray]], method: str) -> None:
+    """JAX would cut them to 32 bits on the way there, and TensorFlow could not read them."""
+    model, tensors = ready
+    call = getattr(model.serving_model, method)
+    wide = {name: values.astype("int64") if values.dtype == "int32" else values for name, values in tensors.items()}
+    np.testing.assert_array_equal(click(call(wide)), click(call(tensors)))
+    for name in ("request_time", "candidate_item_id"):
+        with pytest.raises(ValueError, match=f"`{name}` must be whole numbers of int32"):
+            call({**wide, name: wide[name] + 2**32})
+
+
+def test_int64_arrays_of_a_training(ready: tuple[Any, dict[str, np.ndarray]]) -> None:
+    model, _ = ready
+    beyond = {"x": {"time": np.array([[2**32 + 1]])}, "y": np.zeros((1, 1))}
+    valid = {"x": {"time": np.array([[1]])}, "validation_data": ({"time": np.array([[2**32 + 1]])}, np.zeros((1, 1)))}
+    for call in (model.fit, model.evaluate, model.train_on_batch, model.test_on_batch):
+        with pytest.raises(ValueError, match="`time` must be whole numbers of int32"):
+            call(**beyond)
+    with pytest.raises(ValueError, match="`time` must be whole numbers of int32"):
+        model.fit(**valid)
