@@ -106,6 +106,8 @@ class AttentionLowRankCross(LowRankCross):
             # k^T v first: (h, h) numbers per sample; q k^T would be (T, T)
             mixed = ops.matmul(query, ops.matmul(ops.swapaxes(key, -1, -2), tokens))
         else:
+            if self.compute_dtype == "float16":  # products of large queries and keys are beyond its range
+                query, key = ops.cast(query, "float32"), ops.cast(key, "float32")
             logits = ops.matmul(query, ops.swapaxes(key, -1, -2))
             # In float32 under every dtype policy: exp() turns the rounding error of a large score into a large relative error.
             weights = ops.softmax(ops.cast(logits, "float32"), axis=-1)

@@ -313,3 +313,17 @@ def test_errors(make: Callable[[], Any], message: str) -> None:
 def test_one_token_is_allowed_without_attention() -> None:
     layer = AttentionLowRankCross(4, head_dim=4, score="identity")
     assert layer(state()).shape == (2, 5, WIDTH)
+
+
+def test_scores_beyond_float16() -> None:
+    """Queries and keys of a few hundred, whose products pass 65,504."""
+    layers = [AttentionLowRankCross(RANK, num_layers=1, dtype=policy) for policy in ("float32", "mixed_float16")]
+    for layer in layers:
+        ready(layer)
+        for weights in (*layer.queries, *layer.keys):
+            weights.assign(weights * 400)
+    want, got = (numpy(layer(state())) for layer in layers)
+    x = state().astype("float64")
+    query, key = (x @ numpy(weights[0]).astype("float64") for weights in (layers[0].queries, layers[0].keys))
+    assert np.abs(query[..., :, None] * key[..., None, :]).max() > 65_504
+    np.testing.assert_allclose(got, want, rtol=0.05, atol=0.05)
