@@ -23,6 +23,7 @@ from keras import ops
 
 from keras_ranking.losses.provenance import is_probability
 from keras_ranking.losses.values import check_labels, is_host, known, out_of_range
+from keras_ranking.ops.masks import mask_of
 
 # float32 is exact for all integers up to this one; a larger request number could become equal to the next.
 _LARGEST_EXACT = 2**24
@@ -220,7 +221,7 @@ def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[in
         ValueError: shapes that do not fit, or what `reading` excludes, where it is known.
     """
     reading = Reading() if reading is None else reading
-    mask, given = getattr(y_pred, "_keras_mask", None), (y_true, sample_weight)
+    mask, given = mask_of(y_pred), (y_true, sample_weight)
     if reading.logits and is_probability(y_pred):
         raise ValueError(
             "`y_pred` must be logits, to which a sigmoid is applied here. Received: the output of a sigmoid or softmax; "

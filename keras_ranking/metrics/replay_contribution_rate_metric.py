@@ -13,6 +13,7 @@ from keras_ranking.losses.packed import Reading, is_packed, request_segments, un
 from keras_ranking.losses.values import LARGEST_GRADE
 from keras_ranking.metrics.observed_base import ObservedBase, quotient
 from keras_ranking.metrics.running_sum import RunningSum
+from keras_ranking.ops.masks import mask_of, set_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -65,7 +66,7 @@ class ReplayContributionRate(ObservedBase):
         self._matched = RunningSum(self, "matched")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        mask, as_given = getattr(y_pred, "_keras_mask", None), y_true
+        mask, as_given = mask_of(y_pred), y_true
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         if not is_packed(y_true, y_pred):
             shapes = f"y_true {tuple(y_true.shape)}, y_pred {tuple(y_pred.shape)}"
@@ -76,7 +77,7 @@ class ReplayContributionRate(ObservedBase):
             raise ValueError(f"`y_pred` must have one logit per position tower, K = {towers}. Received: K={given}")
         chosen = y_pred if len(y_pred.shape) == 2 else y_pred[..., self.tower]
         if mask is not None:
-            chosen._keras_mask = mask
+            set_mask(chosen, mask)
         observed = unpack(as_given, chosen, sample_weight, (), self.dtype, Reading(LARGEST_GRADE, logits=False, values=False))
         self._watch(observed, probabilities=False)
         total, matched = self._matches(ops.equal(ops.cast(y_true[..., 1], "int32"), 1), observed)

@@ -142,7 +142,7 @@ def test_a_server_that_does_not_follow(folder: Path, monkeypatch: pytest.MonkeyP
 def test_score_and_skew_pass_version_and_label_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Up to the client, which sends them; the server is not there."""
     from keras_ranking import serving
-    from tests.serving import standin
+    from keras_ranking.data import simulate
 
     made: list[dict[str, Any]] = []
 
@@ -151,10 +151,11 @@ def test_score_and_skew_pass_version_and_label_on(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("no server")
 
     monkeypatch.setattr(serving, "Client", client, raising=False)
-    standin.SCHEMA.save(tmp_path / "schema.json")
+    log = simulate(members=4, days=2, seed=0)
+    log.schema.save(tmp_path / "schema.json")
     request, events = tmp_path / "request.json", tmp_path / "events.csv"
     request.write_text('{"time": 1, "candidates": [{"item_id": 1}]}')
-    events.write_text("a\n1\n")
+    log.events.to_csv(events, index=False)
     score = ["score", str(request), "--server", "here:1", "--schema", str(tmp_path / "schema.json")]
     skew = ["skew", "--server", "http://here:1", "--keras", str(tmp_path), "--events", str(events)]
     assert main([*score, "--version", "3"]) == main([*score, "--label", "canary"]) == main([*skew, "--label", "stable"]) == main(skew) == 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_ranking import metrics
 from keras_ranking.losses import ObservedTowerLoss
 from tests.losses.helpers import random_batch
 
@@ -102,6 +103,21 @@ def test_a_keras_mask_is_a_weight_of_zero() -> None:
     wanted = float(loss(y["click"], ops.convert_to_numpy(logits), shown))
     assert float(loss(y["click"], logits, w["click"])) == pytest.approx(wanted, rel=1e-6)
     assert float(loss(y["click"], ops.convert_to_numpy(logits), w["click"])) != pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+def test_a_keras_mask_in_a_training_step(eager: bool) -> None:
+    """In compiled steps too, where JAX keeps the mask apart from the tensor: labels of padding change neither loss nor metrics."""
+    ids = keras.Input((None,), dtype="int32")
+    model = keras.Model(ids, keras.layers.Dense(1)(keras.layers.Embedding(10, 4, mask_zero=True)(ids)))
+    own = [metrics.NormalizedEntropy(from_logits=True), metrics.ReplayContributionRate()]
+    model.compile("sgd", ObservedTowerLoss(), metrics=own, run_eagerly=eager)
+    found = []
+    for padding in (0.0, 1.0):
+        y = np.ones((1, 5, 3), np.float32)
+        y[0, :, 0] = [0.0, 1.0, 0.0, padding, padding]
+        found.append(model.evaluate(np.array([[1, 2, 3, 0, 0]], np.int32), y, verbose=0))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -135,6 +135,10 @@ class ResidualQuantizer(RefusesMask, keras.layers.Layer):
     def _nearest(residual: Any, codewords: Any) -> Any:
         # Squares of differences: in |c|^2 - 2 r.c, codewords that are close to each other and far from 0 cancel. Some columns at a time,
         # so that no (rows, codewords, D) array is made. Ties: the first codeword.
+        # Of numbers near 1, whatever the unit of the vectors: squares of 1e-25 and 1e25 are 0 and infinite in float32.
+        unit = ops.max(ops.abs(codewords))
+        unit = ops.where(unit > 0, unit, ops.ones_like(unit))
+        residual, codewords = residual / unit, codewords / unit
         rows, (size, width) = residual.shape[0], codewords.shape
         columns = max(1, _CELLS // ((rows or 1024) * size))
         distance = 0.0

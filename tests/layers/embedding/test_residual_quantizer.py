@@ -172,6 +172,18 @@ def test_codewords_that_are_close_and_far_from_zero(offset: float) -> None:
     np.testing.assert_array_equal(numpy(layer.encode(x))[:, 0], exact.argmin(axis=1))
 
 
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_codes_do_not_depend_on_the_unit(unit: float) -> None:
+    layer = make(levels=1, codebook_size=K, revive_after=None)
+    layer.build((None, F))
+    book, x = vectors(K, seed=3), vectors(40, seed=4)
+    layer.codebook.assign(book[None])
+    want = numpy(layer.encode(x))
+    layer.codebook.assign((book * np.float32(unit))[None])
+    np.testing.assert_array_equal(numpy(layer.encode(x * np.float32(unit))), want)
+    assert len(np.unique(want)) > 2
+
+
 def test_an_unused_codeword_stays_where_it_is() -> None:
     """For longer than float32 can hold its decaying mass."""
     layer = make(levels=1, codebook_size=2, revive_after=None, decay=0.5)
