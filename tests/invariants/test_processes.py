@@ -66,7 +66,7 @@ def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.nda
     return out[name] if name in out else out[f"{prefix}click"][..., None]
 
 
-NAMES = ("cadet", "cadet_value", "feedsr_fused_session", "lirank", "amortized", "ligr")
+NAMES = ("cadet", "feedsr_fused_session", "lirank", "amortized", "ligr")
 
 
 @pytest.fixture(scope="module", params=NAMES)

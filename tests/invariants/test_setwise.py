@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ SETS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(SETS))
+@pytest.fixture(scope="module", params=list(SETS) if keras.backend.backend() == "torch" else ["best"])
 def case(request: Any, log: Any) -> Case:
     plain = {"builder": "LiGR", "dim": 16, "num_heads": 2, "id_dim": 4, "max_history": 1000, "delay": 120, "tasks": ("click",)}
     return make_case(log, **plain, **SETS[request.param])

@@ -85,7 +85,10 @@ def test_inputs_are_named_by_the_schema_and_hold_nothing_known_after_scoring(sch
     assert candidates == {"candidate_count", *(f"candidate_{feature.name}" for feature in schema.inputs())}
 
 
-@pytest.mark.parametrize("arguments", [{}, {"layout": "value", "gates": (), "num_kv_heads": 1}, {"dtype": "mixed_bfloat16"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, pytest.param({"layout": "value", "gates": (), "num_kv_heads": 1}, marks=pytest.mark.quickest), {"dtype": "mixed_bfloat16"}],
+)
 def test_saved_and_loaded_models_are_the_same(schema: kr.Schema, rows: Any, arguments: dict[str, Any], tmp_path: Path) -> None:
     model = kr.models.CADET(schema, **SMALL, **arguments)
     inputs = PackedDataset(rows, 2, inputs=model.input_columns, shuffle=False)[0][0]
@@ -164,6 +167,7 @@ def test_a_mixture_of_towers_is_a_mixture_of_probabilities(schema: kr.Schema, lo
     assert np.abs(out["click"][real] - towers[:, 0]).max() > 1e-3  # control: no tower alone
 
 
+@pytest.mark.quickest
 def test_a_fixed_tower_is_served(schema: kr.Schema, log: Any) -> None:
     model = moved(kr.models.CADET(schema, serving_tower=2, **SMALL))
     out, real = served(model, log, schema)
@@ -237,6 +241,7 @@ def test_attention_weights_of_a_window_stand_at_its_events(schema: kr.Schema, lo
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "fused", "value"])
+@pytest.mark.quickest
 def test_attention_weights_are_those_of_the_scores(schema: kr.Schema, log: Any, layout: str) -> None:
     model = kr.models.CADET(schema, layout=layout, num_kv_heads=1, **SMALL)
     asked = requests(build_sequences(log.events, schema))

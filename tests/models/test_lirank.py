@@ -58,6 +58,7 @@ def of_kind(model: Any, kind: type) -> list[Any]:
     return [layer for layer in model._flatten_layers(include_self=False) if type(layer) is kind]
 
 
+@pytest.mark.quickest
 def test_presets(schema: kr.Schema) -> None:
     feed, ads, jobs = (make(schema, preset=preset) for preset in ("feed", "ads", "jobs"))
     count = len(feed.tasks)
@@ -110,8 +111,8 @@ def test_bad_arguments_are_named(schema: kr.Schema, arguments: dict[str, Any], m
     "arguments",
     [
         {"preset": "feed", "head": "mmoe", "head_options": {"num_experts": 2, "expert": [6]}, "random_effects": {"click": "item_id"}},
-        {"preset": "ads", "explore": ["click"], "calibration_features": ("topic",)},
-        {"preset": "jobs"},
+        pytest.param({"preset": "ads", "explore": ["click"], "calibration_features": ("topic",)}, marks=pytest.mark.quickest),
+        pytest.param({"preset": "jobs"}, marks=pytest.mark.quickest),
     ],
     ids=["feed", "ads", "jobs"],
 )

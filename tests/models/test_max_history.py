@@ -62,6 +62,7 @@ def test_rows_and_requests_agree(log: Any, kind: str, arguments: dict[str, Any],
     np.testing.assert_allclose(got[real], expected[index[real]], atol=1e-5)
 
 
+@pytest.mark.quickest
 def test_what_is_older_moves_nothing(log: Any) -> None:
     schema = log.schema.fit(log.events)
     keras.utils.set_random_seed(0)

@@ -124,6 +124,7 @@ def test_packed_rows_are_the_mean_over_members(streams: Sequences, model: Any, n
 
 
 @pytest.mark.parametrize("batching", ["padded", "bucketed"])
+@pytest.mark.quickest
 def test_results_do_not_depend_on_the_batching(streams: Sequences, model: Any, batching: str) -> None:
     """All of an epoch in one batch: one loss, however it is laid out."""
     training = TrainingOptions(batching=batching, batch_size=ROWS, row_length=TOKENS, position_half_life="length")

@@ -141,6 +141,7 @@ def test_all_passes_equal_the_reference(fusion: str, settings: dict[str, Any]) -
     assert np.isfinite(packed).all()
 
 
+@pytest.mark.quickest
 def test_append_self_is_the_control_without_a_cache() -> None:
     layer, x = ready("append_self", rotary=TIME), inputs()
     expected = reference(layer, x)

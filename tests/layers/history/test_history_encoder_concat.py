@@ -98,6 +98,7 @@ def test_hidden_events_change_no_output() -> None:
     assert (np.abs(numpy(layer(changed)) - before)[0].max(axis=-1) > 1e-3).all()
 
 
+@pytest.mark.quickest
 def test_output_does_not_depend_on_other_candidates_or_padding() -> None:
     layer, x = ready(), inputs()
     before = numpy(layer(x))
