@@ -21,8 +21,9 @@ class WholeModelInputs:
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(self._whole(inputs), *args, **kwargs)  # type: ignore[misc]
 
-    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # what JAX's `fit` and `predict` run
-        return super().call(self._whole(inputs), *args, **kwargs)  # type: ignore[misc]
+    # What JAX's `fit` and `predict` run. By its named arguments Keras knows that the model tells training from inference.
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **settings: Any) -> Any:
+        return super().call(self._whole(inputs), training=training, mask=mask, **settings)  # type: ignore[misc]
 
     # Arrays are read here: JAX cuts int64 before a compiled step, and in one of TensorFlow no value can be read.
 

@@ -96,3 +96,14 @@ def test_int64_arrays_of_a_training(ready: tuple[Any, dict[str, np.ndarray]]) ->
             call(**beyond)
     with pytest.raises(ValueError, match="`time` must be whole numbers of int32"):
         model.fit(**valid)
+
+
+def test_a_step_of_fit_is_a_training_step(ready: tuple[Any, dict[str, np.ndarray]]) -> None:
+    """With dropout, which inference has not: Keras reads from the arguments of `call` whether a model tells the two apart."""
+    schema = ready[0].schema
+    model = kr.models.CADET(schema, **SMALL, dropout=0.8)
+    sequences = kr.data.build_sequences(kr.data.simulate(members=8, days=2, seed=0).events, schema)
+    batch = kr.data.PackedDataset(kr.data.pack(sequences, 64), 2, inputs=model.input_columns, seed=0)[0]
+    model.compile(keras.optimizers.SGD(0.0), model.losses_by_task())
+    trained, tested = (float(np.ravel(call(*batch))[0]) for call in (model.train_on_batch, model.test_on_batch))
+    assert abs(trained - tested) > 1e-3
