@@ -235,3 +235,19 @@ def test_errors() -> None:
         ready(None, C)(logits)
     with pytest.raises(ValueError, match="`features` must be of rank 3 and 3 wide"):
         ready(None, C)(logits, features=features[..., :2])
+
+
+def test_rounding_for_slopes_from_0_to_3() -> None:
+    """The two bounds of the docstring: against Eq. 1 in float64, and how far the map may fall."""
+    line = np.linspace(LOWER - 1, UPPER + 1, 4001).astype("float32")
+    for seed in range(10):
+        layer = IsotonicCalibration()
+        layer.build((None,))
+        slopes = np.random.default_rng(seed).uniform(0, 3, layer.slopes.shape).astype("float32")
+        layer.slopes.assign(slopes)
+        got = numpy(layer(line)).astype("float64")
+        left = layer.lower + layer.step * np.arange(layer.buckets)
+        inside = np.clip(line.astype("float64")[:, None] - left, 0.0, layer.step)
+        want = line.astype("float64") + ((slopes.astype("float64") - 1.0) * inside).sum(axis=-1)
+        assert np.abs(got - want).max() <= 2e-5
+        assert np.diff(got).min() >= -5e-6
