@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_ranking.losses.packed import Observed, Reading, unpack
-from keras_ranking.losses.values import LARGEST_GRADE, is_host, known
+from keras_ranking.losses.values import LARGEST_GRADE, assert_in_graph, is_host, known
 from keras_ranking.ops.replicas import refuse_replicas
 
 
@@ -22,8 +22,9 @@ class _Mean(keras.losses.Loss):
 class PackedLoss(keras.losses.Loss):
     """A loss of packed targets: reads them, and checks the numbers where they are known.
 
-    Numbers are always checked in arrays, and in tensors at the first call, so that a step never waits for a device again. Inside a compiled
-    step they are not known: a label or weight out of range makes the loss NaN there.
+    Numbers are always checked in arrays, and in tensors at the first call, so that a step never waits for a device again. In a later one,
+    and inside a step that is compiled by XLA (JAX, and TensorFlow with `jit_compile`), a label or weight out of range makes the loss NaN; a
+    graph of TensorFlow stops with its own `InvalidArgumentError`.
     """
 
     largest_label = LARGEST_GRADE
@@ -45,6 +46,10 @@ class PackedLoss(keras.losses.Loss):
 
 def reported(value: Any, observed: Observed) -> Any:
     """A scalar loss, NaN for a batch with a label or weight out of range, scaled for replicas."""
+    assert_in_graph(
+        ops.logical_not(observed.wrong_label), "`y_true` must hold labels >= 0 (at most 1 for a cross-entropy); an unknown one has weight 0"
+    )
+    assert_in_graph(ops.logical_not(observed.wrong_weight), "`sample_weight` must hold finite numbers >= 0")
     wrong = ops.logical_or(observed.wrong_label, observed.wrong_weight)
     one = ops.ones_like(value)
     return across_replicas(value * ops.where(wrong, one * float("nan"), one))

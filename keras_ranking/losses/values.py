@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
@@ -33,6 +35,13 @@ def out_of_range(label: Any, weight: Any, largest: float) -> tuple[Any, Any]:
     labels = ops.any(ops.logical_and(counted, ops.logical_not(good)))
     weights = ops.logical_not(ops.all(ops.logical_and(weight >= 0, weight < float("inf"))))
     return labels, weights
+
+
+def assert_in_graph(right: Any, message: str) -> None:
+    """Stop a graph of TensorFlow where a scalar is False. XLA leaves that out, and no other backend has it."""
+    tensorflow = sys.modules.get("tensorflow") if keras.backend.backend() == "tensorflow" else None
+    if tensorflow is not None and known(right) is None and not in_symbolic_scope():
+        tensorflow.debugging.Assert(right, [message])
 
 
 def check_labels(label: np.ndarray, weight: np.ndarray, largest: float) -> None:

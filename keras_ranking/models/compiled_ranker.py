@@ -10,14 +10,15 @@ import numpy as np
 
 from keras_ranking.losses.packed import check_arrays
 from keras_ranking.losses.reduction import PackedLoss
-from keras_ranking.losses.values import is_host
 from keras_ranking.models.compile_checks import Foreign, check_compiled, check_targets
+from keras_ranking.models.graph import CheckedModel
+from keras_ranking.ops.whole import read
 
 _SEEDS = "seed_generators"
 _BUILT = "built"
 
 
-class CompiledRanker(keras.Model):
+class CompiledRanker(CheckedModel, keras.Model):
     """A model of several tasks with packed targets: losses with weights by task, auxiliary outputs, and checks of both.
 
     The subclass gives `boundaries`, `auxiliary_tasks`, `auxiliary` and `arguments`.
@@ -85,39 +86,24 @@ class CompiledRanker(keras.Model):
         weights = {id(variable) for variable in self.weights}
         return [variable for variable in self.variables if id(variable) not in weights]
 
-    def fit(self, x: Any = None, y: Any = None, *arguments: Any, **settings: Any) -> Any:
-        """As `keras.Model.fit`; labels and weights are checked first, in arrays and in the first batch of a caller's `PyDataset`."""
-        self._check_arrays(*(_first_batch(x) or (y, settings.get("sample_weight"))))
-        return super().fit(x, y, *arguments, **settings)
+    def check_batch(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """The inputs; a label or weight out of range is an error, where inside a compiled step it would only make the loss NaN.
 
-    def evaluate(self, x: Any = None, y: Any = None, *arguments: Any, **settings: Any) -> Any:
-        """As `keras.Model.evaluate`; labels and weights are checked first, in arrays and in the first batch of a caller's `PyDataset`."""
-        self._check_arrays(*(_first_batch(x) or (y, settings.get("sample_weight"))))
-        return super().evaluate(x, y, *arguments, **settings)
-
-    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *arguments: Any, **settings: Any) -> Any:
-        """As `keras.Model.train_on_batch`; labels and weights in arrays are checked first."""
-        self._check_arrays(y, sample_weight)
-        return super().train_on_batch(x, y, sample_weight, *arguments, **settings)
-
-    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *arguments: Any, **settings: Any) -> Any:
-        """As `keras.Model.test_on_batch`; labels and weights in arrays are checked first."""
-        self._check_arrays(y, sample_weight)
-        return super().test_on_batch(x, y, sample_weight, *arguments, **settings)
-
-    def _check_arrays(self, y: Any, sample_weight: Any) -> None:
-        """Raise an error for a label or weight out of range: inside a compiled step it would only make the loss NaN."""
-        if y is None or not self.compiled:
-            return
-        self.check_targets(y)
-        for task, target in (y if isinstance(y, Mapping) else {None: y}).items():
-            loss = self.loss.get(task) if isinstance(self.loss, Mapping) and task is not None else self.loss
-            weight = sample_weight.get(task) if isinstance(sample_weight, Mapping) else sample_weight
-            if isinstance(loss, PackedLoss) and is_host(target) and (weight is None or is_host(weight)):
-                try:
-                    check_arrays(target, weight, loss.largest_label)
-                except ValueError as error:
-                    raise ValueError(f"{error}" if task is None else f"task '{task}': {error}") from None
+        Raises:
+            ValueError: such a number, its task and place, or targets that the compiled losses and metrics do not read.
+        """
+        if y is not None and self.compiled:
+            self.check_targets(y)
+            for task, target in (y if isinstance(y, Mapping) else {None: y}).items():
+                loss = self.loss.get(task) if isinstance(self.loss, Mapping) and task is not None else self.loss
+                weight = sample_weight.get(task) if isinstance(sample_weight, Mapping) else sample_weight
+                label, weight = read(target), None if weight is None else read(weight)
+                if isinstance(loss, PackedLoss) and label is not None:
+                    try:
+                        check_arrays(label, weight, loss.largest_label)
+                    except ValueError as error:
+                        raise ValueError(f"{error}" if task is None else f"task '{task}': {error}") from None
+        return super().check_batch(x, y, sample_weight)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
         """The compiled loss of the tasks, and of auxiliary outputs against the labels of theirs."""
@@ -156,11 +142,3 @@ class CompiledRanker(keras.Model):
         if not self.auxiliary or not isinstance(outputs, dict):
             return outputs
         return {name: value for name, value in outputs.items() if name not in self.auxiliary}
-
-
-def _first_batch(x: Any) -> tuple[Any, Any] | None:
-    """Targets and weights of the first batch of a caller's dataset; those of this package hold labels that were checked."""
-    if not isinstance(x, keras.utils.PyDataset) or type(x).__module__.startswith("keras_ranking.") or not x.num_batches:
-        return None
-    _, y, weight = keras.utils.unpack_x_y_sample_weight(x[0])
-    return y, weight

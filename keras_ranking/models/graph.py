@@ -1,108 +1,124 @@
-"""Functional models that check their integer inputs before Keras casts them, and that an error in a first step leaves as they were."""
+"""Functional models that check what they are given before a step computes with it, and that an error leaves as they were."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
+from keras_ranking.models.checked_batches import Check, CheckedBatches
 from keras_ranking.ops.whole import whole_numbers
 
 
-class WholeModelInputs:
-    """A functional model whose integer inputs (times, ids, lengths) are refused as floats, and beyond int32.
+class CheckedModel:
+    """A functional model whose batches are checked before a step computes with them, and that an error leaves its weights.
 
-    Keras casts what it is given to the type of the input: float32 times lose up to 64 seconds, and int64 wraps.
+    Integer inputs (times, ids, lengths) are refused as floats, and beyond int32: Keras casts what it is given to the type of the
+    input, by which float32 times lose up to 64 seconds and int64 wraps.
     """
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(self._whole(inputs), *args, **kwargs)  # type: ignore[misc]
+        return super().__call__(self.whole(inputs), *args, **kwargs)  # type: ignore[misc]
 
     # What JAX's `fit` and `predict` run. By its named arguments Keras knows that the model tells training from inference.
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **settings: Any) -> Any:
-        return super().call(self._whole(inputs), training=training, mask=mask, **settings)  # type: ignore[misc]
+        return super().call(self.whole(inputs), training=training, mask=mask, **settings)  # type: ignore[misc]
 
-    # Arrays are read here: JAX cuts int64 before a compiled step, and in one of TensorFlow no value can be read.
+    # Numbers are read here: JAX cuts int64 before a compiled step, and in one of TensorFlow no value can be read.
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`."""
-        args, kwargs = self._arrays(args, kwargs)
-        held = kwargs.get("validation_data")
-        if isinstance(held, tuple) and held:
-            kwargs["validation_data"] = (self._whole(held[0]), *held[1:])
-        return super().fit(*args, **kwargs)  # type: ignore[misc]
+        """As `keras.Model.fit`; each batch is checked before its step."""
+        return self._checked(super().fit, self.check_batch, args, kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`."""
-        args, kwargs = self._arrays(args, kwargs)
-        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`."""
-        args, kwargs = self._arrays(args, kwargs)
-        return super().predict(*args, **kwargs)  # type: ignore[misc]
+        """As `keras.Model.evaluate`; each batch is checked before its step."""
+        return self._checked(super().evaluate, self.check_batch, args, kwargs)  # type: ignore[misc]
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`."""
-        args, kwargs = self._arrays(args, kwargs)
-        return super().train_on_batch(*args, **kwargs)  # type: ignore[misc]
+        """As `keras.Model.train_on_batch`; the batch is checked first."""
+        return self._checked(super().train_on_batch, self.check_batch, args, kwargs)  # type: ignore[misc]
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.test_on_batch`."""
-        args, kwargs = self._arrays(args, kwargs)
-        return super().test_on_batch(*args, **kwargs)  # type: ignore[misc]
-
-    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict_on_batch`."""
-        args, kwargs = self._arrays(args, kwargs)
-        return super().predict_on_batch(*args, **kwargs)  # type: ignore[misc]
-
-    def _arrays(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a method whose first one is `x`."""
-        if args:
-            return (self._whole(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "x": self._whole(kwargs["x"])} if "x" in kwargs else kwargs
-
-    def _whole(self, inputs: Any) -> Any:
-        if not isinstance(inputs, Mapping):
-            return inputs
-        declared = self.input  # type: ignore[attr-defined]
-        return {name: _checked(name, value, declared) for name, value in inputs.items()}
-
-
-class KeepsWeights:
-    """A model that still has its weights after an error in `fit`, `evaluate` or `predict`.
-
-    On JAX, Keras takes the arrays out of the variables for the time of the call. It puts back what the last step returned, which is
-    nothing if the first one fails, for example because of wrong targets.
-    """
-
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`."""
-        with self._kept():
-            return super().fit(*args, **kwargs)  # type: ignore[misc]
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`."""
-        with self._kept():
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        """As `keras.Model.test_on_batch`; the batch is checked first."""
+        return self._checked(super().test_on_batch, self.check_batch, args, kwargs)  # type: ignore[misc]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`."""
-        with self._kept():
-            return super().predict(*args, **kwargs)  # type: ignore[misc]
+        """As `keras.Model.predict`; the inputs of each batch are checked before its step."""
+        return self._checked(super().predict, self.check_inputs, args, kwargs)  # type: ignore[misc]
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict_on_batch`; the inputs are checked first."""
+        return self._checked(super().predict_on_batch, self.check_inputs, args, kwargs)  # type: ignore[misc]
+
+    def check_inputs(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """The inputs, as int32 where the model declares that."""
+        return self.whole(x)
+
+    def check_batch(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """The inputs as `check_inputs` gives them; a subclass also checks targets and weights."""
+        return self.whole(x)
+
+    def whole(self, inputs: Any) -> Any:
+        """Named inputs, as int32 where the model declares that.
+
+        Raises:
+            ValueError: floats there, or a value beyond int32.
+        """
+        if not isinstance(inputs, Mapping):
+            return inputs
+        declared = self._whole_names()
+        return {name: _whole(name, value) if name in declared else value for name, value in inputs.items()}
+
+    def _whole_names(self) -> set[str]:
+        declared = self.input  # type: ignore[attr-defined]
+        return {name for name, x in declared.items() if x.dtype == "int32"} if isinstance(declared, Mapping) else set()
+
+    def _checked(self, method: Any, check: Check, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a method of Keras returns for data that is checked."""
+        given = inspect.signature(method).bind(*args, **kwargs)
+        values: dict[str, Any] = given.arguments
+        datasets = []
+
+        def checked(x: Any, y: Any, weight: Any, **settings: Any) -> Any:
+            if not CheckedBatches.reads(x, y, weight):
+                return check(x, y, weight)
+            datasets.append(CheckedBatches(x, check, self._whole_names(), y=y, sample_weight=weight, **settings))
+            return datasets[-1]
+
+        if "x" in values and "_use_cached_eval_dataset" not in kwargs:  # with which `fit` evaluates what it was given
+            x, y, weight = (values.get(name) for name in ("x", "y", "sample_weight"))
+            shuffle = values.get("shuffle", method.__name__ == "fit" and isinstance(x, keras.utils.PyDataset))
+            values["x"] = checked(x, y, weight, shuffle=shuffle, class_weight=values.get("class_weight"))
+        if values.get("validation_data") is not None:
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(values["validation_data"])
+            values["validation_data"] = keras.utils.pack_x_y_sample_weight(checked(x, y, weight), y, weight)
+        try:
+            with self._kept():
+                return method(*given.args, **given.kwargs)
+        except Exception:
+            for error in [data.error for data in datasets if data.error]:
+                raise error from None
+            raise
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
+        """Give back the weights after an error.
+
+        On JAX, Keras takes the arrays out of the variables for the time of the call. After an error `fit` alone puts back what the last
+        step returned, which is nothing if the first one fails, for example because of wrong targets.
+        """
         optimizer = getattr(self, "optimizer", None)
-        variables = [*self.variables, *(optimizer.variables if optimizer else ())]  # type: ignore[attr-defined]
+        variables = [*self.variables, *self.metrics_variables, *(optimizer.variables if optimizer else ())]  # type: ignore[attr-defined]
         held = [(variable, variable._value) for variable in variables if keras.backend.backend() == "jax"]
         try:
             yield
         except BaseException:
+            if held:
+                self.jax_state_sync()  # type: ignore[attr-defined]
+                self._jax_state = None
             for variable, value in held:
                 if variable._value is None:
                     variable._value = value
@@ -112,13 +128,10 @@ class KeepsWeights:
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class Graph(WholeModelInputs, KeepsWeights, keras.Model):
+class Graph(CheckedModel, keras.Model):
     """A functional `keras.Model` over layers of a `RankingModel`, such as its `serving_model`."""
 
 
-def _checked(name: str, value: Any, declared: Any) -> Any:
-    if not isinstance(declared, Mapping) or name not in declared or declared[name].dtype != "int32":
-        return value
-    if isinstance(value, np.ndarray) and value.dtype == bool:  # labels of earlier events
-        return value
-    return whole_numbers(value, name)
+def _whole(name: str, value: Any) -> Any:
+    labels = "bool" in str(getattr(value, "dtype", ""))  # of earlier events
+    return value if labels else whole_numbers(value, name)

@@ -43,16 +43,16 @@ def whole_numbers(values: Tensor, name: str) -> Tensor:
         )
     if isinstance(values, keras.KerasTensor):
         raise ValueError(f"`{name}` must be int32. Received: dtype={dtype}. Declare the input as keras.Input(..., dtype='int32').")
-    read = _read(values)
-    if read is None:
+    found = read(values)
+    if found is None:
         raise ValueError(f"`{name}` must be int32. Received: dtype={dtype}, in a compiled program, where its values cannot be checked.")
-    if read.size and not (int(read.min()) >= LOWEST and int(read.max()) <= HIGHEST):
-        outside = int(read.max()) if int(read.max()) > HIGHEST else int(read.min())
+    if found.size and not (int(found.min()) >= LOWEST and int(found.max()) <= HIGHEST):
+        outside = int(found.max()) if int(found.max()) > HIGHEST else int(found.min())
         hint = ""
         if name.endswith(("time", "times")):
             hint = " Times are whole seconds, counted from an epoch near the log; milliseconds do not fit."
         raise ValueError(f"`{name}` must be whole numbers of int32, in -2**31 .. 2**31 - 1. Received: {outside}.{hint}")
-    return read.astype(np.int32) if isinstance(values, np.ndarray) else ops.cast(values, "int32")
+    return found.astype(np.int32) if isinstance(values, np.ndarray) else ops.cast(values, "int32")
 
 
 def _dtype(values: Any) -> str:
@@ -61,8 +61,8 @@ def _dtype(values: Any) -> str:
     return str(keras.backend.standardize_dtype(values.dtype))
 
 
-def _read(values: Any) -> np.ndarray | None:
-    """The values of an array or of a tensor that has some now, else None."""
+def read(values: Any) -> np.ndarray | None:
+    """The values of an array or list, or of a tensor that has some now, else None."""
     if isinstance(values, (np.ndarray, np.generic)):
         return np.asarray(values)
     try:
