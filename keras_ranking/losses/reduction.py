@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_ranking.losses.packed import Observed, Reading, unpack
-from keras_ranking.losses.values import LARGEST_GRADE, assert_in_graph, is_host, known
+from keras_ranking.losses.values import LARGEST_GRADE, in_graph, is_host, known
 from keras_ranking.ops.replicas import refuse_replicas
 
 
@@ -46,13 +46,11 @@ class PackedLoss(keras.losses.Loss):
 
 def reported(value: Any, observed: Observed) -> Any:
     """A scalar loss, NaN for a batch with a label or weight out of range, scaled for replicas."""
-    assert_in_graph(
-        ops.logical_not(observed.wrong_label), "`y_true` must hold labels >= 0 (at most 1 for a cross-entropy); an unknown one has weight 0"
-    )
-    assert_in_graph(ops.logical_not(observed.wrong_weight), "`sample_weight` must hold finite numbers >= 0")
     wrong = ops.logical_or(observed.wrong_label, observed.wrong_weight)
     one = ops.ones_like(value)
-    return across_replicas(value * ops.where(wrong, one * float("nan"), one))
+    # The gradient is a product with this factor, so that a graph that stops here has not moved a weight.
+    factor = in_graph(ops.where(wrong, one * float("nan"), one), observed.wrong_label, observed.wrong_weight)
+    return across_replicas(value * factor)
 
 
 def across_replicas(value: Any) -> Any:

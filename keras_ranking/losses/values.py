@@ -37,11 +37,18 @@ def out_of_range(label: Any, weight: Any, largest: float) -> tuple[Any, Any]:
     return labels, weights
 
 
-def assert_in_graph(right: Any, message: str) -> None:
-    """Stop a graph of TensorFlow where a scalar is False. XLA leaves that out, and no other backend has it."""
+def in_graph(value: Any, wrong_label: Any, wrong_weight: Any) -> Any:
+    """`value`; a graph of TensorFlow stops before it if one of the scalars is True. XLA leaves that out, and no other backend has it."""
     tensorflow = sys.modules.get("tensorflow") if keras.backend.backend() == "tensorflow" else None
-    if tensorflow is not None and known(right) is None and not in_symbolic_scope():
-        tensorflow.debugging.Assert(right, [message])
+    if tensorflow is None or in_symbolic_scope() or known(wrong_label) is not None:
+        return value
+    label = "`y_true` must hold labels >= 0, and at most 1 for a cross-entropy; an unknown label has `sample_weight` 0."
+    weight = "`sample_weight` must hold finite numbers >= 0."
+    rules = [
+        tensorflow.debugging.Assert(tensorflow.logical_not(wrong), [words]) for wrong, words in ((wrong_label, label), (wrong_weight, weight))
+    ]
+    with tensorflow.control_dependencies(rules):
+        return tensorflow.identity(value)
 
 
 def check_labels(label: np.ndarray, weight: np.ndarray, largest: float) -> None:
