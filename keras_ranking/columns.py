@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from keras_ranking.field_errors import PlainWords
 from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets, id_texts, split_fingerprint
 from keras_ranking.ops.logarithm import log1p
 from keras_ranking.values import INT32_MAX, Faults, numbers_of, plain_series, raise_first
@@ -19,7 +20,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _RESERVED = frozenset({"time", "segment", "session", "length", "count", "request_time", "history_length", "candidate_count"})
 
 
-class _Column(BaseModel):
+class _Column(BaseModel, metaclass=PlainWords):
     """What all kinds of features share. `name` is the column of the log and the name of the model input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -334,7 +335,7 @@ class Vector(_Column):
 Feature = Annotated[Id | Category | Number | Vector, Field(discriminator="kind")]
 
 
-class Task(BaseModel):
+class Task(BaseModel, metaclass=PlainWords):
     """A binary outcome to predict.
 
     Args:

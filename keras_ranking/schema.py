@@ -24,11 +24,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keras_ranking.columns import Feature, Known, Number, Task
+from keras_ranking.field_errors import PlainWords
 from keras_ranking.schema_file import read_model
 from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, require_frame, seconds_of
 
 
-class Schema(BaseModel):
+class Schema(BaseModel, metaclass=PlainWords):
     """What the columns of an impression log are.
 
     Args:
@@ -45,7 +46,7 @@ class Schema(BaseModel):
             events (their `delay`). A value that is too small leaks: a dwell time of 90 s was not known after 60 s. Our choice: 60.
 
     Raises:
-        ValueError: (pydantic's ValidationError) a column with two roles, a repeated name, an unusable name.
+        ValueError: a field that is missing, unknown or of another type, a column with two roles, a repeated name, an unusable name.
 
     Example:
         >>> schema = kr.Schema(
@@ -76,10 +77,17 @@ class Schema(BaseModel):
     epoch: int = 1_262_304_000  # 2010-01-01 00:00:00 UTC; int32 seconds reach to 2078
     feedback_delay: int = Field(default=60, ge=1, le=INT32_MAX)
 
+    @field_validator("features", mode="before")
+    @classmethod
+    def _list_of_features(cls, features: Any) -> Any:
+        if isinstance(features, str | BaseModel):
+            raise ValueError(f"`features` must be a list of `Id`, `Category`, `Number` and `Vector`. Received: features={features!r}")
+        return features
+
     @field_validator("actions", mode="before")
     @classmethod
     def _bare_actions(cls, actions: Any) -> Any:
-        if isinstance(actions, str):
+        if isinstance(actions, str | BaseModel):
             raise ValueError(f"`actions` must be a list of names or features. Received: actions={actions!r}")
         return tuple({"kind": "number", "name": action, "known": "after"} if isinstance(action, str) else action for action in actions)
 
@@ -91,7 +99,7 @@ class Schema(BaseModel):
     @field_validator("tasks", mode="before")
     @classmethod
     def _bare_tasks(cls, tasks: Any) -> Any:
-        if isinstance(tasks, str):
+        if isinstance(tasks, str | BaseModel):
             raise ValueError(f"`tasks` must be a list of names or tasks. Received: tasks={tasks!r}")
         return tuple({"name": task} if isinstance(task, str) else task for task in tasks)
 

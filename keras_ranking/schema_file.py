@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -13,15 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from keras_ranking.columns import Category, Id, Number, Task, Vector
-from keras_ranking.ops.messages import shown
+from keras_ranking.field_errors import Place, errors_of_parts, field_words, written
 
 _MOST_PROBLEMS = 10
-_KINDS = "'id', 'category', 'number' or 'vector'"
 _CLASSES: dict[str, type[BaseModel]] = {"id": Id, "category": Category, "number": Number, "vector": Vector}
-_TYPES = {"string": "a text", "int": "an integer", "float": "a number", "tuple": "a list", "model": "an object", "dict": "an object"}
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,\]}]+")
-Place = tuple[str | int, ...]
 
 
 def read_model(kind: type[BaseModel], path: str | Path) -> Any:
@@ -41,7 +37,8 @@ def read_model(kind: type[BaseModel], path: str | Path) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{path}, line 1: must hold one JSON object, {{...}}. Received: a {type(data).__name__}")
     try:
-        return kind.model_validate_json(text)
+        with errors_of_parts():
+            return kind.model_validate_json(text)
     except ValidationError as error:
         problems = error.errors()
         lines = [_line(kind, text, problem) for problem in problems[:_MOST_PROBLEMS]]
@@ -65,40 +62,12 @@ def _line(kind: type[BaseModel], text: str, problem: Mapping[str, Any]) -> str:
             owner = _CLASSES.get(str(part), owner)
             left.append(part)
     last = problem["loc"][-1] if problem["loc"] else ""
-    name = _written(path) if isinstance(last, int) else str(last)
+    name = written(path) if isinstance(last, int) else str(last)
     if isinstance(last, int):
-        inside = _written(path) if problem["type"].startswith("union_tag") else ""
+        inside = written(path) if problem["type"].startswith("union_tag") else ""
     else:
-        inside = _written(path[:-1] if path[-1:] == (last,) else path)
-    return f"line {lines[path]}: {_words(owner, problem, name)}{f' (in {inside})' if inside else ''}"
-
-
-def _written(path: Place) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
-def _words(owner: type[BaseModel], problem: Mapping[str, Any], name: str) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
-    received = f". Received: {shown(problem.get('input'))}"
-    if kind == "union_tag_invalid":
-        return f"`kind` must be {_KINDS}. Received: {context['tag']!r}"
-    if kind == "union_tag_not_found":
-        return f"`kind` must be given: {_KINDS}"
-    if kind == "missing":
-        return f"`{name}` must be given"
-    if kind == "extra_forbidden":
-        known = list(owner.model_fields)
-        near = difflib.get_close_matches(name, known, n=1)
-        return f"there is no `{name}`{f'; did you mean `{near[0]}`?' if near else ''} It may have {', '.join(known)}"
-    if kind == "literal_error":
-        return f"`{name}` must be {context['expected']}{received}"
-    if kind == "value_error":
-        return str(problem["msg"]).removeprefix("Value error, ")
-    bounds = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le"), "greater_than": ("above", "gt")}
-    if kind in bounds:
-        return f"`{name}` must be {bounds[kind][0]} {context[bounds[kind][1]]}{received}"
-    wanted = _TYPES.get(kind.partition("_")[0])
-    return f"`{name}` must be {wanted}{received}" if wanted else f"`{name}`: {problem['msg']}{received}"
+        inside = written(path[:-1] if path[-1:] == (last,) else path)
+    return f"line {lines[path]}: {field_words(owner, problem, name)}{f' (in {inside})' if inside else ''}"
 
 
 def line_numbers(text: str) -> dict[Place, int]:

@@ -76,7 +76,9 @@ def room_of(path: Path) -> str:
     """'layers.tokens' for keras_ranking/layers/tokens/lengths.py; a file of the package itself is its own room."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if len(parts) == 1:
-        return {"__init__": "", "columns": "schema", "schema_file": "schema", "values": "schema"}.get(parts[0], parts[0])
+        return {"__init__": "", "columns": "schema", "schema_file": "schema", "field_errors": "schema", "values": "schema"}.get(
+            parts[0], parts[0]
+        )
     return ".".join(parts[:-1])
 
 

@@ -140,13 +140,16 @@ def test_messages_of_bad_logs_name_arguments_of_the_function_called(entry: str) 
         # `transform` is what the schema's column has, not what to give.
         assert set(messages.named_arguments(text)) <= parameters | {"transform"}, (fault, text)
         for called, name in messages.called_arguments(text):
-            assert name in inspect.signature(getattr(kr, called)).parameters or name in getattr(kr, called).model_fields, (fault, text)
+            owner = getattr(kr.data, called) if called == "Log" else getattr(kr, called)
+            assert name in inspect.signature(owner).parameters, (fault, text)
 
 
 def test_control_the_hint_is_given_where_it_can_be_followed() -> None:
     for entry in ("check_events", "build_sequences", "requests", "train", "evaluate"):
         assert "on_error='drop' leaves such rows out and counts them." in caught(ENTRIES[entry][1], "negative")
-    assert "round='floor'" in caught(ENTRIES["build_sequences"][1], "fraction") and "round=" not in caught(ENTRIES["train"][1], "fraction")
+    assert ". round='floor' rounds" in caught(ENTRIES["build_sequences"][1], "fraction")
+    for entry in ("train", "evaluate"):
+        assert "`Log(..., round='floor')` rounds" in caught(ENTRIES[entry][1], "fraction")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -157,7 +160,7 @@ def test_the_shell_names_its_own_arguments(command: str) -> None:
     args = parser.parse_args([command, *(["run"] if command == "evaluate" else ["--out", "run"]), "--data", "parquet:log.parquet"])
     for fault in FAULTS:
         text = in_shell(caught(ENTRIES[command][1], fault), args)
-        assert set(re.findall(r"--[a-z-]+", text)) <= flags and "on_error" not in text
+        assert set(re.findall(r"--[a-z-]+", text)) <= flags and not {"on_error", "round="} & set(re.findall(r"on_error|round=", text))
     assert "--on-error drop" in in_shell(caught(ENTRIES[command][1], "negative"), args)
     with pytest.raises(ValueError) as error:
         kr.data.open_log("parquet:log.parquet")

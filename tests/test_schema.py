@@ -150,8 +150,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "actions as one text": ({"actions": "like"}, "`actions` must be a list"),
     "unknown argument": ({"user": "u"}, "user"),
     "unknown kind": ({"features": [{"kind": "text", "name": "a"}]}, "kind"),
-    "feature without a name": ({"features": [{"kind": "id"}]}, "Field required"),
-    "task without a name": ({"tasks": [{}]}, "Field required"),
+    "feature without a name": ({"features": [{"kind": "id"}]}, "`name` must be given"),
+    "task without a name": ({"tasks": [{}]}, "`name` must be given"),
 }
 
 

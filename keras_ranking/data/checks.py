@@ -15,6 +15,7 @@ from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
 from keras_ranking.values import FRACTION, INT32_MAX, Faults, native_frame, numbers_of, require_kind
 
+_ROUNDING = {"round": "round='floor' rounds down to whole seconds.", "log": "`Log(..., round='floor')` rounds down to whole seconds."}
 _MOST_PROBLEMS = 10
 
 
@@ -114,10 +115,8 @@ class _Checker:
             lines.append(f"{reason}. Received: {self.report.examples[reason]}" + (f"; {count} such rows" if count > 1 else ""))
         hints = []
         if any(FRACTION in reason for reason in problems):
-            rounding = (
-                "round='floor' rounds down to whole seconds." if "round" in offers else "Remove fractions first, with `.dt.floor('s')`."
-            )
-            hints.append(rounding)
+            argument = next((offer for offer in offers if offer in _ROUNDING), "")
+            hints.append(_ROUNDING.get(argument, "Remove fractions first, with `.dt.floor('s')`."))
         if "sort" in offers and any("go back in time" in reason for reason in problems):
             hints.append("sort=True sorts them.")
         if "on_error" in offers:
@@ -263,7 +262,8 @@ def checked_rows(
 
     Args:
         events, schema, on_error, sort, round: as `check_events`.
-        offers: those of the arguments `on_error`, `sort` and `round` that the caller's caller can give: errors name no other.
+        offers: those of the arguments `on_error`, `sort` and `round` that the caller's caller can give, 'log' for the `round` of its `Log`:
+            errors name no other.
         places: (rows,) where each row is in the frame that the user has; None: this is it.
     """
     require_frame(events)

@@ -45,7 +45,8 @@ def in_graph(value: Any, wrong_label: Any, wrong_weight: Any) -> Any:
     label = "`y_true` must hold labels >= 0, and at most 1 for a cross-entropy; an unknown label has `sample_weight` 0."
     weight = "`sample_weight` must hold finite numbers >= 0."
     rules = [
-        tensorflow.debugging.Assert(tensorflow.logical_not(wrong), [words]) for wrong, words in ((wrong_label, label), (wrong_weight, weight))
+        tensorflow.debugging.Assert(tensorflow.logical_not(wrong), [words])
+        for wrong, words in ((wrong_label, label), (wrong_weight, weight))
     ]
     with tensorflow.control_dependencies(rules):
         return tensorflow.identity(value)

@@ -17,7 +17,7 @@ Check = Callable[[Any, Any, Any], Any]
 _WIDE = ("int64", "uint32", "uint64")
 
 
-class CheckedBatches(DataAdapter):  # type: ignore[misc]
+class CheckedBatches(DataAdapter):
     """A dataset as Keras reads it, whose batches go through a check.
 
     Args:

@@ -157,11 +157,18 @@ def evaluate(
     wanted = log.is_split(split)
     for column in ranker.schema.columns:
         require_column(log.events, column, "of the model's schema is not in the log")
-    times, _ = ranker.schema.model_seconds(log.events[ranker.schema.time])  # 0 for a bad time, which the checks find
+    times, _ = ranker.schema.model_seconds(log.events[ranker.schema.time], log.round)  # 0 for a bad time, which the checks find
     known = times <= times[wanted].max()
     places = np.flatnonzero(known)
     sequences = checked_sequences(
-        log.events[known], ranker.schema, wanted[known], on_error, needed=f"row of split '{split}'", offers=("on_error",), places=places
+        log.events[known],
+        ranker.schema,
+        wanted[known],
+        on_error,
+        log.round,
+        needed=f"row of split '{split}'",
+        offers=("on_error", "log"),
+        places=places,
     )
     tell_rows(sequences, verbose=False)
     if ranker.form == "requests":

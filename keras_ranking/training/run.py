@@ -112,7 +112,15 @@ def train(
     learned = (log.events["split"][kept] == "train").to_numpy()
     keras.utils.set_random_seed(seed)
     sequences = checked_sequences(
-        log.events[kept], log.schema, learned, on_error, fit=True, needed="training row", offers=("on_error",), places=np.flatnonzero(kept)
+        log.events[kept],
+        log.schema,
+        learned,
+        on_error,
+        log.round,
+        fit=True,
+        needed="training row",
+        offers=("on_error", "log"),
+        places=np.flatnonzero(kept),
     )
     rows, schema = np.sort(sequences.rows[sequences.target]), sequences.schema
     events = log.events.iloc[rows]
@@ -218,7 +226,14 @@ def warm_start(
     keras.utils.set_random_seed(seed % 2**32)
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
     sequences = checked_sequences(
-        log.events[kept], ranker.schema, marks[kept], on_error, needed="new row", offers=("on_error",), places=np.flatnonzero(kept)
+        log.events[kept],
+        ranker.schema,
+        marks[kept],
+        on_error,
+        log.round,
+        needed="new row",
+        offers=("on_error", "log"),
+        places=np.flatnonzero(kept),
     )
     tell_rows(sequences, verbose)
     rows = np.sort(sequences.rows)

@@ -97,6 +97,23 @@ def test_bad_rows_are_left_out_and_told(log: Any, capsys: Any) -> None:
     assert told.count("1 left out: column 'age_hours'") == 2
 
 
+def test_times_with_a_fraction_are_rounded_where_the_log_says_so(log: Any) -> None:
+    events = log.events.copy()
+    events[log.schema.time] = events[log.schema.time].astype("float64") + 0.25
+    with pytest.raises(ValueError, match=r"without a fraction of a second.*`Log\(\.\.\., round='floor'\)` rounds down to whole seconds"):
+        quick(Log(events, log.schema, "fractions"))
+    rounded = Log(events, log.schema, "fractions", round="floor")
+    model, _ = quick(rounded)
+    whole, _ = quick(log)
+    for weights, others in zip(model.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(weights, others)
+    assert kr.training.evaluate(model, rounded) == kr.training.evaluate(whole, log)
+    with pytest.raises(ValueError, match=r"`Log\(\.\.\., round='floor'\)`"):
+        kr.training.evaluate(model, Log(events, log.schema, "fractions"))
+    with pytest.raises(ValueError, match="`round` must be one of .* Received: round='up'"):
+        Log(events, log.schema, "fractions", round="up")
+
+
 def test_evaluation_and_requests_leave_rows_out_likewise(log: Any) -> None:
     model, _ = quick(log)
     events = log.events.copy()

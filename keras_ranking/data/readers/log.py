@@ -13,6 +13,7 @@ import pandas as pd
 from keras_ranking.data.log_columns import require_column, require_frame
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
+from keras_ranking.values import ROUND
 
 SPLITS = ("train", "validation", "test", "history")
 
@@ -29,10 +30,11 @@ class Log:
         notes: one line, with counts, for everything that the reader left out, merged or derived.
         preset: options of models and of training that `kr.training.train` takes where none are given: "simulated" or "ebnerd". `simulate`
             and `read_ebnerd` set it. None: the defaults of the model.
+        round: 'floor', 'ceil' or 'nearest': how training and evaluation round times that have a fraction of a second. None: it is a fault.
 
     Raises:
         TypeError: `events` is not a DataFrame, or `schema` not a `Schema`.
-        ValueError: no column `split`, or another word in it.
+        ValueError: no column `split`, or another word in it; another word for `round`.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -47,6 +49,7 @@ class Log:
     name: str
     notes: tuple[str, ...] = ()
     preset: str | None = None
+    round: str | None = None
 
     def __post_init__(self) -> None:
         require_frame(self.events)
@@ -54,6 +57,8 @@ class Log:
         if not isinstance(schema, Schema):
             load = f"; read a file with `Schema.load({str(schema)!r})`" if isinstance(schema, str | Path) else ""
             raise TypeError(f"`schema` must be a Schema. Received: {type(schema).__name__}{load}")
+        if self.round not in ROUND:
+            raise ValueError(f"`round` must be one of {ROUND}. Received: round={self.round!r}")
         if "split" not in self.events.columns:
             raise ValueError(
                 "`events` must have a column 'split' with the words 'train', 'validation', 'test' and 'history': "
