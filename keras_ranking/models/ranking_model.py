@@ -49,9 +49,10 @@ class RankingModel(CompiledRanker):
     """
 
     def __init__(self, wiring: Wiring, builder: str, schema: Schema, arguments: Mapping[str, Any], name: str) -> None:
-        refuse_replicas(
-            builder, "losses, clipped gradients and batch moments are of one replica's part, and `predict_on_batch` repeats rows"
-        )
+        # A process of torch may score alone; its losses refuse to be trained together.
+        if keras.backend.backend() == "tensorflow":
+            reason = "losses, clipped gradients and batch moments are of one replica's part, and `predict_on_batch` repeats rows"
+            refuse_replicas(builder, reason)
         inputs = wiring.row_inputs()
         super().__init__(inputs=inputs, outputs=wiring.row(inputs), name=name)
         self._graphs = UntrackedGraphs(wiring)

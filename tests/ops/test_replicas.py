@@ -1,8 +1,8 @@
-"""In a `tf.distribute` strategy of several replicas everything that sums over a batch is refused: figures would be of one part."""
+"""In a strategy of several replicas, or a group of torch processes, what sums over a batch is refused: figures would be of one part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +14,9 @@ from keras_ranking.losses import InRequestPairwise, InRequestSoftmax, ObservedTo
 from keras_ranking.ops.replicas import replicas
 
 tensorflow_only = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
+
+
+torch_only = pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.distributed is torch's")
 
 
 def strategy(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -68,6 +71,34 @@ def test_one_replica_and_scores_are_as_ever(monkeypatch: pytest.MonkeyPatch) -> 
     USES["ObservedTowerLoss"]()
     strategy(monkeypatch, 2)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(ROWS)), wanted)
+
+
+@pytest.fixture
+def group() -> Iterator[Any]:
+    """torch's default group, of this process alone."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed
+    distributed.destroy_process_group()
+
+
+@torch_only
+@pytest.mark.parametrize("use", [use for use in USES if use != "LiRank"])
+def test_processes_of_torch_are_refused(use: str, group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`DistributedDataParallel` averages the gradients of losses, each of which is divided by the weights of its own part."""
+    USES[use]()  # control: a group of one
+    monkeypatch.setattr(group, "get_world_size", lambda: 2)
+    with pytest.raises(
+        NotImplementedError, match=r"cannot be used in a torch.distributed group of 2 processes: .*keras.distribution.DataParallel"
+    ):
+        USES[use]()
+
+
+@torch_only
+def test_processes_of_torch_may_score(group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "get_world_size", lambda: 2)
+    made()
 
 
 def test_there_is_one_replica_without_a_strategy() -> None:
