@@ -10,10 +10,13 @@ import numpy as np
 
 from keras_ranking.data.datasets import Batch, checked_weights
 from keras_ranking.data.epochs import EpochDataset
+from keras_ranking.data.history_lengths import even_order, slots_by_length
 from keras_ranking.data.requests import Requests, take_or_zero
+from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
 from keras_ranking.values import require_kind
 
 SLOT = "request_slot"
+_OF_SLOTS = (SLOT, *SLOTS_BY_LENGTH)
 
 
 class PackedRequests(EpochDataset):
@@ -24,12 +27,15 @@ class PackedRequests(EpochDataset):
     | inputs  | `request_slot` int32 (B, S): request of the row, from 1 on, that a slot belongs to, 0 = empty       |
     |         | `candidate_*` (B, S[, size])                                                                       |
     |         | `history_*` (B, Q, L[, size]), `history_length` and `request_time` (B, Q): Q requests per row      |
+    |         | `slots_whole`, `slots_half`, `slots_quarter` int32 (B, any): the slots, from 1 on, 0 = none, whose  |
+    |         | history has at most L, L / 2 and L / 4 events, rounded up, each slot in one; none without a history  |
     | targets | by task, float32 (B, S, 3): label, position (0 = none), request (counted within the row)           |
     | weights | by task, float32 (B, S): 0 for empty slots, candidates that are no targets, and unknown labels     |
 
     Lists differ in length. Padding each list to the longest wastes most of a batch, and batches of similar lengths differ in
     everything that correlates with length, which breaks batch normalisation. So requests are packed into rows once, in a random
     order, and rows are shuffled each epoch. Every batch has the same shape; the last one is filled up with empty rows.
+    With inputs by length of history, a row has histories of all lengths, as the whole has, so that these inputs hold few empty slots.
 
     Args:
         requests: from `keras_ranking.data.requests`.
@@ -40,7 +46,8 @@ class PackedRequests(EpochDataset):
         row_requests: Q; None: 1.5 times the mean number in S slots, at most S.
         single: one target event per row, S = Q = 1, and `row_length` is not read: for gradients of single samples, as
             `keras_ranking.training.FisherSnapshot` needs them. Losses that compare items of a request are then 0.
-        shuffle, seed, epoch, weights: as `PackedDataset`. Without `shuffle`, requests are packed in their order.
+        shuffle, seed, epoch, weights: as `PackedDataset`. Without `shuffle`, requests are packed in their order, or,
+            with inputs by length of history, in one that depends on the lengths alone.
 
     Attributes:
         slots: (rows, S) int64, the event in each slot, -1 where there is none.
@@ -93,9 +100,10 @@ class PackedRequests(EpochDataset):
         self.tasks = [schema.task(task).name for task in (requests.sequences.labels if tasks is None else tasks)]
         self.weights = checked_weights(weights, list(requests.sequences.labels), requests.sequences.num_events)
         self._sides = {
-            side: [name for name in self.names if (name.startswith("candidate_")) == (side == "candidate") and name != SLOT]
+            side: [name for name in self.names if name.startswith("candidate_") == (side == "candidate") and name not in _OF_SLOTS]
             for side in ("candidate", "request")
         }
+        self._lengths = [name for name in self.names if name in SLOTS_BY_LENGTH]
         for side in self._sides.values():
             requests.tensors([], side)
         self.history = int((requests.history_end - requests.history_begin).max(initial=1)) or 1
@@ -103,7 +111,16 @@ class PackedRequests(EpochDataset):
             self._spread(sizes)
         else:
             self._pack(sizes)
+        self._by_length = self._divided()
         self._begin()
+
+    def _divided(self) -> dict[str, np.ndarray]:
+        """The slots of each row by the length of their history, for the inputs that are made."""
+        if not self._lengths:
+            return {}
+        lengths = take_or_zero(self.requests.history_end - self.requests.history_begin, self.members)
+        of_slots = np.take_along_axis(lengths, np.maximum(self._request - 1, 0), axis=1)
+        return slots_by_length(np.where(self._request > 0, of_slots, 0), self.history, self._lengths)
 
     def _begin(self) -> None:
         self._order = self._ordered()
@@ -118,7 +135,12 @@ class PackedRequests(EpochDataset):
 
     def _pack(self, sizes: np.ndarray) -> None:
         count = len(sizes)
-        order = np.random.default_rng((self.seed, 2**31)).permutation(count) if self.shuffle else np.arange(count)
+        rng = np.random.default_rng((self.seed, 2**31)) if self.shuffle else None
+        if self._lengths:
+            lengths = self.requests.history_end - self.requests.history_begin
+            order = even_order(lengths, math.ceil(sizes.sum() / self.row_length), rng)
+        else:
+            order = np.arange(count) if rng is None else rng.permutation(count)
         ends = np.cumsum(sizes[order])
         bounds = [0]
         while bounds[-1] < count:
@@ -167,6 +189,7 @@ class PackedRequests(EpochDataset):
         x |= {name: values.reshape(*members.shape, *values.shape[1:]) for name, values in tensors.items()}
         if SLOT in self.names:
             x[SLOT] = request
+        x |= {name: np.pad(slots[chosen], spare) for name, slots in self._by_length.items()}
         target, y, weights = take_or_zero(sequences.target, index), {}, {}
         for task in self.tasks:
             label = take_or_zero(sequences.labels[task], index)

@@ -13,6 +13,7 @@ from keras_ranking.models.configuration import Features
 from keras_ranking.models.graph import Graph
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
+from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
 from keras_ranking.schema import Schema
 
 
@@ -99,6 +100,7 @@ class RequestRanker:
         if self.history is None:
             return columns
         times = {"history_time": (None, None), "history_length": (None,), "request_time": (None,)}
+        times |= dict.fromkeys(SLOTS_BY_LENGTH if self.history.fusion == "concat" else (), (None,))
         return {
             **columns,
             **{name: keras.Input(shape, dtype="int32", name=name) for name, shape in times.items()},
@@ -168,7 +170,7 @@ class RequestRanker:
         columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
         if self.history is None:
             return self._scored({}, columns, slot)
-        if self.history.amortises:
+        if self.history.fusion != "append_self":
             return self._scored({}, columns, slot, read=self._read_packed(inputs))
         return self._one_by_one(inputs, columns, slot)
 
@@ -197,6 +199,7 @@ class RequestRanker:
             "times": history["history_time"],
             "request_time": moment,
             "slot": inputs["request_slot"],
+            **{name: inputs[name] for name in SLOTS_BY_LENGTH if name in inputs},
         }
         return self.history(read, step="packed")
 

@@ -8,6 +8,9 @@ from keras import ops
 
 from keras_ranking.ops.whole import whole_numbers
 
+# Input of a training row -> d: the slots with a history of at most L / d events, rounded up, and of more than the next input's.
+SLOTS_BY_LENGTH = {"slots_whole": 1, "slots_half": 2, "slots_quarter": 4}
+
 
 def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
     """Moves the M last rows of (B, slots + M, ...) directly after the first `length` of the `slots` rows.

@@ -9,6 +9,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import PackedRequests, Requests, build_sequences, requests
+from keras_ranking.data.history_lengths import even_order
 
 NAMES = ["request_slot", "candidate_item_id", "candidate_age_hours", "history_item_id", "history_time", "history_length", "request_time"]
 
@@ -121,3 +122,33 @@ def test_one_event_a_row(found: Requests) -> None:
             x["candidate_item_id"][b, 0] == sequences.columns["item_id"][event] and y["click"][b, 0, 0] == sequences.labels["click"][event]
         )
         assert x["request_time"][b, 0] == sequences.time[event]
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_slots_stand_in_the_input_of_the_length_of_their_history(found: Requests, shuffle: bool) -> None:
+    parts = ["slots_whole", "slots_half", "slots_quarter"]
+    dataset = make(found, names=[*NAMES, *parts], shuffle=shuffle)
+    assert sorted(dataset.slots[dataset.slots >= 0]) == sorted(make(found).slots[make(found).slots >= 0])
+    for batch in range(len(dataset)):
+        x = dataset[batch][0]
+        assert all(x[name].shape == dataset[0][0][name].shape for name in parts)
+        for b in range(3):
+            slot = x["request_slot"][b]
+            length = np.where(slot > 0, x["history_length"][b][np.maximum(slot - 1, 0)], 0)
+            for name, least, most in zip(parts, (5, 3, 0), (9, 5, 3), strict=True):
+                held = x[name][b]
+                np.testing.assert_array_equal(held[held > 0] - 1, np.flatnonzero((length > least) & (length <= most)))
+
+
+@pytest.mark.one_backend
+def test_even_order_has_all_lengths_in_each_block() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.integers(0, 90, 1003), 50)
+    for order in (even_order(lengths, 20, rng), even_order(lengths, 20)):
+        np.testing.assert_array_equal(np.sort(order), np.arange(1003))
+        means = [block.mean() for block in np.array_split(lengths[order], 20)]
+        assert np.ptp(means) < 2.5
+    assert np.ptp([block.mean() for block in np.array_split(lengths[rng.permutation(1003)], 20)]) > 5, "control: a random order"
+    assert even_order(lengths, 20, np.random.default_rng(1)).tolist() != even_order(lengths, 20, np.random.default_rng(2)).tolist()
+    assert even_order(np.array([3, 1]), 5).tolist() in ([0, 1], [1, 0])

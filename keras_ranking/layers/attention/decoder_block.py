@@ -108,9 +108,13 @@ class DecoderBlock(WholeInputs, PassesMask, keras.layers.Layer):
         given = {"times": times, "index": index, "spans": spans, "value_bias": value_bias, "cache": cache, "stride": stride}
         attended, key, value = self.attention(self.attention_norm(inputs), **given, see_self=see_self, return_cache=True)
         queries = inputs if stride == 1 else inputs[:, ::stride]
-        x = self.attention_add(queries, self.dropout(attended, training=training))
-        x = self.ffn_add(x, self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training))
+        x = self.with_attended(queries, attended, training=training)
         return (x, key, value) if return_cache else x
+
+    def with_attended(self, inputs: Any, attended: Any, training: bool | None = None) -> Any:
+        """The block's output, where what attention adds to its inputs is known."""
+        x = self.attention_add(inputs, self.dropout(attended, training=training))
+        return self.ffn_add(x, self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training))
 
     def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, stride: int = 1, **__: Any) -> Any:
         return self.attention.compute_output_spec(inputs, return_cache=return_cache, stride=stride)

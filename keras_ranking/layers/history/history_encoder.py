@@ -10,7 +10,8 @@ import keras
 from keras_ranking.layers.attention.decoder_block import DecoderBlock
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
 from keras_ranking.layers.base import RefusesMask, WholeInputs
-from keras_ranking.layers.history import appended, concatenated, full_self_attention
+from keras_ranking.layers.history import appended, concatenated, concatenated_rows, full_self_attention
+from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
 
 FUSIONS = ("append_cross", "append_falcon", "append_self", "concat")
 MASKS = ("bidirectional", "causal", "sessions")
@@ -83,7 +84,7 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         (2, 2, 4)
     """
 
-    whole = ("times", "time", "request_time", "visible", "slot", "count", "length")
+    whole = ("times", "time", "request_time", "visible", "slot", "count", "length", *SLOTS_BY_LENGTH)
     mask_instead = "`visible` and the other entries of its dict"
 
     def __init__(
@@ -256,15 +257,17 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         Args:
             inputs: as in a call; `candidates` (B, S, C), `slot` int32 (B, S): request of each within its row, from 1 on, 0 = empty;
                 `history` (B Q, L, E), `visible` (B Q,), `times` and `request_time`: the Q requests of each row, one after another.
+                Of `concat`, optionally all of `slots_whole`, `slots_half` and `slots_quarter`, int32 (B, any): the slots to read, from
+                1 on, 0 = none, each in the narrowest that holds its events: L, L / 2 and L / 4, rounded up. Others have zeros.
 
         Returns:
             (B, S, ...): in each slot the output of a call for this candidate with the history of its request.
 
         Raises:
-            ValueError: fusion 'append_self' or 'concat', which have no such pass.
+            ValueError: fusion 'append_self', which has no such pass.
         """
-        if not self.amortises:
-            raise ValueError(f"fusion={self.fusion!r} reads one candidate at a time: there is no packed pass.")
+        if self.fusion == "append_self":
+            raise ValueError(f"fusion={self.fusion!r} reads all tokens of a request at once: there is no packed pass.")
         return self(inputs, step="packed", training=training)
 
     def call(
@@ -283,7 +286,7 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         if step == "prefill":
             return self._prefill(inputs, training)
         if step == "packed":
-            return appended.packed(self, inputs, training)
+            return (appended if self.appended else concatenated_rows).packed(self, inputs, training)
         if cache is None:
             raise ValueError(f"`cache`, as returned by `prefill`, must be given to '{step}'.")
         return self._score(inputs, cache, training) if step == "score" else appended.extend(self, inputs, cache, training)
