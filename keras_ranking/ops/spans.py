@@ -298,7 +298,8 @@ def _ids(values: Tensor, name: str) -> Tensor:
 
 def _index_like(values: Tensor) -> Tensor:
     """int32 (B, T): the index of each token in its row."""
-    return ops.expand_dims(ops.arange(ops.shape(values)[1], dtype="int32"), 0) + ops.zeros_like(values, dtype="int32")
+    # A symbolic tensor first: an array of JAX would not take it.
+    return ops.zeros_like(values, dtype="int32") + ops.expand_dims(ops.arange(ops.shape(values)[1], dtype="int32"), 0)
 
 
 def _runs(*ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

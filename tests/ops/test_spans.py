@@ -291,3 +291,11 @@ def test_spans_pass_through_a_functional_model(rng):
     rows = packed_rows(rng, 2, 9, 5)[0]
     for got, expected in zip(model(rows), Spans.causal(rows), strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(got), keras.ops.convert_to_numpy(expected))
+
+
+def test_spans_of_a_symbolic_row() -> None:
+    segments = np.array([[1, 1, 2, 0]], "int32")
+    inputs = keras.Input((4,), dtype="int32")
+    symbolic = keras.Model(inputs, tuple(Spans.causal(inputs)))
+    for found, wanted in zip(symbolic(segments), Spans.causal(segments), strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), keras.ops.convert_to_numpy(wanted))
