@@ -21,7 +21,7 @@ BASE = {"schema", "configuration", "ops"}
 LAYERS = {
     f"layers.{room}" for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads")
 }
-MODELS = BASE | LAYERS | {"layers", "losses", "metrics"}
+MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
 TRAINING = {"training", "training.incremental", "training.weighting"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "server")}
 DATA = {"data", "data.readers"}
@@ -43,6 +43,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "layers.history": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
     "layers.lists": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
     "layers.heads": (BASE | {"layers.base", "layers.interaction"}, KERAS | {"numpy"}),
+    "optimizers": (BASE, {"keras"}),
     "losses": ({"metrics", "ops"}, KERAS | {"numpy"}),
     "metrics": ({"losses", "ops"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),

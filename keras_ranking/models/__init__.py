@@ -22,6 +22,7 @@ from keras_ranking.models.feedsr import FeedSR
 from keras_ranking.models.ligr import LiGR
 from keras_ranking.models.lirank import LiRank
 from keras_ranking.models.ranking_model import RankingModel, load
+from keras_ranking.models.table_steps import TableModel
 from keras_ranking.models.wiring import model_options
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PositionHead",
     "RankingModel",
     "Setwise",
+    "TableModel",
     "TaskHeads",
     "Tokens",
     "Towers",

@@ -14,13 +14,14 @@ from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import ObservedTowerLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
+from keras_ranking.models.table_steps import TableSteps
 from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
 from keras_ranking.ops.replicas import refuse_replicas
 from keras_ranking.schema import Schema
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(CompiledRanker):
+class RankingModel(TableSteps, CompiledRanker):
     """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
     * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;

@@ -1,6 +1,7 @@
 """Training: from a log to a trained model and its metrics; incremental training; event weights and propensities."""
 
 from keras_ranking.data.labels import LongDwell, contribution_labels, long_dwell_labels
+from keras_ranking.optimizers import TableOptimizer
 from keras_ranking.training.allocator import keep_freed_memory
 from keras_ranking.training.checkpoint import Checkpoint, read_checkpoint
 from keras_ranking.training.incremental.fisher import FisherSnapshot
@@ -26,6 +27,7 @@ __all__ = [
     "IncrementalPenalty",
     "LongDwell",
     "PositionCurve",
+    "TableOptimizer",
     "TrainingOptions",
     "age_weights",
     "contribution_labels",

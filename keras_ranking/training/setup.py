@@ -12,8 +12,8 @@ import pandas as pd
 from keras_ranking import models
 from keras_ranking.data import PackedDataset, PackedRequests, Sequences, pack, pad
 from keras_ranking.data.log_columns import require_column
+from keras_ranking.optimizers import AdamW
 from keras_ranking.schema import Schema
-from keras_ranking.training.optimizers import AdamW
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.predict import model_requests
 from keras_ranking.training.weighting.event_weights import EventWeights, event_weights

@@ -1,15 +1,17 @@
-"""Embedding tables of ids: in int8, without a vocabulary, and of semantic ids."""
+"""Embedding tables of ids: updated by rows, in int8, without a vocabulary, and of semantic ids."""
 
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, dequantize_rows, quantize_rows, quantized_tables
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.embedding.residual_quantizer import ResidualQuantizer
 from keras_ranking.layers.embedding.semantic_id_embedding import SemanticIdEmbedding
+from keras_ranking.layers.embedding.table_embedding import TableEmbedding
 
 __all__ = [
     "QuantizedEmbedding",
     "QuotientRemainderEmbedding",
     "ResidualQuantizer",
     "SemanticIdEmbedding",
+    "TableEmbedding",
     "dequantize_rows",
     "quantize_rows",
     "quantized_tables",

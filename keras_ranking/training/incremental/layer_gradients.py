@@ -50,7 +50,7 @@ def embedding_tables(model: Any) -> dict[Any, Any]:
     trainable = {id(variable) for variable in model.trainable_variables}
     found = {}
     for layer in layers_of(model):
-        plain = isinstance(layer, keras.layers.Embedding) and type(layer).call is keras.layers.Embedding.call
+        plain = type(layer).call is keras.layers.Embedding.call or getattr(layer, "looks_up_rows", False)
         if plain and layer.built and not layer.lora_enabled and id(layer.embeddings) in trainable:
             found[layer] = layer.embeddings
     return found

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_ranking.ops.tables import look_up
 from keras_ranking.training.incremental.fisher import grown
 
 
@@ -41,6 +42,6 @@ class QuadraticPenalty:
         flat = ops.concatenate([ops.reshape(ops.cast(part, "int32"), (-1,)) for part in ids], axis=0)
         row = ops.sort(ops.where(flat < 0, flat + self.variable.shape[0], flat))  # negative ids as in `ops.take`
         first = ops.cast(ops.concatenate([ops.ones_like(row[:1]), ops.cast(row[1:] != row[:-1], "int32")], axis=0), "float32")
-        weight, precision, mean = (ops.take(part, row, axis=0) for part in (self.variable.value, self.precision, self.mean))
+        weight, precision, mean = (look_up(self.variable, row), *(ops.take(part, row, axis=0) for part in (self.precision, self.mean)))
         penalty = ops.sum(precision * ops.square(ops.cast(weight, "float32") - mean), axis=-1) + ops.take(self.constant, row, axis=0)
         return ops.sum(first * penalty)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
-from keras_ranking.training.optimizers import AdamW
+from keras_ranking.optimizers import AdamW
 
 
 class Counting(keras.optimizers.schedules.ExponentialDecay):
