@@ -52,6 +52,11 @@ def update_whole(table: Any) -> None:
         delattr(table, _OWNER)
 
 
+def fill(variable: Any, start: int, rows: Any) -> None:
+    """Set the rows of a variable from `start` on, without a second copy of it."""
+    _backend().fill(variable, start, rows)
+
+
 class TouchedRows:
     """The distinct rows of a table that a step's gradient touches, and the sums of their gradients.
 

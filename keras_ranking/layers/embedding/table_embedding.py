@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ranking.layers.base import WholeInputs
-from keras_ranking.ops.tables import look_up
+from keras_ranking.ops.tables import fill, look_up
+
+# Initialisers whose numbers do not depend on the shape of the whole.
+_BY_PARTS = (keras.initializers.RandomUniform, keras.initializers.RandomNormal, keras.initializers.TruncatedNormal)
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -18,7 +22,8 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
         E(id) = W[id],   W (input_dim, output_dim)
 
     Values, weights and saved weights are those of `keras.layers.Embedding`; with another optimiser gradients are too. With LoRA or
-    quantisation it is that layer.
+    quantisation it is that layer. The first values of a table with more than 2^25 numbers are drawn in parts of 262,144 rows, each with a
+    seed made of the initialiser's and the part's number: the table is never held twice.
 
     Args:
         As those of `keras.layers.Embedding`: `input_dim`, `output_dim`, `embeddings_initializer`, `mask_zero`, ...
@@ -38,7 +43,25 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
     """
 
     whole = ("inputs",)
+    rows_at_once = 2**18  # drawn at once for a table with more than `most_weights`
+    most_weights = 2**25
     looks_up_rows = True  # its call is `Embedding`'s, for those who watch look-ups
+
+    def build(self, input_shape: Any = None) -> None:
+        initial = self.embeddings_initializer
+        large = self.input_dim * self.output_dim > self.most_weights and keras.distribution.distribution() is None
+        if self.built or not large or type(initial) not in _BY_PARTS or self.quantization_mode is not None:
+            super().build(input_shape)
+            return
+        # Random numbers of a whole table take three to four times its memory.
+        self.embeddings_initializer = keras.initializers.Zeros()
+        try:
+            super().build(input_shape)
+        finally:
+            self.embeddings_initializer = initial
+        for part, start in enumerate(range(0, self.input_dim, self.rows_at_once)):
+            rows = min(self.rows_at_once, self.input_dim - start)
+            fill(self._embeddings, start, _of_part(initial, part)((rows, self.output_dim), dtype=self._embeddings.dtype))
 
     def call(self, inputs: Any) -> Any:
         if self.lora_enabled or self.quantization_mode is not None:
@@ -47,3 +70,11 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
             inputs = ops.cast(inputs, "int32")
         rows = look_up(self.embeddings, inputs, half=self.compute_dtype == "float16")
         return ops.cast(rows, self.compute_dtype)
+
+
+def _of_part(initial: Any, part: int) -> Any:
+    """The initialiser of a part of a table."""
+    if not isinstance(initial.seed, int):
+        return initial  # a `SeedGenerator`, which gives other numbers in each call
+    seed = int(np.random.SeedSequence([initial.seed, part]).generate_state(1)[0] >> 1)
+    return type(initial).from_config({**initial.get_config(), "seed": seed})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -125,3 +126,14 @@ def write(variable: Any, ids: Any, values: Any) -> None:
     """Set rows of a variable: in place where the array is donated to the compiled step."""
     array = variable.value
     variable.assign(array.at[ids].set(values.astype(array.dtype), mode="drop", indices_are_sorted=True, unique_indices=True))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _filled(array: Any, rows: Any, start: Any) -> Any:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
+
+
+def fill(variable: Any, start: int, rows: Any) -> None:
+    """Set the rows from `start` on."""
+    # Waits: each part has numbers in memory until it is written.
+    variable.assign(jax.block_until_ready(_filled(variable.value, rows, start)))

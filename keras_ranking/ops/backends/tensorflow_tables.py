@@ -58,3 +58,8 @@ def compiled(function: Any) -> Any:
     """The function compiled by XLA; not a `tf.function`, which a SavedModel of its owner would contain."""
     compiled_function = tf.function(function, jit_compile=True, reduce_retracing=True, autograph=False)
     return lambda data: compiled_function(data)
+
+
+def fill(variable: Any, start: int, rows: Any) -> None:
+    """Set the rows from `start` on. An assignment to a slice would copy the variable at the second time."""
+    write(variable, tf.range(start, start + rows.shape[0]), rows)

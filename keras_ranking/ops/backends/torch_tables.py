@@ -40,3 +40,9 @@ def read(variable: Any, ids: Any) -> Any:
 def write(variable: Any, ids: Any, values: Any) -> None:
     """Set rows of a variable, in place."""
     variable.value.index_copy_(0, ids, values.to(variable.value.dtype))
+
+
+@torch.no_grad()
+def fill(variable: Any, start: int, rows: Any) -> None:
+    """Set the rows from `start` on."""
+    variable.value[start : start + rows.shape[0]].copy_(rows)
