@@ -21,8 +21,8 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.ops.hashing import split_fingerprint
-from keras_ranking.serving.server.logs import JsonFormatter
 from keras_ranking.optimizers import AdamW
+from keras_ranking.serving.server.logs import JsonFormatter
 from tests.layers.common import ExampleChecker
 from tests.public_names import public_objects
 

@@ -79,7 +79,9 @@ class TableOptimizer(keras.optimizers.Optimizer):
         positive = (("clip_norm", clip_norm), ("epsilon", epsilon))
         for label, value, good in (*limits, *((label, value, value is None or value > 0) for label, value in positive)):
             if not good:
-                raise ValueError(f"`{label}` must be positive{' or 0' if label == 'initial_accumulator' else ''}. Received: {label}={value}")
+                raise ValueError(
+                    f"`{label}` must be positive{' or 0' if label == 'initial_accumulator' else ''}. Received: {label}={value}"
+                )
         for label, value in (("beta_1", beta_1), ("beta_2", beta_2)):
             if not 0 <= value < 1:
                 raise ValueError(f"`{label}` must be from 0 to below 1. Received: {label}={value}")
@@ -106,9 +108,7 @@ class TableOptimizer(keras.optimizers.Optimizer):
 
     def is_table(self, variable: Any) -> bool:
         """Whether a variable is a table that is updated by rows."""
-        return bool(
-            len(variable.shape) == 2 and int(variable.shape[0]) >= self.min_rows and re.fullmatch(self.tables, str(variable.path))
-        )
+        return bool(len(variable.shape) == 2 and int(variable.shape[0]) >= self.min_rows and re.fullmatch(self.tables, str(variable.path)))
 
     def build(self, variables: Sequence[Any]) -> None:
         if self.built:
@@ -185,9 +185,7 @@ class TableOptimizer(keras.optimizers.Optimizer):
     def apply_to_tables(self, gradients: Sequence[tuple[Any, Any]]) -> None:
         """Update tables, given (gradient, table)."""
         given = {self._var_key(self._trainable_variables[number]): ids for number, ids in self._step.given.items()}
-        rows: list[TouchedRows | TouchedMask] = [
-            touched(gradient, table, given.get(self._var_key(table))) for gradient, table in gradients
-        ]
+        rows: list[TouchedRows | TouchedMask] = [touched(gradient, table, given.get(self._var_key(table))) for gradient, table in gradients]
         scale: Any = 1.0
         if self.clip_norm is not None and rows:
             norm = ops.sqrt(sum(ops.sum(ops.square(touch.gradients)) for touch in rows))
@@ -209,7 +207,8 @@ class TableOptimizer(keras.optimizers.Optimizer):
     @contextlib.contextmanager
     def without_tables(self) -> Iterator[list[tuple[Any, Any]]]:
         """Inside, `apply` leaves the tables out; (gradient, table) of each is in the list, for `apply_to_tables`."""
-        self._step.left_out = left_out = []
+        left_out: list[tuple[Any, Any]] = []
+        self._step.left_out = left_out
         try:
             yield left_out
         finally:

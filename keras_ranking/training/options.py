@@ -29,12 +29,13 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "ipw": (None, "all", "positives"),
     "shuffle_sessions": (None, "fixed", "epoch"),
     "batching": ("packed", "padded", "bucketed"),
+    "table_optimizer": ("auto", "same", "adagrad", "rowwise_adagrad", "lazy_adam"),
 }
 # option -> the option without which it has no effect, and the values of that one
 _WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ipw_options": ("ipw", ("all", "positives")),
     "ipw_clip": ("ipw", ("all", "positives")),
-    "table_learning_rate": ("table_optimizer", ("adagrad",)),
+    "table_learning_rate": ("table_optimizer", ("adagrad", "rowwise_adagrad", "lazy_adam")),
 }
 
 
@@ -51,9 +52,10 @@ class TrainingOptions:
         warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: without it DCNv2 diverges).
         weight_decay: of AdamW.
         clip_norm: bound of the global gradient norm; with a `table_optimizer`, of tables and other weights separately (clipping: stated).
-        table_optimizer: 'same' as for the other weights, which is AdamW, or 'adagrad' for embedding tables (LiRank states a large effect
-            with many sparse features).
-        table_learning_rate: of 'adagrad', with the same warm-up and decay.
+        table_optimizer: of embedding tables. 'same' as for the other weights, which is AdamW; 'adagrad' (LiRank states a large effect with
+            many sparse features); 'rowwise_adagrad' or 'lazy_adam', see `TableOptimizer`: a step costs what the rows cost that it looks
+            up. 'auto': 'rowwise_adagrad' for tables of more than 100,000 rows, 'same' for smaller ones.
+        table_learning_rate: of the tables, with the same warm-up and decay; None: 0.02, and for 'lazy_adam' `learning_rate`.
         pairwise_weight: weight of the in-request pairwise loss; BCE has weight 1 (stated for CADET; Feed-SR's loss is BCE alone, 0).
         listwise_weight: weight of the in-request softmax loss; BCE has weight 1.
         task_weights: weight of each task's loss in the sum; a task without an entry has 1, or its value in the model's `auxiliary_tasks`.
@@ -90,8 +92,8 @@ class TrainingOptions:
     warmup: float = 0.1
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
-    table_optimizer: str = "same"
-    table_learning_rate: float = 0.02
+    table_optimizer: str = "auto"
+    table_learning_rate: float | None = None
     pairwise_weight: float = 0.1
     listwise_weight: float = 0.0
     task_weights: Mapping[str, float] | None = None
@@ -119,8 +121,6 @@ class TrainingOptions:
         if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
             received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
             raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")
-        if self.table_optimizer not in ("same", "adagrad"):
-            raise ValueError(f"`table_optimizer` must be 'same' or 'adagrad'. Received: table_optimizer={self.table_optimizer!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}")

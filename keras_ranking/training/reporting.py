@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import keras
+
 from keras_ranking import models
 from keras_ranking.data import PackedDataset, PackedRequests, Sequences
+from keras_ranking.optimizers import TableOptimizer
 from keras_ranking.training.presets import preset_options
 
 
@@ -26,6 +29,17 @@ def tell_rows(sequences: Sequences, verbose: bool) -> None:
         print(str(replace(report, notes=())), flush=True)
     elif report.dropped:
         warnings.warn(str(replace(report, notes=())), UserWarning, stacklevel=3)
+
+
+def tell_tables(ranker: models.RankingModel) -> None:
+    """Print which embedding tables are updated by rows."""
+    optimizer = ranker.optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    if isinstance(optimizer, TableOptimizer):
+        tables = [variable for variable in ranker.trainable_variables if optimizer.is_table(variable)]
+        sizes = ", ".join(f"{table.path.split('/')[-2]} ({int(table.shape[0]):,} rows)" for table in tables)
+        print(f"tables updated by rows, {optimizer.rule}: {sizes}", flush=True)
 
 
 def filled(dataset: PackedDataset | PackedRequests) -> float:

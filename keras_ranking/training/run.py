@@ -31,7 +31,7 @@ from keras_ranking.training.checkpoint import (
     write_whole,
 )
 from keras_ranking.training.options import MODELS, TrainingOptions, split_options
-from keras_ranking.training.reporting import describe, filled, tell_preset, tell_rows
+from keras_ranking.training.reporting import describe, filled, tell_preset, tell_rows, tell_tables
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 from keras_ranking.values import require_kind
 
@@ -148,6 +148,8 @@ def train(
     if verbose:
         print(describe(ranker, sequences, dataset, weights.report), flush=True)
     compile_for(ranker, training, steps=len(dataset) * training.epochs, window=window)
+    if verbose:
+        tell_tables(ranker)
     if stopped is not None:
         restore(stopped, ranker)
     start = time.perf_counter()
@@ -251,6 +253,8 @@ def warm_start(
     if verbose:
         print(describe(ranker, sequences, dataset, weights.report), flush=True)
     compile_for(ranker, training, steps=len(dataset) * epochs, window=window, warm=True)
+    if verbose:
+        tell_tables(ranker)
     restore(checkpoint, ranker, weights=False)
     start = time.perf_counter()
     counter = Progress(None, None, about, seed, len(dataset))

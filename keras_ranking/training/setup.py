@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ import pandas as pd
 from keras_ranking import models
 from keras_ranking.data import PackedDataset, PackedRequests, Sequences, pack, pad
 from keras_ranking.data.log_columns import require_column
-from keras_ranking.optimizers import AdamW
+from keras_ranking.optimizers import AdamW, TableOptimizer
 from keras_ranking.schema import Schema
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.predict import model_requests
@@ -20,6 +20,8 @@ from keras_ranking.training.weighting.event_weights import EventWeights, event_w
 from keras_ranking.training.weighting.propensities import position_propensities
 from keras_ranking.values import INT32_MAX, numbers_of, raise_first
 
+LARGE_TABLE = 100_000  # rows above which `table_optimizer='auto'` updates a table by rows
+_TABLE_RATE = 0.02
 _FLOOR = 0.01  # the share of the highest learning rate at which the decay ends
 
 
@@ -122,7 +124,7 @@ def constant_rate(rate: float) -> keras.optimizers.schedules.CosineDecay:
 
 
 def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: int, window: int, warm: bool = False) -> None:
-    """Compile with AdamW, warm-up and cosine decay over `steps`, and the losses of the options.
+    """Compile with AdamW, and the options' rule for tables, with warm-up and cosine decay over `steps`, and the losses of the options.
 
     Args:
         ranker, training: the model and the options.
@@ -140,9 +142,7 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
     # On torch, Keras's AdamW updates all variables at once and evaluates the schedule once.
     adamw = keras.optimizers.AdamW if keras.backend.backend() == "torch" else AdamW
     optimizer: Any = adamw(rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm)
-    if training.table_optimizer == "adagrad" and any(variable.path.endswith("/embeddings") for variable in ranker.trainable_variables):
-        tables = keras.optimizers.Adagrad(rate(training.table_learning_rate), global_clipnorm=training.clip_norm)
-        optimizer = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {".*/embeddings": tables}))
+    optimizer = _with_tables(optimizer, ranker, training, rate)
     losses = ranker.losses_by_task(
         pairwise_weight=training.pairwise_weight, listwise_weight=training.listwise_weight, window=max(2, window)
     )
@@ -154,6 +154,22 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
         given = {task: float(weight) for task, weight in training.task_weights.items()}
         scales = {**dict.fromkeys(ranker.tasks, 1.0), **ranker.auxiliary_tasks, **given}
     ranker.compile(optimizer=optimizer, loss=losses, loss_weights=scales, jit_compile=training.jit_compile)
+
+
+def _with_tables(optimizer: Any, ranker: models.RankingModel, training: TrainingOptions, rate: Callable[[float], Any]) -> Any:
+    """The optimiser, with the options' rule for embedding tables where the model has such tables."""
+    rule, least = training.table_optimizer, 1
+    if rule == "auto":
+        rule, least = "rowwise_adagrad", LARGE_TABLE + 1
+    sizes = [int(variable.shape[0]) for variable in ranker.trainable_variables if variable.path.endswith("/embeddings")]
+    if rule == "same" or max(sizes, default=0) < least:
+        return optimizer
+    default = training.learning_rate if rule == "lazy_adam" else _TABLE_RATE
+    peak = default if training.table_learning_rate is None else training.table_learning_rate
+    if rule == "adagrad":
+        tables = keras.optimizers.Adagrad(rate(peak), global_clipnorm=training.clip_norm)
+        return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {".*/embeddings": tables}))
+    return TableOptimizer(optimizer, rule, rate(peak), min_rows=least, clip_norm=training.clip_norm)
 
 
 def build_for(ranker: models.RankingModel, batch: Any) -> None:

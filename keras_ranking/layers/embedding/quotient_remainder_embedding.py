@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding
-from keras_ranking.layers.embedding.table_embedding import TableEmbedding
+from keras_ranking.layers.embedding.table_embedding import Embedding
 
 SPACE = 2**32
 
@@ -74,7 +74,7 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
             return QuantizedEmbedding(size, self.dim, dtype=self.dtype_policy, name=name)
         # cloned: an initializer that is called twice returns the same numbers twice
         drawn = self.initializer.clone() if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
-        return TableEmbedding(size, self.dim, embeddings_initializer=drawn, dtype=self.dtype_policy, name=name)
+        return Embedding(size, self.dim, embeddings_initializer=drawn, dtype=self.dtype_policy, name=name)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if input_shape[-1] != 2:

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
-from keras_ranking.layers.embedding.table_embedding import TableEmbedding
+from keras_ranking.layers.embedding.table_embedding import Embedding
 
 _INT32 = 2**31
 
@@ -58,7 +58,7 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
             raise ValueError(f"codebook_size * buckets must stay below 2^31. Received: {codebook_size} * {buckets}")
         self.levels, self.codebook_size, self.dim = int(levels), int(codebook_size), int(dim)
         self.prefixes, self.buckets = bool(prefixes), int(buckets)
-        self.kind: Any = QuantizedEmbedding if tables_are_quantized() else TableEmbedding
+        self.kind: Any = QuantizedEmbedding if tables_are_quantized() else Embedding
 
     @property
     def rows(self) -> list[int]:

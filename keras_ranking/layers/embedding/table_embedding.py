@@ -48,7 +48,7 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
     looks_up_rows = True  # its call is `Embedding`'s, for those who watch look-ups
 
     def build(self, input_shape: Any = None) -> None:
-        initial = self.embeddings_initializer
+        initial: Any = self.embeddings_initializer  # type: ignore[has-type]
         large = self.input_dim * self.output_dim > self.most_weights and keras.distribution.distribution() is None
         if self.built or not large or type(initial) not in _BY_PARTS or self.quantization_mode is not None:
             super().build(input_shape)
@@ -70,6 +70,11 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
             inputs = ops.cast(inputs, "int32")
         rows = look_up(self.embeddings, inputs, half=self.compute_dtype == "float16")
         return ops.cast(rows, self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class Embedding(TableEmbedding):
+    """`TableEmbedding` in the models: files of models name the tables by the name of their class."""
 
 
 def _of_part(initial: Any, part: int) -> Any:

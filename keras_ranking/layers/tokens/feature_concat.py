@@ -13,7 +13,7 @@ from keras_ranking.columns import Feature
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
-from keras_ranking.layers.embedding.table_embedding import TableEmbedding
+from keras_ranking.layers.embedding.table_embedding import Embedding
 
 _FEATURES: TypeAdapter[tuple[Any, ...]] = TypeAdapter(tuple[Feature, ...])
 
@@ -76,7 +76,7 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         settings = {"name": name, "dtype": self.dtype_policy}
         if feature.rows is None:
             return QuotientRemainderEmbedding(self.id_dim, feature.divisor, quantized=self.quantized, **settings)
-        kind = QuantizedEmbedding if self.quantized else TableEmbedding
+        kind = QuantizedEmbedding if self.quantized else Embedding
         return kind(feature.rows, self.id_dim, **settings)
 
     @property

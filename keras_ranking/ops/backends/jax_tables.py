@@ -64,21 +64,21 @@ def row_gradients(
         (loss, further results); the gradients, (N, D) for a table by rows; ids (N,) of the latter by number.
     """
     # The loss is traced once to find the look-ups, with the arrays that they read apart from those that anything else reads.
-    found: list[tuple[int, Any]] = []
+    found: list[tuple[int, tuple[int, ...]]] = []
 
     def first(values: list[Any], arrays: list[Any]) -> Any:
         apart = {id(table): (number, array) for (number, table), array in zip(tables.items(), arrays, strict=True)}
         with _LookUps(apart, None).active() as look_ups:
             out = loss(values)
-        found.extend((number, jax.ShapeDtypeStruct(ids.shape, ids.dtype)) for number, ids in look_ups.calls)
+        found.extend((number, tuple(ids.shape)) for number, ids in look_ups.calls)
         return out[0]
 
     program = jax.make_jaxpr(first)(list(values), [values[number] for number in tables]).jaxpr
     used = {id(variable) for equation in program.eqns for variable in equation.invars} | {id(variable) for variable in program.outvars}
     by_rows = {number: table for number, table in tables.items() if id(program.invars[number]) not in used}
-    found = [(number, ids) for number, ids in found if number in by_rows]
+    found = [(number, shape) for number, shape in found if number in by_rows]
     rest = [None if number in by_rows else value for number, value in enumerate(values)]
-    zeros = [jnp.zeros((*ids.shape, values[number].shape[1]), values[number].dtype) for number, ids in found]
+    zeros = [jnp.zeros((*shape, values[number].shape[1]), values[number].dtype) for number, shape in found]
 
     def second(rest: list[Any], zeros: list[Any]) -> Any:
         given = [values[number] if value is None else value for number, value in enumerate(rest)]
@@ -136,4 +136,4 @@ def _filled(array: Any, rows: Any, start: Any) -> Any:
 def fill(variable: Any, start: int, rows: Any) -> None:
     """Set the rows from `start` on."""
     # Waits: each part has numbers in memory until it is written.
-    variable.assign(jax.block_until_ready(_filled(variable.value, rows, start)))
+    variable.assign(_filled(variable.value, rows, start).block_until_ready())
