@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keras_ranking.field_errors import PlainWords
-from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets, id_texts, split_fingerprint
+from keras_ranking.ops.hashing import canonical_text, distinct_ids, hash_buckets, id_halves, vocabulary_rows
 from keras_ranking.ops.logarithm import log1p
 from keras_ranking.values import INT32_MAX, Faults, numbers_of, plain_series, raise_first
 
@@ -56,7 +56,7 @@ class _Column(BaseModel, metaclass=PlainWords):
 
     def faults(self, values: Any) -> Faults:
         """Every value that `encode` refuses: pairs of a mask of rows and the reason."""
-        return [(rows, reason) for rows, reason, _ in id_texts(values)[1]]
+        return [(rows, reason) for rows, reason, _ in distinct_ids(values).fault_rows()]
 
     def numbers(self, values: Any) -> np.ndarray:
         """The log's numbers as float64, a missing one as NaN: what the `raw` signature of an export takes."""
@@ -121,8 +121,7 @@ class Id(_Column):
     def encode(self, values: Any) -> np.ndarray:
         if self.buckets is not None:
             return hash_buckets(values, self.buckets, self.name)
-        texts = canonical_text(values, self.name)
-        return np.where((texts == "")[:, None], np.int32(0), split_fingerprint(fingerprint64(texts)))
+        return id_halves(values, self.name)
 
 
 class Category(_Column):
@@ -173,8 +172,7 @@ class Category(_Column):
     def encode(self, values: Any) -> np.ndarray:
         if self.vocabulary is None:
             return hash_buckets(values, self.buckets, self.name)
-        texts = canonical_text(values, self.name)
-        return (pd.Index(self.vocabulary).get_indexer(pd.Index(texts, dtype=object)) + 1).astype(np.int32)
+        return vocabulary_rows(values, self.vocabulary, self.name)
 
 
 class Number(_Column):

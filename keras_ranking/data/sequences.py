@@ -164,9 +164,10 @@ def checked_sequences(
         schema = schema.fit(events.iloc[rows[wanted[rows]]])
         if unfitted and not all(_within_float32(schema, name, events[name].iloc[rows]) for name in unfitted):
             rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
-    return _encoded(
-        native_frame(events, schema.columns).iloc[rows], rows if places is None else places[rows], wanted[rows], schema, round, report
-    )
+    checked = native_frame(events, schema.columns)
+    if not np.array_equal(rows, np.arange(len(events))):
+        checked = checked.iloc[rows]
+    return _encoded(checked, rows if places is None else places[rows], wanted[rows], schema, round, report)
 
 
 def _within_float32(schema: Schema, name: str, values: pd.Series) -> bool:

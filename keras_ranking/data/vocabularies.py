@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.columns import Category, Id
-from keras_ranking.ops.hashing import id_texts
+from keras_ranking.ops.hashing import distinct_ids
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
 
@@ -26,8 +26,11 @@ def vocabulary_notes(schema: Schema, events: pd.DataFrame, rows: np.ndarray) -> 
         events: the log.
         rows: (rows,) bool, which rows count.
     """
+    whole = bool(rows.all())
     lines = (
-        _note(column, events[column.name][rows]) for column in (*schema.features, *schema.actions) if column.kind in ("category", "id")
+        _note(column, events[column.name] if whole else events[column.name][rows])
+        for column in (*schema.features, *schema.actions)
+        if column.kind in ("category", "id")
     )
     return tuple(line for line in lines if line)
 
@@ -35,7 +38,9 @@ def vocabulary_notes(schema: Schema, events: pd.DataFrame, rows: np.ndarray) -> 
 def _note(column: Id | Category, series: pd.Series) -> str:
     if not isinstance(column, Category) or column.vocabulary is None:
         return _mixed_booleans(column.name, series)
-    counts = _texts(series).value_counts(sort=False)
+    found = distinct_ids(series)
+    times = np.bincount(found.codes[found.codes >= 0], minlength=len(found.texts))
+    counts = pd.Series(times, index=pd.Index(found.texts, dtype=object)).groupby(level=0, sort=False).sum()  # 1 and "1" are one text
     counts = counts[counts.index != ""]
     unknown = counts[~counts.index.isin(column.vocabulary)].sort_values(ascending=False, kind="stable")
     if not len(unknown):
@@ -57,20 +62,20 @@ def _note(column: Id | Category, series: pd.Series) -> str:
 
 
 def _mixed_booleans(name: str, series: pd.Series) -> str:
-    if series.dtype.kind != "O":
+    dtype = series.dtype
+    if dtype.kind != "O" or (isinstance(dtype, pd.StringDtype)):
         return ""
-    booleans = series[[isinstance(value, bool | np.bool_) for value in series]]
-    texts = {value for value in series if isinstance(value, str) and value.lower() in ("true", "false")}
-    if not len(booleans) or not texts:
+    values = series.to_numpy(dtype=object)
+    if not set(map(type, values)) & {bool, np.bool_}:
+        return ""
+    booleans = sum(isinstance(value, bool | np.bool_) for value in values)
+    texts = {value for value in values if isinstance(value, str) and value.lower() in ("true", "false")}
+    if not texts:
         return ""
     return (
-        f"column '{name}': booleans (in {len(booleans)} rows), which are written as '1' and '0', are mixed with the text "
+        f"column '{name}': booleans (in {booleans} rows), which are written as '1' and '0', are mixed with the text "
         f"{shown(sorted(texts)[0])}: they are different ids."
     )
-
-
-def _texts(series: pd.Series) -> pd.Series:
-    return pd.Series(id_texts(series)[0], dtype=object)
 
 
 def _folded(text: str) -> str:

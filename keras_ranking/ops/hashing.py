@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,34 +30,83 @@ def canonical_text(values: Any, name: str = "values") -> np.ndarray:
             not Unicode.
         TypeError: values that are neither integers, floats nor strings.
     """
-    texts, faults = id_texts(values)
-    for bad, reason, error in faults:
+    found = distinct_ids(values)
+    _require_ids(found, values, name)
+    return found.at_rows(found.texts, "")
+
+
+@dataclass(frozen=True)
+class DistinctIds:
+    """Ids of a log, each distinct one once: work on texts does not grow with the rows.
+
+    Attributes:
+        codes: (n,) int64, for each row the number of its id, in order of first appearance; -1 where the id is missing.
+        texts: (k,) object, the canonical text of each id, `""` where it is none. Two ids of different types may have one text.
+        faults: masks (k,) of the ids that are none, with the reason and the kind of error.
+    """
+
+    codes: np.ndarray
+    texts: np.ndarray
+    faults: list[tuple[np.ndarray, str, type[Exception]]]
+
+    def at_rows(self, values: np.ndarray, missing: Any) -> np.ndarray:
+        """Values (k, ...) of the ids at the rows, and `missing` where there is none."""
+        return np.concatenate([values, np.full_like(values[:1], missing, shape=(1, *values.shape[1:]))])[self.codes]
+
+    def fault_rows(self) -> Iterator[tuple[np.ndarray, str, type[Exception]]]:
+        """The faults as masks of rows."""
+        for bad, reason, error in self.faults:
+            yield self.at_rows(bad, False), reason, error
+
+
+def distinct_ids(values: Any) -> DistinctIds:
+    """The distinct ids among values, as `canonical_text` writes them, and what is no id."""
+    series = as_series(values)
+    dtype, known = series.dtype, series.notna().to_numpy(dtype=bool)
+    if isinstance(dtype, pd.CategoricalDtype):  # a category is read as the value that it stands for
+        codes, used = _factorized(series.cat.codes.to_numpy(), known)
+        whole = distinct_ids(pd.Series(series.cat.categories)[used[used >= 0]])
+        return replace(whole, codes=np.where(codes < 0, -1, whole.codes[codes]) if len(whole.codes) else codes)
+    if pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_integer_dtype(dtype):
+        numbers = series[known].to_numpy(dtype=np.uint64 if dtype.kind == "u" else np.int64)
+        codes, unique = pd.factorize(numbers)
+        return DistinctIds(_spread(codes, known), _texts_of_integers(unique), [])
+    if pd.api.types.is_float_dtype(dtype):
+        return _of_floats(series, known)
+    if pd.api.types.is_string_dtype(dtype) and (isinstance(dtype, pd.ArrowDtype) or getattr(dtype, "storage", "") == "pyarrow"):
+        codes, texts = pd.factorize(series)
+        return DistinctIds(codes, np.asarray(texts, dtype=object), [])
+    return _of_objects(series.to_numpy(dtype=object), known)
+
+
+def _require_ids(found: DistinctIds, values: Any, name: str) -> None:
+    """Raise the first fault, with its row and value."""
+    for bad, reason, error in found.fault_rows():
         if bad.any():
             row = int(bad.argmax())
             value = as_series(values).iloc[row]
             what = f", a value of type {type(value).__name__}" if error is TypeError else ""
             cast = "; cast the column to 'Int64' or to text." if isinstance(value, float) else ""
             raise error(f"`{name}` {reason}. Received: {shown(value)} at row {row}{what}{cast}")
-    return texts
 
 
-def id_texts(values: Any) -> tuple[np.ndarray, list[tuple[np.ndarray, str, type[Exception]]]]:
-    """The texts of ids as `canonical_text` has them, `""` where a value is no id, and the faults: rows, reason, kind of error."""
-    series = as_series(values)
-    out = np.full(len(series), "", dtype=object)
-    known = series.notna().to_numpy(dtype=bool)
-    if isinstance(series.dtype, pd.CategoricalDtype):  # a category is read as the value that it stands for
-        texts, faults = id_texts(pd.Series(series.cat.categories))
-        codes = series.cat.codes.to_numpy()
-        out[known] = texts[codes[known]]
-        return out, [(known & bad[codes], reason, error) for bad, reason, error in faults]
-    if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_integer_dtype(series.dtype):
-        present = series[known]
-        out[known] = present.astype("int64" if series.dtype.kind != "u" else "uint64").astype(str).to_numpy(dtype=object)
-        return out, []
-    if pd.api.types.is_float_dtype(series.dtype):
-        return _of_floats(series, known, out)
-    return _of_objects(series, known, out)
+def _factorized(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of rows, -1 where the value is not known, and the distinct values that are known."""
+    codes, unique = pd.factorize(values[known])
+    return _spread(codes, known), unique
+
+
+def _spread(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Codes of the known rows as codes of all rows."""
+    if known.all():
+        return codes
+    out = np.full(len(known), -1, dtype=np.int64)
+    out[known] = codes
+    return out
+
+
+def _texts_of_integers(numbers: np.ndarray) -> np.ndarray:
+    return np.array(list(map(str, numbers.tolist())), dtype=object)
 
 
 def as_series(values: Any) -> pd.Series:
@@ -77,45 +128,52 @@ def as_series(values: Any) -> pd.Series:
     return series
 
 
-def _of_floats(series: pd.Series, known: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+def _of_floats(series: pd.Series, known: np.ndarray) -> DistinctIds:
     size = getattr(series.dtype, "itemsize", 8)
+    numbers = series.to_numpy(dtype=np.float64, na_value=np.nan)[known]
+    codes, unique = pd.factorize(numbers, use_na_sentinel=False)
+    texts, faults = np.full(len(unique), "", dtype=object), []
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.isfinite(unique) & (unique == np.floor(unique)) & (np.abs(unique) < 2**53))
     if size < 8:
         narrow = f"{_IDS}; {series.dtype} holds integers up to {2**11 if size == 2 else 2**24} only: use int64 or text"
-        return out, [(known, narrow, ValueError)] if known.any() else []
-    numbers = series.to_numpy(dtype=np.float64, na_value=np.nan)
-    with np.errstate(invalid="ignore"):
-        bad = known & ~(np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53))
-    good = known & ~bad
-    out[good] = numbers[good].astype(np.int64).astype(str).astype(object)
-    return out, [(bad, _IDS, ValueError)] if bad.any() else []
+        faults = [(np.ones(len(unique), dtype=bool), narrow, ValueError)]
+    else:
+        texts[~bad] = _texts_of_integers(unique[~bad].astype(np.int64))
+        faults = [(bad, _IDS, ValueError)]
+    return DistinctIds(_spread(codes, known), texts, [fault for fault in faults if fault[0].any()])
 
 
-def _of_objects(series: pd.Series, known: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, list[Any]]:
-    values = series.to_numpy(dtype=object)
-    wrong, garbled = np.zeros(len(values), dtype=bool), np.zeros(len(values), dtype=bool)
+def _of_objects(values: np.ndarray, known: np.ndarray) -> DistinctIds:
     present = values[known]
     kinds: set[type] = set(map(type, present))
-    if kinds <= {str} and _is_unicode("".join(present)):  # by far the most frequent column, in one step
-        out[known] = present
-        return out, []
     usable = {kind for kind in kinds if issubclass(kind, (str, bytes, int, np.integer, np.bool_))} - {np.timedelta64}
-    for row in np.flatnonzero(known):
-        value = values[row]
+    # Equal values of these types have one text. A float or a Decimal is equal to an integer and is no id, and pandas does not tell
+    # texts with half of a surrogate pair apart.
+    comparable = kinds <= {str, bytes, int, bool, np.bool_} | {kind for kind in usable if issubclass(kind, np.integer)}
+    if comparable and (kinds != {str} or _is_unicode("".join(present))):
+        codes, unique = pd.factorize(present)
+    else:
+        codes, unique = np.arange(len(present)), present
+    texts = np.full(len(unique), "", dtype=object)
+    wrong, garbled = np.zeros(len(unique), dtype=bool), np.zeros(len(unique), dtype=bool)
+    for number, value in enumerate(unique):
         if type(value) not in usable:
-            wrong[row] = True
+            wrong[number] = True
             continue
         try:
             # a boolean in a column with gaps (dtype object) is written like one in a column without: as 1 or 0
             text = value.decode("utf-8") if isinstance(value, bytes) else str(value if isinstance(value, str) else int(value))
         except ValueError:  # bytes that are not UTF-8, or an integer of more digits than Python writes
-            garbled[row] = True
+            garbled[number] = True
             continue
         if _is_unicode(text):
-            out[row] = text
+            texts[number] = text
         else:
-            garbled[row] = True
+            garbled[number] = True
     faults: list[Any] = [(wrong, _IDS, TypeError)] if wrong.any() else []
-    return out, faults + ([(garbled, "is an id and must hold text that can be written as UTF-8", ValueError)] if garbled.any() else [])
+    faults += [(garbled, "is an id and must hold text that can be written as UTF-8", ValueError)] if garbled.any() else []
+    return DistinctIds(_spread(codes, known), texts, faults)
 
 
 def _is_unicode(text: str) -> bool:
@@ -140,11 +198,15 @@ def fingerprint64(values: Any) -> np.ndarray:
         >>> kr.ops.fingerprint64(["member:1234"])
         array([...], dtype=uint64)
     """
+    found = distinct_ids(values)
+    _require_ids(found, values, "values")
+    return found.at_rows(_fingerprints(found.texts), _fingerprints(np.array([""], dtype=object))[0])
+
+
+def _fingerprints(texts: np.ndarray) -> np.ndarray:
     import farmhash
 
-    codes, unique = pd.factorize(canonical_text(values))
-    hashed = np.fromiter((farmhash.fingerprint64(text) for text in unique), dtype=np.uint64, count=len(unique))
-    return hashed[codes]
+    return np.fromiter(map(farmhash.fingerprint64, texts), dtype=np.uint64, count=len(texts))
 
 
 def hash_buckets(values: Any, buckets: int, name: str = "values") -> np.ndarray:
@@ -154,9 +216,26 @@ def hash_buckets(values: Any, buckets: int, name: str = "values") -> np.ndarray:
     """
     if buckets < 2:
         raise ValueError(f"`buckets` must be at least 2 (row 0 is for missing ids). Received: buckets={buckets}")
-    texts = canonical_text(values, name)
-    hashed = fingerprint64(texts) % np.uint64(buckets - 1)
-    return np.where(texts == "", 0, 1 + hashed.astype(np.int64)).astype(np.int32)
+    found = distinct_ids(values)
+    _require_ids(found, values, name)
+    hashed = 1 + (_fingerprints(found.texts) % np.uint64(buckets - 1)).astype(np.int64)
+    return found.at_rows(np.where(found.texts == "", 0, hashed).astype(np.int32), 0)
+
+
+def id_halves(values: Any, name: str = "values") -> np.ndarray:
+    """Ids as `split_fingerprint` of their fingerprints, int32 (n, 2); (0, 0) for a missing id."""
+    found = distinct_ids(values)
+    _require_ids(found, values, name)
+    halves = np.where((found.texts == "")[:, None], np.int32(0), split_fingerprint(_fingerprints(found.texts)))
+    return found.at_rows(halves, 0)
+
+
+def vocabulary_rows(values: Any, vocabulary: Sequence[str], name: str = "values") -> np.ndarray:
+    """Ids as rows 1, 2, ... of a vocabulary of texts, int32; 0 for a missing id and one that is not in it."""
+    found = distinct_ids(values)
+    _require_ids(found, values, name)
+    places = pd.Index(vocabulary, dtype=object).get_indexer(pd.Index(found.texts, dtype=object))
+    return found.at_rows((places + 1).astype(np.int32), 0)
 
 
 def split_fingerprint(ids: Any) -> np.ndarray:
