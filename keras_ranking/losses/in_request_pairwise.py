@@ -10,6 +10,9 @@ from keras import ops
 
 from keras_ranking.losses.packed import Observed, check_boundaries
 from keras_ranking.losses.reduction import PackedLoss, reported
+from keras_ranking.losses.request_pairs import pair_sums
+
+_FEW = 8  # tokens: all pairs within so few cost less than to order them by request
 
 
 def _following(values: Any, count: int) -> Any:
@@ -31,6 +34,8 @@ def pairwise_loss(observed: Observed, same_bucket: bool = True, window: int | No
     if window == 1:
         return ops.sum(ops.zeros_like(logit) * logit)
     tokens = label.shape[1]
+    if (tokens is None or tokens > _FEW) and (window is None or window > _FEW):
+        return _by_request(observed, same_bucket, window)
     # A window as wide as the row would cost more than comparing all tokens.
     reach = None if window is None or (tokens is not None and window > tokens) else window - 1
     first = ops.expand_dims(label, 1), ops.expand_dims(logit, 1), ops.expand_dims(weight, 1)
@@ -50,6 +55,15 @@ def pairwise_loss(observed: Observed, same_bucket: bool = True, window: int | No
     margin = ops.where(pair > 0, order * (first[1] - second[1]), ops.zeros_like(pair))
     total = ops.sum(pair)
     return ops.sum(pair * ops.softplus(-margin)) / ops.where(total > 0, total, ops.ones_like(total))
+
+
+def _by_request(observed: Observed, same_bucket: bool, window: int | None) -> Any:
+    """The same from sums over the pairs that there are. Its gradient is with respect to the logits."""
+    loss, total, slope = pair_sums(observed, same_bucket, window)
+    total = ops.where(total > 0, total, ops.ones_like(total))
+    # A term of value 0 with the gradient of the loss. An infinite logit has none, since the difference would be NaN.
+    logit = ops.where(ops.isfinite(observed.logit), observed.logit, ops.zeros_like(observed.logit))
+    return loss / total + ops.sum(slope / total * (logit - ops.stop_gradient(logit)))
 
 
 def check_window(window: int | None) -> int | None:
@@ -76,12 +90,15 @@ class InRequestPairwise(PackedLoss):
     The loss depends only on differences of scores and not on their level: add it to a cross-entropy (`ObservedTowerLoss`) if
     probabilities are needed.
 
+    The work is that of the pairs that there are: N log N for the N tokens of a batch, and sum_r p_r n_r over its requests, of which p_r
+    items have a larger label than others; one long request does not make the others slower. Memory is O(N). A window or row of at most 8
+    tokens is compared as a whole. The gradient is with respect to the logits; labels and weights have none.
+
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. (): one bucket.
         same_bucket: pair only items of the same position bucket.
-        window: largest number of tokens that a request spans in a row (see `largest_request`). A token is compared
-            with the `window - 1` tokens after it: O(T * window) work and memory, exact if no request is longer; pairs farther
-            apart are NOT formed. None: all tokens of a row are compared, always exact, O(T^2).
+        window: tokens that are `window` or more apart form NO pair; exact if no request spans more tokens (see `largest_request`).
+            None: all pairs of a request.
         name: name of the loss.
         dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 

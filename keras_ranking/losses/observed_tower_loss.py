@@ -46,7 +46,7 @@ class ObservedTowerLoss(PackedLoss):
         pairwise_weight: factor of the pairwise loss, >= 0.
         listwise_weight: factor of the listwise loss, >= 0.
         same_bucket: pairs only within one position bucket; see `InRequestPairwise`.
-        window: largest number of tokens a request spans in a row, for pairs in O(T * window); None: O(T^2).
+        window: tokens that are `window` or more apart form no pair; None: all pairs of a request. See `InRequestPairwise`.
         name: name of the loss.
         dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 

@@ -1,0 +1,110 @@
+"""The pairs of items of one request, in blocks: work grows with the pairs that there are, not with the longest request."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_ranking.losses.packed import Observed
+
+_BLOCK = 2**15  # pairs of one step of the loop: its arrays stay in the cache of a core, and a device has enough to do
+_LAST = 2**30  # above every request number
+
+
+class _Items(NamedTuple):
+    """Items (N,) of all rows: the items of a request one after another, those with a larger label first."""
+
+    logit: Any
+    weight: Any
+    bucket: Any
+    place: Any  # in the row
+    lower: Any  # the first item of the same request with a smaller label: it and all later ones are a pair with this item
+    first: Any  # number of the first pair of this item
+    end: Any  # number after its last pair
+
+
+def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tuple[Any, Any, Any]:
+    """Sums over the pairs P of `InRequestPairwise`, and the gradient of the first.
+
+        sum_P w_i w_j softplus(-(s_i - s_j)),   sum_P w_i w_j,   d first / d s
+
+    Items are ordered by request and label. So the pairs of an item are with a range of later items, and pairs can be numbered: a loop
+    whose length depends on the batch reads a block of numbers at a time. All shapes are fixed, so that programs can be compiled. The
+    work is N log N + sum_r p_r n_r for requests with p_r items above the others.
+
+    Args:
+        observed: tensors (B, T).
+        same_bucket: pair only items of one bucket.
+        window: pair only items less than this number of tokens apart; None: all.
+
+    Returns:
+        Two scalars and the gradient (B, T), none of which has a gradient of its own.
+    """
+    items, order = _ordered(observed)
+    count = ops.shape(items.logit)[0]
+    block = min(_BLOCK, max(256, 2 * count)) if isinstance(count, int) else _BLOCK
+    pairs = items.end[-1]
+    zero = ops.zeros_like(items.logit[0])
+
+    def more(start: Any, *_: Any) -> Any:
+        return start < pairs
+
+    def add(start: Any, loss: Any, total: Any, slope: Any) -> tuple[Any, ...]:
+        one, other, keep = _block(items, start, block, count)
+        if same_bucket:
+            keep = ops.logical_and(keep, ops.equal(ops.take(items.bucket, one), ops.take(items.bucket, other)))
+        if window is not None:
+            keep = ops.logical_and(keep, ops.abs(ops.take(items.place, one) - ops.take(items.place, other)) < window)
+        pair = ops.take(items.weight, one) * ops.take(items.weight, other)
+        pair = ops.where(keep, pair, ops.zeros_like(pair))
+        margin = ops.take(items.logit, one) - ops.take(items.logit, other)
+        margin = ops.where(pair > 0, margin, ops.zeros_like(margin))
+        change = pair * ops.sigmoid(-margin)
+        slope = slope + ops.segment_sum(change, other, count) - ops.segment_sum(change, one, count)
+        return start + block, loss + ops.sum(pair * ops.softplus(-margin)), total + ops.sum(pair), slope
+
+    start = ops.zeros_like(pairs)
+    _, loss, total, slope = ops.while_loop(more, add, (start, zero, zero, ops.zeros_like(items.logit)))
+    slope = ops.take_along_axis(ops.reshape(slope, ops.shape(order)), ops.argsort(order, axis=1), axis=1)
+    return loss, total, slope
+
+
+def _ordered(observed: Observed) -> tuple[_Items, Any]:
+    """The items in their order, those without a weight last in their row and in no pair; and the order (B, T)."""
+    label, logit, weight = (ops.stop_gradient(values) for values in (observed.label, observed.logit, observed.weight))
+    key = ops.where(weight > 0, observed.request, ops.full_like(observed.request, _LAST))
+    by_label = ops.argsort(-label, axis=1)
+    by_request = ops.argsort(ops.take_along_axis(key, by_label, axis=1), axis=1)  # stable: keeps the order by label
+    order = ops.cast(ops.take_along_axis(by_label, by_request, axis=1), "int32")
+    key, label, logit, weight, bucket = (
+        ops.take_along_axis(values, order, axis=1) for values in (key, label, logit, weight, observed.bucket)
+    )
+    new_request = ops.not_equal(key[:, 1:], key[:, :-1])
+    new_label = ops.logical_or(new_request, ops.not_equal(label[:, 1:], label[:, :-1]))
+    lower = _end_of_run(new_label)
+    key, logit, weight, bucket, place = (ops.reshape(values, (-1,)) for values in (key, logit, weight, bucket, order))
+    pairs = ops.where(key < _LAST, _end_of_run(new_request) - lower, ops.zeros_like(lower))
+    end = ops.cumsum(pairs)
+    return _Items(logit, weight, bucket, place, lower, end - pairs, end), order
+
+
+def _end_of_run(change: Any) -> Any:
+    """Whether each token but the first of a row begins a run (B, T - 1) -> the place after the last token of the run, int32 (B * T,)."""
+    change = ops.reshape(ops.pad(ops.cast(change, "int32"), [[0, 0], [1, 0]], constant_values=1), (-1,))
+    run = ops.cumsum(change) - 1
+    return ops.take(ops.cumsum(ops.segment_sum(ops.ones_like(run), run, ops.shape(run)[0])), run)
+
+
+def _block(items: _Items, start: Any, block: int, count: Any) -> tuple[Any, Any, Any]:
+    """Both items of the pairs `start`, ..., `start + block - 1`, and which of these pairs there are."""
+    # The first item of pair p is the number of items whose pairs all come before p.
+    ended = items.end - start
+    within = ops.logical_and(ended > 0, ended < block)
+    steps = ops.segment_sum(ops.cast(within, "int32"), ops.where(within, ended, ops.zeros_like(ended)), block)
+    one = ops.sum(ops.cast(ended <= 0, "int32")) + ops.cumsum(steps)
+    number = start + ops.arange(block, dtype="int32")
+    there = number < items.end[-1]
+    one = ops.minimum(one, count - 1)
+    other = ops.take(items.lower, one) + number - ops.take(items.first, one)
+    return one, ops.where(there, other, one), there
