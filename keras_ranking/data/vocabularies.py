@@ -38,9 +38,9 @@ def vocabulary_notes(schema: Schema, events: pd.DataFrame, rows: np.ndarray) -> 
 def _note(column: Id | Category, series: pd.Series) -> str:
     if not isinstance(column, Category) or column.vocabulary is None:
         return _mixed_booleans(column.name, series)
-    found = distinct_ids(series)
-    times = np.bincount(found.codes[found.codes >= 0], minlength=len(found.texts))
-    counts = pd.Series(times, index=pd.Index(found.texts, dtype=object)).groupby(level=0, sort=False).sum()  # 1 and "1" are one text
+    ids = distinct_ids(series)
+    times = np.bincount(ids.codes[ids.codes >= 0], minlength=len(ids.texts))
+    counts = pd.Series(times, index=list(ids.texts), dtype=np.int64).groupby(level=0, sort=False).sum()  # 1 and "1" are one text
     counts = counts[counts.index != ""]
     unknown = counts[~counts.index.isin(column.vocabulary)].sort_values(ascending=False, kind="stable")
     if not len(unknown):

@@ -44,14 +44,15 @@ def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tupl
     items, order = _ordered(observed)
     count = ops.shape(items.logit)[0]
     block = min(_BLOCK, max(256, 2 * count)) if isinstance(count, int) else _BLOCK
-    pairs = items.end[-1]
+    # The loop counts blocks: XLA takes a loop of a known number of pairs, in steps of a block, for one of no step if a block is larger.
+    blocks = (items.end[-1] + (block - 1)) // block
     zero = ops.zeros_like(items.logit[0])
 
-    def more(start: Any, *_: Any) -> Any:
-        return start < pairs
+    def more(number: Any, *_: Any) -> Any:
+        return number < blocks
 
-    def add(start: Any, loss: Any, total: Any, slope: Any) -> tuple[Any, ...]:
-        one, other, keep = _block(items, start, block, count)
+    def add(number: Any, loss: Any, total: Any, slope: Any) -> tuple[Any, ...]:
+        one, other, keep = _block(items, number * block, block, count)
         if same_bucket:
             keep = ops.logical_and(keep, ops.equal(ops.take(items.bucket, one), ops.take(items.bucket, other)))
         if window is not None:
@@ -62,10 +63,9 @@ def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tupl
         margin = ops.where(pair > 0, margin, ops.zeros_like(margin))
         change = pair * ops.sigmoid(-margin)
         slope = slope + ops.segment_sum(change, other, count) - ops.segment_sum(change, one, count)
-        return start + block, loss + ops.sum(pair * ops.softplus(-margin)), total + ops.sum(pair), slope
+        return number + 1, loss + ops.sum(pair * ops.softplus(-margin)), total + ops.sum(pair), slope
 
-    start = ops.zeros_like(pairs)
-    _, loss, total, slope = ops.while_loop(more, add, (start, zero, zero, ops.zeros_like(items.logit)))
+    _, loss, total, slope = ops.while_loop(more, add, (ops.zeros_like(blocks), zero, zero, ops.zeros_like(items.logit)))
     slope = ops.take_along_axis(ops.reshape(slope, ops.shape(order)), ops.argsort(order, axis=1), axis=1)
     return loss, total, slope
 

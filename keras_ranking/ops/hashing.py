@@ -51,7 +51,9 @@ class DistinctIds:
 
     def at_rows(self, values: np.ndarray, missing: Any) -> np.ndarray:
         """Values (k, ...) of the ids at the rows, and `missing` where there is none."""
-        return np.concatenate([values, np.full_like(values[:1], missing, shape=(1, *values.shape[1:]))])[self.codes]
+        rest = np.full_like(values[:1], missing, shape=(1, *values.shape[1:]))
+        found: np.ndarray = np.concatenate([values, rest])[self.codes]
+        return found
 
     def fault_rows(self) -> Iterator[tuple[np.ndarray, str, type[Exception]]]:
         """The faults as masks of rows."""
@@ -234,8 +236,8 @@ def vocabulary_rows(values: Any, vocabulary: Sequence[str], name: str = "values"
     """Ids as rows 1, 2, ... of a vocabulary of texts, int32; 0 for a missing id and one that is not in it."""
     found = distinct_ids(values)
     _require_ids(found, values, name)
-    places = pd.Index(vocabulary, dtype=object).get_indexer(pd.Index(found.texts, dtype=object))
-    return found.at_rows((places + 1).astype(np.int32), 0)
+    rows = {word: row for row, word in enumerate(vocabulary, start=1)}
+    return found.at_rows(np.fromiter((rows.get(text, 0) for text in found.texts), dtype=np.int32, count=len(found.texts)), 0)
 
 
 def split_fingerprint(ids: Any) -> np.ndarray:
