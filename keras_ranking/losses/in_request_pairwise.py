@@ -138,7 +138,7 @@ class InRequestPairwise(PackedLoss):
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         observed = self.read(y_true, y_pred, sample_weight, lists=True)
-        return reported(pairwise_loss(observed, self.same_bucket, self.window), observed)
+        return reported(pairwise_loss(observed, self.same_bucket and bool(self.boundaries), self.window), observed)
 
     def get_config(self) -> dict[str, Any]:
         return {

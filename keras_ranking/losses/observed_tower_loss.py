@@ -99,7 +99,7 @@ class ObservedTowerLoss(PackedLoss):
         observed = self.read(y_true, y_pred, sample_weight, lists)
         loss = cross_entropy(observed)
         if self.pairwise_weight > 0:
-            loss = loss + self.pairwise_weight * pairwise_loss(observed, self.same_bucket, self.window)
+            loss = loss + self.pairwise_weight * pairwise_loss(observed, self.same_bucket and bool(self.boundaries), self.window)
         if self.listwise_weight > 0:
             loss = loss + self.listwise_weight * softmax_loss(observed)
         return reported(loss, observed)

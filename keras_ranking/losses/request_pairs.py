@@ -8,7 +8,8 @@ from keras import ops
 
 from keras_ranking.losses.packed import Observed
 
-_BLOCK = 2**15  # pairs of one step of the loop: its arrays stay in the cache of a core, and a device has enough to do
+# Pairs of one step of the loop: eager operations need many to be worth their overhead, and compiled ones few for short batches.
+_FEWEST, _MOST = 2**13, 2**14
 _LAST = 2**30  # above every request number
 
 
@@ -43,7 +44,7 @@ def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tupl
     """
     items, order = _ordered(observed)
     count = ops.shape(items.logit)[0]
-    block = min(_BLOCK, max(256, 2 * count)) if isinstance(count, int) else _BLOCK
+    block = min(_MOST, max(_FEWEST, count)) if isinstance(count, int) else _MOST
     # The loop counts blocks: XLA takes a loop of a known number of pairs, in steps of a block, for one of no step if a block is larger.
     blocks = (items.end[-1] + (block - 1)) // block
     zero = ops.zeros_like(items.logit[0])

@@ -46,7 +46,8 @@ class TrainingOptions:
     Attributes:
         epochs: passes over the packed rows.
         batch_size: rows per step.
-        row_length: events per row; for a model trained on requests, candidates per row.
+        row_length: events per row; for a model trained on requests, candidates per row. A longer list makes its rows longer, and a
+            batch then has fewer of them, so that a step keeps its number of slots.
         context: events of context before a later piece of a long member; None: half a row.
         learning_rate: highest rate, reached after the warm-up, then decayed by half a cosine period.
         warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: without it DCNv2 diverges).

@@ -45,7 +45,7 @@ ORDERS = {
 def test_value_and_gradient_equal_all_pairs(name: str, grades: int, monkeypatch: pytest.MonkeyPatch) -> None:
     y_true, logit, weight = batch(ORDERS[name], grades, seed=3)
     y_true[-1, :2, 0], weight[-1, :2] = [1, 0], 1
-    monkeypatch.setattr(request_pairs, "_BLOCK", 128)  # several blocks
+    monkeypatch.setattr(request_pairs, "_FEWEST", 1)  # several blocks
     value, gradient = value_and_gradient(lambda x: InRequestPairwise()(y_true, x, weight), logit)
     wanted, slope = reference(y_true, logit, weight)
     assert value == pytest.approx(wanted, rel=1e-5)
@@ -68,6 +68,7 @@ def test_blocks_are_as_many_as_the_pairs_need(monkeypatch: pytest.MonkeyPatch) -
     """Padding has one request number for many tokens, and costs nothing; nor do tokens of equal labels."""
     made: list[int] = []
     read = request_pairs._block
+    monkeypatch.setattr(request_pairs, "_FEWEST", 1)
     monkeypatch.setattr(request_pairs, "_block", lambda *a: made.append(0) or read(*a))
 
     def blocks(y_true: np.ndarray, logit: np.ndarray, weight: np.ndarray) -> int:
