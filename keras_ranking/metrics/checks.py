@@ -82,13 +82,21 @@ def by_group_and_score(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     numpy sorts 64-bit integers several times faster than it sorts by two keys, so the group and the rank of the
     score are packed into one integer.
     """
-    if scores.size >= 2**32:
-        raise ValueError(f"at most 2^32 - 1 rows can be ranked at once. Received: {scores.size}")
-    order = np.argsort(scores)
+    return by_group(codes, np.argsort(scores))
+
+
+def by_group(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Row numbers `order` ordered by group, in the given order within each.
+
+    Raises:
+        ValueError: 2^32 rows or more.
+    """
+    if order.size >= 2**32:
+        raise ValueError(f"at most 2^32 - 1 rows can be ranked at once. Received: {order.size}")
     if not codes.any():
         return order
     key = codes[order].astype(np.uint64) << np.uint64(32)
-    key |= np.arange(scores.size, dtype=np.uint64)
+    key |= np.arange(order.size, dtype=np.uint64)
     key.sort()
     ranked: np.ndarray = order[(key & np.uint64(0xFFFFFFFF)).astype(np.int64)]
     return ranked

@@ -123,7 +123,11 @@ def calibration_error(labels: Any, probabilities: Any, weights: Any = None, bins
     if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 1:
         raise ValueError(f"`bins` must be a positive integer. Received: bins={bins!r}")
     positive, chance, weight = _inputs(labels, probabilities, weights)
-    order = np.argsort(chance)
+    return calibration_in_order(positive, chance, weight, np.argsort(chance), bins)
+
+
+def calibration_in_order(positive: np.ndarray, chance: np.ndarray, weight: np.ndarray | None, order: np.ndarray, bins: int) -> float:
+    """`calibration_error` of checked arrays; `order` are the rows by ascending probability."""
     sorted_chance = chance[order]
     mass = np.ones(order.size) if weight is None else weight[order]
     tie = starts_of(sorted_chance)

@@ -72,7 +72,11 @@ def per_request_auc(labels: Any, scores: Any, groups: Any, weights: Any = None) 
     values = column("scores", scores, positive.size)
     codes = group_codes(groups, positive.size)
     weight = optional_weights(weights, positive.size)
-    order = by_group_and_score(codes, values)
+    return aucs_in_order(positive, values, codes, weight, by_group_and_score(codes, values))
+
+
+def aucs_in_order(positive: np.ndarray, values: np.ndarray, codes: np.ndarray, weight: np.ndarray | None, order: np.ndarray) -> GroupAUCs:
+    """`per_request_auc` of checked arrays; `order` are the rows by group, then by ascending score."""
     code, value = codes[order], values[order]
     tie = starts_of(code, value)
     mass = positive[order].astype(np.float64) if weight is None else weight[order] * positive[order]
@@ -162,27 +166,31 @@ def ndcg(labels: Any, scores: Any, groups: Any, k: int | None = None) -> Grouped
     grade = column("labels", labels, least=0.0, most=1000.0).astype(np.float64)
     values = column("scores", scores, grade.size)
     codes = group_codes(groups, grade.size)
-    found, _ = _dcg(grade, values, codes, k)
-    best, counted = _dcg(grade, grade, codes, k)
+    order, best_order = by_group_and_score(codes, -values), by_group_and_score(codes, -grade)
+    found, _ = dcg_in_order(grade[order], values[order], codes[order], k)
+    best, counted = dcg_in_order(grade[best_order], grade[best_order], codes[best_order], k)
+    return mean_ndcg(found, best, counted)
+
+
+def mean_ndcg(found: np.ndarray, best: np.ndarray, counted: np.ndarray) -> GroupedValue:
+    """Mean of DCG over best DCG of the groups that are counted."""
     count = int(counted.sum())
     return GroupedValue(float((found[counted] / best[counted]).mean()) if count else float("nan"), count)
 
 
-def _dcg(grade: np.ndarray, scores: np.ndarray, codes: np.ndarray, k: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """DCG of each group, and whether it has two different labels."""
-    order = by_group_and_score(codes, -scores)
-    code, value = codes[order], scores[order]
+def dcg_in_order(grade: np.ndarray, value: np.ndarray, code: np.ndarray, k: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """DCG of each group, and whether it has two different labels, from rows by group, then by descending score."""
     group = starts_of(code)
-    size = np.diff(np.r_[group, order.size])
+    size = np.diff(np.r_[group, grade.size])
     table = 1.0 / np.log2(np.arange(2, size.max() + 2, dtype=np.float64))
     if k is not None:
         table[k:] = 0.0
     tie = starts_of(code, value)
-    length = np.diff(np.r_[tie, order.size])
-    gain = np.add.reduceat(np.exp2(grade[order]) - 1.0, tie) / length
-    discount = np.add.reduceat(table[np.arange(order.size) - np.repeat(group, size)], tie)
+    length = np.diff(np.r_[tie, grade.size])
+    gain = np.add.reduceat(np.exp2(grade) - 1.0, tie) / length
+    discount = np.add.reduceat(table[np.arange(grade.size) - np.repeat(group, size)], tie)
     total: np.ndarray = np.add.reduceat(gain * discount, np.searchsorted(tie, group))
-    return total, np.maximum.reduceat(grade[order], group) > np.minimum.reduceat(grade[order], group)
+    return total, np.maximum.reduceat(grade, group) > np.minimum.reduceat(grade, group)
 
 
 def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
@@ -213,21 +221,24 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
     values = column("scores", scores, positive.size)
     codes = group_codes(groups, positive.size)
     order = by_group_and_score(codes, -values)
-    code, value = codes[order], values[order]
+    each = reciprocal_ranks(positive[order], values[order], codes[order])
+    return GroupedValue(float(each.mean()) if each.size else float("nan"), int(each.size))
+
+
+def reciprocal_ranks(positive: np.ndarray, value: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """What `mrr` is the mean of, from rows by group, then by descending score."""
     tie = starts_of(code, value)
-    size = np.diff(np.r_[tie, order.size])
-    hits = np.add.reduceat(positive[order].astype(np.int64), tie)
+    size = np.diff(np.r_[tie, positive.size])
+    hits = np.add.reduceat(positive.astype(np.int64), tie)
     # The first tied block with a positive, for each group that has one.
     block = np.flatnonzero(hits > 0)
     if block.size == 0:
-        return GroupedValue(float("nan"), 0)
+        return np.zeros(0)
     block = block[starts_of(code[tie[block]])]
     group = starts_of(code)
-    place = np.searchsorted(code[group], code[tie[block]])
-    ranked = np.minimum.reduceat(positive[order], group)[place] == 0
+    place = np.searchsorted(group, tie[block], side="right") - 1
+    ranked = np.minimum.reduceat(positive, group)[place] == 0
     block, start = block[ranked], group[place[ranked]]
-    if block.size == 0:
-        return GroupedValue(float("nan"), 0)
     rank = (tie[block] - start + 1).astype(np.float64)
     left, positives = size[block].astype(np.float64), hits[block].astype(np.float64)
     total, chance = np.zeros(block.size), np.ones(block.size)
@@ -239,4 +250,4 @@ def mrr(labels: Any, scores: Any, groups: Any) -> GroupedValue:
         rank[active] += 1
         left[active] -= 1
         active = active[left[active] >= positives[active]]
-    return GroupedValue(float(total.mean()), int(block.size))
+    return total

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_ranking.metrics.probability import calibration_error, log_loss, normalized_entropy, observed_over_expected
-from keras_ranking.metrics.ranking import auc, grouped_auc, mrr, ndcg
+import numpy as np
+
+from keras_ranking.metrics.checks import binary, by_group, column, group_codes, starts_of
+from keras_ranking.metrics.probability import calibration_in_order, log_loss, normalized_entropy, observed_over_expected
+from keras_ranking.metrics.ranking import aucs_in_order, dcg_in_order, mean_ndcg, reciprocal_ranks
+
+_TOP = 10
 
 
 def summary(labels: Any, probabilities: Any, groups: Any) -> dict[str, float]:
@@ -30,13 +35,29 @@ def summary(labels: Any, probabilities: Any, groups: Any) -> dict[str, float]:
         >>> result["impression_auc"], round(result["log_loss"], 4)
         (1.0, 0.367)
     """
+    positive = binary(labels)
+    chance = column("probabilities", probabilities, positive.size, least=0.0, most=1.0).astype(np.float64)
+    codes = group_codes(groups, positive.size)
+    order = np.argsort(chance)  # the one sort of the scores
+    grouped = by_group(codes, order)
+    whole = aucs_in_order(positive, chance, np.zeros_like(codes), None, order).auc
+    each = aucs_in_order(positive, chance, codes, None, grouped).auc
+    down = grouped[::-1]  # the highest score of a group first, and the last group first
+    grade, code = positive[down].astype(np.float64), codes[down]
+    found, counted = dcg_in_order(grade, chance[down], code, _TOP)
+    start = starts_of(code)
+    hits, size = np.add.reduceat(grade, start), np.diff(np.r_[start, code.size])
+    ideal = (np.arange(code.size) - np.repeat(start, size) < np.repeat(hits, size)).astype(np.float64)
+    best, _ = dcg_in_order(ideal, ideal, code, _TOP)
+    # In the order of the groups, in which the other functions sum as well.
+    ranks = np.ascontiguousarray(reciprocal_ranks(positive[down], chance[down], code)[::-1])
     return {
-        "auc": auc(labels, probabilities),
-        "impression_auc": grouped_auc(labels, probabilities, groups).value,
-        "ndcg_at_10": ndcg(labels, probabilities, groups, k=10).value,
-        "mrr": mrr(labels, probabilities, groups).value,
-        "log_loss": log_loss(labels, probabilities),
-        "normalized_entropy": normalized_entropy(labels, probabilities),
-        "calibration_error": calibration_error(labels, probabilities),
-        "observed_over_expected": observed_over_expected(labels, probabilities),
+        "auc": float(whole[0]) if whole.size else float("nan"),
+        "impression_auc": float(each.mean()) if each.size else float("nan"),
+        "ndcg_at_10": mean_ndcg(found[::-1], best[::-1], counted[::-1]).value,
+        "mrr": float(ranks.mean()) if ranks.size else float("nan"),
+        "log_loss": log_loss(positive, chance),
+        "normalized_entropy": normalized_entropy(positive, chance),
+        "calibration_error": calibration_in_order(positive, chance, None, order, bins=10),
+        "observed_over_expected": observed_over_expected(positive, chance),
     }
