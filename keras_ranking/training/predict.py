@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ def predict_events(
         >>> kr.training.predict_events(model, found)["click"].shape == (len(log.events), 1)
         True
     """
-    _check_data(ranker, data)
-    if isinstance(data, Requests):
-        return _predict_requests(ranker, data, batch_size, row_length)
-    rows = data
-    delay = ranker.arguments["delay"]  # that of serving, also for a model trained on sampled delays
-    dataset = PackedDataset(rows, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False, delays=delay)
-    return {task: rows.scatter(_sigmoid(values)) for task, values in _logits(ranker, dataset, len(rows.index), shown).items()}
+    out: dict[str, np.ndarray] = {}
+    for events, towers in _target_probabilities(ranker, data, batch_size, row_length, shown):
+        for task, values in towers.items():
+            if task not in out:
+                out[task] = np.full((data.sequences.num_events, values.shape[1]), np.nan)
+            out[task][events] = values
+    return out
 
 
 def _check_data(ranker: models.RankingModel, data: Any) -> None:
@@ -89,25 +90,29 @@ def _check_data(ranker: models.RankingModel, data: Any) -> None:
         raise TypeError(f"`data` must be {of}: {made} makes them. Received: {type(data).__name__}")
 
 
-def _predict_requests(ranker: models.RankingModel, found: Requests, batch_size: int, row_length: int) -> dict[str, np.ndarray]:
-    size = max(row_length, int((found.candidate_end - found.candidate_begin).max(initial=1)))
-    dataset = PackedRequests(found, size, batch_size, names=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
-    logits = _logits(ranker, dataset, len(dataset.slots))
-    target = found.sequences.target[:, None]
-    return {task: np.where(target, dataset.scatter(_sigmoid(values)), np.nan) for task, values in logits.items()}
-
-
-def _logits(ranker: models.RankingModel, dataset: PackedDataset | PackedRequests, rows: int, shown: bool = True) -> dict[str, np.ndarray]:
-    """Logits (rows, T, K) by task, without the empty rows that fill the last batch."""
-    parts: dict[str, list[np.ndarray]] = {}
+def _target_probabilities(
+    ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int, row_length: int, shown: bool
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Batch by batch: target events (n,), each of which comes once, and their probabilities (n, K) in float64 by task."""
+    _check_data(ranker, data)
+    dataset: PackedDataset | PackedRequests
+    if isinstance(data, Requests):
+        size = max(row_length, int((data.candidate_end - data.candidate_begin).max(initial=1)))
+        dataset = PackedRequests(data, size, batch_size, names=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
+        index, target = dataset.slots, (dataset.slots >= 0) & data.sequences.target[dataset.slots]
+    else:
+        delay = ranker.arguments["delay"]  # that of serving, also for a model trained on sampled delays
+        dataset = PackedDataset(data, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False, delays=delay)
+        index, target = data.index, data.target
     for batch in range(len(dataset)):
         x: dict[str, Any] = dataset[batch][0]
         if not shown and "position" in x and "position" not in dataset_columns(dataset):
             x["position"] = np.zeros_like(x["position"])
         found = ranker.predict_on_batch(x)
-        for task in ranker.tasks:
-            parts.setdefault(task, []).append(np.asarray(found[task], dtype=np.float64))
-    return {task: np.concatenate(values)[:rows] for task, values in parts.items()}
+        rows = slice(batch * batch_size, (batch + 1) * batch_size)
+        wanted = target[rows]  # without the empty rows that fill the last batch
+        logits = {task: np.asarray(found[task])[: len(wanted)][wanted].astype(np.float64) for task in ranker.tasks}
+        yield index[rows][wanted], {task: _sigmoid(values) for task, values in logits.items()}
 
 
 def dataset_columns(dataset: PackedDataset | PackedRequests) -> dict[str, np.ndarray]:
@@ -176,19 +181,31 @@ def evaluate(
     else:
         data = pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
     results = {}
-    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), sequences.position, side="left")
-    found = predict_events(ranker, data)
-    served = predict_events(ranker, data, shown=False) if "position" in ranker.input_columns else found
-    for task, towers in found.items():
+    served, logged = _scores(ranker, data)
+    for task in ranker.tasks:
         label = sequences.labels[task]
         scored = sequences.target & ~np.isnan(label)
         if not scored.any():  # no known label of this task in the split
             results[task] = dict.fromkeys(metrics.summary(np.array([0, 1]), np.array([0.25, 0.75]), np.array([0, 0])), float("nan"))
             continue
-        score = ranker.served(served[task][scored])
-        shown = np.take_along_axis(towers[scored], bucket[scored][:, None], axis=1)[:, 0]
-        ranking = metrics.summary(label[scored], score, sequences.request[scored])
-        probability = metrics.summary(label[scored], shown, sequences.request[scored])
+        ranking = metrics.summary(label[scored], served[task][scored], sequences.request[scored])
+        probability = metrics.summary(label[scored], logged[task][scored], sequences.request[scored])
         ranked = ("auc", "impression_auc", "ndcg_at_10", "mrr")
         results[task] = {name: float((ranking if name in ranked else probability)[name]) for name in probability}
     return results
+
+
+def _scores(ranker: models.RankingModel, data: PackedRows | Requests) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """By task, two numbers (E,) of each target event: the score of serving, and the probability at the position shown."""
+    sequences = data.sequences
+    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), sequences.position, side="left")
+    served, logged = ({task: np.full(sequences.num_events, np.nan) for task in ranker.tasks} for _ in range(2))
+    passes = (True, False) if "position" in ranker.input_columns else (True,)
+    for shown in passes:
+        for events, towers in _target_probabilities(ranker, data, batch_size=8, row_length=512, shown=shown):
+            for task, values in towers.items():
+                if shown:
+                    logged[task][events] = np.take_along_axis(values, bucket[events][:, None], axis=1)[:, 0]
+                if not shown or len(passes) == 1:
+                    served[task][events] = ranker.served(values)
+    return served, logged

@@ -62,9 +62,10 @@ def predict_served(
     for batch in range(len(dataset)):
         which = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(found)))
         index = found.candidate_index(which, dataset.candidates)
-        # All steps have the same shape: another shape for the last one would need a compilation.
+        # All steps have as many requests: another number for the last one would need a compilation.
         filled = np.pad(which, (0, batch_size - len(which)), constant_values=-1)
-        scores = graph.predict_on_batch(found.tensors(filled, dataset.names, history=dataset.history, candidates=dataset.candidates))
+        tensors = found.tensors(filled, dataset.names, history=dataset.length(batch), candidates=dataset.candidates)
+        scores = graph.predict_on_batch(tensors)
         for task, values in out.items():
             values[index[index >= 0]] = np.asarray(scores[task])[: len(which)][index >= 0]
     return {task: np.where(sequences.target, values, np.nan) for task, values in out.items()}

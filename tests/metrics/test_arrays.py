@@ -204,6 +204,27 @@ def test_summary_has_exactly_its_keys() -> None:
     assert result["ndcg_at_10"] == metrics.ndcg(labels, chance, groups, 10).value
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_summary_sorts_the_scores_once_and_has_the_bits_of_each_metric(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, chance, groups = scored(seed)
+    chance = np.round(chance, 1 + seed)  # many ties, and few
+    each = {
+        "auc": metrics.auc(labels, chance),
+        "impression_auc": metrics.grouped_auc(labels, chance, groups).value,
+        "ndcg_at_10": metrics.ndcg(labels, chance, groups, k=10).value,
+        "mrr": metrics.mrr(labels, chance, groups).value,
+        "log_loss": metrics.log_loss(labels, chance),
+        "normalized_entropy": metrics.normalized_entropy(labels, chance),
+        "calibration_error": metrics.calibration_error(labels, chance),
+        "observed_over_expected": metrics.observed_over_expected(labels, chance),
+    }
+    sorts: list[int] = []
+    argsort = np.argsort
+    monkeypatch.setattr(np, "argsort", lambda *a, **k: sorts.append(0) or argsort(*a, **k))
+    assert metrics.summary(labels, chance, groups) == each
+    assert len(sorts) == 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
