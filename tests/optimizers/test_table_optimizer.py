@@ -239,3 +239,15 @@ def test_without_a_table_it_is_an_error() -> None:
     model.compile(optimizer_of("lazy_adam", min_rows=ROWS + 1), loss="mse")
     with pytest.raises(ValueError, match="no trainable table has a path that matches `tables` and at least `min_rows` rows"):
         model.train_on_batch(*data(0))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.compile is torch's")
+def test_torch_compile_has_the_same_weights_at_the_cost_of_the_table() -> None:
+    model = linear()
+    reference = Reference(model, "rowwise_adagrad", None)
+    model.compile(optimizer_of("rowwise_adagrad"), loss="mse", jit_compile=True)
+    for step in range(2):
+        model.train_on_batch(*data(step))
+        reference.train(*data(step))
+    np.testing.assert_allclose(table_of(model), reference.table, rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ from keras import ops
 
 def look_up(table: Any, ids: Any, half: bool) -> Any:
     """See `keras_ranking.ops.tables.look_up`."""
-    if half:
+    if half or torch.compiler.is_compiling():  # torch.compile traces no sparse gradient: there it is of the whole table
         return ops.take(table, ids, axis=0)
     ids = ops.convert_to_tensor(ids).long()
     ids = torch.where(ids < 0, ids + table.shape[0], ids)
