@@ -38,7 +38,7 @@ class TableOptimizer(keras.optimizers.Optimizer):
     Args:
         optimizer: of all other weights; a Keras optimiser or its name.
         rule: 'rowwise_adagrad' or 'lazy_adam'.
-        learning_rate: of the tables, a number or a schedule. Our choice: 0.02.
+        learning_rate: of the tables, a number or a schedule. Our choice: 0.01.
         tables: regular expression that the path of a table matches as a whole.
         min_rows: tables with fewer rows are left to `optimizer`.
         clip_norm: bound of the norm of the gradients of all tables, rows summed first; None: none.
@@ -63,7 +63,7 @@ class TableOptimizer(keras.optimizers.Optimizer):
         self,
         optimizer: Any = "adamw",
         rule: str = "rowwise_adagrad",
-        learning_rate: Any = 0.02,
+        learning_rate: Any = 0.01,
         tables: str = ".*/embeddings",
         min_rows: int = 1,
         clip_norm: float | None = None,

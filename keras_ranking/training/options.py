@@ -56,7 +56,8 @@ class TrainingOptions:
         table_optimizer: of embedding tables. 'same' as for the other weights, which is AdamW; 'adagrad' (LiRank states a large effect with
             many sparse features); 'rowwise_adagrad' or 'lazy_adam', see `TableOptimizer`: a step costs what the rows cost that it looks
             up. 'auto': 'rowwise_adagrad' for tables of more than 100,000 rows, 'same' for smaller ones.
-        table_learning_rate: of the tables, with the same warm-up and decay; None: 0.02, and for 'lazy_adam' `learning_rate`.
+        table_learning_rate: of the tables, with the same warm-up and decay; None: 0.02 for 'adagrad', 0.01 for
+            'rowwise_adagrad', `learning_rate` for 'lazy_adam'.
         pairwise_weight: weight of the in-request pairwise loss; BCE has weight 1 (stated for CADET; Feed-SR's loss is BCE alone, 0).
         listwise_weight: weight of the in-request softmax loss; BCE has weight 1.
         task_weights: weight of each task's loss in the sum; a task without an entry has 1, or its value in the model's `auxiliary_tasks`.

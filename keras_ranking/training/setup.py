@@ -21,7 +21,7 @@ from keras_ranking.training.weighting.propensities import position_propensities
 from keras_ranking.values import INT32_MAX, numbers_of, raise_first
 
 LARGE_TABLE = 100_000  # rows above which `table_optimizer='auto'` updates a table by rows
-_TABLE_RATE = 0.02
+_TABLE_RATES = {"adagrad": 0.02, "rowwise_adagrad": 0.01}
 _FLOOR = 0.01  # the share of the highest learning rate at which the decay ends
 
 
@@ -166,7 +166,7 @@ def _with_tables(optimizer: Any, ranker: models.RankingModel, training: Training
     sizes = [int(variable.shape[0]) for variable in ranker.trainable_variables if variable.path.endswith("/embeddings")]
     if rule == "same" or max(sizes, default=0) < least:
         return optimizer
-    default = training.learning_rate if rule == "lazy_adam" else _TABLE_RATE
+    default = _TABLE_RATES.get(rule, training.learning_rate)
     peak = default if training.table_learning_rate is None else training.table_learning_rate
     if rule == "adagrad":
         tables = keras.optimizers.Adagrad(rate(peak), global_clipnorm=training.clip_norm)
