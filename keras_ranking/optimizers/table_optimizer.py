@@ -31,9 +31,9 @@ class TableOptimizer(keras.optimizers.Optimizer):
     that are not looked up in each step. Gradients of tables are clipped by a norm of their own.
 
     The gradient is by rows for layers that look rows up by `kr.layers.TableEmbedding`, as all models of this package do. For a gradient
-    of a whole table (`keras.layers.Embedding` on JAX and torch, a regularizer, float16 and `jit_compile` on torch) the touched rows are those
-    in which it is not zero: the same weights, at the cost of the table. On JAX, and on TensorFlow with `jit_compile`, gradients by rows
-    need a model of this package or `kr.models.TableModel`; others have those of whole tables.
+    of a whole table (`keras.layers.Embedding` on JAX and torch, a regularizer, float16 and `jit_compile` on torch) the touched rows are
+    those in which it is not zero: the same weights, at the cost of the table. On JAX, and on TensorFlow with `jit_compile`, gradients by
+    rows need a model of this package or `kr.models.TableModel`; others have those of whole tables.
 
     Args:
         optimizer: of all other weights; a Keras optimiser or its name.
