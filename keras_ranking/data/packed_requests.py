@@ -10,13 +10,14 @@ import numpy as np
 
 from keras_ranking.data.datasets import Batch, checked_weights
 from keras_ranking.data.epochs import EpochDataset
-from keras_ranking.data.history_lengths import even_order, slots_by_length
+from keras_ranking.data.histories import Streams, even_order, pack_streams, slots_by_length
 from keras_ranking.data.requests import Requests, take_or_zero
-from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
+from keras_ranking.ops.sequences import SLOTS_BY_LENGTH, STREAMS
 from keras_ranking.values import require_kind
 
 SLOT = "request_slot"
 _OF_SLOTS = (SLOT, *SLOTS_BY_LENGTH)
+_PLACES = (*STREAMS, "stream_begin", "stream_end")
 
 
 class PackedRequests(EpochDataset):
@@ -29,12 +30,17 @@ class PackedRequests(EpochDataset):
     |         | `history_*` (B, Q, L[, size]), `history_length` and `request_time` (B, Q): Q requests per row      |
     |         | `slots_whole`, `slots_half`, `slots_quarter` int32 (B, any): the slots, from 1 on, 0 = none, whose  |
     |         | history has at most L, L / 2 and L / 4 events, rounded up, each slot in one; none without a history  |
+    |         | or, instead of `history_*`, `stream_*` (B, T[, size]): the events of histories, those that several  |
+    |         | requests read once; `stream_prefix` or `stream_window` int32 (B, T): the history, from 1 on, 0 =     |
+    |         | none; `stream_begin`, `stream_end` (B, Q): the tokens of each request                              |
     | targets | by task, float32 (B, S, 3): label, position (0 = none), request (counted within the row)           |
     | weights | by task, float32 (B, S): 0 for empty slots, candidates that are no targets, and unknown labels     |
 
     Lists differ in length. Padding each list to the longest wastes most of a batch, and batches of similar lengths differ in
     everything that correlates with length, which breaks batch normalisation. So requests are packed into rows once, in a random
     order, and rows are shuffled each epoch. Every batch has the same shape; the last one is filled up with empty rows.
+    With `stream_prefix`, requests whose histories begin with the same event share its tokens, as a causal encoder can read them; with
+    `stream_window`, those with equal histories. Requests that share are in one row, where they fit, and `row_requests` is not read.
     With inputs by length of history, a row has histories of all lengths, as the whole has, so that these inputs hold few empty slots.
 
     Args:
@@ -104,6 +110,9 @@ class PackedRequests(EpochDataset):
             for side in ("candidate", "request")
         }
         self._lengths = [name for name in self.names if name in SLOTS_BY_LENGTH]
+        self._stream_columns = [name for name in self._sides["request"] if name.startswith("stream_")]
+        self._sides["request"] = [name for name in self._sides["request"] if name not in self._stream_columns]
+        self._streams = self._packed_streams(sizes, single) if self._stream_columns else None
         for side in self._sides.values():
             requests.tensors([], side)
         self.history = int((requests.history_end - requests.history_begin).max(initial=1)) or 1
@@ -113,6 +122,35 @@ class PackedRequests(EpochDataset):
             self._pack(sizes)
         self._by_length = self._divided()
         self._begin()
+
+    def _packed_streams(self, sizes: np.ndarray, single: bool) -> Streams:
+        kinds = [name for name in STREAMS if name in self._stream_columns]
+        self.requests.tensors([], [name.replace("stream_", "history_", 1) for name in self._stream_columns if name not in _PLACES])
+        if len(kinds) != 1 or single:
+            received = f"single={single}, names={self._stream_columns}"
+            raise ValueError(f"streams need one of {tuple(STREAMS)} in `names`, and rows of several requests. Received: {received}")
+        rng = np.random.default_rng((self.seed, 2**31)) if self.shuffle else None
+        begin, end = self.requests.history_begin, self.requests.history_end
+        return pack_streams(begin, end, sizes, self.row_length, STREAMS[kinds[0]], rng)
+
+    def _of_streams(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """The tokens of the chosen rows, and which of them each request reads."""
+        if self._streams is None:
+            return {}
+        spare, sequences, made = ((0, self.batch_size - len(chosen)), (0, 0)), self.requests.sequences, {}
+        tokens = np.pad(self._streams.tokens[chosen], spare, constant_values=-1)
+        for name in self._stream_columns:
+            if name in STREAMS:
+                made[name] = np.pad(self._streams.stream[chosen], spare)
+            elif name in _PLACES:
+                place = self._streams.begin if name == "stream_begin" else self._streams.end
+                which = self._streams.bounds[chosen, None] + np.arange(self.row_requests)
+                there = which < self._streams.bounds[chosen + 1, None]
+                made[name] = np.pad(np.where(there, place[np.minimum(which, len(place) - 1)], 0), spare)
+            else:
+                column = name.removeprefix("stream_")
+                made[name] = take_or_zero(sequences.time if column == "time" else sequences.columns[column], tokens)
+        return made
 
     def _divided(self) -> dict[str, np.ndarray]:
         """The slots of each row by the length of their history, for the inputs that are made."""
@@ -133,7 +171,11 @@ class PackedRequests(EpochDataset):
         self._request = np.ones((int(wanted.sum()), 1), dtype=np.int32)
         self.efficiency = 1.0
 
-    def _pack(self, sizes: np.ndarray) -> None:
+    def _rows_of(self, sizes: np.ndarray) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
+        """Requests in the order of the rows, and the places in it at which rows begin."""
+        if self._streams is not None:
+            self.row_requests = int(np.diff(self._streams.bounds).max())
+            return self._streams.order, self._streams.bounds
         count = len(sizes)
         rng = np.random.default_rng((self.seed, 2**31)) if self.shuffle else None
         if self._lengths:
@@ -148,6 +190,11 @@ class PackedRequests(EpochDataset):
             before = ends[start - 1] if start else 0
             full = int(np.searchsorted(ends, before + self.row_length, side="right"))
             bounds.append(min(full, start + self.row_requests))
+        return order, bounds
+
+    def _pack(self, sizes: np.ndarray) -> None:
+        order, bounds = self._rows_of(sizes)
+        count, ends = len(sizes), np.cumsum(sizes[order])
         first, last = np.array(bounds[:-1]), np.array(bounds[1:])
         rows = len(first)
         which = first[:, None] + np.arange(self.row_requests)[None, :]
@@ -190,6 +237,7 @@ class PackedRequests(EpochDataset):
         if SLOT in self.names:
             x[SLOT] = request
         x |= {name: np.pad(slots[chosen], spare) for name, slots in self._by_length.items()}
+        x |= self._of_streams(chosen)
         target, y, weights = take_or_zero(sequences.target, index), {}, {}
         for task in self.tasks:
             label = take_or_zero(sequences.labels[task], index)

@@ -13,7 +13,7 @@ from keras_ranking.models.configuration import Features
 from keras_ranking.models.graph import Graph
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
-from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
+from keras_ranking.ops.sequences import SLOTS_BY_LENGTH, STREAMS
 from keras_ranking.schema import Schema
 
 
@@ -107,6 +107,20 @@ class RequestRanker:
             **input_columns((*self.past, *self.schema.actions), "history_", None, None),
         }
 
+    def stream_inputs(self) -> Tensors:
+        """Symbolic inputs of the training graph in which requests share events; none for a model without it."""
+        if self.history is None or not self.history.has_streams:
+            return {}
+        slots = {"request_slot": keras.Input((None,), dtype="int32", name="request_slot")}
+        kind = next(name for name, prefixes in STREAMS.items() if prefixes != self.history.looks_ahead)
+        whole = ("stream_time", kind, "stream_begin", "stream_end", "request_time")
+        return {
+            **slots,
+            **input_columns(self.candidate_columns, "candidate_", None),
+            **{name: keras.Input((None,), dtype="int32", name=name) for name in whole},
+            **input_columns((*self.past, *self.schema.actions), "stream_", None),
+        }
+
     def history_inputs(self) -> Tensors:
         if self.history is None:
             return {}
@@ -189,6 +203,8 @@ class RequestRanker:
 
     def _read_packed(self, inputs: Tensors) -> Any:
         """What the history encoder makes of each candidate of rows of slots, (B, S, ...)."""
+        if "stream_time" in inputs:
+            return self._read_streams(inputs)
         history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
         moment = self.flat(inputs["request_time"])
         visible = self.visible(history["history_time"], history_length=history["history_length"], request_time=moment)
@@ -202,6 +218,19 @@ class RequestRanker:
             **{name: inputs[name] for name in SLOTS_BY_LENGTH if name in inputs},
         }
         return self.history(read, step="packed")
+
+    def _read_streams(self, inputs: Tensors) -> Any:
+        events = without_prefix(inputs, "stream_")
+        action = self.action({action.name: events[action.name] for action in self.schema.actions})
+        read = {
+            "history": self._joined([*self._item(events), action]),
+            "candidates": self._candidate_token(without_prefix(inputs, "candidate_"), inputs["request_slot"]),
+            "stream": next(inputs[name] for name in STREAMS if name in inputs),
+            "times": events["time"],
+            "request_time": inputs["request_time"],
+            "slot": inputs["request_slot"],
+        }
+        return self.history({**read, "begin": events["begin"], "end": events["end"]}, step="streams")
 
     # -- serving -----------------------------------------------------------------------------------------------------------
 

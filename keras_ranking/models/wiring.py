@@ -21,7 +21,7 @@ class Wiring(Protocol):
     """The layers of a model, wired three ways. Every method takes and returns symbolic or real tensors alike.
 
     A wiring may also have `boundaries`, `serving_tower`, `auxiliary`, `loss_settings`, `returns_towers`, `encodes_at_moment`, `extend`,
-    `explore`, `last_inputs`, `posteriors` and `effects`: see the properties of `RankingModel` that read them.
+    `explore`, `last_inputs`, `posteriors`, `effects` and `stream_inputs`: see the properties of `RankingModel` that read them.
     """
 
     form: str

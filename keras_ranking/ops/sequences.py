@@ -10,6 +10,8 @@ from keras_ranking.ops.whole import whole_numbers
 
 # Input of a training row -> d: the slots with a history of at most L / d events, rounded up, and of more than the next input's.
 SLOTS_BY_LENGTH = {"slots_whole": 1, "slots_half": 2, "slots_quarter": 4}
+# Inputs of a training row that say which tokens are of one stream: whether requests share those of a longer history that theirs begins.
+STREAMS = {"stream_prefix": True, "stream_window": False}
 
 
 def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:

@@ -62,7 +62,7 @@ def training_data(
         size = max(training.row_length, longest)
         # One long list makes all rows longer: fewer of them keep the number of slots of a step.
         count = max(1, round(training.batch_size * training.row_length / size))
-        return PackedRequests(found, size, count, names=ranker.input_columns, **common), longest
+        return PackedRequests(found, size, count, names=ranker.stream_columns or ranker.input_columns, **common), longest
     make, length = {"packed": (pack, "row"), "padded": (pad, "longest"), "bucketed": (pad, "bucketed")}[training.batching]
     rows = make(sequences, training.row_length, context=training.context)
     delays = ranker.arguments["delay"] if delays is None else delays

@@ -9,7 +9,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import PackedRequests, Requests, build_sequences, requests
-from keras_ranking.data.history_lengths import even_order
+from keras_ranking.data.histories import even_order
 
 NAMES = ["request_slot", "candidate_item_id", "candidate_age_hours", "history_item_id", "history_time", "history_length", "request_time"]
 
@@ -152,3 +152,44 @@ def test_even_order_has_all_lengths_in_each_block() -> None:
     assert np.ptp([block.mean() for block in np.array_split(lengths[rng.permutation(1003)], 20)]) > 5, "control: a random order"
     assert even_order(lengths, 20, np.random.default_rng(1)).tolist() != even_order(lengths, 20, np.random.default_rng(2)).tolist()
     assert even_order(np.array([3, 1]), 5).tolist() in ([0, 1], [1, 0])
+
+
+STREAMED = ["request_slot", "candidate_item_id", "request_time", "stream_item_id", "stream_time", "stream_begin", "stream_end"]
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("kind", ["stream_prefix", "stream_window"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_requests_read_their_history_among_the_tokens_of_the_row(found: Requests, kind: str, shuffle: bool) -> None:
+    found = requests(found.sequences, max_history=60, delay=found.sequences.schema.feedback_delay)
+    dataset, items = make(found, names=[*STREAMED, kind], shuffle=shuffle), found.sequences.columns["item_id"]
+    assert sorted(dataset.slots[dataset.slots >= 0]) == sorted(make(found).slots[make(found).slots >= 0])
+    held = 0
+    for batch in range(len(dataset)):
+        x = dataset[batch][0]
+        assert {name: values.shape for name, values in x.items()} == {name: values.shape for name, values in dataset[0][0].items()}
+        held += int((x[kind] > 0).sum())
+        for b, row in enumerate(dataset._order[batch * 3 : batch * 3 + 3]):
+            for q, request in enumerate(dataset.members[row]):
+                tokens = slice(x["stream_begin"][b, q], x["stream_end"][b, q])
+                events = slice(found.history_begin[request], found.history_end[request]) if request >= 0 else slice(0, 0)
+                np.testing.assert_array_equal(x["stream_item_id"][b, tokens], items[events])
+                np.testing.assert_array_equal(x["stream_time"][b, tokens], found.sequences.time[events])
+                number = x[kind][b, tokens]
+                assert len(set(number.tolist())) <= 1 and (number > 0).all()
+                if len(number):
+                    whole = np.flatnonzero(x[kind][b] == number[0])
+                    assert whole[0] == tokens.start, "a request begins with the first token of its stream"
+                    assert kind == "stream_prefix" or whole[-1] == tokens.stop - 1, "and ends with the last of its window"
+    copies = int((found.history_end - found.history_begin).sum())
+    assert held < 0.8 * copies if kind == "stream_prefix" else held <= copies
+
+
+@pytest.mark.one_backend
+def test_streams_that_are_not_named_in_full(found: Requests) -> None:
+    with pytest.raises(ValueError, match="streams need one of"):
+        make(found, names=STREAMED)
+    with pytest.raises(ValueError, match="streams need one of .* Received: single=True"):
+        make(found, names=[*STREAMED, "stream_prefix"], single=True)
+    with pytest.raises(ValueError, match="history_nothing"):
+        make(found, names=[*STREAMED, "stream_prefix", "stream_nothing"])

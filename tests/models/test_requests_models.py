@@ -143,3 +143,36 @@ def test_random_effects_stay_where_there_is_nothing_to_fit(log: Any) -> None:
 def test_options_without_effect_are_refused(log: Any, kind: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(kr.models, kind)(log.schema, **arguments)
+
+
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    ("LiGR", {**LIGR, "max_history": 9}),
+    ("AmortizedDLRM", {**DLRM, "max_history": 9, "history_mask": "causal", "fusion": "append_falcon"}),
+    ("AmortizedDLRM", {**DLRM, "max_history": 9}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), STREAMS, ids=["sessions", "causal", "bidirectional"])
+def test_shared_streams_have_the_scores_of_copies(log: Any, name: str, arguments: dict[str, Any]) -> None:
+    keras.utils.set_random_seed(0)
+    model = getattr(kr.models, name)(log.schema.fit(log.events), **arguments)
+    found = kr.training.model_requests(model, build_sequences(log.events, model.schema))
+    assert ("stream_prefix" in model.stream_columns) == (name == "LiGR" or "history_mask" in arguments)
+    scores = []
+    for names in (model.input_columns, model.stream_columns):
+        dataset = PackedRequests(found, 64, 2, names=names, tasks=model.tasks, shuffle=False)
+        found_by_row = [array(model.predict_on_batch(dataset[batch][0])["click"]) for batch in range(len(dataset))]
+        scores.append(dataset.scatter(np.concatenate(found_by_row)[: len(dataset.slots)]))
+    np.testing.assert_allclose(*scores, atol=1e-6)
+    assert np.isfinite(scores[0]).all()
+    model.compile("sgd", model.losses_by_task())
+    before = [array(variable) for variable in model.trainable_variables]
+    model.fit(PackedRequests(found, 64, 2, names=model.stream_columns, tasks=model.tasks), epochs=1, verbose=0)
+    assert all(np.isfinite(array(variable)).all() for variable in model.trainable_variables)
+    assert any((array(variable) != value).any() for variable, value in zip(model.trainable_variables, before, strict=True))
+
+
+@pytest.mark.quickest
+def test_models_without_streams(log: Any) -> None:
+    assert made(log, "LiRank", max_history=5, hidden=(8,), cross="none").stream_columns == []
+    assert made(log, "AmortizedDLRM", **DLRM, pool=True).stream_columns == []

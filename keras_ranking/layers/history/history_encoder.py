@@ -10,12 +10,12 @@ import keras
 from keras_ranking.layers.attention.decoder_block import DecoderBlock
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
 from keras_ranking.layers.base import RefusesMask, WholeInputs
-from keras_ranking.layers.history import appended, concatenated, concatenated_rows, full_self_attention
+from keras_ranking.layers.history import appended, concatenated, concatenated_rows, full_self_attention, streams
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
 
 FUSIONS = ("append_cross", "append_falcon", "append_self", "concat")
 MASKS = ("bidirectional", "causal", "sessions")
-_STEPS = ("joint", "prefill", "score", "extend", "packed")
+_STEPS = ("joint", "prefill", "score", "extend", "packed", "streams")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -84,7 +84,7 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         (2, 2, 4)
     """
 
-    whole = ("times", "time", "request_time", "visible", "slot", "count", "length", *SLOTS_BY_LENGTH)
+    whole = ("times", "time", "request_time", "visible", "slot", "count", "length", "stream", "begin", "end", *SLOTS_BY_LENGTH)
     mask_instead = "`visible` and the other entries of its dict"
 
     def __init__(
@@ -147,6 +147,11 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         """Whether cached values of an event depend on later events, so that a cache is valid for one set of visible events only."""
         return self.history_mask == "bidirectional" or self.pool or self.latest > 0
 
+    @property
+    def has_streams(self) -> bool:
+        """Whether the tokens of a history may be read by several requests of a row."""
+        return self.amortises and not self.pool and not self.latest
+
     # -- weights ---------------------------------------------------------------------------------------------------------
 
     @property
@@ -158,9 +163,9 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         moment = ["request_time"] if self.appended and self.rotary is not None and self.rotate_by == "time" else []
         candidates = ["candidates", *moment]
         extended = ["history", "count"] + (["times"] if self._reads_times else [])
-        return {"prefill": history, "score": candidates, "extend": extended, "packed": [*history, *candidates, "slot"]}.get(
-            step, [*history, *candidates]
-        )
+        named = {"prefill": history, "score": candidates, "extend": extended, "packed": [*history, *candidates, "slot"]}
+        named["streams"] = [name for name in named["packed"] if name != "visible"] + ["stream", "begin", "end"]
+        return named.get(step, [*history, *candidates])
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
         if missing := [name for name in self._needed("joint") if name not in input_shape]:
@@ -270,6 +275,26 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
             raise ValueError(f"fusion={self.fusion!r} reads all tokens of a request at once: there is no packed pass.")
         return self(inputs, step="packed", training=training)
 
+    def streams(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
+        """Several requests per row, which may read the same tokens of a row of histories: equal to `packed` with a copy for each.
+
+        Args:
+            inputs: `candidates` (B, S, C) and `slot` (B, S) as for `packed`; `history` (B, T, E); `stream` int32 (B, T), the history of
+                which each token is, from 1 on, 0 = none; where needed `times` (B, T); `begin` and `end` int32 (B, Q), the tokens of the
+                requests of each row, at most `max_history`; where needed `request_time` (B, Q). Each request begins at the first token of
+                a history; with `looks_ahead`, it ends with the last.
+
+        Returns:
+            As `packed`.
+
+        Raises:
+            ValueError: an encoder without `has_streams`.
+        """
+        if not self.has_streams:
+            received = f"fusion={self.fusion!r}, pool={self.pool}, latest={self.latest}"
+            raise ValueError(f"streams are for an appended history of which no summary is kept. Received: {received}")
+        return self(inputs, step="streams", training=training)
+
     def call(
         self, inputs: Mapping[str, Any], cache: Mapping[str, Any] | None = None, step: str = "joint", training: bool | None = None
     ) -> Any:
@@ -287,6 +312,8 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
             return self._prefill(inputs, training)
         if step == "packed":
             return (appended if self.appended else concatenated_rows).packed(self, inputs, training)
+        if step == "streams":
+            return streams.score(self, inputs, training)
         if cache is None:
             raise ValueError(f"`cache`, as returned by `prefill`, must be given to '{step}'.")
         return self._score(inputs, cache, training) if step == "score" else appended.extend(self, inputs, cache, training)
