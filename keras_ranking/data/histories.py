@@ -101,7 +101,8 @@ def pack_streams(
     longest = np.zeros(len(first), dtype=np.int64)
     np.maximum.at(longest, group, length)
     budget = max(int(longest.max()), int(1.1 * row_length * longest.sum() / sizes.sum()), 1)
-    bounds, runs, offsets = [0], [], np.zeros(len(order), dtype=np.int64)
+    bounds, offsets = [0], np.zeros(len(order), dtype=np.int64)
+    runs: list[list[int]] = []  # row, first token, first event, tokens
     slots = tokens = 0
     held = -1  # group of the last run of this row
     members, lengths, slots_of = group[order].tolist(), length[order].tolist(), sizes[order].tolist()

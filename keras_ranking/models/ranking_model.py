@@ -14,6 +14,7 @@ from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import ObservedTowerLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
+from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps
 from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
 from keras_ranking.ops.replicas import refuse_replicas
@@ -21,7 +22,7 @@ from keras_ranking.schema import Schema
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(TableSteps, CompiledRanker):
+class RankingModel(RunsStreams, TableSteps, CompiledRanker):
     """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
     * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
@@ -94,35 +95,6 @@ class RankingModel(TableSteps, CompiledRanker):
     def input_columns(self) -> list[str]:
         """Names of the inputs of the training graph, for `PackedDataset(inputs=...)` or `PackedRequests(names=...)`."""
         return list(self._graphs.wiring.row_inputs())
-
-    @property
-    def stream_columns(self) -> list[str]:
-        """Names of the inputs of the training graph in which requests share the events of their histories.
-
-        It has the same weights and outputs, and the model runs it for a batch with these inputs. For `PackedRequests(names=...)` over
-        requests made with the model's `max_history` and `delay` (`kr.training.model_requests`). Empty for a model without it.
-        """
-        graph = self._stream_graph
-        return [] if graph is None else list(graph.input)
-
-    @property
-    def _stream_graph(self) -> keras.Model | None:
-        wiring: Any = self._graphs.wiring
-        inputs = wiring.stream_inputs() if hasattr(wiring, "stream_inputs") and "streams" not in self._graphs.built else {}
-        if not inputs and "streams" not in self._graphs.built:
-            return None
-        return self._graphs.get("streams", lambda: Graph(inputs, wiring.row(inputs), name=f"{self.name}_streams"))
-
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(inputs, Mapping) and "stream_time" in inputs and self._stream_graph is not None:
-            return self._stream_graph(inputs, *args, **kwargs)
-        return super().__call__(inputs, *args, **kwargs)
-
-    # What JAX's `fit` runs.
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **settings: Any) -> Any:
-        if isinstance(inputs, Mapping) and "stream_time" in inputs and self._stream_graph is not None:
-            return self._stream_graph(inputs, training=training)
-        return super().call(inputs, training=training, mask=mask, **settings)
 
     @property
     def tasks(self) -> list[str]:

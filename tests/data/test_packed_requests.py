@@ -162,7 +162,7 @@ STREAMED = ["request_slot", "candidate_item_id", "request_time", "stream_item_id
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_requests_read_their_history_among_the_tokens_of_the_row(found: Requests, kind: str, shuffle: bool) -> None:
     found = requests(found.sequences, max_history=60, delay=found.sequences.schema.feedback_delay)
-    dataset, items = make(found, names=[*STREAMED, kind], shuffle=shuffle), found.sequences.columns["item_id"]
+    dataset, items = make(found, names=[*STREAMED, kind], row_length=160, shuffle=shuffle), found.sequences.columns["item_id"]
     assert sorted(dataset.slots[dataset.slots >= 0]) == sorted(make(found).slots[make(found).slots >= 0])
     held = 0
     for batch in range(len(dataset)):

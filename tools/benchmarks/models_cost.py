@@ -1,0 +1,179 @@
+"""Examples per second of a training step of all five models on a simulated log, histories on and off, each backend.
+
+    python tools/benchmarks/models_cost.py [--rows 1000000] [--days 14] [--backends tensorflow,jax,torch] [--models lirank] [--json FILE]
+
+Every model has its defaults, as `keras-ranking train` uses them, and every step is one of `train_on_batch` with the default batch. An
+example is an impression that is scored; padding is not counted. `history` is "on", "off" (LiRank, LiGR without `history_features`) or
+"causal" (AmortizedDLRM with history_mask='causal'). The peer, in the same process and on the same log, is the same model with a history
+for each request: LiRank encodes the window of each slot by itself, LiGR and AmortizedDLRM a copy of the history for each request.
+`ratio` is that of examples per second of CPU time. A step runs `--steps` times (3) after two to compile, and the fastest counts.
+
+`bound` is, for LiRank with a history, the largest ratio that arithmetic in float32 allows: products of the step at the rate of one large
+product of this backend, without anything else, in place of the peer's whole step. A token of width D costs 10 D^2 multiplications
+in two blocks, 7 D^2 where the first projections are shared, and attention 4 D for each event; its backward twice that.
+Half of the token is the candidate, so that no other product is the same for two candidates.
+
+One JSON object per line: backend, model, history, rows, examples_per_second, peer_per_second, ratio, cpu_ms, peer_cpu_ms, bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("cadet", "on", {}),
+    ("feedsr", "on", {}),
+    ("lirank", "on", {}),
+    ("lirank", "off", {"history_features": ()}),
+    ("ligr", "on", {}),
+    ("ligr", "off", {"history_features": ()}),
+    ("amortized", "on", {}),
+    ("amortized", "causal", {"history_mask": "causal"}),
+]
+
+
+def copied_histories(model: Any) -> None:
+    """Give the model the form that encodes the window of each slot by itself, in its training graph."""
+    import keras
+
+    wiring = model._graphs.wiring
+    inputs = {name: x for name, x in wiring.row_inputs().items() if not name.startswith("slots_")}
+    columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
+    logits = wiring._one_by_one(inputs, columns, inputs["request_slot"])[0]
+    outputs = {task: keras.ops.expand_dims(value, -1) for task, value in logits.items()}
+    graph = keras.Model(inputs, outputs)
+    kind = type(model)
+    names = {
+        "call": lambda self, x, training=None, **_: graph(x, training=training),
+        "__call__": lambda self, x, **given: graph(x, **given),
+    }
+    model.__class__ = type("Copied", (kind,), {**names, "input_columns": property(lambda self: list(inputs))})
+
+
+def step_seconds(model: Any, dataset: Any, steps: int) -> tuple[float, float]:
+    """CPU seconds of the fastest step, and examples of a step."""
+    from keras import backend
+
+    from keras_ranking.training.setup import build_for
+
+    batches = [dataset[number % len(dataset)] for number in range(min(len(dataset), 3))]
+    if backend.backend() == "tensorflow":
+        build_for(model, batches[0])
+    best, examples = float("inf"), 0.0
+    for number in range(steps + 2):
+        x, y, weights = batches[number % len(batches)]
+        begin = time.process_time()
+        model.train_on_batch(x, y, weights)
+        if number >= 2:
+            best = min(best, time.process_time() - begin)
+    slots = [x["request_slot"] if "request_slot" in x else x["segment"] for x, _, _ in batches]
+    examples = float(np.mean([(np.asarray(slot) > 0).sum() for slot in slots]))
+    return best, examples
+
+
+def product_rate() -> float:
+    """Multiplications per second of CPU time in a product of (8192, 256) and (256, 256)."""
+    import keras
+
+    def product(x: Any, w: Any) -> Any:
+        return keras.ops.matmul(x, w)
+
+    x, w = (keras.ops.convert_to_tensor(np.ones(shape, "float32")) for shape in ((8192, 256), (256, 256)))
+    times = []
+    for _ in range(20):
+        begin = time.process_time()
+        np.asarray(keras.ops.convert_to_numpy(product(x, w))[0, 0])
+        times.append(time.process_time() - begin)
+    return float(8192 * 256 * 256 / min(times))
+
+
+def concat_bound(model: Any, found: Any, peer_seconds: float, examples: float) -> float:
+    """See `bound` above."""
+    width = model._graphs.wiring.history.width
+    length = (found.history_end - found.history_begin).astype(np.float64)
+    shown = found.candidate_end - found.candidate_begin
+    of_slot = (shown * (length * 7 * width**2 + 4 * width * length**2)).sum() / shown.sum()
+    return peer_seconds / (3 * of_slot * examples / product_rate())
+
+
+def measure(args: argparse.Namespace) -> None:
+    """All cases of the active backend."""
+    import keras
+
+    import keras_ranking as kr
+    from keras_ranking.data import PackedRequests
+    from keras_ranking.training import keep_freed_memory
+    from keras_ranking.training.options import MODELS, split_options
+    from keras_ranking.training.predict import model_requests
+    from keras_ranking.training.setup import compile_for, training_data
+
+    keep_freed_memory()
+    members = max(20, round(args.rows / (9.35 * args.days)))
+    log = kr.data.simulate(members=members, days=args.days, seed=0)
+    schema = log.schema.fit(log.events)
+    sequences = kr.data.build_sequences(log.events, schema)
+    for name, history, options in CASES:
+        if args.models and name not in args.models.split(","):
+            continue
+        own, training = split_options(name, options, None)
+        line: dict[str, Any] = {"backend": keras.backend.backend(), "model": name, "history": history, "rows": len(log.events)}
+        seconds = {}
+        for form in ("new", "peer"):
+            if form == "peer" and (history == "off" or name in ("cadet", "feedsr")):
+                continue
+            keras.utils.set_random_seed(0)
+            model = MODELS[name](schema, **own)
+            dataset, window = training_data(model, sequences, training, 0)
+            if form == "peer":
+                if name == "lirank":
+                    copied_histories(model)
+                dataset = PackedRequests(
+                    model_requests(model, sequences), dataset.row_length, training.batch_size, names=model.input_columns, tasks=model.tasks
+                )
+            compile_for(model, training, steps=100, window=window)
+            seconds[form], examples = step_seconds(model, dataset, args.steps)
+            line["examples_per_second" if form == "new" else "peer_per_second"] = examples / seconds[form]
+            line["cpu_ms" if form == "new" else "peer_cpu_ms"] = 1e3 * seconds[form]
+            if form == "peer":
+                line["ratio"] = line["examples_per_second"] / line["peer_per_second"]
+                if name == "lirank":
+                    line["bound"] = concat_bound(model, dataset.requests, seconds[form], examples)
+        print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--days", type=int, default=14)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--models", help="of cadet, feedsr, lirank, ligr and amortized, separated by commas; default: all")
+    parser.add_argument("--backends", default="tensorflow,jax,torch")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.here:
+        measure(args)
+        return
+    for backend in args.backends.split(","):
+        command = [sys.executable, __file__, *sys.argv[1:], "--here"]
+        with subprocess.Popen(command, env={**os.environ, "KERAS_BACKEND": backend}, stdout=subprocess.PIPE, text=True) as process:
+            for text in process.stdout or ():
+                print(text, end="", flush=True)
+                if args.json and text.startswith("{"):
+                    with args.json.open("a", encoding="utf-8") as file:
+                        file.write(text)
+        if process.returncode:
+            raise SystemExit(process.returncode)
+
+
+if __name__ == "__main__":
+    main()
