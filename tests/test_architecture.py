@@ -24,7 +24,7 @@ LAYERS = {
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
 TRAINING = {"training", "training.incremental", "training.weighting"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "server")}
-DATA = {"data", "data.readers"}
+DATA = {"data", "data.counts", "data.readers"}
 
 # room -> (rooms it may import from, packages from outside it may import)
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
@@ -48,8 +48,9 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "metrics": ({"losses", "ops"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),
     "models": (MODELS | {"models.configuration"}, KERAS | {"numpy"}),
-    "data": (BASE | {"data.readers"}, ARRAYS | {"pyarrow"}),
-    "data.readers": (BASE | {"data"}, ARRAYS | {"pyarrow"}),
+    "data": (BASE | {"data.counts", "data.readers"}, ARRAYS | {"pyarrow"}),
+    "data.counts": (BASE | {"data"}, ARRAYS),
+    "data.readers": (BASE | {"data", "data.counts"}, ARRAYS | {"pyarrow"}),
     "training.incremental": (MODELS | {"models", "ops.backends"} | DATA, {"keras", "numpy"}),
     "training.weighting": (MODELS | {"models"} | DATA, ARRAYS),
     "training": (MODELS | {"models"} | DATA | TRAINING, KERAS | ARRAYS),

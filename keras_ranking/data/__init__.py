@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from keras_ranking.data.checks import Report, check_events
-from keras_ranking.data.counts import point_in_time_counts
+from keras_ranking.data.counts import ChoiceStrengths, exposure_corrected_rates, list_relative, point_in_time_counts
 from keras_ranking.data.delays import sample_delays
 from keras_ranking.data.packing import PackedRows, pack, pad
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LAZY = {"PackedDataset": "datasets", "PackedRequests": "packed_requests", "RequestDataset": "request_dataset"}
 
 __all__ = [
+    "ChoiceStrengths",
     "Log",
     "PackedDataset",
     "PackedRequests",
@@ -39,6 +40,8 @@ __all__ = [
     "SimulatedTastes",
     "build_sequences",
     "check_events",
+    "exposure_corrected_rates",
+    "list_relative",
     "open_log",
     "pack",
     "pad",
