@@ -29,7 +29,8 @@ class ResidualQuantizer(RefusesMask, keras.layers.Layer):
     `compile(optimizer)`): its own losses are added. sg: stop gradient.
 
     A codeword that was nearest to no vector for `revive_after` steps is replaced by a random residual of the current batch. Before the
-    first step this applies to all codewords, so the codebooks are initialised from the data.
+    first step this applies to all codewords, so the codebooks are initialised from the data. A vector that is not finite moves no
+    codeword; the loss of its batch is not finite, as that of any Keras layer.
 
     Args:
         levels: number of codes per item.
@@ -199,6 +200,7 @@ class ResidualQuantizer(RefusesMask, keras.layers.Layer):
             rows = ops.shape(residual)[0]
             index = ops.minimum(ops.cast(pick * ops.cast(rows, "float32"), "int32"), rows - 1)
             fresh = ops.take(residual, index, axis=0)
+            dead = ops.logical_and(dead, ops.all(ops.isfinite(fresh), axis=-1))
             there = dead[:, None]
             if self.shift is None:
                 book = ops.where(there, fresh, book)
@@ -214,7 +216,9 @@ class ResidualQuantizer(RefusesMask, keras.layers.Layer):
     def _counted(self, kept: tuple[Any, ...], code: Any, residual: Any) -> tuple[Any, ...]:
         """State after a batch: running means of the residuals of each codeword, and steps since its last use."""
         book, mass, sums, unused = kept
-        hits = ops.one_hot(code, self.codebook_size, dtype="float32")
+        finite = ops.all(ops.isfinite(residual), axis=-1, keepdims=True)
+        residual = ops.where(finite, residual, ops.zeros_like(residual))
+        hits = ops.where(finite, ops.one_hot(code, self.codebook_size, dtype="float32"), 0.0)
         count = ops.sum(hits, axis=0)
         unused = ops.where(count > 0, 0, unused + 1)
         if self.shift is None:

@@ -196,3 +196,19 @@ def test_an_unused_codeword_stays_where_it_is() -> None:
     assert np.isfinite(numpy(layer.sums)).all()
     layer(np.array([[-4.0], [-4.0]], "float32"), training=True)
     np.testing.assert_allclose(numpy(layer.codebook)[0, 1, 0], -4.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_moves_no_codeword(bad: float) -> None:
+    x, other = vectors(), vectors(seed=1)
+    spoilt = np.concatenate([other, np.full((3, F), bad, "float32")])
+    clean, dirty = make(revive_after=None, seed=3), make(revive_after=None, seed=3)
+    for layer, second in ((clean, other), (dirty, spoilt)):
+        layer(x, training=True)
+        layer(second, training=True)
+    for name in ("codebook", "mass", "sums", "unused"):
+        np.testing.assert_allclose(numpy(getattr(dirty, name).value), numpy(getattr(clean, name).value), rtol=1e-6, err_msg=name)
+    revived = make(revive_after=1, seed=3)
+    for _ in range(5):
+        revived(spoilt, training=True)
+    assert np.isfinite(codewords(revived)).all()
