@@ -54,6 +54,7 @@ def list_counts(shown: pd.DataFrame) -> pd.DataFrame:
 
 def with_columns(log: Log, columns: pd.DataFrame) -> Log:
     """The log with further numbers of the context, missing in rows that are no lists."""
+    columns = columns[[name for name in columns if name not in log.events]]  # `read_ebnerd` has some ranks already
     features = [Number(name, transform="standardise", missing=float(columns[name].mean()), known="context") for name in columns]
     schema = log.schema.model_copy(update={"features": (*log.schema.features, *features)})
     return replace(log, events=pd.concat([log.events, columns.reindex(log.events.index)], axis=1), schema=schema)
