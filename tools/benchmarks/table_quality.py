@@ -85,7 +85,9 @@ def print_table(path: Path) -> None:
         found = [line for line in lines if (line["case"], line["rule"], line["rate"]) == key]
         cells = [mean_cell([line["figures"][name] for line in found]) for name in ("impression_auc", "auc", "log_loss")]
         seconds = sum(line["seconds"] for line in found) / len(found)
-        print(f"| {key[0]} | `{key[1]}` | {'' if key[2] is None else key[2]} | {' | '.join(cells)} | {seconds:.0f} |")
+        print(
+            f"| {key[0]} | `{key[1]}` | {'' if key[2] is None else key[2]} | {' | '.join(cells)} | {seconds:.0f} |".replace("nan ± nan", "")
+        )
 
 
 def main() -> None:

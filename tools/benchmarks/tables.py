@@ -3,9 +3,10 @@
 
     python tools/benchmarks/tables.py --backends torch jax tensorflow --rows 1e4 1e6 1e7 --json tables.jsonl
 
-The model: a table of `--dim` numbers a row, looked up in `--slots` places of a step (ids drawn uniformly), their sum over 8 places, and
-a dense layer; trained by `fit`. Optimisers: `rowwise_adagrad` and `lazy_adam` of `kr.training.TableOptimizer`, and `adamw`, which
-updates the whole table. Peers, in the same process, on the same ids and without Keras:
+The model: a table of `--dim` numbers a row, looked up in `--slots` places of a step (ids drawn uniformly), two dense layers of `--hidden`
+units on each, the sum over 8 places, and a dense layer; trained by `fit`. Optimisers: `rowwise_adagrad` and `lazy_adam` of
+`kr.training.TableOptimizer`, and `adamw`, which updates the whole table. Peers, in the same process, with the same model and ids, and
+without Keras:
 
     torch        `torch.nn.Embedding(sparse=True)` and `torch.optim.SparseAdam`
     jax          a jitted gather and scatter AdaGrad on donated arrays
@@ -19,6 +20,7 @@ Each line is a process of its own. Linux only.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -42,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", type=float, default=[1e4, 1e6, 1e7])
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--slots", type=int, default=2048)
+    parser.add_argument("--hidden", type=int, default=256, help="0: no dense layers on the rows, so that the table alone costs")
     parser.add_argument("--steps", type=int, default=30, help="measured steps; as many are run before")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="gpu: wall time, and no memory")
     parser.add_argument("--json", type=Path, help="append one JSON object per line to this file")
@@ -74,19 +77,30 @@ def median_ms(step: Callable[[int], Any], steps: int, clock: Callable[[], float]
     return 1e3 * statistics.median(times)
 
 
-def torch_peer(rows: int, dim: int, ids: np.ndarray, targets: np.ndarray, device: str) -> Callable[[int], Any]:
+def kernels(args: argparse.Namespace) -> list[np.ndarray]:
+    """First weights of the peers' dense layers."""
+    widths = [args.dim, *([args.hidden] * 2 if args.hidden else []), 1]
+    rng = np.random.default_rng(1)
+    return [rng.normal(0, a**-0.5, (a, b)).astype("float32") for a, b in itertools.pairwise(widths)]
+
+
+def torch_peer(rows: int, args: argparse.Namespace, ids: np.ndarray, targets: np.ndarray) -> Callable[[int], Any]:
     import torch
 
-    where = "cuda" if device == "gpu" else "cpu"
-    table, dense = torch.nn.Embedding(rows, dim, sparse=True, device=where), torch.nn.Linear(dim, 1, device=where)
-    of_table, of_dense = torch.optim.SparseAdam(list(table.parameters())), torch.optim.Adam(dense.parameters())
+    where = "cuda" if args.device == "gpu" else "cpu"
+    table = torch.nn.Embedding(rows, args.dim, sparse=True, device=where)
+    weights = [torch.nn.Parameter(torch.tensor(kernel, device=where)) for kernel in kernels(args)]
+    of_table, of_dense = torch.optim.SparseAdam(list(table.parameters())), torch.optim.Adam(weights)
     batches = [(torch.tensor(i, device=where).long(), torch.tensor(t, device=where)) for i, t in zip(ids, targets, strict=True)]
 
     def step(number: int) -> Any:
         i, target = batches[number % len(batches)]
         of_table.zero_grad()
         of_dense.zero_grad()
-        loss = ((dense(table(i).sum(1)) - target) ** 2).mean()
+        x = table(i)
+        for weight in weights[:-1]:
+            x = torch.relu(x @ weight)
+        loss = ((x.sum(1) @ weights[-1] - target) ** 2).mean()
         loss.backward()
         of_table.step()
         of_dense.step()
@@ -95,21 +109,28 @@ def torch_peer(rows: int, dim: int, ids: np.ndarray, targets: np.ndarray, device
     return step
 
 
-def jax_peer(rows: int, dim: int, ids: np.ndarray, targets: np.ndarray, device: str) -> Callable[[int], Any]:
+def jax_peer(rows: int, args: argparse.Namespace, ids: np.ndarray, targets: np.ndarray) -> Callable[[int], Any]:
     import jax
     import jax.numpy as jnp
 
-    def run(table: Any, sums: Any, kernel: Any, i: Any, target: Any) -> Any:
-        def loss(looked_up: Any, kernel: Any) -> Any:
-            return jnp.mean((looked_up.sum(1) @ kernel - target) ** 2)
+    def run(table: Any, sums: Any, weights: Any, i: Any, target: Any) -> Any:
+        def loss(x: Any, weights: Any) -> Any:
+            for weight in weights[:-1]:
+                x = jax.nn.relu(x @ weight)
+            return jnp.mean((x.sum(1) @ weights[-1] - target) ** 2)
 
-        value, (g, of_kernel) = jax.value_and_grad(loss, argnums=(0, 1))(table[i], kernel)
-        flat, g = i.reshape(-1), g.reshape(-1, dim)
+        value, (g, slopes) = jax.value_and_grad(loss, argnums=(0, 1))(table[i], weights)
+        flat, g = i.reshape(-1), g.reshape(-1, args.dim)
         sums = sums.at[flat].add((g**2).mean(-1))
-        return table.at[flat].add(-0.02 * g / (jnp.sqrt(sums[flat]) + 1e-8)[:, None]), sums, kernel - 0.01 * of_kernel, value
+        return (
+            table.at[flat].add(-0.02 * g / (jnp.sqrt(sums[flat]) + 1e-8)[:, None]),
+            sums,
+            [w - 0.01 * s for w, s in zip(weights, slopes, strict=True)],
+            value,
+        )
 
     compiled = jax.jit(run, donate_argnums=(0, 1, 2))
-    state = [jnp.zeros((rows, dim)), jnp.zeros((rows,)), jnp.ones((dim, 1)) * 0.1]
+    state = [jnp.zeros((rows, args.dim)), jnp.zeros((rows,)), [jnp.asarray(kernel) for kernel in kernels(args)]]
     batches = [(jnp.asarray(i), jnp.asarray(t)) for i, t in zip(ids, targets, strict=True)]
 
     def step(number: int) -> Any:
@@ -119,18 +140,22 @@ def jax_peer(rows: int, dim: int, ids: np.ndarray, targets: np.ndarray, device: 
     return step
 
 
-def tensorflow_peer(rows: int, dim: int, ids: np.ndarray, targets: np.ndarray, device: str) -> Callable[[int], Any]:
+def tensorflow_peer(rows: int, args: argparse.Namespace, ids: np.ndarray, targets: np.ndarray) -> Callable[[int], Any]:
     import tensorflow as tf
 
-    table, sums = tf.Variable(tf.zeros((rows, dim))), tf.Variable(tf.zeros((rows, dim)))
-    kernel = tf.Variable(tf.ones((dim, 1)) * 0.1)
+    table, sums = tf.Variable(tf.zeros((rows, args.dim))), tf.Variable(tf.zeros((rows, args.dim)))
+    weights = [tf.Variable(kernel) for kernel in kernels(args)]
 
     @tf.function(reduce_retracing=True)
     def run(i: Any, target: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((tf.reduce_sum(tf.gather(table, i), 1) @ kernel - target) ** 2)
-        slices, of_kernel = tape.gradient(loss, [table, kernel])
-        kernel.assign_sub(0.01 * of_kernel)
+            x = tf.gather(table, i)
+            for weight in weights[:-1]:
+                x = tf.nn.relu(tf.tensordot(x, weight, 1))
+            loss = tf.reduce_mean((tf.reduce_sum(x, 1) @ weights[-1] - target) ** 2)
+        slices, *slopes = tape.gradient(loss, [table, *weights])
+        for weight, slope in zip(weights, slopes, strict=True):
+            weight.assign_sub(0.01 * slope)
         tf.raw_ops.ResourceSparseApplyAdagradV2(
             var=table.handle, accum=sums.handle, lr=0.02, epsilon=1e-8, grad=slices.values, indices=slices.indices
         )
@@ -174,7 +199,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     forget_peak()
     inputs = keras.Input((PLACES,), dtype="int32")
     table = kr.layers.TableEmbedding(rows, args.dim)
-    model = kr.models.TableModel(inputs, keras.layers.Dense(1)(keras.ops.sum(table(inputs), axis=1)))
+    x = table(inputs)
+    for _ in range(2 if args.hidden else 0):
+        x = keras.layers.Dense(args.hidden, activation="relu")(x)
+    model = kr.models.TableModel(inputs, keras.layers.Dense(1)(keras.ops.sum(x, axis=1)))
     optimizer = keras.optimizers.AdamW() if rule == "adamw" else kr.training.TableOptimizer("adamw", rule, clip_norm=1.0)
     model.compile(optimizer, loss="mse")
     optimizer.build(model.trainable_variables)
@@ -194,7 +222,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "start_gb": round(start, 3),
     }
     del model, optimizer, table
-    peer = {"torch": torch_peer, "jax": jax_peer, "tensorflow": tensorflow_peer}[backend](rows, args.dim, ids, targets, args.device)
+    peer = {"torch": torch_peer, "jax": jax_peer, "tensorflow": tensorflow_peer}[backend](rows, args, ids, targets)
     return line | {"peer": PEERS[backend], "peer_ms": round(median_ms(peer, args.steps, clock), 3)}
 
 
@@ -209,7 +237,7 @@ def main() -> None:
         for rule in args.optimizers:
             for rows in args.rows:
                 options = ["--backends", backend, "--optimizers", rule, "--rows", str(rows), "--device", args.device]
-                options += ["--dim", str(args.dim), "--slots", str(args.slots), "--steps", str(args.steps)]
+                options += ["--dim", str(args.dim), "--slots", str(args.slots), "--hidden", str(args.hidden), "--steps", str(args.steps)]
                 settings = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
                 settings |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"} if args.device == "cpu" else {}
                 command = [sys.executable, __file__, "--one", *options]
