@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import keras
 import pytest
 
 from keras_ranking import cli, columns, models
 from keras_ranking.serving import check_skew, export
+from keras_ranking.serving.checking import saved_model
 from keras_ranking.serving.checking.worker_process import ExportError
 from keras_ranking.serving.protocol.model_folder import read_card
 
 pytest.importorskip("tensorflow")
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]  # an export with all its checks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_session_per_version():
+    """A version is opened once: the first run of each signature in a session takes longer than all its checks."""
+    opened = {}
+    whole = saved_model.SavedModel
+
+    def load(version):
+        if version not in opened:
+            opened[version] = whole(version)
+        return SimpleNamespace(signature=opened[version].signature, run=opened[version].run, close=lambda: None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved_model, "SavedModel", load)
+        yield
+    for model in opened.values():
+        model.close()
 
 
 def planted(small, **changes):
