@@ -10,12 +10,19 @@ from keras import ops
 
 from keras_ranking.losses.packed import Observed, check_boundaries, request_segments
 from keras_ranking.losses.reduction import PackedLoss, reported
+from keras_ranking.ops.rows import for_own_rows
 
 
 def softmax_loss(observed: Observed) -> Any:
     """The scalar of `InRequestSoftmax` from tensors (B, T)."""
-    segment, count = request_segments(observed.request)
-    label, logit, weight = (ops.reshape(x, (-1,)) for x in (observed.label, observed.logit, observed.weight))
+    loss, total = (ops.sum(part) for part in for_own_rows(_sums, observed.request, observed.label, observed.logit, observed.weight))
+    return loss / ops.where(total > 0, total, ops.ones_like(total))
+
+
+def _sums(request: Any, *slots: Any) -> tuple[Any, Any]:
+    """sum_i v_i (-log p_i) and sum_i v_i, each (1,)."""
+    segment, count = request_segments(request)
+    label, logit, weight = (ops.reshape(x, (-1,)) for x in slots)
     shown = weight > 0
     zero = ops.zeros_like(logit)
     # The largest logit of the list is subtracted against overflow; its gradient cancels, so it is stopped.
@@ -27,8 +34,7 @@ def softmax_loss(observed: Observed) -> Any:
     loss = ops.take(log_mass, segment, axis=0) - shifted
     clicks = ops.take(ops.segment_sum(ops.where(shown, label, zero), segment, count), segment, axis=0)
     share = ops.where(clicks > 0, weight * label / ops.where(clicks > 0, clicks, ops.ones_like(clicks)), zero)
-    total = ops.sum(share)
-    return ops.sum(share * loss) / ops.where(total > 0, total, ops.ones_like(total))
+    return ops.sum(share * loss, keepdims=True), ops.sum(share, keepdims=True)
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")

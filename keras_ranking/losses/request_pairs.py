@@ -7,10 +7,21 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_ranking.losses.packed import Observed
+from keras_ranking.ops.rows import for_own_rows
 
 # Pairs of one step of the loop: eager operations need many to be worth their overhead, and compiled ones few for short batches.
 _FEWEST, _MOST = 2**13, 2**14
 _LAST = 2**30  # above every request number
+
+
+class _Slots(NamedTuple):
+    """What a pair depends on of each slot, (B, T)."""
+
+    label: Any
+    logit: Any
+    bucket: Any
+    request: Any
+    weight: Any
 
 
 class _Items(NamedTuple):
@@ -42,6 +53,16 @@ def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tupl
     Returns:
         Two scalars and the gradient (B, T), none of which has a gradient of its own.
     """
+
+    def sums(*own: Any) -> tuple[Any, Any, Any]:
+        loss, total, slope = _sums(_Slots(*own), same_bucket, window)
+        return loss[None], total[None], slope
+
+    loss, total, slope = for_own_rows(sums, *(ops.stop_gradient(getattr(observed, name)) for name in _Slots._fields))
+    return ops.sum(loss), ops.sum(total), slope
+
+
+def _sums(observed: _Slots, same_bucket: bool, window: int | None) -> tuple[Any, Any, Any]:
     items, order = _ordered(observed)
     count = ops.shape(items.logit)[0]
     block = min(_MOST, max(_FEWEST, count)) if isinstance(count, int) else _MOST
@@ -71,9 +92,9 @@ def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tupl
     return loss, total, slope
 
 
-def _ordered(observed: Observed) -> tuple[_Items, Any]:
+def _ordered(observed: _Slots) -> tuple[_Items, Any]:
     """The items in their order, those without a weight last in their row and in no pair; and the order (B, T)."""
-    label, logit, weight = (ops.stop_gradient(values) for values in (observed.label, observed.logit, observed.weight))
+    label, logit, weight = observed.label, observed.logit, observed.weight
     key = ops.where(weight > 0, observed.request, ops.full_like(observed.request, _LAST))
     by_label = ops.argsort(-label, axis=1)
     by_request = ops.argsort(ops.take_along_axis(key, by_label, axis=1), axis=1)  # stable: keeps the order by label

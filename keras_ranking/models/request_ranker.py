@@ -13,6 +13,7 @@ from keras_ranking.models.configuration import Features
 from keras_ranking.models.graph import Graph
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
+from keras_ranking.ops.rows import take_in_rows
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH, STREAMS
 from keras_ranking.schema import Schema
 
@@ -191,10 +192,10 @@ class RequestRanker:
     def _one_by_one(self, inputs: Tensors, columns: Tensors, slot: Any) -> tuple[Tensors, Tensors]:
         """Every slot as a request of one candidate, with the history of the request it belongs to."""
         history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
-        owner = self.owners(slot, requests=inputs["history_length"])
-        cache = {name: ops.take(x, owner, axis=0) for name, x in self.encode(history).items()}
+        rows, owner = ops.shape(slot)[0], self.owners(slot, requests=inputs["history_length"])
+        cache = {name: take_in_rows(x, owner, rows) for name, x in self.encode(history).items()}
         single = {name: ops.expand_dims(self.flat(x), 1) for name, x in columns.items()}
-        single["request_time"] = ops.take(self.flat(inputs["request_time"]), owner, axis=0)
+        single["request_time"] = take_in_rows(self.flat(inputs["request_time"]), owner, rows)
         logits, hidden = self._scored(cache, single, ops.expand_dims(self.flat(slot), 1))
         pick = {task: ops.squeeze(value, 1) for task, value in logits.items()}
         states = {task: ops.squeeze(value, 1) for task, value in hidden.items()}

@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_ranking.ops import Spans
+from keras_ranking.ops.rows import take_in_rows
 
 LONGEST = 128  # tokens of a window whose logits are stored; longer windows are read by the kernels of `span_attention`
 
@@ -88,10 +89,10 @@ class SharedProjections:
         self.mean, self.spread, self.part = _split(events, scaled[:left], of_means)
         self.other_mean, self.other_spread, self.other_part = _split(candidates, scaled[left:], -of_means)
 
-    def of(self, owner: Any, candidate: Any, width: Any) -> list[Any]:
+    def of(self, owner: Any, candidate: Any, width: Any, rows: Any) -> list[Any]:
         """Queries, keys and values (N, W, ..) of the first `width` events of each `owner` (N,), with each `candidate` (N,)."""
-        mean, spread, part = (ops.take(x[:, :width], owner, axis=0) for x in (self.mean, self.spread, self.part))
-        other = [ops.take(x, candidate, axis=0)[:, None] for x in (self.other_mean, self.other_spread, self.other_part)]
+        mean, spread, part = (take_in_rows(x[:, :width], owner, rows) for x in (self.mean, self.spread, self.part))
+        other = [take_in_rows(x, candidate, rows)[:, None] for x in (self.other_mean, self.other_spread, self.other_part)]
         variance = (spread + other[1]) / self.width + self.between * ops.square(mean - other[0])
         whole = (part + other[2]) * ops.rsqrt(variance + self.epsilon) + self.bias
         return list(ops.split(whole, [self.sizes[0], self.sizes[0] + self.sizes[1]], axis=-1))

@@ -8,7 +8,8 @@
 
 In `tiles` the rows of the batch are concatenated to one row of B T queries. An outer loop takes tiles of queries, which start where
 no span crosses if possible; an inner loop takes the tiles of keys that their spans reach. The gradient recomputes each tile from the
-saved logarithm of the softmax's sum. All shapes are static, so it compiles into one program with the operations around it.
+saved logarithm of the softmax's sum. All shapes are static, so it compiles into one program with the operations around it. On several
+devices each concatenates its own rows (`jax_devices.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_ranking.ops.backends.jax_devices import Place, by_rows, place_of
 from keras_ranking.ops.spans import Spans
 
 KERNELS = ("tiles", "pallas", "library")
@@ -33,7 +35,8 @@ def span_attention(query: Any, key: Any, value: Any, spans: Spans, scale: float,
     """See `keras_ranking.ops.span_attention`."""
     if 0 in query.shape or 0 in key.shape:
         return jnp.zeros_like(query)
-    return _attend(_chosen(kernel, query, key), scale, stride, query, key, value, *spans)[0]
+    place = place_of(query, key, value, *spans)
+    return _attend(_chosen(kernel, query, key), scale, stride, place, query, key, value, *spans)[0]
 
 
 def _chosen(kernel: str, query: Any, key: Any, join: bool = False) -> str:
@@ -55,7 +58,8 @@ def candidate_attention(query: Any, key: Any, value: Any, lengths: Any, self_key
     if 0 in query.shape or 0 in key.shape:
         out, total = jnp.zeros_like(query), jnp.full(query.shape[:3], _CLOSED, _wide(query.dtype))
     else:
-        out, total = _attend(_chosen("auto", query, key, join=True), scale, 1, query, key, value, *spans)
+        kernel, place = _chosen("auto", query, key, join=True), place_of(query, key, value, *spans)
+        out, total = _attend(kernel, scale, 1, place, query, key, value, *spans)
     return out if self_key is None else _join(query, out, total, self_key, self_value, scale)
 
 
@@ -336,19 +340,21 @@ def _run_backward(kernel: str, scale: float, stride: int, *saved: Any) -> tuple[
     return functools.partial(jax_pallas.backward, interpret=kernel == "interpret")(scale, stride, *saved)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(kernel: str, scale: float, stride: int, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any) -> tuple[Any, Any]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _attend(
+    kernel: str, scale: float, stride: int, place: Place | None, query: Any, key: Any, value: Any, start: Any, end: Any, own: Any
+) -> tuple[Any, Any]:
     """out (B, T, H, D) and the logarithm of the softmax's sum (B, T, H)."""
-    return _compiled_forward(kernel, scale, stride, query, key, value, start, end, own)  # type: ignore[no-any-return]
+    return by_rows(place, functools.partial(_compiled_forward, kernel, scale, stride), query, key, value, start, end, own)  # type: ignore[no-any-return]
 
 
-def _attend_forward(kernel: str, scale: float, stride: int, *operands: Any) -> tuple[Any, Any]:
-    out, total = _compiled_forward(kernel, scale, stride, *operands)
+def _attend_forward(kernel: str, scale: float, stride: int, place: Place | None, *operands: Any) -> tuple[Any, Any]:
+    out, total = by_rows(place, functools.partial(_compiled_forward, kernel, scale, stride), *operands)
     return (out, total), (*operands, out, total)
 
 
-def _attend_backward(kernel: str, scale: float, stride: int, saved: Any, grads: Any) -> tuple[Any, ...]:
-    dq, dk, dv = _compiled_backward(kernel, scale, stride, *saved, *grads)
+def _attend_backward(kernel: str, scale: float, stride: int, place: Place | None, saved: Any, grads: Any) -> tuple[Any, ...]:
+    dq, dk, dv = by_rows(place, functools.partial(_compiled_backward, kernel, scale, stride), *saved, *grads)
     return dq, dk, dv, None, None, None
 
 

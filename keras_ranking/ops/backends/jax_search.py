@@ -7,15 +7,20 @@ from typing import Any
 import jax
 from jax import lax, numpy as jnp
 
+from keras_ranking.ops.backends.jax_devices import by_rows, place_of
 
-@jax.jit
+
 def search(values: Any, low: Any, high: Any, limit: Any) -> Any:
     """First place p in [low, high] of each row where `values[p] > limit`, by bisection; `high` where there is none. int32 (B, T).
 
     A loop, because XLA would fuse unrolled steps, with their gathers, into every operation that uses the result: a rotation by index then
-    takes longer than the rest of a training step.
+    takes longer than the rest of a training step. On several devices each searches in its own rows, or all would wait for the longest loop.
     """
+    return by_rows(place_of(values, low, high, limit), _search, values, low, high, limit)
 
+
+@jax.jit
+def _search(values: Any, low: Any, high: Any, limit: Any) -> Any:
     def halve(ends: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = ends
         middle = (low + high) // 2

@@ -1,0 +1,124 @@
+"""A training step on several virtual devices of JAX (`keras.distribution.DataParallel`): time, and what the devices send each other.
+
+    python tools/benchmarks/devices.py [--models cadet,lirank] [--devices 4] [--members 200] [--set cadet.pairwise_weight=0.1] [--json FILE]
+
+Three forms in one process, on the same batches and from the same weights: `rows`, the package's, in which each device works on its own
+rows; `gathered`, the same without `jax.shard_map`, as XLA partitions the loops by itself; and `one`, a single device. Steps of the forms
+alternate, and medians of wall and CPU time count. The virtual devices share the cores of this machine, so wall times show what is not
+computed several times or waited for, and not what more devices gain. `all_gathers` and `all_reduces` are those in the compiled step.
+`loss_difference` is the largest of the first steps from `one`, relative.
+
+One JSON object per line: model, devices, form, wall_ms, cpu_ms, all_gathers, all_reduces, loss_difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMS = ("one", "rows", "gathered")
+
+
+def collectives(folder: Path, since: set[Path]) -> dict[str, int]:
+    """How many operations between devices the largest training step that XLA wrote to `folder` since then has."""
+    text = max(
+        (path for path in folder.glob("*after_optimizations.txt") if path not in since), key=lambda path: path.stat().st_size
+    ).read_text()
+    return {f"{name}s": len(re.findall(rf" {name.replace('_', '-')}(?:-start)?\(", text)) for name in ("all_gather", "all_reduce")}
+
+
+def set_form(form: str, devices: int) -> None:
+    import keras
+
+    from keras_ranking.ops.backends import jax, jax_devices, jax_search
+
+    mesh = None if form == "one" else keras.distribution.DataParallel(devices=keras.distribution.list_devices()[:devices])
+    keras.distribution.set_distribution(mesh)
+    for module in (jax, jax_devices, jax_search):
+        module.place_of = PLACE_OF if form == "rows" else lambda *_, **__: None  # type: ignore[attr-defined]
+
+
+def measure(args: argparse.Namespace, dump: Path) -> None:
+    import keras
+
+    import keras_ranking as kr
+    from keras_ranking.ops.backends import jax_devices
+    from keras_ranking.training.options import MODELS, split_options
+    from keras_ranking.training.setup import compile_for, training_data
+
+    globals()["PLACE_OF"] = jax_devices.place_of
+    log = kr.data.simulate(members=args.members, days=7, seed=0)
+    schema = log.schema.fit(log.events)
+    sequences = kr.data.build_sequences(log.events, schema)
+    for name in args.models.split(","):
+        given = dict(part.removeprefix(f"{name}.").split("=", 1) for part in args.set if part.startswith(f"{name}."))
+        own, training = split_options(name, {key: json.loads(value) for key, value in given.items()}, None)
+        run: dict[str, Any] = {}
+        for form in FORMS:
+            before = set(dump.iterdir())
+            keras.utils.set_random_seed(0)
+            set_form(form, args.devices)
+            model = MODELS[name](schema, **own)
+            dataset, window = training_data(model, sequences, training, 0)
+            whole = [dataset[i] for i in range(len(dataset))]
+            batches = [batch for batch in whole if len(next(iter(batch[0].values()))) % args.devices == 0][:2]
+            compile_for(model, training, steps=100, window=window)
+            losses = [float(np.ravel(model.train_on_batch(*batch))[0]) for batch in batches]
+            run[form] = {"model": model, "losses": losses, "wall": [], "cpu": [], **collectives(dump, before)}
+        for _ in range(args.steps):
+            for form in FORMS:
+                set_form(form, args.devices)
+                wall, cpu = time.perf_counter(), time.process_time()
+                run[form]["model"].train_on_batch(*batches[0])
+                run[form]["wall"].append(time.perf_counter() - wall)
+                run[form]["cpu"].append(time.process_time() - cpu)
+        for form, found in run.items():
+            away = np.abs(np.array(found["losses"]) / np.array(run["one"]["losses"]) - 1).max()
+            times = {f"{clock}_ms": round(1e3 * statistics.median(found[clock]), 1) for clock in ("wall", "cpu")}
+            counts = {key: found[key] for key in ("all_gathers", "all_reduces")}
+            print(
+                json.dumps({"model": name, "devices": devices, "form": form, **times, **counts, "loss_difference": float(away)}), flush=True
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="cadet,lirank", help="of cadet, feedsr, lirank, ligr and amortized, separated by commas")
+    parser.add_argument("--devices", type=int, default=4)
+    parser.add_argument("--members", type=int, default=200, help="of the simulated log")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--set", action="append", default=[], metavar="MODEL.OPTION=JSON", help="an option of a model or of its training")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.here:
+        measure(args, args.here)
+        return
+    with tempfile.TemporaryDirectory() as dump:
+        flags = f"--xla_force_host_platform_device_count={args.devices} --xla_dump_to={dump} --xla_dump_hlo_as_text"
+        flags += " --xla_dump_hlo_module_re=.*train_step.*"
+        env = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": flags}
+        command = [sys.executable, __file__, *sys.argv[1:], "--here", dump]
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+            for text in process.stdout or ():
+                print(text, end="", flush=True)
+                if args.json and text.startswith("{"):
+                    with args.json.open("a", encoding="utf-8") as file:
+                        file.write(text)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+
+
+if __name__ == "__main__":
+    main()
