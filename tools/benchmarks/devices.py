@@ -32,13 +32,13 @@ FORMS = ("one", "rows", "gathered")
 
 def collectives(folder: Path, since: set[Path]) -> dict[str, int]:
     """How many operations between devices the largest training step that XLA wrote to `folder` since then has."""
-    text = max(
-        (path for path in folder.glob("*after_optimizations.txt") if path not in since), key=lambda path: path.stat().st_size
-    ).read_text()
-    return {f"{name}s": len(re.findall(rf" {name.replace('_', '-')}(?:-start)?\(", text)) for name in ("all_gather", "all_reduce")}
+    files = [path for path in folder.glob("*after_optimizations.txt") if path not in since]
+    text = max(files, key=lambda path: path.stat().st_size).read_text()
+    return {f"{name.replace('-', '_')}s": len(re.findall(rf" {name}(?:-start)?\(", text)) for name in ("all-gather", "all-reduce")}
 
 
-def set_form(form: str, devices: int) -> None:
+def set_form(form: str, devices: int, place_of: Any) -> None:
+    """Let what is traced from now on have this form; `place_of` is the package's."""
     import keras
 
     from keras_ranking.ops.backends import jax, jax_devices, jax_search
@@ -46,7 +46,7 @@ def set_form(form: str, devices: int) -> None:
     mesh = None if form == "one" else keras.distribution.DataParallel(devices=keras.distribution.list_devices()[:devices])
     keras.distribution.set_distribution(mesh)
     for module in (jax, jax_devices, jax_search):
-        module.place_of = PLACE_OF if form == "rows" else lambda *_, **__: None  # type: ignore[attr-defined]
+        module.place_of = place_of if form == "rows" else lambda *_, **__: None  # type: ignore[attr-defined]
 
 
 def measure(args: argparse.Namespace, dump: Path) -> None:
@@ -57,7 +57,7 @@ def measure(args: argparse.Namespace, dump: Path) -> None:
     from keras_ranking.training.options import MODELS, split_options
     from keras_ranking.training.setup import compile_for, training_data
 
-    globals()["PLACE_OF"] = jax_devices.place_of
+    place_of = jax_devices.place_of
     log = kr.data.simulate(members=args.members, days=7, seed=0)
     schema = log.schema.fit(log.events)
     sequences = kr.data.build_sequences(log.events, schema)
@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace, dump: Path) -> None:
         for form in FORMS:
             before = set(dump.iterdir())
             keras.utils.set_random_seed(0)
-            set_form(form, args.devices)
+            set_form(form, args.devices, place_of)
             model = MODELS[name](schema, **own)
             dataset, window = training_data(model, sequences, training, 0)
             whole = [dataset[i] for i in range(len(dataset))]
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace, dump: Path) -> None:
             run[form] = {"model": model, "losses": losses, "wall": [], "cpu": [], **collectives(dump, before)}
         for _ in range(args.steps):
             for form in FORMS:
-                set_form(form, args.devices)
+                set_form(form, args.devices, place_of)
                 wall, cpu = time.perf_counter(), time.process_time()
                 run[form]["model"].train_on_batch(*batches[0])
                 run[form]["wall"].append(time.perf_counter() - wall)
@@ -86,10 +86,9 @@ def measure(args: argparse.Namespace, dump: Path) -> None:
         for form, found in run.items():
             away = np.abs(np.array(found["losses"]) / np.array(run["one"]["losses"]) - 1).max()
             times = {f"{clock}_ms": round(1e3 * statistics.median(found[clock]), 1) for clock in ("wall", "cpu")}
-            counts = {key: found[key] for key in ("all_gathers", "all_reduces")}
-            print(
-                json.dumps({"model": name, "devices": devices, "form": form, **times, **counts, "loss_difference": float(away)}), flush=True
-            )
+            line = {"model": name, "devices": 1 if form == "one" else args.devices, "form": form, **times}
+            line |= {key: found[key] for key in ("all_gathers", "all_reduces")}
+            print(json.dumps({**line, "loss_difference": float(away)}), flush=True)
 
 
 def main() -> None:

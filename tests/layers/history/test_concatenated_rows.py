@@ -91,7 +91,7 @@ def test_projections_of_parts_are_those_of_the_whole_token() -> None:
     block = layer.blocks[0]
     history, candidates = x["history"] + 100, x["candidates"].reshape(-1, C) + 100
     owner, which = np.array([0, 3, 3], "int32"), np.array([5, 1, 2], "int32")
-    got = windows.SharedProjections(block, _tensor(history), _tensor(candidates)).of(_tensor(owner), _tensor(which), 4)
+    got = windows.SharedProjections(block, _tensor(history), _tensor(candidates)).of(_tensor(owner), _tensor(which), 4, 1)
     token = np.concatenate([history[owner, :4], np.repeat(candidates[which][:, None], 4, axis=1)], axis=-1).astype("float64")
     centred = token - token.mean(axis=-1, keepdims=True)
     normed = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
