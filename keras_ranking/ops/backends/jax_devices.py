@@ -22,10 +22,10 @@ class Place(NamedTuple):
 
 
 def place_of(*operands: Any, rows: int | None = None) -> Place | None:
-    """The place of operands whose first axis is of the rows of a batch, or has as many parts for each of `rows`; None if not shared out.
+    """The place of operands that have a row for each row of a batch, or with `rows` as many parts for each of so many rows.
 
-    They are shared out by the `keras.distribution` that is active, if its axis for batches has several devices and divides the number
-    of rows. Arrays outside a compiled program are where they are, and inside a `jax.shard_map` of the caller rows are shared out already.
+    It is that of the active `keras.distribution`, if its axis for batches has several devices and divides the rows. None otherwise, and for
+    arrays that are on one device outside a compiled program, and inside a `jax.shard_map` of the caller, where rows are shared out already.
     """
     distribution = keras.distribution.distribution()
     if distribution is None or distribution.batch_dim_name is None:
@@ -45,7 +45,7 @@ def by_rows(place: Place | None, function: Callable[..., Any], *operands: Any) -
     """`function(*operands)`, where a place is given on each device for its own rows of all operands and results."""
     if place is None:
         return function(*operands)
-    rows = PartitionSpec(place.axis)
+    rows = PartitionSpec(place.axis)  # type: ignore[no-untyped-call]
     # The check would need every constant that a loop starts from to be marked as different from device to device.
     return jax.shard_map(function, mesh=place.mesh, in_specs=rows, out_specs=rows, check_vma=False)(*operands)
 
