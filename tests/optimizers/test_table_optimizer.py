@@ -218,6 +218,26 @@ def test_mixed_precision(policy: str) -> None:
         np.testing.assert_array_equal(table_of(model), before)
 
 
+def test_callbacks_move_the_rates_of_tables_and_other_weights() -> None:
+    """A callback sets the one `learning_rate`: tables would go on at their first rate."""
+    model = linear()
+    model.compile(optimizer_of("rowwise_adagrad"), loss="mse")
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    model.fit(*data(0), epochs=2, callbacks=[halve], verbose=0)
+    rates = model.optimizer, model.optimizer.rows
+    assert [float(rate.learning_rate) for rate in rates] == pytest.approx([0.01 / 4, RATE / 4])
+    model.optimizer.learning_rate = 0.0
+    before = table_of(model)
+    model.train_on_batch(*data(0))
+    np.testing.assert_array_equal(table_of(model), before)
+    model.optimizer.learning_rate = 0.01
+    assert [float(rate.learning_rate) for rate in rates] == pytest.approx([0.01, RATE])
+    scheduled = optimizer_of("lazy_adam")
+    scheduled.rows.learning_rate = keras.optimizers.schedules.ExponentialDecay(RATE, 2, 0.5)
+    scheduled.learning_rate = 0.5
+    assert float(scheduled.learning_rate) == 0.5 and float(scheduled.rows.learning_rate) == pytest.approx(RATE)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
