@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import random
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,10 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
-def pytest_configure() -> None:
-    preloaded.folder()  # before the processes of xdist, which share it
-
-
 def pytest_report_header() -> str:
     return f"keras backend: {os.environ['KERAS_BACKEND']}"
 
@@ -79,28 +76,14 @@ def quick_export_workers() -> Iterator[None]:
     """The process that an export starts on TensorFlow is a fork of one that has imported it; tests of the command line start it anew."""
     from keras_ranking.serving.checking import worker_process
 
+    def run(command: list[str], env: dict[str, str], **options: object) -> subprocess.CompletedProcess[str]:
+        if env.get("KERAS_BACKEND", os.environ["KERAS_BACKEND"]) == "tensorflow":
+            return preloaded.run(command[1:], env=env)
+        return subprocess.run(command, env=env, **options)  # type: ignore[call-overload, no-any-return]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_process, "subprocess", preloaded.export_workers())
+        patch.setattr(worker_process, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE))
         yield
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`shared(name, make)`: a folder that all processes of a run read; the first one to ask for it fills it with `make(folder)`."""
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def folder(name: str, make: Callable[[Path], object]) -> Path:
-        made, whole = root / name, root / f"{name}.whole"
-        with open(root / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not whole.exists():
-                made.mkdir()
-                make(made)
-                whole.touch()
-        return made
-
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
-"""Every notebook runs from top to bottom, in its small form, in a new process."""
+"""Every notebook runs from top to bottom, in its small form, in a fresh kernel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
-from tests import preloaded
 
 # The first one as a newcomer runs it, the others where small training runs are quickest: they are for any backend.
 BACKENDS = {"quickstart": "tensorflow"}
@@ -23,18 +21,6 @@ def test_there_are_notebooks_and_each_is_stored_executed() -> None:
         assert counts == list(range(1, len(cells) + 1)), f"{path.name} is not stored as one run from top to bottom: {counts}"
 
 
-# The cells one after the other, as a kernel runs them, in a process that has imported the backend.
-RUN = """
-import sys, nbformat
-from IPython.core.interactiveshell import InteractiveShell
-
-shell = InteractiveShell.instance()
-for cell in nbformat.read(sys.argv[1], as_version=4).cells:
-    if cell.cell_type == "code":
-        shell.run_cell(cell.source, store_history=True).raise_error()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.one_backend
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -42,13 +28,7 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     import nbformat
     from nbclient import NotebookClient
 
-    backend = BACKENDS.get(path.stem, "torch")
-    if path.stem in BACKENDS:  # in a kernel, from `import os` on
-        monkeypatch.setenv("KR_SMALL", "1")
-        monkeypatch.setenv("KERAS_BACKEND", backend)
-        notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-        return
-    settings = {"KR_SMALL": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(preloaded.ROOT)}
-    done = preloaded.run(["-c", RUN, str(path)], backend, settings, cwd=tmp_path, quick_exports=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    monkeypatch.setenv("KR_SMALL", "1")
+    monkeypatch.setenv("KERAS_BACKEND", BACKENDS.get(path.stem, "torch"))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()

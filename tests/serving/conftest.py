@@ -17,18 +17,18 @@ from tests.serving.calling import connect
 
 
 @pytest.fixture(scope="session")
-def first(shared):
+def first(tmp_path_factory):
     """Model, version folder and card of a verified export."""
     model = standin.make(seed=1)
-    version = shared("first", lambda folder: export(model, folder / "ranker")) / "ranker/1"
+    version = export(model, tmp_path_factory.mktemp("first") / "ranker")
     return SimpleNamespace(model=model, version=version, card=read_card(version))
 
 
 @pytest.fixture(scope="session")
-def second(shared):
+def second(tmp_path_factory):
     """The same with other weights."""
     model = standin.make(seed=2)
-    version = shared("second", lambda folder: export(model, folder / "ranker", verify=False)) / "ranker/1"
+    version = export(model, tmp_path_factory.mktemp("second") / "ranker", verify=False)
     return SimpleNamespace(model=model, version=version, card=read_card(version))
 
 
@@ -40,22 +40,17 @@ def logged():
 
 
 @pytest.fixture(scope="session")
-def small(logged, shared):
+def small(logged, tmp_path_factory):
     """A small untrained CADET, its run folder, and an export that passed verification and the skew check."""
     keras.utils.set_random_seed(3)
     model = models.CADET(logged.schema, dim=8, num_layers=1, num_heads=2, tower_hidden=(8,), id_dim=4, action_hidden=8)
-
-    def make(folder):
-        run = standin.save(model, folder / "run")
-        span = {"learned": ["2026-05-01T00:00:00+00:00", "2026-05-03T12:00:00+00:00"], "read": ["2026-04-01T00:00:00+00:00"] * 2}
-        history = {"backend": "jax", "log": "simulated", "train_events": 99, "seed": 4, "data_span": span}
-        (run / "history.json").write_text(json.dumps(history))
-        (run / "validation.json").write_text(json.dumps({"click": {"auc": 0.625, "log_loss": None}}))
-        export(model, folder / "ranker", events=logged.events, run=run)
-
-    folder = shared("small", make)
-    version = folder / "ranker/1"
-    return SimpleNamespace(model=model, run=folder / "run", version=version, card=read_card(version))
+    run = standin.save(model, tmp_path_factory.mktemp("run"))
+    span = {"learned": ["2026-05-01T00:00:00+00:00", "2026-05-03T12:00:00+00:00"], "read": ["2026-04-01T00:00:00+00:00"] * 2}
+    history = {"backend": "jax", "log": "simulated", "train_events": 99, "seed": 4, "data_span": span}
+    (run / "history.json").write_text(json.dumps(history))
+    (run / "validation.json").write_text(json.dumps({"click": {"auc": 0.625, "log_loss": None}}))
+    version = export(model, tmp_path_factory.mktemp("small") / "ranker", events=logged.events, run=run)
+    return SimpleNamespace(model=model, run=run, version=version, card=read_card(version))
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def python(code, *arguments, **environment):
 def ran(code, *arguments, **environment):
     """What code printed in a process of its own, on the backend of these tests or on another one."""
     env = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
-    done = preloaded.run(["-c", code, *map(str, arguments)], env.get("KERAS_BACKEND", "tensorflow"), env, quick_exports=True)
+    done = preloaded.run(["-c", code, *map(str, arguments)], env.get("KERAS_BACKEND", "tensorflow"), env)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -15,9 +15,10 @@ tf = pytest.importorskip("tensorflow")
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]  # an export with all its checks
 
 SMALL = {"dim": 8, "num_layers": 1, "num_heads": 2, "id_dim": 4}
-# What tests/invariants/test_processes.py, which exports every kind of model and compares it with Keras, does not have.
 BUILDERS = {
     "cadet": lambda s: models.CADET(s, **SMALL, layout="value", tower_hidden=(8,), action_hidden=8),
+    "ligr": lambda s: models.LiGR(s, **SMALL, max_history=30, action_dim=4),
+    "amortized": lambda s: models.AmortizedDLRM(s, **SMALL, hidden=(8,), rank=2, max_history=30, pool=True, latest=2),
     "lirank": lambda s: models.LiRank(s, hidden=(8,), rank=2, max_history=6, id_dim=4, explore=("click",)),
 }
 
@@ -115,9 +116,9 @@ def test_of_a_small_model(small, tmp_path):
 
 
 @pytest.mark.parametrize("kind", sorted(BUILDERS))
-def test_of_a_value_layout_and_of_exploration(kind, logged, tmp_path):
+def test_of_every_model(kind, logged, tmp_path):
     model = BUILDERS[kind](logged.schema)
-    version = export(model, tmp_path / "ranker", verify=False)
+    version = export(model, tmp_path / "ranker", verify=False)  # compared with Keras in tests/invariants/test_processes.py
     check_names(version, model, towers=kind == "cadet")
     composed_equals_whole(version, tmp_path)
 
