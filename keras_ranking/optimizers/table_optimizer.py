@@ -149,12 +149,30 @@ class TableOptimizer(keras.optimizers.Optimizer):
 
     @property
     def learning_rate(self) -> Any:
-        """That of the weights that are no tables; `rows.learning_rate` is that of the tables."""
+        """That of the weights that are no tables; `rows.learning_rate` is that of the tables.
+
+        Setting it, as callbacks do, keeps their ratio. If one of them is a schedule, that of the tables stays.
+        """
         return self.optimizer.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
+        before = self._rates()
         self.optimizer.learning_rate = learning_rate
+        if before is None or (after := self._rates()) is None:
+            return
+        if before[0] > 0:
+            self._step.tables_per_rate = before[1] / before[0]
+        if self._step.tables_per_rate is not None:
+            self.rows.learning_rate = after[0] * self._step.tables_per_rate
+
+    def _rates(self) -> tuple[float, float] | None:
+        """Those of the other weights and of the tables; None: one of them is a schedule."""
+        rates = [optimizer._learning_rate for optimizer in (self.optimizer, self.rows)]
+        if any(isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) or not hasattr(rate, "assign") for rate in rates):
+            return None
+        first, second = (float(ops.convert_to_numpy(rate)) for rate in rates)
+        return first, second
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """As the other optimiser does with its variables."""
@@ -241,6 +259,7 @@ class _Step:
     def __init__(self) -> None:
         self.given: Mapping[int, Any] = {}
         self.left_out: list[tuple[Any, Any]] | None = None
+        self.tables_per_rate: float | None = None
 
 
 def _check_other(optimizer: Any) -> None:
