@@ -134,7 +134,8 @@ def test_constraints_hold_every_requirement() -> None:
         lines += extra.splitlines()
     wanted = {requirement_name(line) for line in lines if line.strip() and not line.startswith("#")} - {"keras-ranking"}
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", pin) for pin in pins), "exact public versions only"
+    exact = re.compile(r'[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+(; python_full_version (<|>=) "[0-9.]+")?')
+    assert all(exact.fullmatch(pin) for pin in pins), "exact public versions only, by Python's version where they must be"
     assert wanted <= {requirement_name(pin) for pin in pins}
 
 

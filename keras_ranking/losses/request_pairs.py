@@ -127,6 +127,6 @@ def _block(items: _Items, start: Any, block: int, count: Any) -> tuple[Any, Any,
     one = ops.sum(ops.cast(ended <= 0, "int32")) + ops.cumsum(steps)
     number = start + ops.arange(block, dtype="int32")
     there = number < items.end[-1]
-    one = ops.minimum(one, count - 1)
+    one = ops.cast(ops.minimum(one, count - 1), "int32")  # Keras makes a float of the number where its float type is bfloat16
     other = ops.take(items.lower, one) + number - ops.take(items.first, one)
     return one, ops.where(there, other, one), there
