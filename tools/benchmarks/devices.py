@@ -18,7 +18,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import print_lines
 
 FORMS = ("one", "rows", "gathered")
 
@@ -109,14 +109,7 @@ def main() -> None:
         flags += " --xla_dump_hlo_module_re=.*train_step.*"
         env = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": flags}
         command = [sys.executable, __file__, *sys.argv[1:], "--here", dump]
-        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
-            for text in process.stdout or ():
-                print(text, end="", flush=True)
-                if args.json and text.startswith("{"):
-                    with args.json.open("a", encoding="utf-8") as file:
-                        file.write(text)
-    if process.returncode:
-        raise SystemExit(process.returncode)
+        print_lines(command, env, args.json)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import packages
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = 1000
 OPTIONS: dict[str, dict[str, Any]] = {
     "cadet": {"dim": 32, "num_heads": 2, "num_layers": 2, "row_length": 2048},
@@ -113,14 +112,9 @@ def main() -> None:
     if args.worker:
         print(json.dumps(measure(args.models[0], args.worker, args.requests)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        packages = {"this": str(ROOT)}
-        if args.baseline:
-            archive = subprocess.run(["git", "archive", args.baseline, "keras_ranking"], cwd=ROOT, check=True, capture_output=True).stdout
-            subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
-            packages = {args.baseline: folder, **packages}
+    with packages(args.baseline) as folders:
         for model in args.models:
-            for revision, path in packages.items():
+            for revision, path in folders.items():
                 steps = []
                 for case in ("eights", "one long"):
                     command = [sys.executable, __file__, "--worker", case, "--models", model, "--requests", str(args.requests)]

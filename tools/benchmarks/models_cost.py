@@ -21,13 +21,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import print_lines
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cadet", "on", {}),
@@ -165,14 +165,7 @@ def main() -> None:
         return
     for backend in args.backends.split(","):
         command = [sys.executable, __file__, *sys.argv[1:], "--here"]
-        with subprocess.Popen(command, env={**os.environ, "KERAS_BACKEND": backend}, stdout=subprocess.PIPE, text=True) as process:
-            for text in process.stdout or ():
-                print(text, end="", flush=True)
-                if args.json and text.startswith("{"):
-                    with args.json.open("a", encoding="utf-8") as file:
-                        file.write(text)
-        if process.returncode:
-            raise SystemExit(process.returncode)
+        print_lines(command, {**os.environ, "KERAS_BACKEND": backend}, args.json)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,12 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
-ROOT = Path(__file__).resolve().parents[2]
+from processes import packages
 
 
 def log(rows: int, texts: str) -> pd.DataFrame:
@@ -102,15 +100,10 @@ def main() -> None:
     if args.worker:
         print(json.dumps(measure(args.rows, args.texts[0])))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        packages = {"this": str(ROOT)}
-        if args.baseline:
-            archive = subprocess.run(["git", "archive", args.baseline, "keras_ranking"], cwd=ROOT, check=True, capture_output=True).stdout
-            subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
-            packages = {args.baseline: folder, **packages}
+    with packages(args.baseline) as folders:
         for texts in args.texts:
             lines = []
-            for revision, path in packages.items():
+            for revision, path in folders.items():
                 command = [sys.executable, __file__, "--worker", "--rows", str(args.rows), "--texts", texts]
                 environment = {**os.environ, "PYTHONPATH": path}
                 ran = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
