@@ -6,7 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from keras_ranking.data.checks import Report, check_events
-from keras_ranking.data.counts import ChoiceStrengths, exposure_corrected_rates, list_relative, point_in_time_counts
+from keras_ranking.data.counts import (
+    ChoiceStrengths,
+    FoldIn,
+    ItemFactors,
+    PointInTime,
+    RunningCounts,
+    RunningExpectation,
+    RunningPast,
+    exposure_corrected_rates,
+    item_factors,
+    list_relative,
+    point_in_time_counts,
+)
 from keras_ranking.data.delays import sample_delays
 from keras_ranking.data.packing import PackedRows, pack, pad
 from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
@@ -27,13 +39,19 @@ _LAZY = {"PackedDataset": "datasets", "PackedRequests": "packed_requests", "Requ
 
 __all__ = [
     "ChoiceStrengths",
+    "FoldIn",
+    "ItemFactors",
     "Log",
     "PackedDataset",
     "PackedRequests",
     "PackedRows",
+    "PointInTime",
     "Report",
     "RequestDataset",
     "Requests",
+    "RunningCounts",
+    "RunningExpectation",
+    "RunningPast",
     "Sequences",
     "SimulatedItems",
     "SimulatedLists",
@@ -41,6 +59,7 @@ __all__ = [
     "build_sequences",
     "check_events",
     "exposure_corrected_rates",
+    "item_factors",
     "list_relative",
     "open_log",
     "pack",

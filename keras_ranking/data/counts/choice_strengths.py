@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.data.log_columns import key_codes, key_faults, require_column, require_frame, unix_seconds
-from keras_ranking.values import native_series, numbers_of, raise_first
+from keras_ranking.data.counts.keys import KeyNumbers, key_columns
+from keras_ranking.data.log_columns import key_codes, require_column, require_frame, unix_seconds
+from keras_ranking.values import numbers_of, raise_first
 
 _VERSION = 1
 
@@ -85,14 +86,14 @@ class ChoiceStrengths:
         self.key, self.request, self.outcome, self.time = key, request, outcome, time
         self.delay, self.step, self.slowing, self.forget = int(delay), float(step), float(slowing), float(forget)
         self.last: int | None = None  # newest time that was read
-        self._codes: dict[Hashable, int] = {}
+        self._keys = KeyNumbers(key_columns(key))
         self._strengths, self._lists = np.zeros(0), np.zeros(0, dtype=np.int64)
         self._waiting: deque[_Lists] = deque()
 
     @property
     def columns(self) -> tuple[str, str]:
         """Names of the columns that `update` and `features` return."""
-        label = self.key if isinstance(self.key, str) else "_".join(self.key)
+        label = "_".join(key_columns(self.key))
         return f"{label}_{self.outcome}_strength", f"{label}_{self.outcome}_share"
 
     def update(self, events: pd.DataFrame, round: str | None = None) -> pd.DataFrame:
@@ -123,11 +124,12 @@ class ChoiceStrengths:
             self.last = moment
         return pd.DataFrame(dict(zip(self.columns, (strength, share), strict=True)), index=events.index)
 
-    def features(self, items: Sequence[Any], time: int) -> pd.DataFrame:
+    def features(self, items: Sequence[Any] | pd.DataFrame, time: int) -> pd.DataFrame:
         """Strength and share of one list's items at a time, for a request; nothing is learned.
 
         Args:
-            items: key of each item; tuples where the key has several columns. Unknown ones have the strength 0.
+            items: key of each item; tuples where the key has several columns; or a frame with the columns of the key. Unknown ones have
+                the strength 0.
             time: Unix seconds, not before the newest row.
 
         Raises:
@@ -140,7 +142,9 @@ class ChoiceStrengths:
             state = copy.copy(self)
             state._strengths, state._lists, state._waiting = self._strengths.copy(), self._lists.copy(), deque(self._waiting)
             state._advance(int(time))
-        codes = np.array([self._codes.get(_plain(item), -1) for item in items], dtype=np.int64)
+        columns = key_columns(self.key)
+        frame = items if isinstance(items, pd.DataFrame) else pd.DataFrame(list(items), columns=list(columns))
+        codes = self._keys.of_rows(frame, add=False)
         found = state._shares(codes, np.zeros(min(1, len(codes)), dtype=np.int64))
         return pd.DataFrame(dict(zip(self.columns, found, strict=True)))
 
@@ -154,7 +158,7 @@ class ChoiceStrengths:
             "version": _VERSION,
             "settings": self._settings(),
             "last": self.last,
-            "keys": [list(key) if isinstance(key, tuple) else key for key in self._codes],
+            "keys": self._keys.as_json(),
             "strengths": self._strengths.tolist(),
             "lists": self._lists.tolist(),
             "waiting": waiting,
@@ -174,7 +178,7 @@ class ChoiceStrengths:
         settings = state["settings"]
         made = cls(**{**settings, "key": tuple(settings["key"]) if isinstance(settings["key"], list) else settings["key"]})
         made.last = state["last"]
-        made._codes = {tuple(key) if isinstance(key, list) else key: code for code, key in enumerate(state["keys"])}
+        made._keys = KeyNumbers(key_columns(made.key), state["keys"])
         made._strengths, made._lists = np.array(state["strengths"], dtype=np.float64), np.array(state["lists"], dtype=np.int64)
         for w in state["waiting"]:
             outcomes = np.array([np.nan if y is None else y for y in w["outcomes"]], dtype=np.float64)
@@ -188,8 +192,7 @@ class ChoiceStrengths:
     def _read(self, events: pd.DataFrame, round: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Code of the item, time, number of the list and outcome of each row."""
         require_frame(events)
-        key = (self.key,) if isinstance(self.key, str) else self.key
-        for column in (*key, self.request, self.outcome, self.time):
+        for column in (*key_columns(self.key), self.request, self.outcome, self.time):
             require_column(events, column)
         times = unix_seconds(events, self.time, round) if len(events) else np.zeros(0, dtype=np.int64)
         lists = key_codes(events, (self.request,))
@@ -201,22 +204,13 @@ class ChoiceStrengths:
         raise_first(self.time, events[self.time], [(times != first, "must be the same in all rows of a list")])
         if self.last is not None and len(times) and times.min() < self.last:
             raise ValueError(f"rows must not be earlier than the newest one before, {self.last}. Received: {int(times.min())}")
-        return self._coded(events, key), times, lists, outcomes
+        return self._coded(events), times, lists, outcomes
 
-    def _coded(self, events: pd.DataFrame, key: tuple[str, ...]) -> np.ndarray:
-        for column in key:
-            raise_first(column, events[column], key_faults(events[column]))
-        local = key_codes(events, key)
-        columns = [native_series(events[column]).to_numpy() for column in key]
-        found, first = np.unique(local, return_index=True)
-        codes = np.full(len(found) + 1, -1, dtype=np.int64)
-        for place, row in zip(found, first, strict=True):
-            if place >= 0:
-                value = _plain(columns[0][row]) if len(key) == 1 else tuple(_plain(column[row]) for column in columns)
-                codes[place] = self._codes.setdefault(value, len(self._codes))
-        new = len(self._codes) - len(self._strengths)
+    def _coded(self, events: pd.DataFrame) -> np.ndarray:
+        codes = self._keys.of_rows(events)
+        new = len(self._keys) - len(self._strengths)
         self._strengths, self._lists = np.append(self._strengths, np.zeros(new)), np.append(self._lists, np.zeros(new, dtype=np.int64))
-        return np.where(local >= 0, codes[local], -1) if len(local) else local
+        return codes
 
     def _shares(self, codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Strength, and share in its list, of each row."""
@@ -248,13 +242,6 @@ class ChoiceStrengths:
         rate = self.step / np.sqrt(1 + self.slowing * self._lists[items])
         self._strengths[items] = (1 - self.forget) * self._strengths[items] + rate * gradient
         self._lists[items] += np.bincount(place, minlength=len(items))
-
-
-def _plain(value: Any) -> Any:
-    """A key as a Python value, as JSON keeps it."""
-    if isinstance(value, tuple):
-        return tuple(_plain(part) for part in value)
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _or_none(value: float) -> float | None:

@@ -65,7 +65,7 @@ def exposure_corrected_rates(
     require_frame(events)
     if not 0 < prior < np.inf:
         raise ValueError(f"`prior` must be a finite number above 0. Received: prior={prior}")
-    amounts = _expected(events, expected, request)
+    amounts = expected_outcomes(events, expected, request)
     frame = events.assign(**{_EXPECTED: amounts})
     counts = point_in_time_counts(frame, keys, windows, [outcome, _EXPECTED], time, delay, (0.0, 1.0), counted, round)
     out = {}
@@ -77,16 +77,18 @@ def exposure_corrected_rates(
     return pd.DataFrame(out, index=events.index)
 
 
-def _expected(events: pd.DataFrame, expected: str, request: str | None) -> np.ndarray:
+def expected_outcomes(events: pd.DataFrame, expected: str, request: str | None, counted: np.ndarray | None = None) -> np.ndarray:
+    """What was expected of each row; a column may lack it in rows that do not count."""
+    mask = np.ones(len(events), dtype=bool) if counted is None else counted
     if expected != "list_size":
         require_column(events, expected)
         values, _ = numbers_of(events[expected])
-        raise_first(expected, events[expected], [(~((values >= 0) & (values < np.inf)), "must hold finite numbers, 0 or more")])
-        return values
+        raise_first(expected, events[expected], [(mask & ~((values >= 0) & (values < np.inf)), "must hold finite numbers, 0 or more")])
+        return np.where(mask, values, 0.0)
     if request is None:
         raise ValueError("expected='list_size' needs `request`, the column of the list. Received: request=None")
     require_column(events, request)
     codes = key_codes(events, (request,))
-    raise_first(request, events[request], [(codes < 0, "must name the list of each row")])
-    sizes = np.bincount(codes) if len(codes) else np.zeros(0)
-    return np.asarray(1.0 / sizes[codes], dtype=np.float64)
+    raise_first(request, events[request], [(mask & (codes < 0), "must name the list of each row")])
+    sizes = np.bincount(codes + 1) if len(codes) else np.zeros(0)
+    return np.asarray(1.0 / sizes[codes + 1], dtype=np.float64)

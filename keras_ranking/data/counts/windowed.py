@@ -114,11 +114,11 @@ def point_in_time_counts(
     wanted = [key if isinstance(key, tuple) else (key,) for key in key_list]
     require_frame(events)
     _check_arguments(events, wanted, windows, actions, time, delay)
-    priors = _priors(prior, actions)
+    priors = priors_of(prior, actions)
     mask = np.ones(len(events), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
     if mask.shape != (len(events),):
         raise ValueError(f"`counted` must hold one boolean per row ({len(events)}). Received: shape {mask.shape}")
-    amounts = [_amounts(events, action, mask) for action in actions]
+    amounts = [amounts_of(events, action, mask) for action in actions]
     times = unix_seconds(events, time, round) if len(events) else np.zeros(0, dtype=np.int64)
 
     out: dict[str, np.ndarray] = {}
@@ -170,7 +170,7 @@ def _is_whole(seconds: Any) -> bool:
     return isinstance(seconds, (int, float, np.integer, np.floating)) and bool(seconds >= 1) and seconds == np.floor(seconds)
 
 
-def _priors(prior: Prior | Mapping[str, Prior], actions: Sequence[str]) -> dict[str, Prior]:
+def priors_of(prior: Prior | Mapping[str, Prior], actions: Sequence[str]) -> dict[str, Prior]:
     priors: dict[str, Prior] = {}
     for action in actions:
         if isinstance(prior, Mapping):
@@ -185,7 +185,7 @@ def _priors(prior: Prior | Mapping[str, Prior], actions: Sequence[str]) -> dict[
     return priors
 
 
-def _amounts(events: pd.DataFrame, action: str, mask: np.ndarray) -> np.ndarray:
+def amounts_of(events: pd.DataFrame, action: str, mask: np.ndarray) -> np.ndarray:
     amounts, _ = numbers_of(events[action])
     raise_first(action, events[action], [(mask & ~np.isfinite(amounts), "must hold finite numbers in every counted row")])
     return amounts
