@@ -69,19 +69,28 @@ def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8, f
 
     A parquet log without `--schema` has that of the trained model in `folder`.
     """
-    from keras_ranking.data import open_log
-
     schema = args.schema
     if schema is None and folder is not None and args.data.startswith("parquet:"):
         stored = Path(folder) / "schema.json"
         schema = stored if stored.is_file() else None
     with step(f"reading {args.data}"):
-        log = open_log(args.data, schema=schema, seed=seed, train_share=train_share)
+        log = open_source(args, args.data, schema, seed, train_share)
     counts = log.events["split"].value_counts(sort=False)
     print(f"log {log.name}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " rows", file=sys.stderr)
     for note in getattr(log, "notes", ()):
         print(f"  {note}", file=sys.stderr)
     return log
+
+
+def open_source(args: argparse.Namespace, source: str, schema: Any, seed: int, train_share: float) -> Any:
+    """A log by the name of its source, with `--release` (that of `--data`), `--holdout-members` and `--holdout-seed`."""
+    from keras_ranking.data import open_log
+
+    share, seed_of_members = getattr(args, "holdout_members", None), getattr(args, "holdout_seed", None)
+    if seed_of_members is not None and share is None:
+        raise ValueError(f"`--holdout-seed` needs `--holdout-members SHARE`. Received: --holdout-seed {seed_of_members}")
+    chosen = {"release": getattr(args, "release", None) if source == args.data else None, "holdout_members": share}
+    return open_log(source, schema=schema, seed=seed, train_share=train_share, holdout_seed=seed_of_members or 0, **chosen)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_ranking.commands.common import finite, open_log_of, start_keras, step, table
+from keras_ranking.commands.common import finite, open_log_of, open_source, start_keras, step, table
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -121,8 +121,6 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     import numpy as np
     import pandas as pd
 
-    from keras_ranking.data import open_log
-
     # In a log without splits no rows are validation: all rows before the new ones are history.
     log = open_log_of(args, seed, train_share=1.0, folder=getattr(args, "resume", None))
     events = log.events
@@ -135,7 +133,7 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
         times, _ = log.schema.model_seconds(events[log.schema.time], round="floor")  # 0 for a bad time, which the checks of the log find
         return log, np.asarray((times >= begin) & (events["split"] == "train").to_numpy())
     with step(f"reading {args.new_events}"):
-        other = open_log(args.new_events, schema=log.schema, seed=seed, train_share=1.0)
+        other = open_source(args, args.new_events, log.schema, seed, 1.0)
     both = pd.concat([events, other.events], ignore_index=True)
     new = (other.events["split"] == "train").to_numpy()
     return dataclasses.replace(log, events=both), np.concatenate([np.zeros(len(events), dtype=bool), new])

@@ -19,8 +19,12 @@ source of the log:
   ebnerd:FOLDER         EB-NeRD, the published folders or ebnerd_*.csv.gz
   kuairand:FOLDER       KuaiRand
   movielens:FOLDER      MovieLens
+  retail:FOLDER         Online Retail, which of a customer's earlier items are bought again
   parquet:FILE          your log, with --schema FILE: one row per impression; `split` is train, validation, test or history
                         (without this column the last fifth of the requests by time is validation)
+
+--holdout-members SHARE: members who are never trained on, chosen by a hash of the member. Their rows to train on are history, their later
+rows are the split new_members. Give train and evaluate the same share.
 """
 
 
@@ -68,6 +72,16 @@ def _seed(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be a share above 0 and below 1, such as 0.25. Received: {text!r}")
+    return share
+
+
 def command(
     subparsers: Any,
     name: str,
@@ -88,9 +102,12 @@ def command(
 
 
 def _data_arguments(made: argparse.ArgumentParser, schema: str) -> None:
-    sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER or parquet:FILE (see below)"
+    sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER, retail:FOLDER or parquet:FILE (see below)"
     made.add_argument("--data", required=True, metavar="SOURCE", help=sources)
     made.add_argument("--schema", metavar="FILE", help=schema)
+    made.add_argument("--release", metavar="NAME", help="which release of kuairand: or movielens: to read, where the folder has several")
+    made.add_argument("--holdout-members", type=_share, metavar="SHARE", help="share of the members never trained on (default: none)")
+    made.add_argument("--holdout-seed", type=_seed, metavar="N", help="another seed holds out other members (default: 0)")
     made.add_argument(
         "--on-error", choices=["raise", "drop"], help="rows with bad values: stop (default), or leave them out and report them on stderr"
     )
@@ -194,8 +211,9 @@ def evaluate_parser(subparsers: Any) -> None:
 metrics per task: auc, impression_auc (mean over requests), ndcg_at_10, mrr, log_loss, normalized_entropy, calibration_error,
 observed_over_expected. Every event is scored from earlier data only.
 
-example:
+examples:
   keras-ranking evaluate runs/ebnerd --data ebnerd:data/ebnerd --split validation --json runs/ebnerd/validation.json
+  keras-ranking evaluate runs/new --data ebnerd:data/ebnerd --holdout-members 0.25 --split new_members
 """,
         keras=True,
     )

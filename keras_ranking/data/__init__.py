@@ -21,13 +21,13 @@ from keras_ranking.data.counts import (
 )
 from keras_ranking.data.delays import sample_delays
 from keras_ranking.data.packing import PackedRows, pack, pad
-from keras_ranking.data.readers import Log, read_ebnerd, read_kuairand, read_movielens
+from keras_ranking.data.readers import Log, hold_out_members, read_ebnerd, read_kuairand, read_movielens, read_retail, split_by_time
 from keras_ranking.data.requests import Requests, requests
 from keras_ranking.data.sequences import Sequences, build_sequences
 from keras_ranking.data.shuffling import shuffle_sessions
 from keras_ranking.data.simulate import simulate
 from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes
-from keras_ranking.data.sources import open_log, split_by_time
+from keras_ranking.data.sources import open_log
 
 if TYPE_CHECKING:
     from keras_ranking.data.datasets import PackedDataset
@@ -59,6 +59,7 @@ __all__ = [
     "build_sequences",
     "check_events",
     "exposure_corrected_rates",
+    "hold_out_members",
     "item_factors",
     "list_relative",
     "open_log",
@@ -68,6 +69,7 @@ __all__ = [
     "read_ebnerd",
     "read_kuairand",
     "read_movielens",
+    "read_retail",
     "requests",
     "sample_delays",
     "shuffle_sessions",

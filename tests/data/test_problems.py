@@ -155,8 +155,8 @@ def test_a_log_needs_a_split_with_known_words() -> None:
     with pytest.raises(ValueError) as caught:
         Log(words, SCHEMA, "mine")
     assert str(caught.value) == (
-        "column 'split' must hold 'train', 'validation', 'test' or 'history'. Received: 'Train' in 1 rows, 'val' in 2 rows, 'other' in 1 "
-        "rows, None in 1 rows; rename them: `events['split'].replace({'Train': 'train', 'val': 'validation'})`"
+        "column 'split' must hold 'train', 'validation', 'test', 'history' or 'new_members'. Received: 'Train' in 1 rows, 'val' in 2 "
+        "rows, 'other' in 1 rows, None in 1 rows; rename them: `events['split'].replace({'Train': 'train', 'val': 'validation'})`"
     ) or "nan in 1 rows" in str(caught.value)
     with pytest.raises(TypeError, match=r"`schema` must be a Schema. Received: str; read a file with `Schema.load\('s.json'\)`"):
         Log(make_log(), "s.json", "mine")

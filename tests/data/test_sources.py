@@ -36,7 +36,12 @@ def test_a_folder_source(tmp_path):
     RATINGS.to_csv(tmp_path / "ml100k_ratings.csv.gz", index=False)
     log = open_log(f"movielens:{tmp_path}")
     assert log.name == "movielens" and len(log.events) == 5
-    for kind in ("ebnerd", "kuairand"):
+    RATINGS.to_csv(tmp_path / "ratings.csv", index=False)
+    assert open_log(f"movielens:{tmp_path}", release="latest").schema.features[0].buckets == 131_072
+    for source in ("simulated", f"retail:{tmp_path}"):
+        with pytest.raises(ValueError, match="`release` is an option of the sources kuairand and movielens. Received: release='1m'"):
+            open_log(source, release="1m")
+    for kind in ("ebnerd", "kuairand", "retail"):
         with pytest.raises(FileNotFoundError, match="looked for"):
             open_log(f"{kind}:{tmp_path}")
 
@@ -75,7 +80,7 @@ def test_parquet_faults(tmp_path):
 
 @pytest.mark.parametrize("source", ["", "kafka:topic", "ebnerd", "ebnerd:", "parquet:", "simulated:1", "movielens", 7])
 def test_unknown_sources_name_the_known_ones(source):
-    known = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER, parquet:FILE"
+    known = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER, retail:FOLDER, parquet:FILE"
     with pytest.raises(ValueError, match=f"`source` must be one of {known}"):
         open_log(source)
 

@@ -15,7 +15,8 @@ from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
 from keras_ranking.values import ROUND
 
-SPLITS = ("train", "validation", "test", "history")
+HISTORY, NEW_MEMBERS = "history", "new_members"
+SPLITS = ("train", "validation", "test", HISTORY, NEW_MEMBERS)
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Log:
     """A log of impressions, its schema, and notes of what the reader left out or derived.
 
     Args:
-        events: one row per impression. Besides the schema's columns it has a `split` column: "train", "validation", "test", or "history"
-            for rows that are read as history and never trained on. See `split_by_time`.
+        events: one row per impression. Besides the schema's columns it has a `split` column: "train", "validation", "test",
+            "history" for rows that are read as history and never trained on, or "new_members" for rows of members who are never trained
+            on. See `split_by_time` and `hold_out_members`.
         schema: what the columns are; standardising numbers are not fitted yet (`schema.fit(training_rows)`).
         name: the log's name, for tables and messages.
         notes: one line, with counts, for everything that the reader left out, merged or derived.
@@ -61,7 +63,7 @@ class Log:
             raise ValueError(f"`round` must be one of {ROUND}. Received: round={self.round!r}")
         if "split" not in self.events.columns:
             raise ValueError(
-                "`events` must have a column 'split' with the words 'train', 'validation', 'test' and 'history': "
+                "`events` must have a column 'split' with the words 'train', 'validation', 'test', 'history' and 'new_members': "
                 "`keras_ranking.data.split_by_time(events, schema)` makes one, and `events.assign(split='train')` trains on all rows. "
                 f"Received: columns {sorted(map(str, self.events.columns))}"
             )
@@ -72,7 +74,7 @@ class Log:
             near = [_nearest(word) for word in wrong]
             rename = {word: to for word, to in zip(wrong, near, strict=True) if to}
             hint = f"; rename them: `events['split'].replace({rename})`" if rename else ""
-            raise ValueError(f"column 'split' must hold 'train', 'validation', 'test' or 'history'. Received: {found}{hint}")
+            raise ValueError(f"column 'split' must hold 'train', 'validation', 'test', 'history' or 'new_members'. Received: {found}{hint}")
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split.
@@ -92,6 +94,8 @@ class Log:
         if not rows.any():
             known = sorted(self.events["split"].unique())
             why = "".join(f"; {note}" for note in self.notes if f"'{name}'" in note)
+            if name == NEW_MEMBERS:
+                why += "; `hold_out_members`, or `--holdout-members` of the command line, makes them"
             raise ValueError(f"the log '{self.name}' has no rows with split '{name}'. It has: {known}{why}")
         return rows
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,3 +50,133 @@ def test_kuairand_both_layouts(tmp_path):
     log.drop(columns="is_click").to_csv(extract / "kuairand_feedback.csv.gz", index=False)
     with pytest.raises(ValueError, match="column 'is_click' is not in kuairand_feedback.csv.gz"):
         read_kuairand(extract)
+
+
+DAY = 86_400
+BEGIN = 1_651_593_600  # 2022-05-04 00:00 in China
+
+
+def _pure(folder, rows=300):
+    """The files of a small KuaiRand-Pure; returns the impressions and the lists of earlier ones."""
+    rng = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 12, rows),
+            "video_id": rng.integers(0, 20, rows),
+            "time_ms": (BEGIN * 1000 + np.sort(rng.integers(0, 3 * DAY, rows)) * 1000),
+            "tab": rng.integers(0, 15, rows),
+            **{name: rng.integers(0, 2, rows) for name in ("is_click", "long_view", "is_like", "is_hate")},
+            "play_time_ms": rng.integers(0, 90_000, rows),
+            "duration_ms": rng.integers(1, 90_000, rows),
+        }
+    ).drop_duplicates(["user_id", "video_id", "time_ms"])
+    past = pd.DataFrame(
+        {
+            "user_id": [0, 1, 99],
+            "past_events": [70, 2, 1],
+            "last_time_ms": [(BEGIN - 50) * 1000 + 900, (BEGIN - 9) * 1000, 5_000],
+            "video_ids": ["3 4 19", "7 3", "1"],
+            "long_view": ["L-L", "-L", "-"],
+            "is_like": ["--K", "K-", "-"],
+        }
+    )
+    users = pd.DataFrame({"user_id": range(12), "user_active_degree": "full_active", "is_live_streamer": -124, "is_video_author": 1})
+    users[["follow_user_num", "fans_user_num", "friend_user_num", "register_days"]] = [5, 1, -1, 400]
+    users[[f"onehot_feat{number}" for number in range(18)]] = [1.0] * 12 + [np.nan] * 6
+    videos = pd.DataFrame({"video_id": range(20), "author_id": range(100, 120), "video_type": "NORMAL", "upload_dt": "2022-05-03"})
+    videos = videos.assign(upload_type="Web", video_duration=12_000.0, music_id=1, music_type=[9.0, np.nan] * 10, tag=["20 43", None] * 10)
+    for name, frame in (("impressions", log), ("past", past), ("users", users), ("videos", videos)):
+        frame.to_csv(folder / f"kuairand_pure_{name}.csv.gz", index=False)
+    return log, past, users, videos
+
+
+def test_pure_has_tables_and_earlier_impressions(tmp_path):
+    log, _, users, videos = _pure(tmp_path)
+    got = read_kuairand(tmp_path)
+    events = got.events
+    history = events[events["split"] == "history"]
+    assert history[["user_id", "video_id", "time", "long_view", "is_like"]].sort_values("time").values.tolist() == [
+        [0, 3, BEGIN - 52, 1, 0],
+        [0, 4, BEGIN - 51, 0, 0],
+        [0, 19, BEGIN - 50, 1, 1],
+        [1, 7, BEGIN - 10, 0, 1],
+        [1, 3, BEGIN - 9, 1, 0],
+    ]
+    assert history["is_click"].isna().all() and (history["request_id"] < 0).all() and (history["duration_seconds"] == 12).all()
+    assert any("their times are made up, one second apart" in note for note in got.notes)
+    assert any("1 members of kuairand_pure_past.csv.gz have no impression" in note for note in got.notes)
+    shown = events[events["split"] != "history"]
+    assert len(shown) == len(log) and shown["past_events"].isna().sum() == (~shown["user_id"].isin([0, 1])).sum()
+    assert (shown["split"] == np.where(shown["time"] >= BEGIN + DAY, "validation", "train")).all()
+    last = shown.iloc[-1]
+    for key, name in (("user_id", "user"), ("video_id", "video")):
+        same = events[(events[key] == last[key]) & (events["time"] < last["time"])]
+        assert last[f"{name}_views"] == len(same)
+        assert last[f"{name}_long_view_rate"] == pytest.approx((same["long_view"].sum() + 10) / (len(same) + 20))
+        assert last[f"{name}_click_rate"] == pytest.approx((same["is_click"].sum() + 10) / (same["is_click"].notna().sum() + 20))
+    assert last["author_id"] == 100 + last["video_id"] and last["upload_age_days"] == pytest.approx(last["time"] / DAY - 19_115)
+    assert set(events.loc[events["video_id"] % 2 == 0, "tag"]) == {"20"}
+    features = {feature.name for feature in got.schema.features}
+    assert {"author_id", "tag", "onehot_feat0", "fans_user_num", "past_events", "tab"} <= features
+    assert {"play_seconds", "play_time_ms", "onehot_feat3", "video_seconds"}.isdisjoint(features)
+    assert check_events(events, got.schema)[1].kept == len(events)
+    fitted = got.schema.fit(shown[shown["split"] == "train"])
+    assert np.isfinite(next(action for action in fitted.actions if action.name == "is_click").encode(events["is_click"])).all()
+
+    # The release has the same columns, without earlier impressions.
+    data = tmp_path / "release" / "data"
+    data.mkdir(parents=True)
+    days = pd.to_datetime(log["time_ms"] // 1000 + 8 * 3600, unit="s").dt.strftime("%Y%m%d").astype(int)
+    log.assign(date=days)[:200].to_csv(data / "log_standard_4_22_to_5_08_pure.csv", index=False)
+    log.assign(date=days)[200:].to_csv(data / "log_random_4_22_to_5_08_pure.csv", index=False)
+    users.to_csv(data / "user_features_pure.csv", index=False)
+    videos.assign(tag=videos["tag"].str.replace(" ", ",")).to_csv(data / "video_features_basic_pure.csv", index=False)
+    both = read_kuairand(tmp_path / "release", logs="both")
+    common = [name for name in both.events if name in shown and name != "tag" and not name.endswith(("_views", "_long_view_rate"))]
+    pd.testing.assert_frame_equal(
+        both.events[common].reset_index(drop=True), shown[common].reset_index(drop=True), check_dtype=False, check_like=True
+    )
+    assert "past_events" not in both.events and "is_click" not in {task.name for task in both.schema.tasks if task.missing == "unknown"}
+    assert [len(read_kuairand(tmp_path / "release", logs=logs).events) for logs in ("standard", "random")] == [200, len(log) - 200]
+
+
+def test_where_to_split(tmp_path):
+    _pure(tmp_path)
+    noon = BEGIN + DAY // 2
+    for moment in (noon, datetime(2022, 5, 4, 12), datetime(2022, 5, 4, 4, tzinfo=UTC), np.int64(noon)):
+        events = read_kuairand(tmp_path, split_at=moment).events.query("split != 'history'")
+        assert (events["split"] == np.where(events["time"] >= noon, "validation", "train")).all()
+    pd.testing.assert_frame_equal(read_kuairand(tmp_path, split_at=date(2022, 5, 5)).events, read_kuairand(tmp_path).events)
+    events = read_kuairand(tmp_path, train_share=0.6).events.query("split != 'history'")
+    assert (events["split"] == "train").mean() == pytest.approx(0.6, abs=0.01)
+    assert events.query("split == 'train'")["time"].max() < events.query("split == 'validation'")["time"].min()
+    assert "dates begin on 20220504, and validation on 20220501" in read_kuairand(tmp_path, validation_from=20220501).notes[-1]
+    with pytest.raises(ValueError, match="one of `validation_from`, `train_share` and `split_at` must say where to split"):
+        read_kuairand(tmp_path, validation_from=20220505, train_share=0.6)
+    with pytest.raises(ValueError, match="`train_share` must lie strictly between 0 and 1. Received: train_share=1"):
+        read_kuairand(tmp_path, train_share=1)
+    with pytest.raises(ValueError, match="`split_at` must be a date, a datetime or Unix seconds. Received: split_at='2022-05-05'"):
+        read_kuairand(tmp_path, split_at="2022-05-05")
+
+
+def test_several_releases_and_logs(tmp_path):
+    log, past, *_ = _pure(tmp_path)
+    assert read_kuairand(tmp_path).schema == read_kuairand(tmp_path, release="pure").schema
+    with pytest.raises(ValueError, match="`logs` must be 'standard' for kuairand_pure_impressions.csv.gz"):
+        read_kuairand(tmp_path, logs="both")
+    with pytest.raises(ValueError, match="`logs` must be one of 'standard', 'random', 'both'. Received: logs='all'"):
+        read_kuairand(tmp_path, logs="all")
+    dated = log.assign(date=20220417)
+    dated.to_csv(tmp_path / "log_standard_4_08_to_4_21_1k.csv", index=False)
+    with pytest.raises(
+        ValueError, match=r"`release` must be given .*'pure' \(kuairand_pure_imp.*'1k' \(log_standard_4_08_to_4_21_1k.csv\)"
+    ):
+        read_kuairand(tmp_path)
+    assert len(read_kuairand(tmp_path, release="1k").events) == len(log)
+    with pytest.raises(FileNotFoundError, match=r"has no random log: looked for log_random\*_1k"):
+        read_kuairand(tmp_path, release="1k", logs="random")
+    dated.to_csv(tmp_path / "kuairand_feedback.csv.gz", index=False)
+    assert "`release` chooses, 'sample' was read" in read_kuairand(tmp_path).notes[-1]
+    past.assign(is_like="K").to_csv(tmp_path / "kuairand_pure_past.csv.gz", index=False)
+    with pytest.raises(ValueError, match="column 'is_like' of kuairand_pure_past.csv.gz must have one mark per video. Received: user_id 0"):
+        read_kuairand(tmp_path, release="pure")
