@@ -160,9 +160,9 @@ def read_kuairand(
     keys = {"user_id": "user", "video_id": "video"}
     clicks = earlier_counts(events, keys, "impressions", {"is_click": "click_rate"}, delay, counted=shown)
     counts = earlier_counts(events, keys, "views", {"long_view": "long_view_rate"}, delay)
-    counts = counts.assign(**{name: clicks[name] for name in clicks if name.endswith("_rate")})
+    both = pd.concat([clicks, counts], axis=1)
     order = [f"{key}_{what}" for key in keys.values() for what in ("views", "click_rate", "long_view_rate")]
-    events = pd.concat([events, counts[order]], axis=1)
+    events = pd.concat([events, both[order]], axis=1)
     notes += [others] if others else []
     events["split"] = events.pop("split")
     schema = kuairand_schema(actions, feedback, tuple(tables), "tab" in events.columns, bool(past_at))
