@@ -25,12 +25,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from peer_features import choice_counts
+from peer_models import Rows, fit_forest, forest_scores
 from runs import add_line, mean_cell, read_lines
 
 from keras_ranking import data, metrics, training
 from keras_ranking.columns import Number
 from keras_ranking.data import Log
-from keras_ranking.data.readers.ebnerd_features import CLICK_PRIOR, HOUR, known_actions
+from keras_ranking.data.readers.ebnerd_features import CLICK_PRIOR, known_actions
 from keras_ranking.training.presets import preset_options
 
 DELAY = 600
@@ -41,15 +43,7 @@ MODELS = ("LightGBM binary", "LightGBM LambdaRank", "ligr")
 def list_counts(shown: pd.DataFrame) -> pd.DataFrame:
     """Point-in-time columns of the article, of the rows of lists."""
     known = shown.assign(click=known_actions(shown, DELAY)["known_click"])
-    strengths = data.ChoiceStrengths("article_id", "request", delay=DELAY).update(known)
-    known = known.assign(share=strengths["article_id_click_share"])
-    short = data.point_in_time_counts(known, "article_id", [HOUR // 4, 3 * HOUR], ["click"], delay=DELAY, prior=CLICK_PRIOR)
-    parts = [short[[name for name in short if "_views_" in name or "_rate_" in name]], strengths]
-    for expected in ("list_size", "share"):
-        parts.append(
-            data.exposure_corrected_rates(known, "article_id", [3 * HOUR, None], expected=expected, request="request", delay=DELAY)
-        )
-    return pd.concat(parts, axis=1)
+    return choice_counts(known, "article_id", "request", "click", DELAY, CLICK_PRIOR)
 
 
 def with_columns(log: Log, columns: pd.DataFrame) -> Log:
@@ -73,8 +67,6 @@ def logs(folder: str) -> dict[str, Log]:
 
 
 def forest(log: Log, model: str, seed: int) -> dict[str, float]:
-    from lightgbm import LGBMClassifier, LGBMRanker
-
     events = log.events
     train = (events["split"] == "train").to_numpy()
     fitted = train & (events["time"] >= events.loc[train, "time"].min() + 86400).to_numpy()
@@ -89,14 +81,11 @@ def forest(log: Log, model: str, seed: int) -> dict[str, float]:
     y, request = events["click"].to_numpy(), events["request"].to_numpy()
     settings: dict[str, Any] = {"n_estimators": 400, "learning_rate": 0.03, "num_leaves": 31, "min_child_samples": 200, "n_jobs": 1}
     settings |= {"random_state": seed, "verbose": -1, "subsample": 0.8, "subsample_freq": 1, "colsample_bytree": 0.8}
-    x, labels = matrix(fitted)[order], y[fitted][order]
-    if model.endswith("binary"):
-        score = LGBMClassifier(**settings).fit(x, labels).predict_proba(matrix(scored))[:, 1]
-        return metrics.summary(y[scored], score, request[scored])
-    sizes = np.unique(request[fitted], return_counts=True)[1]
-    score = LGBMRanker(**settings).fit(x, labels, group=sizes).predict(matrix(scored))
-    found = metrics.summary(y[scored], 1 / (1 + np.exp(-score)), request[scored])
-    return {name: found[name] for name in ("impression_auc", "ndcg_at_10", "mrr")}  # its scores are no probabilities
+    x = matrix(fitted)[order]
+    forest = fit_forest(Rows(x, y[fitted][order], request[fitted][order], x), model.endswith("LambdaRank"), settings)
+    found = metrics.summary(y[scored], forest_scores(forest, matrix(scored)), request[scored])
+    ranking = ("impression_auc", "ndcg_at_10", "mrr")  # all that scores of LambdaRank say: they are no probabilities
+    return {name: found[name] for name in (ranking if model.endswith("LambdaRank") else found)}
 
 
 def run(log: Log, model: str, seed: int) -> dict[str, float]:
