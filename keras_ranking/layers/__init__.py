@@ -32,7 +32,7 @@ from keras_ranking.layers.heads import (
     TowerCalibration,
     fit_random_effect,
 )
-from keras_ranking.layers.history import HistoryEncoder, HistoryStep
+from keras_ranking.layers.history import HistoryAttention, HistoryEncoder, HistoryStep, LinearHistory, MatchingHistory
 from keras_ranking.layers.interaction import (
     AttentionLowRankCross,
     DenseGate,
@@ -82,6 +82,7 @@ __all__ = [
     "GatedMLP",
     "GatedResidual",
     "GroupedTasks",
+    "HistoryAttention",
     "HistoryEncoder",
     "HistoryStep",
     "IndexRotaryEmbedding",
@@ -91,10 +92,12 @@ __all__ = [
     "KeepFirst",
     "LatestKeys",
     "LiGRBlock",
+    "LinearHistory",
     "LowRankCross",
     "MLPBank",
     "MMoE",
     "MaskedBatchNormalization",
+    "MatchingHistory",
     "MultiTaskHead",
     "OneSet",
     "ParallelDCN",

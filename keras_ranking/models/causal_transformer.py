@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.configuration import Attention, Tokens, Trunk, Visibility
+from keras_ranking.models.configuration import Attention, Past, Tokens, Trunk, Visibility
+from keras_ranking.models.past_reader import PastReader
 from keras_ranking.models.wiring import Tensors, input_columns, without_prefix
 from keras_ranking.ops import Spans
 from keras_ranking.schema import Schema
@@ -39,7 +40,9 @@ class CausalTransformer:
 
     form = "rows"
 
-    def __init__(self, schema: Schema, tokens: Tokens, trunk: Trunk, attention: Attention, visibility: Visibility, dtype: str) -> None:
+    def __init__(
+        self, schema: Schema, tokens: Tokens, trunk: Trunk, attention: Attention, visibility: Visibility, past: Past, dtype: str
+    ) -> None:
         self.schema, self.visibility = schema, visibility
         self.policy: dict[str, Any] = {"dtype": dtype}
         self.layout, self.by_index, self.shared_index = tokens.layout, attention.by_index, attention.shared_index
@@ -54,6 +57,7 @@ class CausalTransformer:
         if visibility.max_history is not None:
             size = visibility.max_history * (2 if self.layout == "interleaved" else 1)
             self.latest = layers.LatestKeys(size, name="latest_keys", **self.policy)
+        self.past = PastReader(schema, past, self.item.concat, self.policy) if past.reads else None
 
     def _make_tokens(self, tokens: Tokens, dim: int, shared_index: bool) -> None:
         """Layers from columns to tokens: item, action, late context; which tokens see which; times and places of tokens."""
@@ -135,8 +139,11 @@ class CausalTransformer:
     def _of(features: Sequence[Any], columns: Mapping[str, Any]) -> Tensors:
         return {feature.name: columns[feature.name] for feature in features}
 
-    def _trunk(self, inputs: Tensors, times: Any, segments: Any, caches: list[tuple[Any, Any]] | None) -> Any:
-        """The blocks over a row of events. With `caches` the row is a history, and each block's keys and values are appended to it."""
+    def _trunk(self, inputs: Tensors, times: Any, segments: Any, caches: list[tuple[Any, Any]] | None) -> tuple[Any, Tensors, list[Any]]:
+        """The blocks over a row of events: states, what later events read of these, and what these read of earlier ones.
+
+        With `caches` the row is a history, and each block's keys and values are appended to it.
+        """
         x = self.item(self._of(self.token_features, inputs))
         actions = None if self.action is None else self.action(self._of(self.schema.actions, inputs))
         sampled = caches is None and self.visibility.sampled_delay
@@ -144,13 +151,17 @@ class CausalTransformer:
         index = spans.end - spans.start if self.by_index else None
         if self.latest is not None:
             spans = Spans(ops.maximum(spans.start, spans.end - self.visibility.max_history), spans.end, spans.own)
+        events: Tensors = {} if self.past is None else self.past.events(inputs, actions)
+        read: list[Any] = []
+        if self.past is not None and caches is None:
+            read = self.past(inputs, events, start=spans.start, end=spans.end, times=times, key_times=times)
         queries = self.layout == "fused" and caches is None  # nothing is scored inside a history
         value_bias = actions if self.layout == "value" else None
         if self.layout == "interleaved":
             x = self.interleave(x, actions=actions)
         elif self.layout == "fused":
-            events = self.fuse(x, actions=actions)
-            x = self.behind([events, self.fuse(x)]) if queries else events
+            fused = self.fuse(x, actions=actions)
+            x = self.behind([fused, self.fuse(x)]) if queries else fused
         if self.layout == "interleaved" or queries:
             spans, times = self.token_spans(tuple(spans)), self.token_times(times)
             index = self.token_index(index) if self.by_index else None
@@ -161,21 +172,24 @@ class CausalTransformer:
             x, key, value = block(x, **given, return_cache=True)
             if caches is not None:
                 caches.append((key, value))
-        return self.read_out(x) if queries else x
+        return self.read_out(x) if queries else x, events, read
 
-    def _states(self, hidden: Any, columns: Tensors) -> Any:
-        hidden = self.final_norm(hidden)
-        return hidden if self.late is None else self.join([hidden, self.late(self._of(self.late_features, columns))])
+    def _states(self, hidden: Any, columns: Tensors, read: list[Any]) -> Any:
+        late = [] if self.late is None else [self.late(self._of(self.late_features, columns))]
+        parts = [self.final_norm(hidden), *late, *read]
+        return self.join(parts) if len(parts) > 1 else parts[0]
 
     def row(self, inputs: Tensors) -> Tensors:
-        return self.heads(self._states(self._trunk(inputs, inputs["time"], inputs["segment"], None), inputs), serving=False)
+        hidden, _, read = self._trunk(inputs, inputs["time"], inputs["segment"], None)
+        return self.heads(self._states(hidden, inputs, read), serving=False)
 
     def encode(self, history: Tensors) -> Tensors:
         length = history["history_length"]
         clean = {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
         caches: list[tuple[Any, Any]] = []
-        self._trunk(clean, clean["time"], self.segments(clean["time"], length=length), caches)
+        _, events, _ = self._trunk(clean, clean["time"], self.segments(clean["time"], length=length), caches)
         return {
+            **events,
             "key": ops.stack([key for key, _ in caches], axis=1),
             "value": ops.stack([value for _, value in caches], axis=1),
             "time": clean["time"],
@@ -187,7 +201,18 @@ class CausalTransformer:
         keys, values, visible = self._read(cache, visible)
         for i, block in enumerate(self.blocks):
             x = block(x, **places, cache=(keys[:, i], values[:, i], visible), see_self=self.layout != "value")
-        return self.heads(self._states(x, without_prefix(candidates, "candidate_")), serving=True)
+        columns = without_prefix(candidates, "candidate_")
+        return self.heads(self._states(x, columns, self._past(x, cache, candidates, columns)), serving=True)
+
+    def _past(self, x: Any, cache: Tensors, candidates: Tensors, columns: Tensors) -> list[Any]:
+        """What candidates read of the cached events that they see."""
+        if self.past is None:
+            return []
+        moment, size = candidates["request_time"], self.visibility.max_history
+        visible = self.visible(cache["time"], history_length=cache["length"], request_time=moment)
+        first = ops.zeros_like(visible) if size is None else ops.maximum(visible - size, 0)
+        start, end, times = (self.request_times(x, request_time=each) for each in (first, visible, moment))
+        return self.past(columns, cache, start=start, end=end, times=times, key_times=cache["time"])
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
         """Weights of each block, (B, H, N, keys + 1): see `SelfGatedAttention.candidate_weights`."""

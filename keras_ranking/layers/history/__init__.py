@@ -1,6 +1,9 @@
-"""Layers that encode the history of a member together with candidates."""
+"""Layers in which candidates read the history of a member."""
 
+from keras_ranking.layers.history.history_attention import HistoryAttention
 from keras_ranking.layers.history.history_encoder import HistoryEncoder
 from keras_ranking.layers.history.history_step import HistoryStep
+from keras_ranking.layers.history.linear_history import LinearHistory
+from keras_ranking.layers.history.matching_history import MatchingHistory
 
-__all__ = ["HistoryEncoder", "HistoryStep"]
+__all__ = ["HistoryAttention", "HistoryEncoder", "HistoryStep", "LinearHistory", "MatchingHistory"]

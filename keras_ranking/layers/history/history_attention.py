@@ -1,0 +1,110 @@
+"""HistoryAttention: a mean of what was done with items like the candidate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ranking.layers.history.of_the_past import OfThePast, check_sizes
+
+
+@keras.saving.register_keras_serializable(package="keras_ranking")
+class HistoryAttention(OfThePast):
+    """Attention of a candidate over a member's past, for a mean of what was done with similar items.
+
+        w_ij  = exp(q_i . k_j / sqrt(key_dim) - decay ln(1 + gap_ij / unit)) / (exp(e_i) + the same over all events that i sees)
+        e_i   = the empty slot, a number a head
+        out_i = [sum_j w_ij v_j ; sum_j w_ij numbers_j ; sum_j w_ij]          for each head
+
+    q, k are one linear map of item vectors (`tied`), or two; v is a linear map of `value`. Of the query nothing but its item vector is
+    read, so the weights say which items are alike. The numbers, such as outcomes and residuals, are averaged as they are: with residuals
+    a head gives a similarity-weighted mean of them, the form of item-based collaborative filtering. Without events like the candidate the
+    empty slot takes the weight and the output is near 0. After DIN (1706.06978); empty slot, decay, and what is read are our choice.
+
+    Args:
+        num_heads, key_dim, value_dim: sizes of the heads.
+        decay: whether weights fall with the time gap, by a learned exponent a head.
+        tied: whether queries and keys share their map.
+        unit: seconds, see the formula.
+
+    Call arguments:
+        inputs: (B, N, D), item vectors of the candidates.
+        key: (B, L, D), item vectors of the events.
+        value: (B, L, V), what else is read of an event.
+        numbers: (B, L, M), averaged as they are.
+        start, end: int32 (B, N): a candidate sees the events start, ..., end - 1.
+        times: int32 (B, N), seconds; key_times: int32 (B, L).
+
+    Output:
+        (B, N, num_heads * (value_dim + M + 1)).
+
+    Raises:
+        ValueError: a size below 1, or a `unit` that is not positive.
+
+    Example:
+        >>> layer = kr.layers.HistoryAttention(num_heads=2, key_dim=4, value_dim=3)
+        >>> item, past = np.ones((1, 1, 8), "float32"), np.ones((1, 5, 8), "float32")
+        >>> seen = {"start": np.array([[0]], "int32"), "end": np.array([[5]], "int32")}
+        >>> when = {"times": np.array([[90]], "int32"), "key_times": np.arange(5, dtype="int32")[None]}
+        >>> layer(item, key=past, value=past, numbers=np.ones((1, 5, 1), "float32"), **seen, **when).shape
+        (1, 1, 10)
+    """
+
+    def __init__(
+        self,
+        num_heads: int = 4,
+        key_dim: int = 16,
+        value_dim: int = 16,
+        decay: bool = True,
+        tied: bool = True,
+        unit: float = 3600.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(unit, **settings)
+        check_sizes(num_heads=num_heads, key_dim=key_dim, value_dim=value_dim)
+        self.num_heads, self.key_dim, self.value_dim = int(num_heads), int(key_dim), int(value_dim)
+        self.decay, self.tied = bool(decay), bool(tied)
+
+    def build(self, inputs_shape: Any, value_shape: Any = None) -> None:
+        width = int(inputs_shape[-1])
+        heads = (width, self.num_heads, self.key_dim)
+        self.query_map = self.add_weight(shape=heads, initializer="glorot_uniform", name="query_map")
+        self.key_map = self.query_map if self.tied else self.add_weight(shape=heads, initializer="glorot_uniform", name="key_map")
+        values = (int((value_shape or inputs_shape)[-1]), self.num_heads, self.value_dim)
+        self.value_map = self.add_weight(shape=values, initializer="glorot_uniform", name="value_map")
+        self.empty = self.add_weight(shape=(self.num_heads,), initializer="zeros", name="empty", dtype="float32")
+        if self.decay:
+            # softplus(-2) = 0.13: a gap of a year halves a weight twice
+            start = keras.initializers.Constant(-2.0)
+            self.rate = self.add_weight(shape=(self.num_heads,), initializer=start, name="decay", dtype="float32")
+        self.built = True
+
+    def call(self, inputs: Any, key: Any, value: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any) -> Any:
+        query = ops.einsum("bnd,dhk->bhnk", inputs, ops.cast(self.query_map, self.compute_dtype)) / math.sqrt(self.key_dim)
+        keys = ops.einsum("bld,dhk->bhlk", key, ops.cast(self.key_map, self.compute_dtype))
+        score = ops.cast(ops.einsum("bhnk,bhlk->bhnl", query, keys), "float32")
+        if self.decay:
+            rate = ops.softplus(ops.cast(self.rate, "float32"))
+            score = score - rate[None, :, None, None] * self._log_gap(times, key_times)[:, None]
+        hidden = ops.where(self._visible(start, end, key)[:, None], score, -1e30)
+        empty = ops.cast(self.empty, "float32")[None, :, None, None] + ops.zeros_like(score[..., :1])
+        weight = ops.cast(ops.softmax(ops.concatenate([hidden, empty], axis=-1), axis=-1)[..., :-1], self.compute_dtype)
+        out = ops.einsum("bhnl,bhle->bnhe", weight, self._read(value, numbers))
+        return ops.reshape(out, (*ops.shape(out)[:2], self.num_heads * out.shape[-1]))
+
+    def _read(self, value: Any, numbers: Any) -> Any:
+        """What the weights average, (B, H, L, value_dim + M + 1)."""
+        values = ops.einsum("blv,vhe->bhle", value, ops.cast(self.value_map, self.compute_dtype))
+        numbers = ops.expand_dims(ops.cast(numbers, self.compute_dtype), 1) + ops.zeros_like(values[..., :1])
+        return ops.concatenate([values, numbers, ops.ones_like(values[..., :1])], axis=-1)
+
+    def compute_output_spec(self, inputs: Any, key: Any, value: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any) -> Any:
+        width = self.num_heads * (self.value_dim + int(numbers.shape[-1]) + 1)
+        return keras.KerasTensor((*inputs.shape[:2], width), dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("num_heads", "key_dim", "value_dim", "decay", "tied")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,87 @@
+"""What a candidate reads of a member's past next to the trunk of a sequence model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from keras_ranking.schema import Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """Target attention, linear sums and exact matches over the events that an event or candidate sees; all off by default.
+
+    Their outputs join the trunk's state at the heads. None of it is stated for CADET or Feed-SR. See `HistoryAttention`, `LinearHistory`,
+    `MatchingHistory`.
+
+    Attributes:
+        past_heads: heads of the attention; 0: none.
+        past_linear: heads of the linear sums; 0: none.
+        past_matches: id and category columns of `token_features` whose exact matches are summed.
+        past_keys: columns of `token_features` that make an item's vector; None: its ids and categories. Their tables are the tokens'.
+        past_numbers: actions that are numbers, averaged and summed as they are, such as outcomes and residuals; None: all of them.
+        past_dim: width of a head.
+        past_decay: whether attention and linear sums fade with the time gap.
+
+    Raises:
+        ValueError: a negative number of heads, or a width below 1.
+
+    Example:
+        >>> kr.models.Past(past_heads=4, past_matches=("item_id",)).reads
+        True
+    """
+
+    past_heads: int = 0
+    past_linear: int = 0
+    past_matches: Sequence[str] = ()
+    past_keys: Sequence[str] | None = None
+    past_numbers: Sequence[str] | None = None
+    past_dim: int = 16
+    past_decay: bool = True
+
+    def __post_init__(self) -> None:
+        if self.past_heads < 0 or self.past_linear < 0 or self.past_dim < 1:
+            received = f"past_heads={self.past_heads}, past_linear={self.past_linear}, past_dim={self.past_dim}"
+            raise ValueError(f"`past_heads` and `past_linear` must not be negative, and `past_dim` positive. Received: {received}")
+
+    @property
+    def reads(self) -> bool:
+        """Whether anything of the past is read."""
+        return bool(self.past_heads or self.past_linear or self.past_matches)
+
+    def of(self, schema: Schema, token_features: Sequence[str]) -> Past:
+        """The same with columns written out.
+
+        Raises:
+            ValueError: columns that are not in the tokens or of another kind, no actions, nothing to read.
+        """
+        if not self.reads:
+            return replace(self, past_keys=[], past_numbers=[], past_matches=[])
+        if not schema.actions:
+            raise ValueError("reading the past needs at least one action in the schema. Received: actions=()")
+        tokens = {feature.name: feature for feature in schema.inputs(token_features)}
+        ids = [name for name, feature in tokens.items() if feature.dtype == "int32"]
+        keys = ids if self.past_keys is None else list(self.past_keys)
+        numbers = [action.name for action in schema.actions if action.dtype == "float32" and not action.shape]
+        if unknown := [name for name in (*keys, *self.past_matches) if name not in tokens]:
+            raise ValueError(f"`past_keys` and `past_matches` must be of `token_features`, {list(tokens)}. Received: {unknown}")
+        if wrong := [name for name in self.past_matches if name not in ids or tokens[name].shape]:
+            raise ValueError(f"`past_matches` must name ids with `buckets`, or categories. Received: {wrong}")
+        chosen = numbers if self.past_numbers is None else list(self.past_numbers)
+        if wrong := [name for name in chosen if name not in numbers]:
+            raise ValueError(f"`past_numbers` must name actions that are numbers, of {numbers}. Received: {wrong}")
+        if (self.past_heads or self.past_linear) and not keys:
+            raise ValueError("`past_keys` must name at least one column. Received: none")
+        if not chosen:
+            raise ValueError("reading the past needs an action that is a number: `past_numbers`. Received: none")
+        return replace(
+            self,
+            past_heads=int(self.past_heads),
+            past_linear=int(self.past_linear),
+            past_matches=list(self.past_matches),
+            past_keys=keys,
+            past_numbers=chosen,
+            past_dim=int(self.past_dim),
+            past_decay=bool(self.past_decay),
+        )
