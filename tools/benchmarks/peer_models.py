@@ -83,22 +83,31 @@ def forest_settings(setting: Setting, seed: int, threads: int = 1) -> Setting:
     return {**fixed, **{name: value for name, value in setting.items() if name != "trees"}, "n_estimators": setting["trees"]}
 
 
-def fit_forest(fitted: Rows, ranker: bool, settings: Setting) -> Any:
-    """LightGBM: binary, or LambdaRank over the lists."""
-    from lightgbm import LGBMClassifier, LGBMRanker
+def fit_forest(fitted: Rows, ranker: bool, settings: Setting, later: Rows | None = None, patience: int = 40) -> Any:
+    """LightGBM: binary, or LambdaRank over the lists; with `later` it stops where its log loss or NDCG@10 is best."""
+    from lightgbm import LGBMClassifier, LGBMRanker, early_stopping
 
+    options: dict[str, Any] = {} if later is None else {"callbacks": [early_stopping(patience, verbose=False)]}
     if not ranker:
-        return LGBMClassifier(**settings).fit(fitted.x, fitted.y)
-    order = np.argsort(fitted.request, kind="stable")
-    sizes = np.unique(fitted.request, return_counts=True)[1]
-    return LGBMRanker(**settings).fit(fitted.x[order], fitted.y[order], group=sizes)
+        options |= {} if later is None else {"eval_set": [(later.x, later.y)], "eval_metric": "binary_logloss"}
+        return LGBMClassifier(**settings).fit(fitted.x, fitted.y, **options)
+    x, y, sizes = _by_list(fitted)
+    if later is not None:
+        later_x, later_y, later_sizes = _by_list(later)
+        options |= {"eval_set": [(later_x, later_y)], "eval_group": [later_sizes], "eval_at": [10]}
+    return LGBMRanker(**settings).fit(x, y, group=sizes, **options)
 
 
-def forest_scores(model: Any, x: np.ndarray, trees: int | None = None) -> np.ndarray:
+def _by_list(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    order = np.argsort(rows.request, kind="stable")
+    return rows.x[order], rows.y[order], np.unique(rows.request, return_counts=True)[1]
+
+
+def forest_scores(model: Any, x: np.ndarray) -> np.ndarray:
     """Probabilities of a classifier; the scores of a ranker, brought between 0 and 1, are no probabilities."""
     if hasattr(model, "predict_proba"):
-        return np.asarray(model.predict_proba(x, num_iteration=trees)[:, 1])
-    return np.asarray(1 / (1 + np.exp(-model.predict(x, num_iteration=trees))))
+        return np.asarray(model.predict_proba(x)[:, 1])
+    return np.asarray(1 / (1 + np.exp(-model.predict(x))))
 
 
 def mlp(fitted: Rows, others: list[Rows], setting: Setting, seed: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ LOG is ebnerd, movielens-1m, retail or kuairand-pure, FOLDER holds its files.
 
 Sets are made in `peer_features.py`: every column is of earlier seconds. A quarter of the members, by hash, is never trained on.
 
-1. Each model and set is tried with ten settings (LightGBM with seven numbers of trees each): fitted on the training rows before their
+1. Each model and set is tried with ten settings (LightGBM stops at its best number of trees): fitted on the training rows before their
    last fifth (EB-NeRD: last day), compared on the rest by log loss, LambdaRank by impression AUC.
 2. The best setting is fitted on all training rows, once a seed, and scored on `validation` and on `new_members`.
 
@@ -42,7 +42,7 @@ from runs import add_line, mean_cell, read_lines
 
 from keras_ranking import metrics
 
-TREES = (50, 100, 150, 200, 300, 400, 600)
+MOST_TREES = 800
 SETTINGS = {
     "logistic regression": LOGISTIC,
     "LightGBM binary": FOREST,
@@ -70,8 +70,9 @@ class Data:
         known = events[case.label].notna().to_numpy()
         trained = (split == "train") & known
         if case.name == "ebnerd":  # from the second day on, when the counts cover a day; the last day compares settings
-            trained &= moment >= moment[trained].min() + 86_400
-            edge = moment[trained].max() // 86_400 * 86_400
+            first, last = moment[trained].min(), moment[trained].max()
+            trained &= moment >= first + 86_400
+            edge = first + (last - first) // 86_400 * 86_400
         else:
             edge = np.quantile(moment[trained], 0.8)
         self.trained, self.later = trained, trained & (moment >= edge)
@@ -105,17 +106,15 @@ def scores(data: Data, model: str, setting: Setting, seed: int, fitted: np.ndarr
     return fit(parts[0], parts[1:], setting, seed)
 
 
-def compared(data: Data, model: str, setting: Setting, trees: Sequence[int]) -> tuple[Setting, dict[str, float | None]]:
-    """The setting, of LightGBM with the best number of trees, and its figures on the later training rows."""
+def compared(data: Data, model: str, setting: Setting, trees: int) -> tuple[Setting, dict[str, float | None]]:
+    """The setting, of LightGBM with the number of trees at which it stopped, and its figures on the later training rows."""
     fitted, later = np.flatnonzero(data.trained & ~data.later), np.flatnonzero(data.later)
     if not model.startswith("LightGBM"):
         return setting, data.figures(later, scores(data, model, setting, 0, fitted, [later])[0])
     ranker = model.endswith("LambdaRank")
-    most = {**setting, "trees": max(trees)}
-    forest = fit_forest(take(data.rows, fitted), ranker, forest_settings(most, 0))
-    found = {number: data.figures(later, forest_scores(forest, data.rows.x[later], number), not ranker) for number in trees}
-    best = max(found, key=lambda number: worth(model, found[number]))
-    return {**setting, "trees": best}, found[best]
+    settings = forest_settings({**setting, "trees": trees}, 0)
+    forest = fit_forest(take(data.rows, fitted), ranker, settings, take(data.rows, later))
+    return {**setting, "trees": int(forest.best_iteration_)}, data.figures(later, forest_scores(forest, data.rows.x[later]), not ranker)
 
 
 def worth(model: str, figures: dict[str, float | None]) -> float:
@@ -130,7 +129,7 @@ def run(case: Case, models: Sequence[str], features: Sequence[str], seeds: Seque
     for line in read_lines(path):
         key = (line["log"], line["stage"], line["model"], line["features"])
         done[(*key, json.dumps(line["tried"], sort_keys=True) if line["stage"] == "compared" else line["seed"])] = line
-    settings, trees = (QUICK, (5, 10)) if quick else (SETTINGS, TREES)
+    settings, trees = (QUICK, 10) if quick else (SETTINGS, MOST_TREES)
 
     def step(stage: str, model: str, of: str, last: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = (case.name, stage, model, of, last)
