@@ -11,6 +11,7 @@ from keras_ranking.training.post_training import fit_exploration, fit_random_eff
 from keras_ranking.training.predict import evaluate, model_requests, predict_events
 from keras_ranking.training.run import train, warm_start
 from keras_ranking.training.served_parity import predict_served
+from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.weighting.event_weights import (
     EventWeights,
     age_weights,
@@ -27,6 +28,7 @@ __all__ = [
     "IncrementalPenalty",
     "LongDwell",
     "PositionCurve",
+    "StartTables",
     "TableOptimizer",
     "TrainingOptions",
     "age_weights",

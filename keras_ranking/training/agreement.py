@@ -60,7 +60,7 @@ def checked_callbacks(callbacks: Any) -> list[Any]:
     acting = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau, keras.callbacks.ModelCheckpoint)
     for number, callback in enumerate(listed):
         monitors = isinstance(callback, acting) and getattr(callback, "save_best_only", True)
-        own = any(not type(other).__module__.startswith("keras.") for other in listed[:number])
+        own = any(not type(other).__module__.startswith(("keras.", "keras_ranking.")) for other in listed[:number])
         if monitors and not own and callback.monitor.startswith("val_"):
             raise ValueError(
                 f"`callbacks`: {type(callback).__name__} monitors {callback.monitor!r}, which is not computed: training reads no "

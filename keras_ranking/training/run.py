@@ -33,6 +33,7 @@ from keras_ranking.training.checkpoint import (
 from keras_ranking.training.options import MODELS, TrainingOptions, split_options
 from keras_ranking.training.reporting import describe, filled, tell_preset, tell_rows, tell_tables
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
+from keras_ranking.training.start_tables import StartTables
 from keras_ranking.values import require_kind
 
 HISTORY_SPLIT = "history"
@@ -134,6 +135,8 @@ def train(
     delays = delays_for(events, training, rows)
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
     made_with |= {"training": _plain(asdict(training)), "arguments": _plain(ranker.arguments)}
+    if started := _started(callbacks):
+        made_with["started_tables"] = started
     about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "preset": log.preset, "on_error": on_error}
     about["fingerprint"] = made_with
     stopped = None
@@ -278,6 +281,11 @@ def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progre
         ranker.fit(dataset, initial_epoch=counter.epoch, epochs=epochs, **settings)
 
 
+def _started(callbacks: Any) -> dict[str, str]:
+    """Digests of the factors from which tables start, by column."""
+    return {column: digest for one in callbacks if isinstance(one, StartTables) for column, digest in one.digests.items()}
+
+
 def _plain(values: Any) -> Any:
     """The values after a round trip through JSON: lists for tuples and ranges, plain numbers for numpy's."""
     return json.loads(json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else list(value)))
@@ -312,6 +320,7 @@ def _history(
         "propensities": dict(report),
         "training": asdict(training),
         "arguments": ranker.arguments,
+        **{name: about["fingerprint"][name] for name in ("started_tables",) if name in about["fingerprint"]},
     }
 
 
