@@ -55,7 +55,7 @@ def read_retail(folder: str | Path, delay: int = 1, validation_share: float = 0.
     are left out, lines of one invoice and product are one, and `log.notes` has the numbers.
 
     One row per item of a list; an invoice is one request. Lines that are no row of a list are rows with split "history" (bought = 1),
-    each invoice its own request with a negative id.
+    each its own request with a negative id.
 
     | feature | meaning, over earlier seconds |
     |---|---|
@@ -128,7 +128,7 @@ def _rows(lists: pd.DataFrame, lines: pd.DataFrame, delay: int, notes: list[str]
     bought = pd.MultiIndex.from_frame(lists.loc[lists["bought"] == 1, pair])
     in_list = pd.MultiIndex.from_frame(lines[pair]).isin(bought)
     notes.append(f"{int((~in_list).sum()):,} of {len(lines):,} lines are no row of a list: they are 'history'")
-    lines = lines.assign(bought=1, line=True, request_id=-1 - lines["invoice"])
+    lines = lines.assign(bought=1, line=True, request_id=-1 - np.arange(len(lines)))
     both = pd.concat([lists, lines], ignore_index=True).rename(columns={"timestamp": "time"})
     is_line = both["line"].to_numpy()
     both = pd.concat([both, *_counts(both, is_line, delay)], axis=1)
