@@ -43,7 +43,7 @@ from keras_ranking.layers.interaction import (
     ResidualDCN,
     StackedDCN,
 )
-from keras_ranking.layers.lists import SetwiseAttention
+from keras_ranking.layers.lists import ListContext, ListPooling, SetwiseAttention
 from keras_ranking.layers.multi_task import PLE, GroupedTasks, MLPBank, MMoE, MultiTaskHead, SharedBottom, SparseMMoE
 from keras_ranking.layers.tokens import (
     ActionEmbedding,
@@ -93,6 +93,8 @@ __all__ = [
     "LatestKeys",
     "LiGRBlock",
     "LinearHistory",
+    "ListContext",
+    "ListPooling",
     "LowRankCross",
     "MLPBank",
     "MMoE",

@@ -1,5 +1,6 @@
-"""Layers in which the candidates of one list depend on each other."""
+"""Layers in which the items of one list see each other."""
 
+from keras_ranking.layers.lists.list_context import ListContext, ListPooling
 from keras_ranking.layers.lists.setwise_attention import SetwiseAttention
 
-__all__ = ["SetwiseAttention"]
+__all__ = ["ListContext", "ListPooling", "SetwiseAttention"]

@@ -1,0 +1,91 @@
+"""Sums, maxima and ranks over the items of one list, by the number of the list at each slot."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+
+class Lists(NamedTuple):
+    """The lists of a batch: items of a list are neighbours in their row, or at least have one number of their own.
+
+    Args:
+        segment: int32 (B * S,), one number a list of the batch.
+        count: how many numbers there are.
+        real: bool (B, S), slots with an item.
+        size: float32 (B, S), items in the slot's list; 1 where there is none.
+    """
+
+    segment: Any
+    count: Any
+    real: Any
+    size: Any
+
+    @classmethod
+    def of(cls, slot: Any) -> Lists:
+        """From list numbers int32 (B, S), from 0 (no item) to S."""
+        rows, width = ops.shape(slot)[0], ops.shape(slot)[1]
+        first = ops.arange(rows, dtype="int32")[:, None] * (width + 1)
+        segment = ops.reshape(slot + first, (-1,))
+        real = slot > 0
+        count = rows * (width + 1)
+        ones = ops.reshape(ops.cast(real, "float32"), (-1,))
+        size = ops.reshape(ops.take(ops.segment_sum(ones, segment, count), segment, axis=0), ops.shape(slot))
+        return cls(segment, count, real, ops.where(real, size, ops.ones_like(size)))
+
+    def sum(self, values: Any) -> Any:
+        """Sum over the items of each slot's list, (B, S, F); items alone count."""
+        shape = ops.shape(values)
+        flat = ops.reshape(self.clean(values), (-1, values.shape[-1]))
+        return ops.reshape(ops.take(ops.segment_sum(flat, self.segment, self.count), self.segment, axis=0), shape)
+
+    def mean(self, values: Any) -> Any:
+        """Mean over the items of each slot's list, (B, S, F)."""
+        return self.sum(values) / ops.cast(self.size, values.dtype)[:, :, None]
+
+    def max(self, values: Any) -> Any:
+        """Maximum over the items of each slot's list, (B, S, F); the gradient is shared by the items that have it."""
+        shape = ops.shape(values)
+        held = ops.stop_gradient(ops.where(self.real[:, :, None], values, ops.full_like(values, -1e30)))
+        peak = ops.segment_max(ops.reshape(held, (-1, values.shape[-1])), self.segment, self.count)
+        peak = ops.reshape(ops.take(peak, self.segment, axis=0), shape)
+        have = ops.cast(ops.logical_and(ops.equal(held, peak), self.real[:, :, None]), values.dtype)
+        total = self.sum(have)
+        return self.sum(have * self.clean(values)) / ops.where(total > 0, total, ops.ones_like(total))
+
+    def rank(self, values: Any) -> Any:
+        """(place - 1/2) / size in the slot's list, place 1 for the highest, equal values sharing the mean of their places; no gradient."""
+        values = ops.stop_gradient(self.clean(values))
+        rows, width = ops.shape(values)[0], ops.shape(values)[1]
+        key = ops.reshape(self.segment, (rows, width, 1)) + ops.zeros_like(values, dtype="int32")
+        by_value = ops.argsort(-values, axis=1)
+        by_list = ops.argsort(ops.take_along_axis(key, by_value, axis=1), axis=1)  # stable: keeps the order by value
+        order = ops.cast(ops.take_along_axis(by_value, by_list, axis=1), "int32")
+        key, ordered = ops.take_along_axis(key, order, axis=1), ops.take_along_axis(values, order, axis=1)
+        new_list = ops.not_equal(key[:, 1:], key[:, :-1])
+        new_value = ops.logical_or(new_list, ops.not_equal(ordered[:, 1:], ordered[:, :-1]))
+        place = ops.arange(width, dtype="int32")[None, :, None] + ops.zeros_like(key)
+        first, after = _run(new_value, place)
+        begin, end = _run(new_list, place)
+        share = ops.cast(first + after - 2 * begin, "float32") / ops.cast(2 * (end - begin), "float32")
+        back = ops.argsort(order, axis=1)
+        rank = ops.take_along_axis(share, back, axis=1)
+        return ops.cast(ops.where(self.real[:, :, None], rank, ops.zeros_like(rank)), values.dtype)
+
+    def clean(self, values: Any) -> Any:
+        """The values, 0 in slots without an item."""
+        return ops.where(self.real[:, :, None], values, ops.zeros_like(values))
+
+
+def _run(change: Any, place: Any) -> tuple[Any, Any]:
+    """First place of the run that a place is in, and the place after its last; runs along axis 1 begin at `change` (B, S - 1, F)."""
+    begins = ops.pad(ops.cast(change, "int32"), [[0, 0], [1, 0], [0, 0]], constant_values=1)
+    columns = ops.transpose(begins, (0, 2, 1))
+    run = ops.reshape(ops.cumsum(ops.reshape(columns, (-1,))) - 1, ops.shape(columns))
+    flat = ops.reshape(run, (-1,))
+    length = ops.take(ops.segment_sum(ops.ones_like(flat), flat, ops.shape(flat)[0]), flat, axis=0)
+    start = ops.segment_max(-ops.reshape(ops.transpose(place, (0, 2, 1)), (-1,)), flat, ops.shape(flat)[0])
+    start = -ops.take(start, flat, axis=0)
+    first, after = (ops.transpose(ops.reshape(part, ops.shape(columns)), (0, 2, 1)) for part in (start, start + length))
+    return first, after
