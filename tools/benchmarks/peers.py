@@ -123,16 +123,25 @@ def worth(model: str, figures: dict[str, float | None]) -> float:
     return -math.inf if value is None else value if model.endswith("LambdaRank") else -value
 
 
-def run(case: Case, models: Sequence[str], features: Sequence[str], seeds: Sequence[int], path: Path, quick: bool = False) -> None:
+def run(
+    case: Case,
+    models: Sequence[str],
+    features: Sequence[str],
+    seeds: Sequence[int],
+    path: Path,
+    quick: bool = False,
+    most_settings: int | None = None,
+) -> None:
     """Every model on every set: settings compared, then the best one scored; lines that the file has are kept."""
     done: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in read_lines(path):
         key = (line["log"], line["stage"], line["model"], line["features"])
-        done[(*key, json.dumps(line["tried"], sort_keys=True) if line["stage"] == "compared" else line["seed"])] = line
+        tried = line["tried"] if line["stage"] == "compared" else line["setting"]
+        done[(*key, line.get("seed"), json.dumps(tried, sort_keys=True))] = line
     settings, trees = (QUICK, 10) if quick else (SETTINGS, MOST_TREES)
 
-    def step(stage: str, model: str, of: str, last: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        key = (case.name, stage, model, of, last)
+    def step(stage: str, model: str, of: str, seed: int | None, setting: Setting, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        key = (case.name, stage, model, of, seed, json.dumps(setting, sort_keys=True))
         if key not in done:
             begin = time.process_time()
             line = {"log": case.name, "stage": stage, "model": model, "features": of, **make()}
@@ -148,13 +157,13 @@ def run(case: Case, models: Sequence[str], features: Sequence[str], seeds: Seque
                 continue
             data = data or Data(case, of)
             lines = []
-            for setting in settings[model]:
+            for setting in settings[model][:most_settings]:
 
                 def compare(setting: Setting = setting, data: Data = data, model: str = model) -> dict[str, Any]:
                     best, figures = compared(data, model, setting, trees)
                     return {"tried": setting, "setting": best, "figures": figures}
 
-                lines.append(step("compared", model, of, json.dumps(setting, sort_keys=True), compare))
+                lines.append(step("compared", model, of, None, setting, compare))
             best = max(lines, key=lambda line: worth(model, line["figures"]))["setting"]
             for seed in seeds[:1] if model == "logistic regression" else seeds:
 
@@ -164,7 +173,7 @@ def run(case: Case, models: Sequence[str], features: Sequence[str], seeds: Seque
                     figures = {split: data.figures(which, got, not model.endswith("LambdaRank")) for (split, which), got in pairs}
                     return {"seed": seed, "setting": best, "figures": figures}
 
-                step("scored", model, of, seed, score)
+                step("scored", model, of, seed, best, score)
 
 
 def print_table(path: Path) -> None:
@@ -175,6 +184,7 @@ def print_table(path: Path) -> None:
         print(f"\n{log}, {split}\n\n| model | features | impression AUC | AUC | NDCG@10 | log loss | ECE | seconds |\n|{'---|' * 8}")
         for model, of in dict.fromkeys((line["model"], line["features"]) for line in scored if line["log"] == log):
             found = [line for line in scored if (line["log"], line["model"], line["features"]) == (log, model, of)]
+            found = [line for line in found if line["setting"] == found[-1]["setting"]]  # of the last run, which compared most
             values = [[line["figures"][split].get(name) for line in found] for name in FIGURES]
             cells = ["-" if None in own else mean_cell(own) for own in values]
             print(f"| {model} | {of} | {' | '.join(cells)} | {np.mean([line['seconds'] for line in found]):.0f} |")
@@ -188,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--features", nargs="+", choices=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--settings", type=int, metavar="N", help="compare the first N settings alone (default: all, ten)")
     parser.add_argument("--quick", action="store_true", help="few settings and small models, to see that everything runs")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of a file")
     args = parser.parse_args(arguments)
@@ -198,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("LOG, FOLDER and --json are needed, or --table")
     case = open_case(args.log, args.folder)
     seeds = args.seeds[:1] if args.quick else args.seeds
-    run(case, args.models, args.features or sets_of(case), seeds, args.json, args.quick)
+    run(case, args.models, args.features or sets_of(case), seeds, args.json, args.quick, args.settings)
     print_table(args.json)
 
 
