@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import random
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -32,6 +30,14 @@ gc.set_threshold(200_000, 50, 100)
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("repeatable")
+
+
+preloaded.begin()
+
+
+def pytest_unconfigure() -> None:
+    """What is left needs no look through before the process ends: with TensorFlow's graphs it took ten seconds."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,16 +79,11 @@ def fixed_seeds() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_export_workers() -> Iterator[None]:
-    """The process that an export starts on TensorFlow is a fork of one that has imported it; tests of the command line start it anew."""
+    """The process that an export starts is a fork of one that has imported the backend; tests of the command line start it anew."""
     from keras_ranking.serving.checking import worker_process
 
-    def run(command: list[str], env: dict[str, str], **options: object) -> subprocess.CompletedProcess[str]:
-        if env.get("KERAS_BACKEND", os.environ["KERAS_BACKEND"]) == "tensorflow":
-            return preloaded.run(command[1:], env=env)
-        return subprocess.run(command, env=env, **options)  # type: ignore[call-overload, no-any-return]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_process, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE))
+        patch.setattr(worker_process, "subprocess", preloaded.QUICK)
         yield
 
 

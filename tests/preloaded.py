@@ -1,44 +1,69 @@
-"""New processes without the seconds that importing TensorFlow or torch takes.
+"""New processes without the seconds that importing TensorFlow, JAX or torch takes.
 
 One process per backend imports what is heavy and runs nothing. Each `run` is a fork of it: a process that has the modules in memory,
-and no model, session, thread or random state. Whatever must be seen to work from `python -m` on, such as an installed package or
-flags that a library reads when it is imported, is tested with `subprocess` instead.
+and no model, session, program, thread or random state. It serves all processes of a test run through a socket, its own forks too: what
+a fork starts for an export is a fork again. Whatever must be seen to work from `python -m` on, such as an installed package or flags
+that a library reads when it is imported, is tested with `subprocess` instead.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
+import gc
 import json
 import os
 import runpy
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Keras imports TensorFlow wherever it is installed, on any backend, when it sets the random seed.
+_ALL = ("tensorflow", "keras", "keras_ranking.models", "keras_ranking.training", "keras_ranking.serving.checking.worker_process")
 MODULES = {
-    "tensorflow": ("tensorflow", "keras", "keras_ranking.models", "keras_ranking.training", "keras_ranking.serving.checking.saved_model"),
-    "torch": ("torch", "tensorflow", "keras", "keras_ranking.models", "keras_ranking.training"),
+    "tensorflow": (*_ALL, "keras_ranking.serving.checking.saved_model"),
+    "jax": ("jax", *_ALL),
+    "torch": ("torch", *_ALL),
 }
+FOLDER = "KR_PRELOADED"  # environment variable: where the sockets are
 
-_started: dict[str, subprocess.Popen[str]] = {}
+
+def begin() -> None:
+    """Make the folder of the sockets, unless a process that started this one has."""
+    if FOLDER not in os.environ:
+        folder = tempfile.mkdtemp(prefix="kr-")
+        os.environ[FOLDER] = folder
+        Path(folder, "owner").write_text(str(os.getpid()))
+        atexit.register(_end, folder, os.getpid())
+
+
+def _end(folder: str, owner: int) -> None:
+    """The processes end when their socket is gone."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(
-    arguments: Sequence[str], backend: str = "tensorflow", env: dict[str, str] | None = None, cwd: str | Path | None = None
+    arguments: Sequence[str],
+    backend: str = "tensorflow",
+    env: dict[str, str] | None = None,
+    cwd: str | Path | None = None,
+    quick_exports: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` returns, for `-c CODE` and `-m MODULE`."""
-    if backend not in MODULES:
-        command = [sys.executable, *map(str, arguments)]
-        environment = {**os.environ, "KERAS_BACKEND": backend, **(env or {})}
-        return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
-    process = _started.get(backend)
-    if process is None or process.poll() is not None:
-        process = _started[backend] = _start(backend)
+    """What `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` returns, for `-c CODE` and `-m MODULE`.
+
+    quick_exports: whether the processes that an export starts are forks as well.
+    """
+    begin()
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         what = {
@@ -46,41 +71,85 @@ def run(
             "env": {**os.environ, "KERAS_BACKEND": backend, **(env or {})},
             "cwd": str(cwd or os.getcwd()),
             "files": [str(out), str(err)],
+            "quick_exports": quick_exports,
         }
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(what) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
+        with _connected(backend) as connection, connection.makefile("rw") as stream:
+            stream.write(json.dumps(what) + "\n")
+            stream.flush()
+            line = stream.readline()
         assert line, "the preloaded process stopped"
         return subprocess.CompletedProcess([sys.executable, *arguments], int(line), out.read_text(), err.read_text())
 
 
-def _start(backend: str) -> subprocess.Popen[str]:
+def run_for_export(command: list[str], env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """In place of the `subprocess.run` with which an export starts its other process."""
+    return run(command[1:], env["KERAS_BACKEND"] if "KERAS_BACKEND" in env else os.environ["KERAS_BACKEND"], env)
+
+
+QUICK = SimpleNamespace(run=run_for_export, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+
+
+def _connected(backend: str) -> socket.socket:
+    folder = Path(os.environ[FOLDER])
+    with open(folder / f"{backend}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = folder / backend
+        if not path.exists():
+            _start(backend, folder)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(path))
+        return connection
+
+
+def _start(backend: str, folder: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "tests.preloaded", backend]
-    process = subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(process.kill)
-    return process
+    with open(folder / f"{backend}.txt", "w") as log:
+        command = [sys.executable, "-m", "tests.preloaded", backend, str(folder)]
+        process = subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    while not (folder / backend).exists():
+        assert process.poll() is None, (folder / f"{backend}.txt").read_text()
+        time.sleep(0.02)
 
 
-def _serve(backend: str) -> None:
-    """Import, then fork for each line of stdin and write the exit status of the fork."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what an import prints is no answer
+def _serve(backend: str, folder: Path) -> None:
+    """Import, then for each connection fork what it asks for, and answer with its exit status."""
     for module in MODULES[backend]:
         __import__(module)
-    for line in sys.stdin:
-        what = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _become(what)
-            return
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(status, file=answers, flush=True)
+    gc.collect()
+    gc.freeze()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / f"{backend}.new"))
+        listener.listen(16)
+        listener.settimeout(1)
+        (folder / f"{backend}.new").rename(folder / backend)
+        while (folder / backend).exists() and Path("/proc", (folder / "owner").read_text()).exists():
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            if os.fork() == 0:
+                listener.close()
+                _answer(connection)
+                return
+            connection.close()
+
+
+def _answer(connection: socket.socket) -> None:
+    """In a fork: fork once more, which goes on in `_become`, and wait for it."""
+    what = json.loads(connection.makefile().readline())
+    child = os.fork()
+    if child:
+        connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
+        os._exit(0)
+    connection.close()
+    _become(what)
 
 
 def _become(what: dict[str, Any]) -> None:
-    """In the fork: run what was asked for as Python would, with its own files, environment, folder and arguments."""
+    """Run what was asked for as Python would, with its own files, environment, folder and arguments."""
     for number, name in ((0, os.devnull), *zip((1, 2), what["files"], strict=True)):
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT)
         os.dup2(descriptor, number)
@@ -89,6 +158,11 @@ def _become(what: dict[str, Any]) -> None:
     os.environ.update(what["env"])
     os.chdir(what["cwd"])
     sys.path[:] = ["", *filter(None, what["env"].get("PYTHONPATH", "").split(os.pathsep)), *sys.path[1:]]
+    if what["quick_exports"]:
+        from keras_ranking.serving.checking import worker_process
+
+        worker_process.subprocess = QUICK  # type: ignore[assignment]
+    atexit.register(gc.freeze)  # the graphs and models that are left need no look through before the end
     kind, program, *rest = what["arguments"]
     if kind == "-m":
         sys.argv = [program, *rest]
@@ -100,4 +174,6 @@ def _become(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    from tests import preloaded  # as `run_for_export` finds it, not `__main__`
+
+    preloaded._serve(sys.argv[1], Path(sys.argv[2]))

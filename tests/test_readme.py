@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import preloaded
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.one_backend]
@@ -45,7 +44,6 @@ def test_the_example_runs(tmp_path):
     code, client = re.subn(r'"127\.0\.0\.1:8500"', 'f"127.0.0.1:{server.grpc_port}"', code)
     code, server = re.subn(r'serve\("saved_models/cadet"\)', 'serve("saved_models/cadet", rest_port=0, grpc_port=0)', code)
     assert client == server == 1
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", BEFORE + code + AFTER], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = preloaded.run(["-c", BEFORE + code + AFTER], "tensorflow", {"PYTHONPATH": str(ROOT)}, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert (tmp_path / "saved_models" / "cadet" / "1" / "saved_model.pb").exists()

@@ -17,7 +17,7 @@ SMALL = ("--members", "60", "--days", "4")
 
 def run(*arguments: str, backend: str = "torch", **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a separate process. On torch, which starts and trains small models fastest."""
-    return preloaded.run(["-m", "keras_ranking.cli", *arguments], backend, {"PYTHONPATH": str(ROOT)}, **settings)
+    return preloaded.run(["-m", "keras_ranking.cli", *arguments], backend, {"PYTHONPATH": str(ROOT)}, quick_exports=False, **settings)
 
 
 def usage_error(*arguments: str) -> int:
