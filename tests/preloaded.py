@@ -59,7 +59,7 @@ def run(
     cwd: str | Path | None = None,
     quick_exports: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` returns, for `-c CODE` and `-m MODULE`.
+    """What `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)` returns, for `-c CODE`, `-m MODULE` and `FILE`.
 
     quick_exports: whether the processes that an export starts are forks as well.
     """
@@ -81,12 +81,17 @@ def run(
         return subprocess.CompletedProcess([sys.executable, *arguments], int(line), out.read_text(), err.read_text())
 
 
-def run_for_export(command: list[str], env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """In place of the `subprocess.run` with which an export starts its other process."""
-    return run(command[1:], env["KERAS_BACKEND"] if "KERAS_BACKEND" in env else os.environ["KERAS_BACKEND"], env)
+def run_command(
+    command: Sequence[str], env: dict[str, str] | None = None, check: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """In place of `subprocess.run` in code that starts Python with the backend of this process, or with that in `env`."""
+    done = run(command[1:], (env or os.environ)["KERAS_BACKEND"], env)
+    if check:
+        done.check_returncode()
+    return done
 
 
-QUICK = SimpleNamespace(run=run_for_export, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+QUICK = SimpleNamespace(run=run_command, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
 
 
 def _connected(backend: str) -> socket.socket:
@@ -163,14 +168,17 @@ def _become(what: dict[str, Any]) -> None:
 
         worker_process.subprocess = QUICK  # type: ignore[assignment]
     atexit.register(gc.freeze)  # the graphs and models that are left need no look through before the end
-    kind, program, *rest = what["arguments"]
+    kind, *rest = what["arguments"]
     if kind == "-m":
-        sys.argv = [program, *rest]
-        sys.modules.pop(program, None)
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+        sys.argv = rest
+        sys.modules.pop(rest[0], None)
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind != "-c":
+        sys.argv = what["arguments"]
+        runpy.run_path(kind, run_name="__main__")
     else:
-        sys.argv = ["-c", *rest]
-        exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - what `python -c` does
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - what `python -c` does
 
 
 if __name__ == "__main__":

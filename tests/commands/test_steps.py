@@ -19,6 +19,7 @@ from tests.commands.shell import ROOT, SMALL, run
 
 pytestmark = pytest.mark.one_backend
 
+TRAIN = ("--epochs", "1", "--set", "row_length=128", "--set", "dim=16", "--set", "num_heads=2", "--set", "num_layers=1")
 METRICS = {
     *("auc", "impression_auc", "ndcg_at_10", "mrr"),
     *("log_loss", "normalized_entropy", "calibration_error", "observed_over_expected"),
@@ -31,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps")
     done = run("simulate", *SMALL, "--out", "log.parquet", cwd=folder)
     assert done.returncode == 0, done.stderr
-    done = run("train", *log_options(), "--out", "cadet", "--epochs", "1", "--set", "row_length=128", cwd=folder)
+    done = run("train", *log_options(), "--out", "cadet", *TRAIN, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -92,9 +93,7 @@ def test_evaluate_of_an_unknown_split_is_2(trained: Path) -> None:
 @pytest.mark.slow
 def test_same_seed_same_model(trained: Path) -> None:
     for name, seed in (("again", "0"), ("other", "1")):
-        done = run(
-            "train", *log_options(), "--out", name, "--epochs", "1", "--set", "row_length=128", "--seed", seed, "--quiet", cwd=trained
-        )
+        done = run("train", *log_options(), "--out", name, *TRAIN, "--seed", seed, "--quiet", cwd=trained)
         assert done.returncode == 0, done.stderr
     losses = {name: json.loads((trained / name / "history.json").read_text())["epochs"]["loss"] for name in ("cadet", "again", "other")}
     assert losses["cadet"] == losses["again"]

@@ -28,21 +28,6 @@ for model_file, inputs_file, out_file in zip(sys.argv[1::3], sys.argv[2::3], sys
     np.savez(out_file, backend=keras.backend.backend(), **out)
 """
 
-# The server runs the graph of a SavedModel in a V1 session: without Keras and without this package.
-SESSION = """
-import sys, numpy as np, tensorflow as tf
-folder = sys.argv[1]
-with tf.compat.v1.Session(graph=tf.Graph()) as session:
-    meta = tf.compat.v1.saved_model.load(session, ["serve"], folder)
-    signature = meta.signature_def["serving_default"]
-    for inputs_file, out_file in zip(sys.argv[2::2], sys.argv[3::2]):
-        inputs = dict(np.load(inputs_file))
-        feed = {signature.inputs[name].name: x for name, x in inputs.items()}
-        names = sorted(signature.outputs)
-        values = session.run([signature.outputs[name].name for name in names], feed)
-        np.savez(out_file, **dict(zip(names, values)))
-"""
-
 
 def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") -> None:
     # XLA_FLAGS: XLA compiles with its default options, not with those for quick tests.
@@ -52,12 +37,17 @@ def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") ->
 
 
 def session_scores(version: Path, *requests: dict[str, np.ndarray], work: Path) -> list[dict[str, np.ndarray]]:
-    """Scores of a version for some requests, computed in one new process."""
+    """Scores of a version for some requests, computed in one new process as a server does: in a V1 session, without this package."""
+    from tests.serving.exporting.test_signatures import RUN, same_three_ways
+
     files = [(work / f"inputs_{i}.npz", work / f"out_{i}.npz") for i in range(len(requests))]
     for (inputs, _), tensors in zip(files, requests, strict=True):
         np.savez(inputs, **tensors)
-    fresh_process(SESSION, version, *(file for pair in files for file in pair))
-    return [dict(np.load(out)) for _, out in files]
+    fresh_process(RUN, version, *(file for pair in files for file in pair))
+    found = [dict(np.load(out)) for _, out in files]
+    for got in found:
+        same_three_ways(got)
+    return [{name.removeprefix("whole/"): x for name, x in got.items() if name.startswith("whole/")} for got in found]
 
 
 def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.ndarray:
@@ -71,7 +61,7 @@ NAMES = ("cadet", "feedsr_fused_session", "lirank", "amortized", "ligr")
 
 @pytest.fixture(scope="module", params=NAMES)
 def case(request: Any, log: Any) -> Case:
-    return make_case(log, **dict(MODELS[request.param]))
+    return make_case(log, **MODELS[request.param], **({"explore": ("click",)} if request.param == "lirank" else {}))
 
 
 def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
@@ -104,9 +94,12 @@ def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
 
 
 def test_the_exported_graph_gives_the_keras_scores(case: Case, tmp_path: Path) -> None:
+    """All signatures by their names, and scores in one step and in two."""
     from keras_ranking.serving import export
+    from tests.serving.exporting.test_signatures import check_names
 
     version = export(case.model, tmp_path / "served", verify=False)  # compared below, on more requests than in the verification of `export`
+    check_names(version, case.model, towers="click_by_position" in case.model.serving_model.output)
     which = long_requests(case)
     exact = case.tensors(which)
     expected = case.serve(exact)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
+from tests.compiling import JIT
 
 SMALL = {"dim": 8, "num_layers": 1, "num_heads": 2, "id_dim": 4}
 
@@ -55,7 +56,7 @@ def test_an_error_in_the_first_step_loses_no_weight(ready: tuple[Any, dict[str, 
     """On JAX, Keras takes the arrays out of the variables while it trains."""
     model, tensors = ready
     want = click(model.serving_model(tensors))
-    model.compile("adam", model.losses_by_task())
+    model.compile("adam", model.losses_by_task(), jit_compile=JIT)
     sequences = kr.data.build_sequences(kr.data.simulate(members=8, days=2, seed=0).events, model.schema)
     rows = kr.data.PackedDataset(kr.data.pack(sequences, 64), 2, inputs=model.input_columns, seed=0)
     inputs, targets = rows[0][:2]
@@ -104,6 +105,6 @@ def test_a_step_of_fit_is_a_training_step(ready: tuple[Any, dict[str, np.ndarray
     model = kr.models.CADET(schema, **SMALL, dropout=0.8)
     sequences = kr.data.build_sequences(kr.data.simulate(members=8, days=2, seed=0).events, schema)
     batch = kr.data.PackedDataset(kr.data.pack(sequences, 64), 2, inputs=model.input_columns, seed=0)[0]
-    model.compile(keras.optimizers.SGD(0.0), model.losses_by_task())
+    model.compile(keras.optimizers.SGD(0.0), model.losses_by_task(), jit_compile=JIT)
     trained, tested = (float(np.ravel(call(*batch))[0]) for call in (model.train_on_batch, model.test_on_batch))
     assert abs(trained - tested) > 1e-3

@@ -10,6 +10,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.optimizers import AdamW
+from tests.compiling import JIT
 
 
 class Counting(keras.optimizers.schedules.ExponentialDecay):
@@ -74,7 +75,8 @@ def test_a_training_step_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None
     kind = AdamW if keras.backend.backend() != "torch" else type(keras.optimizers.AdamW(1.0))
     monkeypatch.setattr(kind, "apply", apply)
     log = kr.data.simulate(members=20, days=3, seed=0)
-    kr.training.train(log, "cadet", options={"dim": 8, "num_heads": 1, "num_layers": 1, "batch_size": 2}, epochs=1, verbose=False)
+    options = {"dim": 8, "num_heads": 1, "num_layers": 1, "batch_size": 2, "jit_compile": JIT}
+    kr.training.train(log, "cadet", options=options, epochs=1, verbose=False)
     if keras.backend.backend() == "torch":  # not traced: a call is a step
         assert len(calls) > 1
     else:

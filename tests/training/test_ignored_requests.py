@@ -15,7 +15,7 @@ from keras_ranking.training import train, warm_start
 from keras_ranking.training.options import split_options
 from keras_ranking.training.presets import PRESETS
 
-pytestmark = pytest.mark.one_backend  # checks before and around a training, of numpy and pandas
+pytestmark = pytest.mark.quickest  # checks before and around a training, of numpy and pandas
 SMALL: dict[str, Any] = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1, "row_length": 32}
 
 

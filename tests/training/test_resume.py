@@ -21,6 +21,7 @@ import keras_ranking as kr
 from keras_ranking.training import read_checkpoint, train, warm_start
 from keras_ranking.training.checkpoint import checkpoint_writer, fingerprint, restore
 from tests import preloaded
+from tests.compiling import JIT
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {
@@ -33,6 +34,7 @@ OPTIONS: dict[str, Any] = {
     "row_length": 64,
     "batch_size": 5,
     "learning_rate": 2e-3,
+    "jit_compile": JIT,
     "position_half_life": "length",
     "shuffle_sessions": "epoch",
 }
