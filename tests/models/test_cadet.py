@@ -109,26 +109,6 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fit_learns_and_compiled_steps_give_the_same_losses(schema: kr.Schema, rows: Any) -> None:
-    losses = {}
-    # torch.compile of a data-dependent plan is out of scope; fit must run all the same
-    for compiled in (False,) if keras.backend.backend() == "torch" else (False, True):
-        keras.utils.set_random_seed(0)
-        model = kr.models.CADET(schema, **SMALL)
-        model.compile(
-            optimizer=keras.optimizers.Adam(1e-2),
-            loss=model.losses_by_task(pairwise_weight=0.1, window=rows.max_request),
-            weighted_metrics={"click": [kr.metrics.GroupedAUC(boundaries=model.boundaries, name="impression_auc")]},
-            jit_compile=compiled,
-        )
-        fitted = model.fit(PackedDataset(rows, 2, inputs=model.input_columns, seed=0), epochs=3, verbose=0).history
-        losses[compiled] = fitted["loss"]
-        assert fitted["loss"][-1] < fitted["loss"][0]
-        assert 0 <= fitted["click_impression_auc"][-1] <= 1
-    if len(losses) == 2:
-        np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
-
-
 def test_only_the_observed_tower_is_trained(schema: kr.Schema, log: Any) -> None:
     model = kr.models.CADET(schema, tasks=["click"], **SMALL)
     sequences = build_sequences(log.events, schema, target=(log.events["position"] == 1).to_numpy())

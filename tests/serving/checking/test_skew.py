@@ -79,11 +79,6 @@ def test_none_in_a_mixture_of_towers_or_in_int8(logged, tmp_path):
     assert not report.found and report.bound == 1e-5 and {name.split()[0] for name in report.scores} >= {"training"}
 
 
-def test_the_bound_is_that_of_the_precision(small, logged, tmp_path):
-    version = export(small.model, tmp_path / "ranker", precision="bfloat16", verify=False, events=logged.events)
-    assert check_skew(version, small.model, logged.events, sample=20).found, "control: the bound of float32"
-
-
 def test_planted_in_the_schema(small, logged):
     words = small.model.schema.inputs(["topic"])[0].vocabulary
     mean = small.model.schema.inputs(["age_hours"])[0].mean

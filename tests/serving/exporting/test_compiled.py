@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ranking.serving import export
+from keras_ranking.serving import check_skew, export
 from keras_ranking.serving.checking.sample_requests import random_requests
 from keras_ranking.serving.checking.saved_model import SavedModel
 from keras_ranking.serving.checking.worker_process import ExportError
@@ -97,9 +97,10 @@ def test_xla_scores_at_and_beyond_its_buckets(xla):
 
 
 @pytest.mark.slow
-def test_bfloat16(small, tmp_path):
+def test_bfloat16(small, logged, tmp_path):
     bound = 6e-2 if bfloat16.truncates() else 3e-2
-    version = export(small.model, tmp_path / "ranker", precision="bfloat16")
+    version = export(small.model, tmp_path / "ranker", precision="bfloat16", events=logged.events)  # skew within the bound of bfloat16
+    assert check_skew(version, small.model, logged.events, sample=20).found, "control: the bound of float32"
     card = read_card(version)
     assert card.precision == "bfloat16" and 1e-6 < card.verified["largest_difference"] <= card.verified["bound"] == bound
     products = [n for f in functions(version) for n in f.node_def if n.op in ("MatMul", "BatchMatMulV2")]
@@ -150,7 +151,7 @@ def test_bfloat16_leaves_einsum_alone(tmp_path):
 JAX = """
 import sys, keras
 from keras_ranking.models import load
-from keras_ranking.serving import export
+from keras_ranking.serving import check_skew, export
 model = load(sys.argv[1])
 lengths = {"history_buckets": (12,), "candidate_buckets": (8,)}
 version = export(model, sys.argv[2] + "/ranker", through="jax", quantize=sys.argv[3] or None, **lengths)
