@@ -15,7 +15,9 @@ import gc
 import json
 import os
 import runpy
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,9 +65,26 @@ def run(
 
     quick_exports: whether the processes that an export starts are forks as well.
     """
-    begin()
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
+        status = Process(arguments, backend, env, cwd, out, err, quick_exports).wait()
+        return subprocess.CompletedProcess([sys.executable, *arguments], status, out.read_text(), err.read_text())
+
+
+class Process:
+    """A fork that goes on, with the methods of `subprocess.Popen`; it adds to the files `out` and `err`."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        backend: str,
+        env: dict[str, str] | None,
+        cwd: str | Path | None,
+        out: Path,
+        err: Path,
+        quick_exports: bool = True,
+    ) -> None:
+        begin()
         what = {
             "arguments": list(map(str, arguments)),
             "env": {**os.environ, "KERAS_BACKEND": backend, **(env or {})},
@@ -73,12 +92,31 @@ def run(
             "files": [str(out), str(err)],
             "quick_exports": quick_exports,
         }
-        with _connected(backend) as connection, connection.makefile("rw") as stream:
-            stream.write(json.dumps(what) + "\n")
-            stream.flush()
-            line = stream.readline()
-        assert line, "the preloaded process stopped"
-        return subprocess.CompletedProcess([sys.executable, *arguments], int(line), out.read_text(), err.read_text())
+        self._connection = _connected(backend)
+        self._connection.sendall(f"{json.dumps(what)}\n".encode())
+        self._answers = self._connection.makefile()
+        self.pid = int(self._answers.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit status; None while it runs."""
+        ended = self.returncode is not None or select.select([self._connection], [], [], 0)[0]
+        return self.wait() if ended else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            self.returncode = int(self._answers.readline())
+            self._answers.close()
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def run_command(
@@ -147,6 +185,7 @@ def _answer(connection: socket.socket) -> None:
     what = json.loads(connection.makefile().readline())
     child = os.fork()
     if child:
+        connection.sendall(f"{child}\n".encode())
         connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
         os._exit(0)
     connection.close()
@@ -156,7 +195,7 @@ def _answer(connection: socket.socket) -> None:
 def _become(what: dict[str, Any]) -> None:
     """Run what was asked for as Python would, with its own files, environment, folder and arguments."""
     for number, name in ((0, os.devnull), *zip((1, 2), what["files"], strict=True)):
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.clear()

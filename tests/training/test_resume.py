@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -243,22 +240,22 @@ kr.training.train(log, out=sys.argv[1], **{**SETTINGS, "epochs": 8}, resume=len(
 @pytest.mark.quickest
 def test_a_process_that_was_killed(tmp_path: Path) -> None:
     """SIGKILL at some step; the resumed process ends with the weights of one that ran through."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        return preloaded.run(["-c", PROGRAM, str(folder), *more], keras.backend.backend(), environment, ROOT)
+    def start(folder: Path, *more: str) -> preloaded.Process:
+        command = ["-c", PROGRAM, str(folder), *more]
+        return preloaded.Process(command, keras.backend.backend(), {"PYTHONPATH": str(ROOT)}, ROOT, tmp_path / "out", tmp_path / "err")
 
-    assert run(tmp_path / "whole").returncode == 0
-    killed = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "killed")], env=environment, cwd=ROOT)
+    assert start(tmp_path / "whole").wait() == 0
+    killed = start(tmp_path / "killed")
     limit = time.monotonic() + 240
     while not (tmp_path / "killed" / "checkpoint.npz").exists() and time.monotonic() < limit:
         time.sleep(0.01)
     time.sleep(0.05)
-    os.kill(killed.pid, signal.SIGKILL)
+    killed.kill()
     assert killed.wait(60) == -signal.SIGKILL
     about = read_checkpoint(tmp_path / "killed").about
     assert not about["finished"] and not (tmp_path / "killed" / "model.keras").exists()
-    assert run(tmp_path / "killed", "resume").returncode == 0
+    assert start(tmp_path / "killed", "resume").wait() == 0
     one, other = (read_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert one.about["progress"]["step"] == other.about["progress"]["step"] > about["progress"]["step"]
     for name, array in one.arrays.items():

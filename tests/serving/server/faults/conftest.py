@@ -28,7 +28,6 @@ def server(folder):
     assert made.process.poll() is None, "the server died"
     made.process.send_signal(signal.SIGTERM)
     assert made.process.wait(60) == 0
-    made.errors.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import psutil
 
 from keras_ranking.serving import Client
+from tests import preloaded
 from tests.serving import standin
 from tests.serving.calling import until
 
@@ -39,12 +37,13 @@ class Process:
     """A server in a separate process."""
 
     def __init__(self, folder, rest=0, grpc=0):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-        command = [sys.executable, "-c", CODE, str(folder), str(rest), str(grpc)]
-        self.errors = open(folder.parent / "errors.txt", "ab")  # noqa: SIM115 - as long as the process
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=self.errors, text=True)
-        line = self.process.stdout.readline()
-        assert line.startswith("ports"), (folder.parent / "errors.txt").read_text()
+        ports, self.errors = (folder.parent / f"{name}.txt" for name in ("ports", "errors"))
+        ports.unlink(missing_ok=True)
+        settings = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self.process = preloaded.Process(["-c", CODE, str(folder), str(rest), str(grpc)], "tensorflow", settings, ROOT, ports, self.errors)
+        until(lambda: (ports.exists() and ports.read_text().endswith("\n")) or self.process.poll() is not None)
+        line = ports.read_text()
+        assert line.startswith("ports"), self.errors.read_text()
         self.rest, self.grpc = map(int, line.split()[1:])
         self.seen = psutil.Process(self.process.pid)
 

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings, strategies as st
@@ -147,5 +146,5 @@ def test_memory_is_released(server, memory_before):
         crowd(server)
     until(lambda: not server.connections)
     until(lambda: server.memory - memory_before < MEMORY, 20)
-    log = (Path(server.errors.name)).read_text()
+    log = server.errors.read_text()
     assert "Traceback" not in re.sub(r"version \d+ of .* is not served: .*", "", log), log[-2000:]
