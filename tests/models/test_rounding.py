@@ -15,13 +15,10 @@ from keras_ranking.data import PackedRequests, build_sequences
 from keras_ranking.models import wiring
 from tests.models.test_max_history import array
 
-ROTARY = (8.0, 15_552_000.0)
+LIRANK: dict[str, Any] = {"calibration": False, "hidden": (16, 16), "id_dim": 8, "max_history": 20}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lirank": ("LiRank", {"calibration": False, "hidden": (16, 16), "id_dim": 8, "max_history": 20}),
-    "lirank_rotary": (
-        "LiRank",
-        {"calibration": False, "hidden": (16, 16), "id_dim": 8, "max_history": 20, "history_options": {"rotary": ROTARY}},
-    ),
+    "lirank": ("LiRank", LIRANK),
+    "lirank_rotary": ("LiRank", {**LIRANK, "history_options": {"rotary": (8.0, 15_552_000.0)}}),
     "ligr": ("LiGR", {"id_dim": 8, "max_history": 20}),
     "amortized": ("AmortizedDLRM", {"id_dim": 8, "max_history": 20}),
     "amortized_causal": ("AmortizedDLRM", {"id_dim": 8, "max_history": 20, "history_mask": "causal"}),
@@ -93,6 +90,8 @@ def test_reading_a_history_once_is_as_exact(log: Any, name: str, request: pytest
     assert 0.5 < scale < 50 and np.nanstd(exact) > 0.1
     np.testing.assert_allclose(exact, exact_copies, rtol=1e-12, atol=1e-12 * scale)
     assert np.nanmax(np.abs(once - exact)) > 1e-8, "control: rounding to float32 is seen"
+    print(name, scale, np.nanmax(np.abs(exact - exact_copies)))
     for typical, most in ((np.nanmean, 1e-7), (np.nanmax, 1e-6)):
         error, of_copies = (np.sqrt(typical((values - exact) ** 2)) for values in (once, copies))
+        print(name, error, of_copies)
         assert error <= 2 * of_copies + most * scale
