@@ -78,7 +78,8 @@ class CalibrationError(ObservedBase):
         place = (ops.clip(logit, -_RANGE, _RANGE) + _RANGE) * (self.resolution / (2 * _RANGE))
         # A NaN prediction has no cell; it is put into the first cell, and its residual makes the value NaN.
         place = ops.where(ops.isnan(place), ops.zeros_like(place), place)
-        cell = ops.reshape(ops.minimum(ops.cast(ops.floor(place), "int32"), self.resolution - 1), (-1,))
+        cell = ops.minimum(ops.cast(ops.floor(place), "int32"), self.resolution - 1)
+        cell = ops.cast(ops.reshape(cell, (-1,)), "int32")  # on JAX, Keras makes a float of the number where its float type is bfloat16
         weight = ops.reshape(observed.weight, (-1,))
         residual = ops.reshape(observed.weight * (observed.label - chance), (-1,))
         self._mass.add(ops.segment_sum(weight, cell, self.resolution))

@@ -13,6 +13,7 @@ from keras_ranking.models.configuration import Attention, Past, Tokens, Trunk, V
 from keras_ranking.models.past_reader import PastReader
 from keras_ranking.models.wiring import Tensors, input_columns, without_prefix
 from keras_ranking.ops import Spans
+from keras_ranking.ops.integers import at_least, at_most, int32
 from keras_ranking.schema import Schema
 
 
@@ -150,7 +151,7 @@ class CausalTransformer:
         spans = self.spans(times, segments, delays=inputs["delay"]) if sampled else self.spans(times, segments)
         index = spans.end - spans.start if self.by_index else None
         if self.latest is not None:
-            spans = Spans(ops.maximum(spans.start, spans.end - self.visibility.max_history), spans.end, spans.own)
+            spans = Spans(at_least(spans.start, spans.end - int32(self.visibility.max_history)), spans.end, spans.own)
         events: Tensors = {} if self.past is None else self.past.events(inputs, actions)
         read: list[Any] = []
         if self.past is not None and caches is None:
@@ -232,7 +233,7 @@ class CausalTransformer:
         if self.latest is None:
             return cache["key"], cache["value"], visible
         keys, values = (self.latest(cache[name], length=visible) for name in ("key", "value"))
-        return keys, values, ops.minimum(visible, self.latest.size)
+        return keys, values, at_most(visible, self.latest.size)
 
     def _candidates(self, cache: Tensors, candidates: Tensors) -> tuple[Any, dict[str, Any], Any]:
         """Candidate tokens, their times and places, and how many cached keys they see."""
@@ -251,7 +252,7 @@ class CausalTransformer:
 def _placed(weights: Any, visible: Any, slots: Any, size: int) -> Any:
     """Weights on the latest `size` visible keys, (B, H, N, W + 1), at the places of all that are cached, (B, H, N, slots + 1)."""
     window = weights.shape[-1] - 1
-    place = ops.arange(slots, dtype="int32")[None, :] - ops.maximum(visible - size, 0)[:, None]
+    place = ops.arange(slots, dtype="int32")[None, :] - at_least(visible - int32(size), 0)[:, None]
     read = ops.logical_and(place >= 0, place < window)[:, None, None, :]
     index = ops.clip(place, 0, window - 1)[:, None, None, :] + ops.zeros_like(weights[..., :1], dtype="int32")
     found = ops.where(read, ops.take_along_axis(weights[..., :-1], index, axis=-1), 0.0)

@@ -111,7 +111,8 @@ class CompiledRanker(CheckedModel, keras.Model):
         if not self.auxiliary or not isinstance(y_pred, dict):
             return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         total = super().compute_loss(x=x, y=y, y_pred=self.of_tasks(y_pred), sample_weight=sample_weight, training=training)
-        return total + self.auxiliary_loss(y, y_pred, sample_weight)
+        added = self.auxiliary_loss(y, y_pred, sample_weight)
+        return total + keras.ops.cast(added, keras.backend.standardize_dtype(total.dtype))
 
     def check_targets(self, y: Any) -> None:
         """Raise an error for packed targets if the model is compiled with a loss or metric of plain labels.

@@ -17,6 +17,7 @@ from keras_ranking.models.graph import Graph
 from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps
 from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
+from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.replicas import refuse_replicas
 from keras_ranking.schema import Schema
 
@@ -294,7 +295,7 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
             the weight on the candidate itself.
         """
         names = list(self._graphs.wiring.candidate_inputs())
-        tensors = {name: keras.ops.convert_to_tensor(candidates[name]) for name in names}
+        tensors = {name: as_tensor(candidates[name]) for name in names}
         blocks = []
         for weights in self._graphs.wiring.attention(dict(cache), tensors):
             mean = np.asarray(keras.ops.convert_to_numpy(weights)).mean(axis=1)[..., :-1]
@@ -329,7 +330,7 @@ def _pick(tensors: Mapping[str, Any], graph: keras.Model) -> Tensors:
     if missing:
         raise ValueError(f"the inputs must have {names}. Missing: {missing}")
     # Keras refuses arguments that mix arrays with its own tensors.
-    return {name: keras.ops.convert_to_tensor(tensors[name]) for name in names}
+    return {name: as_tensor(tensors[name]) for name in names}
 
 
 def load(path: str | Path) -> RankingModel:

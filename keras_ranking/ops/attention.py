@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor
 
+from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.spans import Spans
 
 Tensor = Any
@@ -66,7 +67,7 @@ def _check_scale(scale: float | None) -> float | None:
 
 
 def _as_tensors(*values: Any) -> list[Any]:
-    return [value if value is None or isinstance(value, KerasTensor) else keras.ops.convert_to_tensor(value) for value in values]
+    return [value if value is None or isinstance(value, KerasTensor) else as_tensor(value) for value in values]
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.whole import whole_numbers
 
 Tensor = Any
@@ -105,7 +106,7 @@ def rotate(x: Tensor, times: Tensor, periods: Any) -> Tensor:
     _check_pairs(x, table, "periods")
     seconds = ops.expand_dims(ops.cast(whole_numbers(times, "times"), "int32"), 2)
     # The remainder is at most 2**30: exact in int32; the division by P is done in float32 on numbers below one turn.
-    remainder = ops.mod(seconds, ops.convert_to_tensor(table.astype(np.int32)))
+    remainder = ops.mod(seconds, as_tensor(table.astype(np.int32)))
     turns = _TWO_PI / table.astype(np.float64)
     angle = ops.cast(remainder, "float32") * ops.convert_to_tensor(turns.astype(np.float32))
     return _turn(x, angle)
@@ -124,7 +125,7 @@ def rotate_index(x: Tensor, positions: Tensor, frequencies: Any) -> Tensor:
     """
     table = np.asarray(frequencies, dtype=np.float32)
     _check_pairs(x, table, "frequencies")
-    positions = ops.convert_to_tensor(whole_numbers(positions, "positions"))
+    positions = as_tensor(whole_numbers(positions, "positions"))
     angle = ops.cast(ops.expand_dims(positions, 2), "float32") * ops.convert_to_tensor(table)
     return _turn(x, angle)
 

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.ops.integers import at_most
+
 
 def search(values: Any, low: Any, high: Any, limit: Any) -> Any:
     """First place p in [low, high] where `values[p] > limit`, by bisection in rows that do not decrease; `high` if there is none."""
@@ -18,7 +20,7 @@ def search(values: Any, low: Any, high: Any, limit: Any) -> Any:
     def halve(low: Any, high: Any) -> tuple[Any, Any]:
         middle = (low + high) // 2
         # After the search (low = high) the middle may be one past the row: a valid place is read, and the value is ignored.
-        seen = ops.take_along_axis(values, ops.minimum(middle, ops.shape(values)[1] - 1), axis=1)
+        seen = ops.take_along_axis(values, at_most(middle, ops.shape(values)[1] - 1), axis=1)
         right = ops.logical_and(seen <= limit, low < high)
         return ops.where(right, middle + 1, low), ops.where(right, high, middle)
 

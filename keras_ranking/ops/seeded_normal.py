@@ -7,6 +7,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_ranking.ops.integers import int32
+
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 
@@ -26,13 +28,14 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any], rounds: int = 20) -
         key, counter: pairs of int32 tensors that broadcast.
         rounds: 20, as in the paper and in JAX; the authors found that 13 pass BigCrush.
     """
-    keys = (*key, ops.bitwise_xor(ops.bitwise_xor(*key), _signed(PARITY)))
+    keys = (*key, ops.bitwise_xor(ops.bitwise_xor(*key), int32(_signed(PARITY))))
     x, y = counter[0] + keys[0], counter[1] + keys[1]
     for i in range(rounds):
         x = x + y
         turn = ROTATIONS[i % 8]
         # The shift to the right copies the sign; the mask clears the copies.
-        turned = ops.bitwise_or(ops.left_shift(y, turn), ops.bitwise_and(ops.right_shift(y, 32 - turn), (1 << turn) - 1))
+        carried = ops.bitwise_and(ops.right_shift(y, int32(32 - turn)), int32((1 << turn) - 1))
+        turned = ops.bitwise_or(ops.left_shift(y, int32(turn)), carried)
         y = ops.bitwise_xor(turned, x)
         if i % 4 == 3:
             block = i // 4 + 1
@@ -52,6 +55,7 @@ def seeded_normal(seed: Any, width: int, stream: int = 0) -> Any:
     key = ops.cast(ops.expand_dims(seed, -1), "int32")
     word = ops.full((1,), _signed(stream), dtype="int32")
     a, b = threefry((key, word), (place, ops.zeros_like(place)))
-    u, v = ((ops.cast(ops.bitwise_and(ops.right_shift(x, 8), 0xFFFFFF), "float32") + 0.5) * 2.0**-24 for x in (a, b))
+    bits = (ops.bitwise_and(ops.right_shift(x, int32(8)), int32(0xFFFFFF)) for x in (a, b))
+    u, v = ((ops.cast(x, "float32") + 0.5) * 2.0**-24 for x in bits)
     radius, angle = ops.sqrt(-2.0 * ops.log(u)), 2.0 * math.pi * v
     return ops.concatenate([radius * ops.cos(angle), radius * ops.sin(angle)], axis=-1)[:, :width]

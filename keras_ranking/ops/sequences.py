@@ -6,6 +6,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_ranking.ops.integers import at_most
 from keras_ranking.ops.whole import whole_numbers
 
 # Input of a training row -> d: the slots with a history of at most L / d events, rounded up, and of more than the next input's.
@@ -21,7 +22,7 @@ def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
     """
     total = ops.shape(held_and_new)[1]
     index = ops.arange(total, dtype="int32")[None, :]
-    behind = ops.minimum(index + slots - length[:, None], total - 1)
+    behind = at_most(index + slots - length[:, None], total - 1)
     index = ops.where(index < length[:, None], index, behind)
     for _ in range(len(held_and_new.shape) - 2):
         index = ops.expand_dims(index, -1)

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_ranking.ops.integers import as_tensor, at_least
 from keras_ranking.ops.search import search
 from keras_ranking.ops.whole import whole_numbers
 
@@ -92,7 +93,7 @@ class Spans(NamedTuple):
         _at_least_one(window, "window")
         segments = _ids(segments, "segments")
         index, first, _ = _runs(segments)
-        return _finish(segments, ops.maximum(first, index - window), index, index if own else None)
+        return _finish(segments, at_least(first, index - window), index, index if own else None)
 
     @classmethod
     def delayed(cls, times: Tensor, delay: int | Tensor, segments: Tensor, events: Tensor | None = None, own: bool = True) -> Spans:
@@ -115,7 +116,7 @@ class Spans(NamedTuple):
             ValueError: `delay` below 1.
         """
         if len(getattr(delay, "shape", ())) == 2:
-            delay = ops.maximum(_ids(delay, "delay"), 1)
+            delay = at_least(_ids(delay, "delay"), 1)
         else:
             _at_least_one(delay, "delay")
         segments, times = _ids(segments, "segments"), _ids(times, "times")
@@ -290,7 +291,7 @@ def _at_least_one(value: int, name: str) -> None:
 
 
 def _ids(values: Tensor, name: str) -> Tensor:
-    values = ops.convert_to_tensor(whole_numbers(values, name))
+    values = as_tensor(whole_numbers(values, name))
     if len(values.shape) != 2:
         raise ValueError(f"`{name}` must have shape (B, T). Received: {name}.shape={tuple(values.shape)}")
     return ops.cast(values, "int32")

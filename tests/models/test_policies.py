@@ -152,3 +152,20 @@ def test_half_precision_as_the_float_type_of_keras() -> None:
     scores = model.serving_model(tensors)["click"]
     assert keras.backend.standardize_dtype(scores.dtype) == "float32"
     assert np.isfinite(keras.ops.convert_to_numpy(scores)).all()
+
+
+@pytest.mark.parametrize("kind", ["CADET", "LiGR"])
+def test_a_model_in_float32_does_not_depend_on_the_float_type_of_keras(kind: str) -> None:
+    window = {"max_history": 300} if kind == "CADET" else {}  # bfloat16 holds integers up to 256
+    logits, weights = [], None
+    for floatx in ("float32", "bfloat16"):
+        keras.config.set_floatx(floatx)
+        keras.utils.set_random_seed(0)
+        model = getattr(kr.models, kind)(LOG.schema.fit(LOG.events), **{**MODELS[kind], **window}, dtype="float32")
+        weights = model.get_weights() if weights is None else weights
+        model.set_weights(weights)
+        model.compile("sgd", model.losses_by_task(), jit_compile=False)
+        x, y, sample_weight = batch_of(model)
+        logits.append(model.predict_on_batch(x))
+        assert np.isfinite(float(np.ravel(model.train_on_batch(x, y, sample_weight, return_dict=True)["loss"])[0]))
+    assert all(np.array_equal(logits[0][task], logits[1][task]) for task in logits[0])

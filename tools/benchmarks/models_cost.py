@@ -1,12 +1,17 @@
 """Examples per second of a training step of all five models on a simulated log, histories on and off, each backend.
 
-    python tools/benchmarks/models_cost.py [--rows 1000000] [--days 14] [--backends tensorflow,jax,torch] [--models lirank] [--json FILE]
+    python tools/benchmarks/models_cost.py [--rows 1000000] [--days 14] [--backends tensorflow,jax,torch] [--models lirank] [--ways]
+        [--json FILE]
 
 Every model has its defaults, as `keras-ranking train` uses them, and every step is one of `train_on_batch` with the default batch. An
 example is an impression that is scored; padding is not counted. `history` is "on", "off" (LiRank, LiGR without `history_features`) or
-"causal" (AmortizedDLRM with history_mask='causal'). The peer, in the same process and on the same log, is the same model with a history
+"causal" (AmortizedDLRM with history_mask='causal'), or "append_cross": LiRank with history_options={'fusion': 'append_cross'}, whose
+history is read once, beside the peer of LiRank "on". The peer, in the same process and on the same log, is the same model with a history
 for each request: LiRank encodes the window of each slot by itself, LiGR and AmortizedDLRM a copy of the history for each request.
 `ratio` is that of examples per second of CPU time. A step runs `--steps` times (3) after two to compile, and the fastest counts.
+
+With `--ways`, lines of LiRank "on" with each of its two ways alone, beside the same peer: "shared projections" (what no candidate changes
+is projected once a request; each slot reads the longest window) and "slots by length" (slots with short histories read short windows).
 
 `bound` is, for LiRank with a history, the largest ratio that arithmetic in float32 allows: products of the step at the rate of one large
 product of this backend, without anything else, in place of the peer's whole step. A token of width D costs 10 D^2 multiplications
@@ -19,10 +24,12 @@ One JSON object per line: backend, model, history, rows, examples_per_second, pe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +40,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cadet", "on", {}),
     ("feedsr", "on", {}),
     ("lirank", "on", {}),
+    ("lirank", "append_cross", {"history_options": {"fusion": "append_cross"}}),
+    ("lirank", "append_cross causal", {"history_options": {"fusion": "append_cross", "history_mask": "causal"}}),
     ("lirank", "off", {"history_features": ()}),
     ("ligr", "on", {}),
     ("ligr", "off", {"history_features": ()}),
@@ -40,23 +49,38 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("amortized", "causal", {"history_mask": "causal"}),
 ]
 
+WAYS = ("shared projections", "slots by length")
 
-def copied_histories(model: Any) -> None:
-    """Give the model the form that encodes the window of each slot by itself, in its training graph."""
+
+@contextlib.contextmanager
+def of_form(model: Any, form: str) -> Iterator[None]:
+    """LiRank with another training graph: 'peer' encodes the window of each slot by itself; see `--ways` for the others."""
     import keras
 
-    wiring = model._graphs.wiring
-    inputs = {name: x for name, x in wiring.row_inputs().items() if not name.startswith("slots_")}
-    columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
-    logits = wiring._one_by_one(inputs, columns, inputs["request_slot"])[0]
-    outputs = {task: keras.ops.expand_dims(value, -1) for task, value in logits.items()}
-    graph = keras.Model(inputs, outputs)
-    kind = type(model)
+    from keras_ranking.layers.history import concatenated_rows
+
+    wiring, shares = model._graphs.wiring, concatenated_rows._shares
+    inputs = wiring.row_inputs()
+    if form != "slots by length":
+        inputs = {name: x for name, x in inputs.items() if not name.startswith("slots_")}
+    if form == "peer":
+        columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
+        logits = wiring._one_by_one(inputs, columns, inputs["request_slot"])[0]
+        outputs = {task: keras.ops.expand_dims(value, -1) for task, value in logits.items()}
+    else:
+        outputs = wiring.row(inputs)
+    graph, kind = keras.Model(inputs, outputs), type(model)
     names = {
         "call": lambda self, x, training=None, **_: graph(x, training=training),
         "__call__": lambda self, x, **given: graph(x, **given),
     }
-    model.__class__ = type("Copied", (kind,), {**names, "input_columns": property(lambda self: list(inputs))})
+    model.__class__ = type("Formed", (kind,), {**names, "input_columns": property(lambda self: list(inputs))})
+    if form == "slots by length":
+        concatenated_rows._shares = lambda encoder, window: False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        concatenated_rows._shares = shares
 
 
 def step_seconds(model: Any, dataset: Any, steps: int) -> tuple[float, float]:
@@ -105,49 +129,62 @@ def concat_bound(model: Any, found: Any, peer_seconds: float, examples: float) -
     return peer_seconds / (3 * of_slot * examples / product_rate())
 
 
+def measured(model: Any, form: str, sequences: Any, training: Any, steps: int) -> tuple[float, float, Any]:
+    """CPU seconds of the fastest step, examples of a step, and the requests; of the form 'new', 'peer', or one of `WAYS`."""
+    from keras_ranking.data import PackedRequests
+    from keras_ranking.training.predict import model_requests
+    from keras_ranking.training.setup import compile_for, training_data
+
+    lirank = type(model._graphs.wiring).__name__ == "LiRankWiring"
+    with of_form(model, form) if lirank and form != "new" else contextlib.nullcontext():
+        dataset, window = training_data(model, sequences, training, 0)
+        if form != "new":
+            dataset = PackedRequests(
+                model_requests(model, sequences), dataset.row_length, training.batch_size, names=model.input_columns, tasks=model.tasks
+            )
+        compile_for(model, training, steps=100, window=window)
+        return (*step_seconds(model, dataset, steps), getattr(dataset, "requests", None))
+
+
 def measure(args: argparse.Namespace) -> None:
     """All cases of the active backend."""
     import keras
 
     import keras_ranking as kr
-    from keras_ranking.data import PackedRequests
     from keras_ranking.training import keep_freed_memory
     from keras_ranking.training.options import MODELS, split_options
-    from keras_ranking.training.predict import model_requests
-    from keras_ranking.training.setup import compile_for, training_data
 
     keep_freed_memory()
     members = max(20, round(args.rows / (9.35 * args.days)))
     log = kr.data.simulate(members=members, days=args.days, seed=0)
     schema = log.schema.fit(log.events)
     sequences = kr.data.build_sequences(log.events, schema)
+    peers: dict[str, float] = {}  # examples per second
     for name, history, options in CASES:
         if args.models and name not in args.models.split(","):
             continue
         own, training = split_options(name, options, None)
-        line: dict[str, Any] = {"backend": keras.backend.backend(), "model": name, "history": history, "rows": len(log.events)}
-        seconds = {}
-        for form in ("new", "peer"):
-            if form == "peer" and (history == "off" or name in ("cadet", "feedsr")):
-                continue
+
+        def model() -> Any:
             keras.utils.set_random_seed(0)
-            model = MODELS[name](schema, **own)
-            dataset, window = training_data(model, sequences, training, 0)
-            if form == "peer":
+            return MODELS[name](schema, **own)  # noqa: B023
+
+        line: dict[str, Any] = {"backend": keras.backend.backend(), "model": name, "history": history, "rows": len(log.events)}
+        seconds, examples, _ = measured(model(), "new", sequences, training, args.steps)
+        line |= {"examples_per_second": examples / seconds, "cpu_ms": 1e3 * seconds}
+        if history != "off" and name not in ("cadet", "feedsr"):
+            if not history.startswith("append_cross"):
+                seconds, examples, found = measured(made := model(), "peer", sequences, training, args.steps)
+                peers[name] = examples / seconds
+                line["peer_cpu_ms"] = 1e3 * seconds
                 if name == "lirank":
-                    copied_histories(model)
-                dataset = PackedRequests(
-                    model_requests(model, sequences), dataset.row_length, training.batch_size, names=model.input_columns, tasks=model.tasks
-                )
-            compile_for(model, training, steps=100, window=window)
-            seconds[form], examples = step_seconds(model, dataset, args.steps)
-            line["examples_per_second" if form == "new" else "peer_per_second"] = examples / seconds[form]
-            line["cpu_ms" if form == "new" else "peer_cpu_ms"] = 1e3 * seconds[form]
-            if form == "peer":
-                line["ratio"] = line["examples_per_second"] / line["peer_per_second"]
-                if name == "lirank":
-                    line["bound"] = concat_bound(model, dataset.requests, seconds[form], examples)
+                    line["bound"] = concat_bound(made, found, seconds, examples)
+            line |= {"peer_per_second": peers[name], "ratio": line["examples_per_second"] / peers[name]}
         print(json.dumps(line), flush=True)
+        for way in WAYS if args.ways and (name, history) == ("lirank", "on") else ():
+            seconds, examples, _ = measured(model(), way, sequences, training, args.steps)
+            rate = examples / seconds
+            print(json.dumps({**line, "history": way, "examples_per_second": rate, "cpu_ms": 1e3 * seconds, "ratio": rate / peers[name]}))
 
 
 def main() -> None:
@@ -156,6 +193,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=14)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--models", help="of cadet, feedsr, lirank, ligr and amortized, separated by commas; default: all")
+    parser.add_argument("--ways", action="store_true", help="LiRank's two ways apart")
     parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.base import RefusesMask, WholeInputs
+from keras_ranking.ops.integers import at_least, at_most
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -50,9 +51,9 @@ class LatestKeys(WholeInputs, RefusesMask, keras.layers.Layer):
         slots, wanted = ops.shape(inputs)[2], max(self.size, 1)
         if isinstance(slots, int) and slots <= wanted and self.size:
             return inputs
-        window = min(slots, wanted) if isinstance(slots, int) else ops.minimum(slots, wanted)
-        first = ops.maximum(ops.cast(length, "int32") - self.size, 0)
-        index = ops.minimum(first[:, None] + ops.arange(window, dtype="int32")[None, :], slots - 1)[:, None]
+        window = min(slots, wanted) if isinstance(slots, int) else at_most(slots, wanted)
+        first = at_least(ops.cast(length, "int32") - self.size, 0)
+        index = at_most(first[:, None] + ops.arange(window, dtype="int32")[None, :], slots - 1)[:, None]
         for _ in range(len(inputs.shape) - 3):
             index = ops.expand_dims(index, -1)
         return ops.take_along_axis(inputs, index, axis=2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.whole import whole_numbers
 
 
@@ -38,8 +39,8 @@ class WholeInputs:
             changed = {key: self._checked(key, entry) for key, entry in value.items() if key in self._whole()}
             return {**value, **changed} if changed else value
         if name == "cache" and isinstance(value, (tuple, list)) and isinstance(value[-1], (np.ndarray, list)):  # key, value, lengths
-            return (*value[:-1], whole_numbers(value[-1], "lengths"))
-        return whole_numbers(value, name) if name in self._whole() else value
+            return (*value[:-1], as_tensor(whole_numbers(value[-1], "lengths")))
+        return as_tensor(whole_numbers(value, name)) if name in self._whole() else value
 
 
 @functools.cache

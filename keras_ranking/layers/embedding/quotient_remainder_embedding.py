@@ -10,6 +10,7 @@ from keras import ops
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding
 from keras_ranking.layers.embedding.table_embedding import Embedding
+from keras_ranking.ops.integers import int32
 
 SPACE = 2**32
 
@@ -85,9 +86,9 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
 
     def rows(self, inputs: Any) -> tuple[Any, Any]:
         """Quotient and remainder by m of int32 bit patterns read as unsigned numbers; int32 of the same shape."""
-        bit = ops.bitwise_and(inputs, 1)
-        rest = ops.bitwise_and(ops.right_shift(inputs, 1), 0x7FFFFFFF)  # the mask clears the copied sign
-        high = ops.floor_divide(rest, self.divisor)
+        bit = ops.bitwise_and(inputs, int32(1))
+        rest = ops.bitwise_and(ops.right_shift(inputs, int32(1)), int32(0x7FFFFFFF))  # the mask clears the copied sign
+        high = ops.floor_divide(rest, int32(self.divisor))
         low = 2 * (rest - high * self.divisor) + bit  # below 2 m
         carry = ops.cast(low >= self.divisor, "int32")
         return 2 * high + carry, low - carry * self.divisor

@@ -10,6 +10,7 @@ from keras import ops
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.table_embedding import Embedding
+from keras_ranking.ops.integers import at_least
 
 _INT32 = 2**31
 
@@ -84,7 +85,7 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
             code = inputs[..., level]
             there = code >= 0
             known = ops.logical_and(known, there) if self.prefixes else there
-            code = ops.maximum(code, 0)
+            code = at_least(code, 0)
             if self.prefixes:
                 prefix = (prefix * self.codebook_size + code) % self.rows[level]
                 code = prefix

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_ranking.layers.history.shared_steps import candidate_output, history_spans, history_summary, latest_events, rotated_by
 from keras_ranking.ops import Spans
+from keras_ranking.ops.integers import at_least
 from keras_ranking.ops.sequences import gather_rows
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | 
     def row(x: Any, *trailing: int) -> Any:
         return ops.reshape(x, (batch, before, *trailing))
 
-    owner = ops.maximum(slot - 1, 0)
+    owner = at_least(slot - 1, 0)
     first = row(ops.zeros_like(real, dtype="int32") + (ops.arange(batch * requests, dtype="int32") % requests * window)[:, None])
     inside = Spans(*(row(part) + first for part in history_spans(encoder, real, times)))
     start = owner * window

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_ranking.layers.attention.windows import LONGEST, SharedProjections, block_over_windows, projects_linearly
 from keras_ranking.layers.history.shared_steps import history_summary, latest_events
+from keras_ranking.ops.integers import at_least, at_most, int32
 from keras_ranking.ops.rows import take_in_rows
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
 
@@ -25,7 +26,7 @@ def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | 
     (rows, slots), width = ops.shape(slot), candidates.shape[-1]
     candidates = ops.reshape(ops.cast(candidates, history.dtype), (rows * slots, width))
     row = ops.arange(rows, dtype="int32")[:, None]
-    owner = row * (ops.shape(history)[0] // rows) + ops.maximum(slot - 1, 0)
+    owner = row * (ops.shape(history)[0] // rows) + at_least(slot - 1, 0)
     shared = SharedProjections(encoder.blocks[0], history, candidates) if _shares(encoder, window) else None
     read = _Windows(encoder, rows, history, times, candidates, shared, training)
     if "slots_whole" not in inputs:
@@ -37,7 +38,7 @@ def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | 
     parts, chosen = [], []
     for name, divisor in SLOTS_BY_LENGTH.items():
         which = inputs[name]
-        at = ops.maximum(which - 1, 0)
+        at = at_least(which - 1, 0)
         mine = ops.take_along_axis(owner, at, axis=1)
         seen = ops.where(which > 0, take_in_rows(length, mine, rows), 0)
         size = _smaller((longest + divisor - 1) // divisor, window)
@@ -64,7 +65,7 @@ def _stored(window: Any) -> bool:
 
 
 def _smaller(a: Any, b: Any) -> Any:
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else ops.minimum(a, b)
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else at_most(int32(a), b)
 
 
 class _Windows:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from keras import ops
 
 from keras_ranking.ops import Spans
+from keras_ranking.ops.integers import at_least, at_most
 from keras_ranking.ops.sequences import session_ids
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ def latest_window(history: Any, times: Any, visible: Any, size: int) -> tuple[An
     slots = ops.shape(history)[1]
     if isinstance(slots, int) and slots <= size:
         return history, times, ops.cast(visible, "int32")
-    window = min(slots, size) if isinstance(slots, int) else ops.minimum(slots, size)
+    window = min(slots, size) if isinstance(slots, int) else at_most(slots, size)
     visible = ops.cast(visible, "int32")
-    length = ops.minimum(visible, window)
+    length = at_most(visible, window)
     index = (visible - length)[:, None] + ops.arange(window, dtype="int32")[None, :]
-    index = ops.minimum(index, slots - 1)
+    index = at_most(index, slots - 1)
     history = ops.take_along_axis(history, index[:, :, None], axis=1)
     return history, None if times is None else ops.take_along_axis(times, index, axis=1), length
 
@@ -69,7 +70,7 @@ def history_summary(encoder: HistoryEncoder, x: Any, real: Any, length: Any) -> 
         parts.append(ops.where(ops.any(real, axis=1)[:, None], highest, ops.zeros_like(highest)))
     for k in range(encoder.latest):
         at = length - 1 - k
-        row = ops.take_along_axis(x, ops.maximum(at, 0)[:, None, None], axis=1)[:, 0]
+        row = ops.take_along_axis(x, at_least(at, 0)[:, None, None], axis=1)[:, 0]
         parts.append(ops.where(at[:, None] >= 0, row, ops.zeros_like(row)))
     return ops.concatenate(parts, axis=-1)
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_ranking.layers.history.shared_steps import candidate_output, history_spans
 from keras_ranking.ops import Spans
+from keras_ranking.ops.integers import at_least
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ def score(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | N
     real = stream > 0
     history = ops.where(real[:, :, None], inputs["history"], ops.zeros_like(inputs["history"]))
     before, slots = ops.shape(stream)[1], ops.shape(slot)[1]
-    owner, empty = ops.maximum(slot - 1, 0), slot < 1
+    owner, empty = at_least(slot - 1, 0), slot < 1
     begin = ops.take_along_axis(inputs["begin"], owner, axis=1)
     end = ops.take_along_axis(inputs["end"], owner, axis=1)
     index = before + ops.arange(slots, dtype="int32")[None, :] + ops.zeros_like(slot)

@@ -10,6 +10,7 @@ from keras import ops
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.ops import Spans
+from keras_ranking.ops.integers import at_most
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -96,12 +97,12 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
         order = ops.cast(ops.argsort(target, axis=1), "int32")  # target is a permutation, so there are no ties
         size = ops.shape(inputs)[1]
         if whole:
-            size = min(size, self.top_k) if isinstance(size, int) else ops.minimum(size, self.top_k)
+            size = min(size, self.top_k) if isinstance(size, int) else at_most(size, self.top_k)
             order = order[:, :size]
         x = ops.take_along_axis(inputs, order[:, :, None], axis=1)
         sets = ops.take_along_axis(slot * chosen, order, axis=1)
         x = self._blocks(x, tuple(Spans.setwise(sets, sets)), training)
-        back = ops.take_along_axis(x, ops.minimum(target, size - 1)[:, :, None], axis=1)
+        back = ops.take_along_axis(x, at_most(target, size - 1)[:, :, None], axis=1)
         return ops.where(chosen[:, :, None] > 0, back, inputs), chosen
 
     def _blocks(self, x: Any, spans: Any, training: bool | None) -> Any:

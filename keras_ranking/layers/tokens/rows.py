@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.base import RefusesMask, WholeInputs
+from keras_ranking.ops.integers import at_least
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -67,7 +68,7 @@ class SlotOwners(WholeInputs, RefusesMask, keras.layers.Layer):
 
     def call(self, slots: Any, requests: Any) -> Any:
         rows, count = ops.shape(requests)
-        owner = ops.arange(rows, dtype="int32")[:, None] * count + ops.maximum(slots - 1, 0)
+        owner = ops.arange(rows, dtype="int32")[:, None] * count + at_least(slots - 1, 0)
         return ops.reshape(owner, (-1,))
 
     def compute_output_spec(self, slots: Any, requests: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_ranking.ops.backends.per_sample import Step, per_sample_step
+from keras_ranking.ops.integers import as_tensor
 from keras_ranking.training.incremental.layer_gradients import (
     LayerGradient,
     Recorder,
@@ -206,7 +207,7 @@ class _Plan:
             return ops.sum(ops.cast(value, "float32")), [inputs for _, inputs, _ in recorder.calls]
 
         # One plain call records the order and shapes of the calls, and builds what is built on first use.
-        first = [ops.convert_to_tensor(leaf[:1]) for leaf in flat if leaf is not None]
+        first = [as_tensor(leaf[:1]) for leaf in flat if leaf is not None]
         run_model([v.value for v in self.values], None, [v.value for v in self.fixed], first)
         calls = recorder.calls
         self.offsets = [ops.zeros(shape, dtype="float32") for _, _, shape in calls]
@@ -242,8 +243,8 @@ class _Plan:
     def run(self, flat: list[Any], chosen: np.ndarray) -> Any:
         """The sums of the chosen samples. They are padded with the first one, which is not counted, so that shapes are constant."""
         index = np.concatenate([chosen, np.full(self.at_once - len(chosen), chosen[0])])
-        samples = [ops.convert_to_tensor(leaf[index]) for leaf in flat if leaf is not None]
-        counted = ops.convert_to_tensor(np.arange(self.at_once) < len(chosen))
+        samples = [as_tensor(leaf[index]) for leaf in flat if leaf is not None]
+        counted = as_tensor(np.arange(self.at_once) < len(chosen))
         values, fixed = ([ops.convert_to_tensor(v.value) for v in part] for part in (self.values, self.fixed))
         return self.step(values, self.offsets, fixed, samples, counted)
 
