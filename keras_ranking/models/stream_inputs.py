@@ -35,6 +35,18 @@ class RunsStreams:
             return None
         return self._graphs.get("streams", lambda: Graph(inputs, wiring.row(inputs), name=f"{self.name}_streams"))
 
+    def predict_last_inputs(self, x: Mapping[str, Any]) -> Any:
+        """What `last_inputs` gives for a batch with the inputs of `input_columns`, or with those of `stream_columns`."""
+        if "stream_time" not in x:
+            return self.last_inputs.predict_on_batch(x)  # type: ignore[attr-defined]
+        wiring: Any = self._graphs.wiring
+
+        def build() -> keras.Model:
+            inputs = wiring.stream_inputs()
+            return Graph(inputs, wiring.last_inputs(inputs), name=f"{self.name}_stream_last_inputs")
+
+        return self._graphs.get("stream_last_inputs", build).predict_on_batch(x)
+
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, Mapping) and "stream_time" in inputs and self._stream_graph is not None:
             return self._stream_graph(inputs, *args, **kwargs)

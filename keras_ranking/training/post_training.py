@@ -8,18 +8,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ranking.data import PackedRequests, Sequences
+from keras_ranking.data import Sequences
 from keras_ranking.layers import RandomEffectFit, fit_random_effect
 from keras_ranking.models import RankingModel
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.predict import model_requests, scored_rows
 
 
 def _batches(model: RankingModel, sequences: Sequences, batch_size: int, row_length: int) -> Iterator[Any]:
     if model.form != "requests":
         raise ValueError(f"`model` must be trained on requests. Received: form={model.form!r}")
-    found = model_requests(model, sequences)
-    longest = int((found.candidate_end - found.candidate_begin).max(initial=1))
-    dataset = PackedRequests(found, max(row_length, longest), batch_size, model.input_columns, tasks=model.tasks, shuffle=False)
+    dataset = scored_rows(model, model_requests(model, sequences), batch_size, row_length)
     for batch in range(len(dataset)):
         yield dataset[batch]
 
@@ -57,7 +55,7 @@ def fit_exploration(
         raise ValueError("`model` must be made with `explore`. Received: a model that explores no task")
     first = dict.fromkeys(posteriors, True)
     for x, _, weights in _batches(model, sequences, batch_size, row_length):
-        states = model.last_inputs.predict_on_batch(x)
+        states = model.predict_last_inputs(x)
         for task, posterior in posteriors.items():
             posterior.update(states[task], sample_weight=weights[task], discount=discount if first[task] else 1.0)
             first[task] = False
@@ -65,13 +63,11 @@ def fit_exploration(
 
 
 def _spread(model: RankingModel, sequences: Sequences, batch_size: int, row_length: int) -> dict[str, np.ndarray]:
-    found = model_requests(model, sequences)
-    size = max(row_length, int((found.candidate_end - found.candidate_begin).max(initial=1)))
-    dataset = PackedRequests(found, size, batch_size, model.input_columns, tasks=model.tasks, shuffle=False)
+    dataset = scored_rows(model, model_requests(model, sequences), batch_size, row_length)
     covariance = {task: np.linalg.inv(posterior.precision) for task, posterior in model.last_layers("posteriors").items()}
     parts: dict[str, list[np.ndarray]] = {}
     for batch in range(len(dataset)):
-        states = model.last_inputs.predict_on_batch(dataset[batch][0])
+        states = model.predict_last_inputs(dataset[batch][0])
         for task, cov in covariance.items():
             z = np.asarray(states[task], dtype=np.float64)
             z = np.concatenate([z, np.ones((*z.shape[:-1], cov.shape[0] - z.shape[-1]))], axis=-1)

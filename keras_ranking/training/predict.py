@@ -41,6 +41,13 @@ def model_requests(ranker: models.RankingModel, sequences: Sequences) -> Request
     return requests(sequences, max_history=arguments["max_history"] if reads else 0, delay=arguments["delay"])
 
 
+def scored_rows(ranker: models.RankingModel, data: Requests, batch_size: int, row_length: int) -> PackedRequests:
+    """Requests in rows of at least `row_length` candidates, in their order, with the inputs that the model reads in training."""
+    size = max(row_length, int((data.candidate_end - data.candidate_begin).max(initial=1)))
+    names = ranker.stream_columns or ranker.input_columns
+    return PackedRequests(data, size, batch_size, names=names, tasks=ranker.tasks, shuffle=False)
+
+
 def predict_events(
     ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int = 8, row_length: int = 512, shown: bool = True
 ) -> dict[str, np.ndarray]:
@@ -97,8 +104,7 @@ def _target_probabilities(
     _check_data(ranker, data)
     dataset: PackedDataset | PackedRequests
     if isinstance(data, Requests):
-        size = max(row_length, int((data.candidate_end - data.candidate_begin).max(initial=1)))
-        dataset = PackedRequests(data, size, batch_size, names=ranker.input_columns, tasks=ranker.tasks, shuffle=False)
+        dataset = scored_rows(ranker, data, batch_size, row_length)
         index, target = dataset.slots, (dataset.slots >= 0) & data.sequences.target[dataset.slots]
     else:
         delay = ranker.arguments["delay"]  # that of serving, also for a model trained on sampled delays

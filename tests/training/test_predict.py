@@ -9,6 +9,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.training import evaluate
+from keras_ranking.training.predict import scored_rows
 
 pytestmark = pytest.mark.one_backend
 
@@ -45,3 +46,37 @@ def test_evaluate_gives_the_metrics_of_the_events_scores_to_the_bit(make: Any) -
     ranked = ("auc", "impression_auc", "ndcg_at_10", "mrr")
     assert found == {name: (served if name in ranked else logged)[name] for name in found}
     assert make is kr.models.LiRank or served["auc"] != logged["auc"]  # control: the towers differ
+
+
+HISTORIES: dict[str, Any] = {
+    "LiGR": {"dim": 8, "num_heads": 2, "num_layers": 1, "setwise_layers": 1},
+    "AmortizedDLRM": {"dim": 8, "num_layers": 1, "hidden": (8,), "rank": 4, "history_mask": "causal"},
+    "AmortizedDLRM bidirectional": {"dim": 8, "num_layers": 1, "hidden": (8,), "rank": 4},
+}
+
+
+@pytest.mark.parametrize("name", list(HISTORIES))
+def test_scores_of_shared_histories_are_those_of_a_history_for_each_request(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = kr.data.simulate(members=10, days=4, seed=1)
+    dlrm = name.startswith("Amortized")
+    fitted: dict[str, Any] = {"explore": ["click"], "random_effects": {"click": "author_id"}} if dlrm else {}
+    kind = getattr(kr.models, name.split()[0])
+    model = kind(log.schema.fit(log.events), max_history=9, id_dim=4, tasks=["click"], **fitted, **HISTORIES[name])
+    rng = np.random.default_rng(0)
+    model.set_weights([w + rng.normal(0, 0.05, w.shape).astype(w.dtype) * (w.dtype.kind == "f") for w in model.get_weights()])
+    kept, sequences = model.get_weights(), kr.data.build_sequences(log.events, model.schema)
+    found = []
+    for columns in (model.stream_columns, []):
+        monkeypatch.setattr(type(model), "stream_columns", columns)
+        dataset = scored_rows(model, kr.training.model_requests(model, sequences), 8, 64)
+        tokens = next(x for name, x in dataset[0][0].items() if name in ("stream_time", "history_time"))
+        results = [kr.training.predict_events(model, kr.training.model_requests(model, sequences))["click"][:, 0]]
+        results += list(evaluate(model, log)["click"].values())
+        if dlrm:
+            results.append(kr.training.fit_exploration(model, sequences)["click"])
+            results.append(kr.training.fit_random_effects(model, sequences)["click"].effects)
+        found.append((tokens.size * len(dataset), results))
+        model.set_weights(kept)
+    assert found[0][0] < 0.7 * found[1][0], "events are read less often"
+    for shared, copies in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(shared, copies, rtol=1e-4, atol=2e-6)
