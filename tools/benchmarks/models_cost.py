@@ -1,7 +1,7 @@
 """Examples per second of a training step of all five models on a simulated log, histories on and off, each backend.
 
     python tools/benchmarks/models_cost.py [--rows 1000000] [--days 14] [--backends tensorflow,jax,torch] [--models lirank] [--ways]
-        [--json FILE]
+        [--scoring] [--json FILE]
 
 Every model has its defaults, as `keras-ranking train` uses them, and every step is one of `train_on_batch` with the default batch. An
 example is an impression that is scored; padding is not counted. `history` is "on", "off" (LiRank, LiGR without `history_features`) or
@@ -12,6 +12,9 @@ for each request: LiRank encodes the window of each slot by itself, LiGR and Amo
 
 With `--ways`, lines of LiRank "on" with each of its two ways alone, beside the same peer: "shared projections" (what no candidate changes
 is projected once a request; each slot reads the longest window) and "slots by length" (slots with short histories read short windows).
+
+With `--scoring`, lines of `predict_events` in place of training steps: events of the log scored per second of CPU time, LiGR and
+AmortizedDLRM, beside the same with a history for each request; the second of two passes.
 
 `bound` is, for LiRank with a history, the largest ratio that arithmetic in float32 allows: products of the step at the rate of one large
 product of this backend, without anything else, in place of the peer's whole step. A token of width D costs 10 D^2 multiplications
@@ -146,6 +149,20 @@ def measured(model: Any, form: str, sequences: Any, training: Any, steps: int) -
         return (*step_seconds(model, dataset, steps), getattr(dataset, "requests", None))
 
 
+def scored_per_second(model: Any, sequences: Any, copies: bool) -> float:
+    """Events per CPU second of a pass of `predict_events` over the log."""
+    from keras_ranking.training import model_requests, predict_events
+
+    if copies:
+        model.__class__ = type("Copied", (type(model),), {"stream_columns": []})
+    found = model_requests(model, sequences)
+    for _ in range(2):
+        begin = time.process_time()
+        scores = predict_events(model, found)
+        seconds = time.process_time() - begin
+    return float(np.isfinite(next(iter(scores.values()))).sum() / seconds)
+
+
 def measure(args: argparse.Namespace) -> None:
     """All cases of the active backend."""
     import keras
@@ -170,6 +187,11 @@ def measure(args: argparse.Namespace) -> None:
             return MODELS[name](schema, **own)  # noqa: B023
 
         line: dict[str, Any] = {"backend": keras.backend.backend(), "model": name, "history": history, "rows": len(log.events)}
+        if args.scoring:
+            if history != "off" and name in ("ligr", "amortized"):
+                rate, peer = (scored_per_second(model(), sequences, copies) for copies in (False, True))
+                print(json.dumps({**line, "scored_per_second": rate, "peer_per_second": peer, "ratio": rate / peer}), flush=True)
+            continue
         seconds, examples, _ = measured(model(), "new", sequences, training, args.steps)
         line |= {"examples_per_second": examples / seconds, "cpu_ms": 1e3 * seconds}
         if history != "off" and name not in ("cadet", "feedsr"):
@@ -194,6 +216,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--models", help="of cadet, feedsr, lirank, ligr and amortized, separated by commas; default: all")
     parser.add_argument("--ways", action="store_true", help="LiRank's two ways apart")
+    parser.add_argument("--scoring", action="store_true", help="predict_events in place of training steps")
     parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

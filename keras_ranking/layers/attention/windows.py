@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_ranking.ops import Spans
@@ -32,43 +31,31 @@ def block_over_windows(
     """
     if not stored:
         return block(x, times=rotation, spans=tuple(Spans.bidirectional(ops.cast(real, "int32"))), training=training)
-    attention, (windows, width, size) = block.attention, ops.shape(x)
-    # All tokens in one row: of more axes, XLA makes slow products in the gradients of the kernels.
-    x, rotation = _one_row(x), None if rotation is None else _one_row(rotation)
+    attention = block.attention
     if projected is None:
         query, key, value = attention._project(block.attention_norm(x), rotation)
     else:
         query, key, value = (
-            attention._heads(_one_row(part), heads)
+            attention._heads(part, heads)
             for part, heads in zip(projected, (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads), strict=True)
         )
         query, key = attention._rotated(query, rotation, None), attention._rotated(key, rotation, None)
-    query, key, value = (ops.reshape(part, (windows, width, *part.shape[2:])) for part in (query, key, value))
-    attended = _one_row(_attended(query, key, value, real))
+    attended = _attended(query, key, value, real)
+    shape = ops.shape(attended)
+    attended = ops.reshape(attended, (shape[0], shape[1], attention.num_heads * attention.head_dim))
     if "output" in attention.gates:
         attended = attention._gate("output", attended, block.attention_norm(x))
-    x = block.with_attended(x, attention.output_map(attended), training=training)
-    return ops.reshape(x, (windows, width, size))
-
-
-def _one_row(x: Any) -> Any:
-    shape = ops.shape(x)
-    return ops.reshape(x, (1, shape[0] * shape[1], *x.shape[2:]))
+    return block.with_attended(x, attention.output_map(attended), training=training)
 
 
 def _attended(query: Any, key: Any, value: Any, real: Any) -> Any:
-    """softmax(Q K^T / sqrt(d_h)) V over the real keys of each window, in float32 or more; (N, W, H, d_h) each -> (N, W, H d_h).
-
-    One product for each head, which reads its part of the arrays where it lies.
-    """
-    dtype, groups, heads = query.dtype, query.shape[2] // key.shape[2], []
-    wide = "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
-    for head in range(query.shape[2]):
-        asked, kept = ops.cast(query[:, :, head], wide), ops.cast(key[:, :, head // groups], wide)
-        logits = ops.matmul(asked, ops.transpose(kept, (0, 2, 1))) * query.shape[-1] ** -0.5
-        weights = ops.softmax(ops.where(real[:, None, :], logits, -1e9))
-        heads.append(ops.matmul(ops.cast(weights, dtype), value[:, :, head // groups]))
-    return ops.concatenate(heads, axis=-1)
+    """softmax(Q K^T / sqrt(d_h)) V over the real keys of each window, in float32; (N, W, H, d_h) each."""
+    dtype, groups = query.dtype, query.shape[2] // key.shape[2]
+    if groups > 1:
+        key, value = ops.repeat(key, groups, axis=2), ops.repeat(value, groups, axis=2)
+    logits = ops.einsum("nqhd,nkhd->nhqk", ops.cast(query, "float32"), ops.cast(key, "float32")) * query.shape[-1] ** -0.5
+    weights = ops.softmax(ops.where(real[:, None, None, :], logits, -1e9))
+    return ops.einsum("nhqk,nkhd->nqhd", ops.cast(weights, dtype), value)
 
 
 def projects_linearly(block: Any) -> bool:
