@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from keras_ranking.losses.packed import Observed
 from keras_ranking.ops.rows import for_own_rows
 
 # Pairs of one step of the loop: eager operations need many to be worth their overhead, and compiled ones few for short batches.
-_FEWEST, _MOST = 2**13, 2**14
+_FEWEST, _MOST, _EAGER = 2**13, 2**14, 2**17
+_RUN = 16  # pairs of one item that are read together: what depends on that item alone is read once for them
 _LAST = 2**30  # above every request number
 
 
@@ -32,8 +34,9 @@ class _Items(NamedTuple):
     bucket: Any
     place: Any  # in the row
     lower: Any  # the first item of the same request with a smaller label: it and all later ones are a pair with this item
-    first: Any  # number of the first pair of this item
-    end: Any  # number after its last pair
+    pairs: Any  # how many these are
+    first: Any  # number of the first run of pairs of this item
+    end: Any  # number after its last run
 
 
 def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tuple[Any, Any, Any]:
@@ -41,9 +44,9 @@ def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tupl
 
         sum_P w_i w_j softplus(-(s_i - s_j)),   sum_P w_i w_j,   d first / d s
 
-    Items are ordered by request and label. So the pairs of an item are with a range of later items, and pairs can be numbered: a loop
-    whose length depends on the batch reads a block of numbers at a time. All shapes are fixed, so that programs can be compiled. The
-    work is N log N + sum_r p_r n_r for requests with p_r items above the others.
+    Items are ordered by request and label. So the pairs of an item are with a range of later items, which is read in runs, and runs can
+    be numbered: a loop whose length depends on the batch reads a block of numbers at a time. Shapes are fixed where programs are compiled.
+    The work is N log N + sum_r p_r n_r for requests with p_r items above the others.
 
     Args:
         observed: tensors (B, T).
@@ -65,8 +68,10 @@ def pair_sums(observed: Observed, same_bucket: bool, window: int | None) -> tupl
 def _sums(observed: _Slots, same_bucket: bool, window: int | None) -> tuple[Any, Any, Any]:
     items, order = _ordered(observed)
     count = ops.shape(items.logit)[0]
-    block = min(_MOST, max(_FEWEST, count)) if isinstance(count, int) else _MOST
-    # The loop counts blocks: XLA takes a loop of a known number of pairs, in steps of a block, for one of no step if a block is larger.
+    block = (min(_MOST, max(_FEWEST, count)) if isinstance(count, int) else _MOST) // _RUN
+    if keras.backend.backend() == "torch":  # eager: one step of as many as there are, up to a size that fits a cache
+        block = min(_EAGER, max(_FEWEST, int(items.end[-1]) * _RUN)) // _RUN
+    # The loop counts blocks: XLA takes a loop of a known number of runs, in steps of a block, for one of no step if a block is larger.
     blocks = (items.end[-1] + (block - 1)) // block
     zero = ops.zeros_like(items.logit[0])
 
@@ -75,16 +80,21 @@ def _sums(observed: _Slots, same_bucket: bool, window: int | None) -> tuple[Any,
 
     def add(number: Any, loss: Any, total: Any, slope: Any) -> tuple[Any, ...]:
         one, other, keep = _block(items, number * block, block, count)
+
+        def of_one(values: Any) -> Any:
+            return ops.take(values, one)[:, None]
+
         if same_bucket:
-            keep = ops.logical_and(keep, ops.equal(ops.take(items.bucket, one), ops.take(items.bucket, other)))
+            keep = ops.logical_and(keep, ops.equal(of_one(items.bucket), ops.take(items.bucket, other)))
         if window is not None:
-            keep = ops.logical_and(keep, ops.abs(ops.take(items.place, one) - ops.take(items.place, other)) < window)
-        pair = ops.take(items.weight, one) * ops.take(items.weight, other)
+            keep = ops.logical_and(keep, ops.abs(of_one(items.place) - ops.take(items.place, other)) < window)
+        pair = of_one(items.weight) * ops.take(items.weight, other)
         pair = ops.where(keep, pair, ops.zeros_like(pair))
-        margin = ops.take(items.logit, one) - ops.take(items.logit, other)
+        margin = of_one(items.logit) - ops.take(items.logit, other)
         margin = ops.where(pair > 0, margin, ops.zeros_like(margin))
         change = pair * ops.sigmoid(-margin)
-        slope = slope + ops.segment_sum(change, other, count) - ops.segment_sum(change, one, count)
+        of_others = ops.segment_sum(ops.reshape(change, (-1,)), ops.reshape(other, (-1,)), count)
+        slope = slope + of_others - ops.segment_sum(ops.sum(change, axis=1), one, count)
         return number + 1, loss + ops.sum(pair * ops.softplus(-margin)), total + ops.sum(pair), slope
 
     _, loss, total, slope = ops.while_loop(more, add, (ops.zeros_like(blocks), zero, zero, ops.zeros_like(items.logit)))
@@ -107,8 +117,9 @@ def _ordered(observed: _Slots) -> tuple[_Items, Any]:
     lower = _end_of_run(new_label)
     key, logit, weight, bucket, place = (ops.reshape(values, (-1,)) for values in (key, logit, weight, bucket, order))
     pairs = ops.where(key < _LAST, _end_of_run(new_request) - lower, ops.zeros_like(lower))
-    end = ops.cumsum(pairs)
-    return _Items(logit, weight, bucket, place, lower, end - pairs, end), order
+    runs = (pairs + (_RUN - 1)) // _RUN
+    end = ops.cumsum(runs)
+    return _Items(logit, weight, bucket, place, lower, pairs, end - runs, end), order
 
 
 def _end_of_run(change: Any) -> Any:
@@ -119,14 +130,14 @@ def _end_of_run(change: Any) -> Any:
 
 
 def _block(items: _Items, start: Any, block: int, count: Any) -> tuple[Any, Any, Any]:
-    """Both items of the pairs `start`, ..., `start + block - 1`, and which of these pairs there are."""
-    # The first item of pair p is the number of items whose pairs all come before p.
+    """The item (R,) of each of the runs `start`, ..., `start + block - 1`, its other items (R, K), and which of these pairs there are."""
+    # The item of run r is the number of items whose runs all come before r.
     ended = items.end - start
     within = ops.logical_and(ended > 0, ended < block)
     steps = ops.segment_sum(ops.cast(within, "int32"), ops.where(within, ended, ops.zeros_like(ended)), block)
     one = ops.sum(ops.cast(ended <= 0, "int32")) + ops.cumsum(steps)
     number = start + ops.arange(block, dtype="int32")
-    there = number < items.end[-1]
     one = ops.cast(ops.minimum(one, count - 1), "int32")  # Keras makes a float of the number where its float type is bfloat16
-    other = ops.take(items.lower, one) + number - ops.take(items.first, one)
-    return one, ops.where(there, other, one), there
+    at = ((number - ops.take(items.first, one)) * _RUN)[:, None] + ops.arange(_RUN, dtype="int32")[None, :]
+    there = ops.logical_and(at < ops.take(items.pairs, one)[:, None], (number < items.end[-1])[:, None])
+    return one, ops.where(there, ops.take(items.lower, one)[:, None] + at, 0), there

@@ -45,7 +45,8 @@ ORDERS = {
 def test_value_and_gradient_equal_all_pairs(name: str, grades: int, monkeypatch: pytest.MonkeyPatch) -> None:
     y_true, logit, weight = batch(ORDERS[name], grades, seed=3)
     y_true[-1, :2, 0], weight[-1, :2] = [1, 0], 1
-    monkeypatch.setattr(request_pairs, "_FEWEST", 1)  # several blocks
+    monkeypatch.setattr(request_pairs, "_FEWEST", 16)  # several blocks
+    monkeypatch.setattr(request_pairs, "_EAGER", 64)
     value, gradient = value_and_gradient(lambda x: InRequestPairwise()(y_true, x, weight), logit)
     wanted, slope = reference(y_true, logit, weight)
     assert value == pytest.approx(wanted, rel=1e-5)
@@ -64,27 +65,28 @@ def test_a_window_takes_pairs_away() -> None:
 
 @pytest.mark.quickest
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends trace a block once")
-def test_blocks_are_as_many_as_the_pairs_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_read_are_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding has one request number for many tokens, and costs nothing; nor do tokens of equal labels."""
     made: list[int] = []
     read = request_pairs._block
-    monkeypatch.setattr(request_pairs, "_FEWEST", 1)
-    monkeypatch.setattr(request_pairs, "_block", lambda *a: made.append(0) or read(*a))
+    monkeypatch.setattr(request_pairs, "_FEWEST", 16)
+    monkeypatch.setattr(request_pairs, "_EAGER", 64)
+    monkeypatch.setattr(request_pairs, "_block", lambda *a: made.append(16 * a[2]) or read(*a))
 
-    def blocks(y_true: np.ndarray, logit: np.ndarray, weight: np.ndarray) -> int:
+    def pairs_read(y_true: np.ndarray, logit: np.ndarray, weight: np.ndarray) -> int:
         made.clear()
         InRequestPairwise()(y_true, logit, weight)
-        return len(made)
+        return sum(made)
 
     request = np.zeros((4, 512), dtype=int)
     request[:, :16] = 1 + np.arange(16) // 8
     y_true, logit, weight = batch(request)
     padded = weight.copy()
     padded[:, 16:] = 0
-    assert blocks(y_true, logit, padded) == 1
-    assert blocks(y_true, logit, weight) > 20  # control: as one request of 496 tokens in each row
+    assert pairs_read(y_true, logit, padded) <= 16 * 64  # a run of 16 for each item that has a pair
+    assert pairs_read(y_true, logit, weight) > 100_000  # control: as one request of 496 tokens in each row
     y_true[..., 0] = 1
-    assert blocks(y_true, logit, weight) == 0
+    assert pairs_read(y_true, logit, weight) == 0
 
 
 def test_an_infinite_logit_gives_a_limit_and_not_nan() -> None:
