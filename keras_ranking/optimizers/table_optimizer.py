@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.ops.tables import TouchedMask, TouchedRows, touched, update_by_rows
+from keras_ranking.ops.tables import TouchedMask, TouchedRows, touched, update_by_rows, update_whole
 from keras_ranking.optimizers.row_rules import LazyAdam, RowRule, RowwiseAdagrad
 
 RULES = ("rowwise_adagrad", "lazy_adam")
@@ -31,9 +31,9 @@ class TableOptimizer(keras.optimizers.Optimizer):
     that are not looked up in each step. Gradients of tables are clipped by a norm of their own.
 
     The gradient is by rows for layers that look rows up by `kr.layers.TableEmbedding`, as all models of this package do. For a gradient
-    of a whole table (`keras.layers.Embedding` on JAX and torch, a regularizer, float16 and `jit_compile` on torch) the touched rows are
-    those in which it is not zero: the same weights, at the cost of the table. On JAX, and on TensorFlow with `jit_compile`, gradients by
-    rows need a model of this package or `kr.models.TableModel`; others have those of whole tables.
+    of a whole table (`keras.layers.Embedding` on JAX and torch, a regularizer, and on torch a loss scale and `jit_compile`) the touched
+    rows are those in which it is not zero: the same weights, at the cost of the table. On JAX, and on TensorFlow with `jit_compile`,
+    gradients by rows need a model of this package or `kr.models.TableModel`; others have those of whole tables.
 
     Args:
         optimizer: of all other weights; a Keras optimiser or its name.
@@ -128,8 +128,28 @@ class TableOptimizer(keras.optimizers.Optimizer):
         self.rows.build(tables)
         self._numbers = {self._var_key(table): number for number, table in enumerate(tables)}
         super().build(variables)
-        for table in tables:
-            update_by_rows(table, self)
+        if not (self._step.scaled and keras.backend.backend() == "torch"):
+            for table in tables:
+                update_by_rows(table, self)
+
+    @property
+    def loss_scale_factor(self) -> None:
+        """None: a loss scale is that of a `LossScaleOptimizer` around this one, which sets this attribute.
+
+        It reads all gradients, and torch cannot read sparse ones: there gradients are those of whole tables.
+        """
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor: Any) -> None:
+        if factor is not None:
+            raise ValueError(
+                f"`loss_scale_factor` must be None: use keras.optimizers.LossScaleOptimizer(TableOptimizer(..)). Received: {factor}"
+            )
+        if hasattr(self, "_step"):
+            self._step.scaled = True
+            if keras.backend.backend() == "torch":
+                for table in self.table_numbers.values():
+                    update_whole(table)
 
     @property
     def table_numbers(self) -> dict[int, Any]:
@@ -259,6 +279,7 @@ class _Step:
     def __init__(self) -> None:
         self.given: Mapping[int, Any] = {}
         self.left_out: list[tuple[Any, Any]] | None = None
+        self.scaled = False
         self.tables_per_rate: float | None = None
 
 

@@ -278,3 +278,20 @@ def test_in_torch_compile_the_gradient_is_of_the_whole_table() -> None:
         function(table, ids).sum().backward()
         assert table.value.grad.is_sparse != compiled
         np.testing.assert_array_equal(table.value.grad.to_dense()[:4].sum(1), [0, 2 * DIM, DIM, 0])
+
+
+@pytest.mark.parametrize("model", [kr.models.TableModel, keras.Model])
+def test_a_loss_scale_around_it_changes_no_weight(model: Any) -> None:
+    trained = []
+    for scaled in (False, True):
+        made = linear(model)
+        optimizer: Any = kr.training.TableOptimizer(keras.optimizers.SGD(0.01), learning_rate=RATE)
+        made.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, loss="mse", jit_compile=False)
+        for step in range(3):
+            made.train_on_batch(*data(step))
+        trained.append(made.get_weights())
+        assert int(keras.ops.convert_to_numpy(optimizer.iterations)) == 3
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match=r"`loss_scale_factor` must be None: use keras.optimizers.LossScaleOptimizer"):
+        kr.training.TableOptimizer("adam").loss_scale_factor = 8.0

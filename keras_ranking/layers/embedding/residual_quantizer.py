@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.base import RefusesMask
+from keras_ranking.ops.integers import at_most
 from keras_ranking.ops.replicas import refuse_replicas
 
 _UPDATES = ("ema", "straight_through")
@@ -198,7 +199,7 @@ class ResidualQuantizer(RefusesMask, keras.layers.Layer):
             dead = unused >= self.revive_after
             pick = keras.random.uniform((self.codebook_size,), seed=self.generator)
             rows = ops.shape(residual)[0]
-            index = ops.minimum(ops.cast(pick * ops.cast(rows, "float32"), "int32"), rows - 1)
+            index = at_most(ops.cast(pick * ops.cast(rows, "float32"), "int32"), rows - 1)
             fresh = ops.take(residual, index, axis=0)
             dead = ops.logical_and(dead, ops.all(ops.isfinite(fresh), axis=-1))
             there = dead[:, None]
