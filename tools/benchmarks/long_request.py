@@ -5,7 +5,10 @@
 
 Two logs have the same events. In `eights` all requests have 8 items; in `one long` the last 1,000 events are one request. A small model
 trains one epoch on each, with the pairwise loss, as `train` does it (`training_data`, `compile_for`). Each case runs in a process of its
-own. One JSON object per line: revision, backend, model, case, slots (of a step), steps, step_ms (CPU time of a step, mean over the second
+own. With `--single 12`, one process trains 12 times in turn on one batch of requests of 8 and on the one with the long request, and prints
+the medians of the steps in CPU milliseconds and their ratio.
+
+One JSON object per line: revision, backend, model, case, slots (of a step), steps, step_ms (CPU time of a step, mean over the second
 epoch), long_step_ms (of the steps with the long request, or with its member where rows are of members), loss (mean of the epoch).
 """
 
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 from processes import packages
 
-LONG = 1000
+LONG, CASES = 1000, ("eights", "one long")
 OPTIONS: dict[str, dict[str, Any]] = {
     "cadet": {"dim": 32, "num_heads": 2, "num_layers": 2, "row_length": 2048},
     "lirank": {"history_features": (), "hidden": (64,), "row_length": 512},
@@ -58,8 +61,8 @@ def longest_list(packed: np.ndarray, weights: np.ndarray) -> int:
     return max(int(np.bincount(row[mark > 0, 2].astype(int)).max(initial=0)) for row, mark in zip(packed, weights, strict=True))
 
 
-def measure(model: str, case: str, requests: int) -> dict[str, Any]:
-    """One epoch of steps, after one that compiles."""
+def prepared(model: str, case: str, requests: int) -> tuple[Any, list[Any]]:
+    """A compiled model and the batches of an epoch."""
     import keras
 
     import keras_ranking as kr
@@ -77,6 +80,33 @@ def measure(model: str, case: str, requests: int) -> dict[str, Any]:
     batches = [dataset[number] for number in range(len(dataset))]
     setup.build_for(ranker, batches[0])
     ranker.train_on_batch(*batches[0])  # compiles
+    return ranker, batches
+
+
+def single(model: str, requests: int, times: int) -> dict[str, Any]:
+    """Steps on one batch of each case in turn."""
+    import keras
+
+    chosen, spent = {}, {case: [] for case in CASES}
+    for case in CASES:
+        ranker, batches = prepared(model, case, requests)
+        lengths = [longest_list(next(iter(y.values())), next(iter(weights.values()))) for _, y, weights in batches]
+        chosen[case] = (ranker, batches[int(np.argmax(lengths))])
+    for number in range(times + 1):
+        for case, (ranker, batch) in chosen.items():
+            start = time.process_time()
+            ranker.train_on_batch(*batch)
+            if number:
+                spent[case].append(1e3 * (time.process_time() - start))
+    medians = {case: round(float(np.median(values)), 1) for case, values in spent.items()}
+    return {"backend": keras.backend.backend(), "model": model, **medians, "ratio": round(medians[CASES[1]] / medians[CASES[0]], 3)}
+
+
+def measure(model: str, case: str, requests: int) -> dict[str, Any]:
+    """One epoch of steps, after one that compiles."""
+    import keras
+
+    ranker, batches = prepared(model, case, requests)
     times, losses = [], []
     for x, y, weights in batches:
         start = time.process_time()
@@ -107,8 +137,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=12_000)
     parser.add_argument("--baseline", help="a revision of this repository")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--single", type=int, metavar="TIMES", help="steps of one batch in turn")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.single:
+        for model in args.models:
+            print(json.dumps(single(model, args.requests, args.single)), flush=True)
+        return
     if args.worker:
         print(json.dumps(measure(args.models[0], args.worker, args.requests)))
         return
@@ -116,7 +151,7 @@ def main() -> None:
         for model in args.models:
             for revision, path in folders.items():
                 steps = []
-                for case in ("eights", "one long"):
+                for case in CASES:
                     command = [sys.executable, __file__, "--worker", case, "--models", model, "--requests", str(args.requests)]
                     ran = subprocess.run(
                         command,
