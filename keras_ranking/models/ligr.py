@@ -76,7 +76,11 @@ def LiGR(
     features = features.of(schema, reads_history=True, id_dim=16)
     heads = heads.of(names, head=heads.head or "grouped")
     arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
-    for option in ("shared_tables", "batch_norm_momentum"):  # written where they are chosen, as checkpoints of earlier versions have it
+    for option in (
+        "shared_tables",
+        "batch_norm_momentum",
+        "list_context",
+    ):  # written where they are chosen, as checkpoints of earlier versions have it
         if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
             del arguments[option]
     return RankingModel(LigrWiring(schema, blocks, setwise, features, heads, names, dropout, dtype), "LiGR", schema, arguments, name=name)
@@ -130,8 +134,10 @@ class LigrWiring(AmortizedHistory):
         return {f"{task}_pointwise": (task, weight) for task in self.tasks} if self.sets is not None and weight else {}
 
     def candidate_inputs(self) -> Tensors:
-        count = {} if self.sets is None else {"candidate_count": keras.Input((), dtype="int32", name="candidate_count")}
-        return {**super().candidate_inputs(), **count}
+        inputs = super().candidate_inputs()
+        if self.sets is not None and "candidate_count" not in inputs:
+            inputs["candidate_count"] = keras.Input((), dtype="int32", name="candidate_count")
+        return inputs
 
     # -- the three graphs --------------------------------------------------------------------------------------------------
 
@@ -143,7 +149,7 @@ class LigrWiring(AmortizedHistory):
         return {name: ops.expand_dims(value, -1) for name, value in named.items()}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
-        columns = {name.removeprefix("candidate_"): x for name, x in candidates.items() if name != "candidate_count"}
+        columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
         states = self._alone(columns) if self.history is None else self._read(cache, candidates, columns)
         slot = None if self.sets is None else self.slots(states, count=candidates["candidate_count"])
         return {task: ops.expand_dims(value, -1) for task, value in self._merged(states, slot, whole=True)[0].items()}

@@ -64,6 +64,15 @@ class RequestRanker:
         self.norm: Any = None
         if numbers and features.batch_norm:
             self.norm = layers.MaskedBatchNormalization(momentum=features.batch_norm_momentum, name="number_norm", **policy)
+        self.context: Any = None
+        if features.list_context:
+            if not numbers:
+                raise ValueError("`list_context` needs at least one number among `features`. Received: none")
+            if encoder.get("fusion") == "append_self":
+                raise ValueError(
+                    "`list_context` does not go with fusion='append_self', which reads each candidate as a request of its own."
+                )
+            self.context, self.one_list = layers.ListContext(name="list_context", **policy), layers.OneSet(name="one_list")
         self.past = past
         self.history: Any = None
         if past:
@@ -133,7 +142,8 @@ class RequestRanker:
 
     def candidate_inputs(self) -> Tensors:
         moment = {} if self.history is None else {"request_time": keras.Input((), dtype="int32", name="request_time")}
-        return {**moment, **input_columns(self.candidate_columns, "candidate_", None)}
+        count = {} if self.context is None else {"candidate_count": keras.Input((), dtype="int32", name="candidate_count")}
+        return {**moment, **count, **input_columns(self.candidate_columns, "candidate_", None)}
 
     # -- parts of a candidate ----------------------------------------------------------------------------------------------
 
@@ -154,7 +164,11 @@ class RequestRanker:
         parts = []
         if self.numbers is not None:
             numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
-            parts.append(numbers if self.norm is None else self.norm(numbers, real=real))
+            numbers = numbers if self.norm is None else self.norm(numbers, real=real)
+            if self.context is not None:  # in a row `real` is the request of each slot; served, a row is one request
+                slot = self.one_list(numbers, count=columns["count"]) if real is None else real
+                numbers = self.context(numbers, slot=slot)
+            parts.append(numbers)
         if self.candidate_ids:
             parts.append(self.ids({name: columns[name] for name in self.candidate_ids}, only=self.candidate_ids))
         return parts
@@ -271,7 +285,9 @@ class RequestRanker:
         candidates = {**self.candidate_inputs(), **{key: x for key, x in history.items() if not key.startswith("history_")}}
         count = keras.Input((), dtype="int32", name="candidate_count")
         seed = keras.Input((), dtype="int32", name="seed")
-        clean = {key: x if key == "request_time" else self.keep(x, length=count) for key, x in candidates.items()}
+        whole = {key: x for key, x in candidates.items() if key in ("request_time", "candidate_count")}
+        count = whole.get("candidate_count", count)
+        clean = {**{key: self.keep(x, length=count) for key, x in candidates.items() if key not in whole}, **whole}
         read = {**history, "request_time": clean["request_time"]} if self.encodes_at_moment else history
         logits = self._scored(self.encode(read), clean, seed=seed)[0]
         outputs = {task: self.keep(ops.sigmoid(logit), length=count) for task, logit in logits.items()}

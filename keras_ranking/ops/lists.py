@@ -29,7 +29,7 @@ class Lists(NamedTuple):
         first = ops.arange(rows, dtype="int32")[:, None] * (width + 1)
         segment = ops.reshape(slot + first, (-1,))
         real = slot > 0
-        count = rows * (width + 1)
+        count = rows * (width + 1) + 1  # never 0, for which Keras looks at the numbers itself
         ones = ops.reshape(ops.cast(real, "float32"), (-1,))
         size = ops.reshape(ops.take(ops.segment_sum(ones, segment, count), segment, axis=0), ops.shape(slot))
         return cls(segment, count, real, ops.where(real, size, ops.ones_like(size)))

@@ -26,6 +26,8 @@ class Features:
         shared_tables: table name -> the id and category columns that share it (LiRank's jobs ranker: five tables, stated).
         batch_norm: batch normalisation of the candidate's numbers (stated for LiRank), frozen at scoring.
         batch_norm_momentum: of its running moments.
+        list_context: next to each number of a candidate also its difference to the mean and the maximum of the request, its rank in it, and
+            the size of the request, see `ListContext`. A candidate's score then depends on the others of its request. Choice.
 
     Example:
         >>> kr.models.Features(features=("topic", "age_hours"), history_features=()).batch_norm
@@ -39,6 +41,7 @@ class Features:
     shared_tables: Mapping[str, Sequence[str]] | None = None
     batch_norm: bool = True
     batch_norm_momentum: float = 0.95
+    list_context: bool = False
 
     def of(self, schema: Schema, reads_history: bool, id_dim: int) -> Features:
         """The same with columns written out.
@@ -63,6 +66,7 @@ class Features:
             shared_tables={table: list(columns) for table, columns in (self.shared_tables or {}).items()},
             batch_norm=bool(self.batch_norm),
             batch_norm_momentum=float(self.batch_norm_momentum),
+            list_context=bool(self.list_context),
         )
 
 
