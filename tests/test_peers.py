@@ -120,3 +120,19 @@ def test_a_quick_run_goes_on_where_it_stopped(tools, tmp_path, capsys):
 def test_settings_are_ten_or_more(tools):
     for model, settings in tools[2].SETTINGS.items():
         assert len({json.dumps(setting, sort_keys=True) for setting in settings}) >= 10, model
+
+
+def test_our_rankers_run_on_the_same_rows_and_columns(tools, tmp_path, capsys):
+    import rankers  # beside the others
+
+    file = tmp_path / "rankers.jsonl"
+    arguments = ["simulated", "--json", str(file), "--seeds", "0"]
+    rankers.main(arguments)
+    (line,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert line["figures"]["validation"]["auc"] > 0.55 and line["figures"]["new_members"]["log_loss"] > 0
+    assert "| cadet new |" in capsys.readouterr().out
+    rankers.main(arguments)  # goes on: nothing is left to run
+    assert len(file.read_text().splitlines()) == 1
+    for log, runs in rankers.RUNS.items():
+        for name, settings in runs.items():
+            assert settings.get("features", "new") in tools[0].SETS, (log, name)

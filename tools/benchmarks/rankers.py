@@ -1,0 +1,169 @@
+"""The package's rankers on the logs, members and columns of `peers.py`: what counts, the past and factorised tables are worth.
+
+    python tools/benchmarks/rankers.py LOG FOLDER --json rankers.jsonl [--runs "cadet factors" ...] [--seeds 0 1 2]
+    python tools/benchmarks/rankers.py --table rankers.jsonl
+
+LOG is ebnerd or movielens-1m. Rows, held-out members and sets of columns are those of `peers.py`; columns join as numbers of the context.
+
+| run of movielens-1m | what |
+|---|---|
+| `cadet trunk` | CADET on films, genres, years and the set `new`, without hand-made personal columns |
+| `cadet past` | and `Past`: target attention and a linear sum over the member's ratings, with residuals |
+| `cadet factors`, `feedsr factors` | and the table of films starts from `item_factors` of the training rows |
+| `cadet factors without history` | the same with `max_history=0` |
+| `cadet personal` | `cadet factors` with the personal columns of the peers |
+
+| run of ebnerd | what |
+|---|---|
+| `ligr SET`, `cadet SET` | the EB-NeRD preset with the columns of the set `plain`, `relative`, `new` or `fold_in` |
+| `cadet fold_in without history` | the same with `max_history=0` |
+
+Options of movielens-1m were chosen on its training rows: fitted on those before the last eighth, compared on that, nine runs of one seed.
+Those of ebnerd are the presets. Nothing is chosen on `validation` or `new_members`. One JSON object per finished run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from peer_features import Case, open_case
+from runs import add_line, mean_cell, read_lines
+
+from keras_ranking import data, training
+from keras_ranking.columns import Number
+from keras_ranking.data import Log
+from keras_ranking.training.presets import preset_options
+
+SPLITS = ("validation", "new_members")
+FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error")
+_PAST: dict[str, Any] = {"past_heads": 4, "past_linear": 1, "past_dim": 32, "past_keys": ("item_id",)}
+_FILMS: dict[str, Any] = {
+    "token_features": ("item_id", "genres", "release_year"),
+    "id_dim": 32,
+    "dim": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "row_length": 512,
+    "batch_size": 8,
+    "epochs": 3,
+    "learning_rate": 2e-3,
+    "pairwise_weight": 0.0,
+}
+_HEADS: dict[str, dict[str, Any]] = {"cadet": {"tower_hidden": (64, 32)}, "feedsr": {"head_options": {"hidden": (64, 32)}}}
+RUNS: dict[str, dict[str, dict[str, Any]]] = {
+    "movielens-1m": {
+        "cadet trunk": {},
+        "cadet past": {"options": _PAST},
+        "cadet factors": {"options": _PAST, "factors": 32},
+        "cadet factors without history": {"options": {**_PAST, "max_history": 0}, "factors": 32},
+        "feedsr factors": {"options": _PAST, "factors": 32},
+        "cadet personal": {"options": _PAST, "factors": 32, "features": "personal"},
+    },
+    "ebnerd": {
+        **{f"{model} {of}": {"features": of} for model in ("ligr", "cadet") for of in ("plain", "relative", "new", "fold_in")},
+        "cadet fold_in without history": {"features": "fold_in", "options": {"max_history": 0}},
+    },
+    "simulated": {"cadet new": {"features": "new", "options": {"epochs": 1}}},  # to see that everything runs
+}
+
+
+def with_columns(case: Case, features: str) -> Log:
+    """The log with the columns of a set as numbers of the context, missing in rows that were not shown."""
+    columns = case.columns(features)
+    columns = columns[[name for name in columns if name not in case.events and not name.startswith(("category_", "genres_"))]]
+    numbers, kept = [], {}
+    for name in columns:
+        values = columns[name].astype(np.float64)
+        amount = bool((values.dropna() >= 0).all()) and bool(values.max() > 50)
+        kept[name] = np.log1p(values) if amount else values
+        numbers.append(Number(name, transform="standardise", missing=float(kept[name].mean()), known="context"))
+    schema = case.log.schema
+    schema = schema.model_copy(update={"features": (*schema.features, *numbers)})
+    events = pd.concat([case.events, pd.DataFrame(kept).reindex(case.events.index)], axis=1)
+    return replace(case.log, events=events, schema=schema, preset=None)
+
+
+def of_movielens(case: Case, features: str) -> Log:
+    """And each rating's label and residual as actions of the past."""
+    log = with_columns(case, features)
+    expected = data.RunningExpectation([case.item, case.member], case.label, delay=case.delay).update(case.events)
+    events = log.events.assign(known_like=case.events[case.label].astype(float), residual=expected[f"{case.label}_residual"])
+    actions = (*log.schema.actions, Number("known_like", known="after"), Number("residual", known="after"))
+    return replace(log, events=events, schema=log.schema.model_copy(update={"actions": actions}))
+
+
+def run(case: Case, name: str, seed: int) -> dict[str, Any]:
+    """Train and score one run."""
+    model, settings = name.split()[0], RUNS[case.name][name]
+    callbacks: list[Any] = []
+    if case.name == "movielens-1m":
+        log = of_movielens(case, settings.get("features", "new"))
+        options = {**_FILMS, **_HEADS[model], **settings.get("options", {})}
+        if "past_heads" in options:
+            options["past_numbers"] = ("known_like", "residual")
+        if settings.get("factors"):
+            rows = log.split("train")
+            factors = data.item_factors(rows, case.member, case.item, "residual", dim=settings["factors"], kind="both")
+            callbacks.append(training.StartTables({case.item: factors}, deviation=0.2))
+    else:
+        log = with_columns(case, settings["features"])
+        options = {**preset_options(model, case.name), **settings.get("options", {})}
+        if model == "ligr":
+            options["features"] = tuple(feature.name for feature in log.schema.features if feature.kind != "id")
+    trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
+    scored = {split: training.evaluate(trained, log, split=split)[case.label] for split in SPLITS}
+    return {"figures": scored, "parameters": history["parameters"], "loss": history["epochs"]["loss"]}
+
+
+def print_table(path: Path) -> None:
+    """One table a log and split; seconds are processor time of training and scores."""
+    lines = read_lines(path)
+    for log, split in dict.fromkeys((line["log"], split) for line in lines for split in line["figures"]):
+        print(f"\n{log}, {split}\n\n| run | impression AUC | AUC | NDCG@10 | log loss | ECE | seconds |\n|{'---|' * 7}")
+        for name in dict.fromkeys(line["run"] for line in lines if line["log"] == log):
+            found = [line for line in lines if (line["log"], line["run"]) == (log, name)]
+            no_lists = ("impression_auc", "ndcg_at_10") if log == "movielens-1m" else ()
+            cells = ["-" if each in no_lists else mean_cell([line["figures"][split][each] for line in found]) for each in FIGURES]
+            print(f"| {name} | {' | '.join(cells)} | {np.mean([line['seconds'] for line in found]):.0f} |")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", nargs="?", metavar="LOG", choices=list(RUNS))
+    parser.add_argument("folder", nargs="?", metavar="FOLDER")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--runs", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of a file")
+    args = parser.parse_args(arguments)
+    if args.table:
+        print_table(args.table)
+        return
+    if not args.log or not args.json or (args.log != "simulated" and not args.folder):
+        parser.error("LOG, FOLDER and --json are needed, or --table")
+    names = args.runs or list(RUNS[args.log])
+    if unknown := [name for name in names if name not in RUNS[args.log]]:
+        parser.error(f"--runs of {args.log} are {list(RUNS[args.log])}. Received: {unknown}")
+    done = {(line["log"], line["run"], line["seed"]) for line in read_lines(args.json)}
+    case = open_case(args.log, args.folder)
+    for seed in args.seeds:
+        for name in names:
+            if (args.log, name, seed) in done:
+                continue
+            begin = time.process_time()
+            line = {"log": args.log, "run": name, "seed": seed, **run(case, name, seed)}
+            add_line(args.json, {**line, "seconds": round(time.process_time() - begin, 1)})
+            print(args.log, name, seed, line["figures"], file=sys.stderr, flush=True)
+    print_table(args.json)
+
+
+if __name__ == "__main__":
+    main()
