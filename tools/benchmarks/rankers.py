@@ -7,11 +7,11 @@ LOG is ebnerd or movielens-1m. Rows, held-out members and sets of columns are th
 
 | run of movielens-1m | what |
 |---|---|
-| `cadet trunk` | CADET on films, genres, years and the set `new`, without hand-made personal columns |
+| `cadet trunk` | CADET on films, genres, years, and counts and expectations of film, member and decade: no personal columns |
 | `cadet past` | and `Past`: target attention and a linear sum over the member's ratings, with residuals |
 | `cadet factors`, `feedsr factors` | and the table of films starts from `item_factors` of the training rows |
 | `cadet factors without history` | the same with `max_history=0` |
-| `cadet personal` | `cadet factors` with the personal columns of the peers |
+| `cadet personal` | `cadet factors` with the set `new` of the peers, which has personal columns |
 
 | run of ebnerd | what |
 |---|---|
@@ -65,7 +65,7 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "cadet factors": {"options": _PAST, "factors": 32},
         "cadet factors without history": {"options": {**_PAST, "max_history": 0}, "factors": 32},
         "feedsr factors": {"options": _PAST, "factors": 32},
-        "cadet personal": {"options": _PAST, "factors": 32, "features": "personal"},
+        "cadet personal": {"options": _PAST, "factors": 32, "features": "new"},
     },
     "ebnerd": {
         **{f"{model} {of}": {"features": of} for model in ("ligr", "cadet") for of in ("plain", "relative", "new", "fold_in")},
@@ -76,12 +76,14 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def with_columns(case: Case, features: str) -> Log:
-    """The log with the columns of a set as numbers of the context, missing in rows that were not shown."""
-    columns = case.columns(features)
+    """The log with the columns of a set as numbers of the context, missing in rows that were not shown; `counts`: without personal ones."""
+    columns = pd.concat([case.group("plain"), case.group("new")], axis=1) if features == "counts" else case.columns(features)
     columns = columns[[name for name in columns if name not in case.events and not name.startswith(("category_", "genres_"))]]
     numbers, kept = [], {}
     for name in columns:
         values = columns[name].astype(np.float64)
+        if not values.notna().any():  # such as the last outcome of a film, which a member rates once
+            continue
         amount = bool((values.dropna() >= 0).all()) and bool(values.max() > 50)
         kept[name] = np.log1p(values) if amount else values
         numbers.append(Number(name, transform="standardise", missing=float(kept[name].mean()), known="context"))
@@ -105,7 +107,7 @@ def run(case: Case, name: str, seed: int) -> dict[str, Any]:
     model, settings = name.split()[0], RUNS[case.name][name]
     callbacks: list[Any] = []
     if case.name == "movielens-1m":
-        log = of_movielens(case, settings.get("features", "new"))
+        log = of_movielens(case, settings.get("features", "counts"))
         options = {**_FILMS, **_HEADS[model], **settings.get("options", {})}
         if "past_heads" in options:
             options["past_numbers"] = ("known_like", "residual")

@@ -139,7 +139,7 @@ def _rows(lists: pd.DataFrame, lines: pd.DataFrame, delay: int, notes: list[str]
     kept: np.ndarray = ~is_line | np.concatenate([np.zeros(len(lists), dtype=bool), ~in_list])
     rows: pd.DataFrame = both[kept].sort_values(["time", "request_id"], kind="stable", ignore_index=True)
     if unpriced := int(rows["price"].isna().sum()):
-        notes.append(f"{unpriced:,} rows are of items without an earlier line: their `price` is missing")
+        notes.append(f"{unpriced:,} rows are of items without an earlier line: they have no price")
     return rows.drop(columns=["line", "unit_price", "invoice"])
 
 

@@ -46,7 +46,7 @@ class ListContext(WholeInputs, RefusesMask, keras.layers.Layer):
     """
 
     whole = ("slot",)
-    mask_instead = "`slot`, 0 where there is no item,"
+    mask_instead = "slots, 0 where there is no item,"
 
     def __init__(self, parts: Sequence[str] = _PARTS, **settings: Any) -> None:
         super().__init__(**settings)
@@ -115,7 +115,7 @@ class ListPooling(WholeInputs, RefusesMask, keras.layers.Layer):
     """
 
     whole = ("slot",)
-    mask_instead = "`slot`, 0 where there is no item,"
+    mask_instead = "slots, 0 where there is no item,"
 
     def __init__(self, hidden: int | None = None, dropout: float = 0.0, **settings: Any) -> None:
         super().__init__(**settings)

@@ -157,7 +157,7 @@ def test_a_workbook_needs_openpyxl(lines, tmp_path, monkeypatch):
 
 
 def test_a_workbook(lines, tmp_path):
-    pytest.importorskip("openpyxl")
+    pytest.importorskip("openpyxl.workbook")
     rows = _release(lines)
     rows["InvoiceDate"] = pd.to_datetime(rows["InvoiceDate"], format="%m/%d/%Y %H:%M")
     rows.to_excel(tmp_path / "Online Retail.xlsx", index=False)
