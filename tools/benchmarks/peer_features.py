@@ -92,7 +92,8 @@ class Case:
                 varies = [column for column in own if not column.startswith("category_") and differs[column] > 0.05]
                 found = data.list_relative(own.assign(list=request), varies, "list")
                 self.made[f"{name} relative"] = found.astype(np.float32)
-        return pd.concat([out, *(self.made[f"{name} relative"] for name in groups)], axis=1)
+        out = pd.concat([out, *(self.made[f"{name} relative"] for name in groups)], axis=1)
+        return out.loc[:, ~out.columns.duplicated()]  # the reader of EB-NeRD has some ranks already
 
 
 def open_case(name: str, folder: str | None, holdout: float = 0.25) -> Case:
