@@ -25,7 +25,6 @@ FILE gets one JSON object per finished fit; what is in it is not run again. The 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -38,7 +37,7 @@ import numpy as np
 from peer_features import LOGS, SETS, Case, open_case, sets_of
 from peer_models import FOREST, LOGISTIC, MLP, Rows, Setting, fit_forest, forest_scores, forest_settings, logistic, mlp, rows_of, take
 from peer_networks import TRANSFORMER, Streams, streams_of, transformer
-from runs import add_line, mean_cell, read_lines
+from runs import add_line, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import metrics
 
@@ -191,22 +190,15 @@ def print_table(path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", nargs="?", metavar="LOG", choices=LOGS, help=", ".join(LOGS))
-    parser.add_argument("folder", nargs="?", metavar="FOLDER")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = log_arguments(__doc__, LOGS)
     parser.add_argument("--models", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--features", nargs="+", choices=list(SETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", type=int, metavar="N", help="compare the first N settings alone (default: all, ten)")
     parser.add_argument("--quick", action="store_true", help="few settings and small models, to see that everything runs")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of a file")
-    args = parser.parse_args(arguments)
+    args = parsed(parser, arguments)
     if args.table:
         print_table(args.table)
         return
-    if not args.log or not args.json or (args.log != "simulated" and not args.folder):
-        parser.error("LOG, FOLDER and --json are needed, or --table")
     case = open_case(args.log, args.folder)
     seeds = args.seeds[:1] if args.quick else args.seeds
     run(case, args.models, args.features or sets_of(case), seeds, args.json, args.quick, args.settings)

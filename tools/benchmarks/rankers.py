@@ -24,7 +24,6 @@ Those of ebnerd are the presets. Nothing is chosen on `validation` or `new_membe
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from peer_features import Case, open_case
-from runs import add_line, mean_cell, read_lines
+from runs import add_line, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import data, training
 from keras_ranking.columns import Number
@@ -138,19 +137,12 @@ def print_table(path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", nargs="?", metavar="LOG", choices=list(RUNS))
-    parser.add_argument("folder", nargs="?", metavar="FOLDER")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = log_arguments(__doc__, list(RUNS))
     parser.add_argument("--runs", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of a file")
-    args = parser.parse_args(arguments)
+    args = parsed(parser, arguments)
     if args.table:
         print_table(args.table)
         return
-    if not args.log or not args.json or (args.log != "simulated" and not args.folder):
-        parser.error("LOG, FOLDER and --json are needed, or --table")
     names = args.runs or list(RUNS[args.log])
     if unknown := [name for name in names if name not in RUNS[args.log]]:
         parser.error(f"--runs of {args.log} are {list(RUNS[args.log])}. Received: {unknown}")

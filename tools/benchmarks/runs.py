@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,3 +45,22 @@ def held_out(log: Log) -> Log:
     day = (events["time"].to_numpy() - events["time"].to_numpy()[train].min()) // 86_400
     events.loc[train & (day == day[train].max()), "split"] = "validation"
     return replace(log, events=events)
+
+
+def log_arguments(about: str | None, logs: Sequence[str]) -> argparse.ArgumentParser:
+    """The arguments of a benchmark on one of several logs: LOG FOLDER --json FILE --seeds ..., or --table FILE."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", nargs="?", metavar="LOG", choices=list(logs), help=", ".join(logs))
+    parser.add_argument("folder", nargs="?", metavar="FOLDER")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of a file")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was given to `log_arguments`; exits where neither a table nor a whole run is asked for."""
+    args = parser.parse_args(arguments)
+    if not args.table and (not args.log or not args.json or (args.log != "simulated" and not args.folder)):
+        parser.error("LOG, FOLDER and --json are needed, or --table")
+    return args
