@@ -30,7 +30,7 @@ def option_fields() -> set[str]:
     fields = {name for kind in OPTIONS for name in kind.model_fields}
     for builder in kr.models.wiring.BUILDERS:
         fields |= set(kr.models.model_options(builder))
-    return fields | set(option_names([kr.training.TrainingOptions]))
+    return fields | set(option_names([kr.training.TrainingOptions, kr.training.Recipe]))
 
 
 def wrong_names(found: list[messages.Definition], options: set[str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking.commands.common import finite, open_log_of, open_source, start_keras, step, table
+from keras_ranking.commands.recipe_arguments import NAMES, recipe_options
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -66,20 +67,22 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `--set` and `--preset`, each given once."""
-    names = [name for name, _ in args.set] + (["preset"] if args.preset else [])
+    """Options of `--set`, `--preset` and the recipe, each given once."""
+    own = {**({"preset": args.preset} if args.preset else {}), **recipe_options(args)}
+    names = [name for name, _ in args.set] + list(own)
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"`{name}` must be given once. Received: {', '.join(f'{known}={value}' for known, value in args.set)}")
-    return {**({"preset": args.preset} if args.preset else {}), **dict(args.set)}
+    return {**own, **dict(args.set)}
 
 
 def _resume(args: argparse.Namespace) -> int:
     """Resume an interrupted training, or take the daily step of a finished one."""
-    fixed = ("model", "preset", "batch_size", "checkpoint_every", *(() if args.new_events else ("seed", "epochs", "out")))
+    fixed = ("model", "preset", "batch_size", "checkpoint_every", *NAMES, *(() if args.new_events else ("seed", "epochs", "out")))
     for name in fixed:
         if getattr(args, name) is not None:
-            raise ValueError(f"`--{name.replace('_', '-')}` is that of the training in --resume. Received: {getattr(args, name)}")
+            flag = {"metrics": "metric"}.get(name, name).replace("_", "-")
+            raise ValueError(f"`--{flag}` is that of the training in --resume. Received: {getattr(args, name)}")
     if args.set:
         raise ValueError(f"`--set` is that of the training in --resume. Received: {args.set[0][0]}")
     if args.new_events and not args.out:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_ranking.commands import exports, learning, scoring
+from keras_ranking.commands.recipe_arguments import recipe_arguments
 
 BACKENDS = ("tensorflow", "jax", "torch")
 _DATA_HELP = """\
@@ -162,7 +163,8 @@ writes DIR/model.keras, DIR/schema.json (with constants fitted on the training r
 counts, options) and DIR/checkpoint.npz (with the optimiser's state), each file atomically.
 
 --resume DIR continues the training in DIR, with its model and options:
-  an interrupted training (with --checkpoint-every) reaches the weights of an uninterrupted one; the log must be the same
+  a training that was stopped by Ctrl-C, or that crashed (with --checkpoint-every), reaches the weights of an uninterrupted one; the
+  log must be the same
   a finished training takes the daily step with --new-events, into --out: rows with split train and history are read (all rows of a
   log without split), the loss is on the new events alone, at the learning rate at which the training ended, with its
   optimiser's state
@@ -172,6 +174,7 @@ examples:
   keras-ranking train --data ebnerd:data/ebnerd --out runs/ebnerd --seed 1 --epochs 2 --set row_length=1024
   keras-ranking train --model lirank --preset feed --data ebnerd:data/ebnerd --out runs/lirank
   keras-ranking train --data parquet:log.parquet --schema log.schema.json --out runs/mine --backend jax
+  keras-ranking train --data simulated --out runs/short --epochs 20 --validation last_day --early-stopping 2
   keras-ranking train --data simulated --out runs/long --checkpoint-every 500
   keras-ranking train --data simulated --resume runs/long
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
@@ -197,6 +200,7 @@ examples:
     )
     _setting_arguments(made, "any other option of training or of the model; an unknown name lists them all")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
+    recipe_arguments(made)
 
 
 def evaluate_parser(subparsers: Any) -> None:

@@ -9,6 +9,7 @@ from keras_ranking.training.incremental.penalty import IncrementalPenalty, fit_i
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.post_training import fit_exploration, fit_random_effects
 from keras_ranking.training.predict import evaluate, model_requests, predict_events
+from keras_ranking.training.recipe import Recipe
 from keras_ranking.training.run import train, warm_start
 from keras_ranking.training.served_parity import predict_served
 from keras_ranking.training.start_tables import StartTables
@@ -28,6 +29,7 @@ __all__ = [
     "IncrementalPenalty",
     "LongDwell",
     "PositionCurve",
+    "Recipe",
     "StartTables",
     "TableOptimizer",
     "TrainingOptions",

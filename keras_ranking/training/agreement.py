@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,48 @@ def _columns(what: str, given: Iterable[Any], of_model: Iterable[Any]) -> list[s
     return found
 
 
-def checked_callbacks(callbacks: Any) -> list[Any]:
+def checked_callbacks(callbacks: Any, schedule: Any = "constant", computed: Collection[str] = ()) -> list[Any]:
     """A list of the callbacks, one or several.
 
+    Args:
+        callbacks: as given.
+        schedule: of the learning rate.
+        computed: names in the logs that a validation computes.
+
     Raises:
-        ValueError: a callback of Keras that acts on a validation metric, which a training does not have, unless a callback of another
-            class comes before it, which may compute it.
+        ValueError: a callback of Keras that sets the learning rate, which a schedule sets already; or one that acts on a validation metric
+            that is not computed, unless a callback of another class comes before it, which may compute it.
     """
     listed = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
     acting = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau, keras.callbacks.ModelCheckpoint)
     for number, callback in enumerate(listed):
         monitors = isinstance(callback, acting) and getattr(callback, "save_best_only", True)
         own = any(not type(other).__module__.startswith(("keras.", "keras_ranking.")) for other in listed[:number])
-        if monitors and not own and callback.monitor.startswith("val_"):
+        if monitors and not own and callback.monitor.startswith("val_") and callback.monitor not in computed:
+            why = f"the validation computes {sorted(computed)}" if computed else "without `validation`, training reads no validation rows"
             raise ValueError(
-                f"`callbacks`: {type(callback).__name__} monitors {callback.monitor!r}, which is not computed: training reads no "
-                "validation rows. Give monitor='loss', or before it a callback that writes the value into the `logs` of `on_epoch_end`."
+                f"`callbacks`: {type(callback).__name__} monitors {callback.monitor!r}, which is not computed: {why}. Give monitor='loss', "
+                "or before it a callback that writes the value into the `logs` of `on_epoch_end`."
+            )
+        if isinstance(callback, (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)) and schedule != "constant":
+            kind = f"schedule={schedule!r}" if isinstance(schedule, str) else type(schedule).__name__
+            raise ValueError(
+                f"`callbacks`: {type(callback).__name__} sets the learning rate, which {kind} sets at each step. Give schedule='constant' "
+                "(on the command line `--schedule constant`)."
             )
     return listed
+
+
+def check_built_alike(ranker: Any, source: Any, path: str | Path) -> None:
+    """Check that a model can have the weights of another one.
+
+    Raises:
+        ValueError: another builder or other arguments, naming each.
+    """
+    names = sorted(ranker.arguments.keys() | source.arguments.keys())
+    ours, theirs = ranker.arguments, source.arguments
+    differ = [f"`{name}` is {ours.get(name)!r} here and {theirs.get(name)!r} there" for name in names if ours.get(name) != theirs.get(name)]
+    if ranker.get_config()["builder"] != source.get_config()["builder"]:
+        differ = [f"it is a {source.get_config()['builder']}, and this a {ranker.get_config()['builder']}"]
+    if differ:
+        raise ValueError(f"`init_from` must be a model with the same arguments. Received: '{path}'; {'; '.join(differ)}")

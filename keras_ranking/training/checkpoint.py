@@ -22,6 +22,7 @@ import numpy as np
 from keras_ranking.data import Sequences
 
 FILE = "checkpoint.npz"
+_BEST = "best/"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Checkpoint:
 
     Attributes:
         about: model, options, log, progress and whether the training is finished; as JSON in the file.
-        arrays: variables of the model and of its optimiser, by "model/N" and "optimizer/N".
+        arrays: variables of the model and of its optimiser, by "model/N" and "optimizer/N"; in the middle of a training that keeps the
+            best epoch, also those after that epoch, by "best/model/N" and "best/optimizer/N".
 
     Example:
         >>> checkpoint = kr.training.Checkpoint({"model": "lirank", "finished": True}, {"model/0": np.zeros(3)})
@@ -68,11 +70,22 @@ def _named(model: Any) -> dict[str, Any]:
     return named | {f"optimizer/{number}": variable for number, variable in enumerate(model.optimizer.variables)}
 
 
-def checkpoint_writer(model: Any, about: Mapping[str, Any]) -> Callable[[Path], None]:
-    """A function that writes the current state of a compiled model and its optimiser to a file."""
-    arrays = {name: np.asarray(keras.ops.convert_to_numpy(variable.value)) for name, variable in _named(model).items()}
+def arrays_of(model: Any) -> dict[str, np.ndarray]:
+    """A copy of the current state of a compiled model and its optimiser, by "model/N" and "optimizer/N"."""
+    arrays = {name: np.array(keras.ops.convert_to_numpy(variable.value)) for name, variable in _named(model).items()}
     # numpy's files have no bfloat16; float32 represents it exactly.
-    arrays = {name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()}
+    return {name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()}
+
+
+def assign_arrays(arrays: Mapping[str, np.ndarray], model: Any) -> None:
+    """Set a compiled model and its optimiser to a state of `arrays_of`."""
+    for name, variable in _named(model).items():
+        variable.assign(arrays[name])
+
+
+def checkpoint_writer(model: Any, about: Mapping[str, Any], best: Mapping[str, np.ndarray] | None = None) -> Callable[[Path], None]:
+    """A function that writes the current state of a compiled model and its optimiser to a file, and that of the best epoch."""
+    arrays = arrays_of(model) | {f"{_BEST}{name}": array for name, array in (best or {}).items()}
     text = json.dumps(dict(about))
 
     def write(path: Path) -> None:
@@ -114,6 +127,11 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"'{path}' is not a checkpoint of this package: {error}") from error
     return Checkpoint(about, arrays)
+
+
+def best_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The state after the best epoch so far; {}: none."""
+    return {name.removeprefix(_BEST): array for name, array in checkpoint.arrays.items() if name.startswith(_BEST)}
 
 
 def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
@@ -171,99 +189,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-class Progress(keras.callbacks.Callback):
-    """Counts steps, writes a checkpoint at intervals, and on torch sets the seed of each step.
-
-    Args:
-        path: file to write; None: none.
-        every: steps between checkpoints; None: at the ends of epochs only.
-        about: further entries of the checkpoint.
-        seed: of the run.
-        batches: number of batches in an epoch.
-        resumed: `state()` of the run to resume; None: a new run.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        every: int | None,
-        about: Mapping[str, Any],
-        seed: int,
-        batches: int,
-        resumed: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.path, self.every, self.about, self.seed, self.batches = path, every, dict(about), seed, batches
-        state = resumed or {"epoch": 0, "batch": 0, "step": 0, "losses": {}, "epochs": {}}
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.before = dict(state["losses"])  # means over the first `begun` batches of the epoch
-        self.begun = self.batch
-        self.epochs = {name: list(values) for name, values in state["epochs"].items()}
-        self.means: dict[str, float] = {}
-
-    def state(self) -> dict[str, Any]:
-        """Progress of the run, for the checkpoint."""
-        return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "losses": self.means, "epochs": self.epochs}
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if keras.backend.backend() == "torch":
-            keras.utils.set_random_seed((self.seed * 1_000_003 + self.step) % 2**32)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.batch, self.step = self.batch + 1, self.step + 1
-        # Not before the last step of an epoch: with one batch left, `fit` on JAX and torch would take the batch that it reads to build
-        # the losses for a whole epoch.
-        if self.every is not None and self.step % self.every == 0 and self.batch < self.batches - 1:
-            self.means = self._whole(logs)
-            self._write()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        for name, value in self._whole(logs).items():
-            self.epochs.setdefault(name, []).append(value)
-        self.epoch, self.batch, self.begun, self.before, self.means = self.epoch + 1, 0, 0, {}, {}
-        self._write()
-
-    def _whole(self, logs: Any) -> dict[str, float]:
-        """Means over the epoch so far; Keras has those since the run was resumed."""
-        now = {name: float(value) for name, value in (logs or {}).items()}
-        if not self.begun:
-            return now
-        share = self.begun / max(self.batch, 1)
-        return {name: share * self.before[name] + (1 - share) * value for name, value in now.items() if name in self.before}
-
-    def _write(self) -> None:
-        if self.path is not None and self.every is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write = checkpoint_writer(self.model, {**self.about, "finished": False, "progress": self.state()})
-            write_whole({self.path: write})
-
-
-class Rest(keras.utils.PyDataset):
-    """The batches of an epoch from `first` on.
-
-    `fit` reads one or two batches before the first epoch, to learn shapes, and then calls on_epoch_end. So the data moves to its next
-    epoch only after an epoch that was begun and read to its end. With one batch the two cases look the same (see `Progress`).
-    """
-
-    def __init__(self, dataset: Any, first: int) -> None:
-        super().__init__()
-        self.dataset, self.first = dataset, first
-        self.begun, self.read = False, 0
-
-    def __len__(self) -> int:
-        return len(self.dataset) - self.first
-
-    def __getitem__(self, batch: int) -> Any:
-        self.read += 1
-        return self.dataset[self.first + batch]
-
-    def on_epoch_begin(self) -> None:
-        self.begun, self.read = True, 0
-        self.dataset.on_epoch_begin()
-
-    def on_epoch_end(self) -> None:
-        if self.begun and self.read >= len(self):
-            self.dataset.next_epoch()
-        self.begun = False

@@ -15,6 +15,7 @@ from keras_ranking.configuration import check_types, is_integer, is_real
 from keras_ranking.models.wiring import option_types
 from keras_ranking.ops.messages import shown
 from keras_ranking.training.presets import preset_options
+from keras_ranking.training.recipe import Recipe
 from keras_ranking.training.weighting.event_weights import check_half_life
 
 MODELS: dict[str, Callable[..., models.RankingModel]] = {
@@ -137,6 +138,22 @@ class TrainingOptions:
             raise ValueError(f"`ipw_clip` must be above 1, the weight of the first position. Received: ipw_clip={self.ipw_clip}")
 
 
+def model_name(model: Any) -> str:
+    """The name of a model in `MODELS`, from its name or its builder's in any case, or the builder.
+
+    Raises:
+        ValueError: none of these.
+    """
+    text = str(getattr(model, "__name__", model))
+    word = text.lower().replace("-", "").replace("_", "")
+    for name, builder in MODELS.items():
+        if model is builder or (isinstance(model, str) and word in (name, builder.__name__.lower())):
+            return name
+    near = difflib.get_close_matches(text.lower(), MODELS, n=1, cutoff=0.4)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise ValueError(f"unknown model {shown(model)}. There is: {sorted(MODELS)}{hint}")
+
+
 def split_options(model: str, options: Mapping[str, Any], preset: str | None = None) -> tuple[dict[str, Any], TrainingOptions]:
     """Options of the model's builder and options of training, separated by name; the log's preset fills in the rest.
 
@@ -144,19 +161,17 @@ def split_options(model: str, options: Mapping[str, Any], preset: str | None = N
         ValueError: an unknown model or preset, a name that neither takes, an option that has no effect.
         TypeError: an option of another type.
     """
-    if not isinstance(model, str) or model not in MODELS:
-        near = difflib.get_close_matches(str(getattr(model, "__name__", model)).lower(), MODELS, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"unknown model {shown(model)}. There is: {sorted(MODELS)}{hint}")
+    model = model_name(model)
     given = {**preset_options(model, preset), **options}
     builder = MODELS[model].__name__
     training_names = {field.name for field in fields(TrainingOptions)}
     model_names = set(models.model_options(builder))
     for name in given:
         if name not in training_names | model_names:
-            near = difflib.get_close_matches(name, [*training_names, *model_names], n=1)
+            of_training = sorted(training_names | {field.name for field in fields(Recipe)})
+            near = difflib.get_close_matches(name, [*of_training, *model_names], n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            known = f"Of training: {sorted(training_names)}; of the model: {sorted(model_names)}"
+            known = f"Of training: {of_training}; of the model: {sorted(model_names)}"
             raise ValueError(f"unknown option '{name}'{hint} {known}" if hint else f"unknown option '{name}'. {known}")
     check_types({**get_type_hints(TrainingOptions), **option_types(builder)}, options)
     if model in _ON_REQUESTS and options.get("context") is not None:

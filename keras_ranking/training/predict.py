@@ -165,29 +165,46 @@ def evaluate(
     require_log(log)
     require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
     ranker = model if isinstance(model, models.RankingModel) else models.load(model)
-    wanted = log.is_split(split)
+    rows = rows_to_score(ranker, log, log.is_split(split), f"row of split '{split}'", row_length, on_error)
+    tell_rows(rows.sequences, verbose=False)
+    return metrics_of(ranker, rows)
+
+
+def rows_to_score(
+    ranker: models.RankingModel, log: Log, wanted: np.ndarray, needed: str, row_length: int = 2048, on_error: str = "raise"
+) -> PackedRows | Requests:
+    """Rows of a log as targets, with all earlier rows as history.
+
+    Args:
+        ranker: the model.
+        log: the rows.
+        wanted: which of them are targets, bool.
+        needed: what the targets are, for messages.
+        row_length, on_error: as `evaluate`.
+    """
     for column in ranker.schema.columns:
         require_column(log.events, column, "of the model's schema is not in the log")
     times, _ = ranker.schema.model_seconds(log.events[ranker.schema.time], log.round)  # 0 for a bad time, which the checks find
     known = times <= times[wanted].max()
-    places = np.flatnonzero(known)
     sequences = checked_sequences(
         log.events[known],
         ranker.schema,
         wanted[known],
         on_error,
         log.round,
-        needed=f"row of split '{split}'",
+        needed=needed,
         offers=("on_error", "log"),
-        places=places,
+        places=np.flatnonzero(known),
     )
-    tell_rows(sequences, verbose=False)
     if ranker.form == "requests":
-        data: PackedRows | Requests = model_requests(ranker, sequences)
-    else:
-        data = pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
-    results = {}
-    served, logged = _scores(ranker, data)
+        return model_requests(ranker, sequences)
+    return pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
+
+
+def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests) -> dict[str, dict[str, float]]:
+    """What `evaluate` returns, of the targets in `rows`."""
+    sequences, results = rows.sequences, {}
+    served, logged = _scores(ranker, rows)
     for task in ranker.tasks:
         label = sequences.labels[task]
         scored = sequences.target & ~np.isnan(label)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,28 @@ import keras
 import numpy as np
 
 from keras_ranking import models
-from keras_ranking.data import Log, PackedDataset, PackedRequests, Sequences
+from keras_ranking.data import Log
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences
-from keras_ranking.schema import Schema
-from keras_ranking.training.agreement import check_schema, checked_callbacks
-from keras_ranking.training.checkpoint import (
-    FILE,
-    Progress,
-    Rest,
-    check_same,
-    checkpoint_writer,
-    fingerprint,
-    read_checkpoint,
-    restore,
-    write_whole,
-)
-from keras_ranking.training.options import MODELS, TrainingOptions, split_options
-from keras_ranking.training.reporting import describe, filled, tell_preset, tell_rows, tell_tables
+from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
+from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore
+from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
+from keras_ranking.training.progress import Progress, Rest
+from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
+from keras_ranking.training.record import history_of, write_folder
+from keras_ranking.training.reporting import describe, tell_preset, tell_rows, tell_tables
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.start_tables import StartTables
+from keras_ranking.training.validation import Validation, validation_rows
 from keras_ranking.values import require_kind
 
 HISTORY_SPLIT = "history"
+_CONTINUED = ("optimizer", "schedule", "metrics")  # of the recipe, in a daily step
 
 
 def train(
     log: Log,
-    model: str = "cadet",
+    model: str | Callable[..., models.RankingModel] = "cadet",
     out: str | Path | None = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -58,26 +52,31 @@ def train(
     Args:
         log: from `keras_ranking.data.open_log` or a reader, or a `Log` of your own. Rows out of the order of time are sorted into it, and
             counted.
-        model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr'.
+        model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr', in any case; or the function that builds it, such as `kr.models.CADET`.
         out: folder for `model.keras`, `schema.json`, `history.json` and `checkpoint.npz` (weights and the optimiser's state, for
             `warm_start`); None: nothing is written. Files of an earlier run are replaced after all new ones are written.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: None: those of `options`.
-        options: arguments of the builder and fields of `TrainingOptions`; where none is given, those of `log.preset`, if it has one.
+        options: arguments of the builder, and fields of `TrainingOptions` and `Recipe`, by name; where none is given, those of
+            `log.preset`, if it has one.
         verbose: print progress.
         checkpoint_every: number of steps between writes of `checkpoint.npz`, which is then also written after each epoch; None: at the
             end alone.
         resume: resume from the checkpoint in `out`. With the same log, options and seed, on the same machine and backend, the weights
             are those of an uninterrupted run.
-        callbacks: for `fit`. There are no validation metrics in training: a callback that monitors one is an error.
+        callbacks: for `fit`. A callback that monitors a metric of a validation needs `Recipe.validation`, and one that sets the learning
+            rate `schedule='constant'`. What they remember is not in a checkpoint.
         on_error: 'raise', or 'drop': bad rows are left out; how many, why and the first of each are printed (a warning if not `verbose`),
             and in `history["left_out"]`.
 
+    With `out`, Ctrl-C ends the training after the step in progress and a checkpoint, from which `resume` goes on.
+
     Returns:
-        The model, and the content of `history.json`: losses by epoch, seconds, counts, options.
+        The model, and the content of `history.json`: losses and metrics by epoch, seconds, counts, options.
 
     Raises:
         TypeError: `log` is not a `Log`.
+        KeyboardInterrupt: after Ctrl-C.
         ValueError: no training rows, a bad option or one without effect, or bad values in the log, named by row and label in `log.events`;
             a callback that monitors what is not computed; a checkpoint of another model, log, seed or options, or of a training that is
             finished.
@@ -101,24 +100,31 @@ def train(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value is not None and name in (options or {}):
             raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
-    callbacks = checked_callbacks(callbacks)
-    model_options, training = split_options(model, options or {}, log.preset)
+    model = model_name(model)
+    rest, recipe = split_recipe(options or {})
+    if recipe.validation is None:
+        callbacks = checked_callbacks(callbacks, recipe.rate)
+    model_options, training = split_options(model, rest, log.preset)
     training = replace(
         training,
         epochs=training.epochs if epochs is None else epochs,
         batch_size=training.batch_size if batch_size is None else batch_size,
     )
     log.is_split("train")
-    kept = log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy()
+    held = validation_rows(log, recipe.validation)
+    kept = log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy() & (True if held is None else ~held)
     learned = (log.events["split"][kept] == "train").to_numpy()
+    source = None if recipe.init_from is None else models.load(recipe.init_from)
+    if source is not None:
+        check_schema(log.schema, source.schema, str(recipe.init_from))
     keras.utils.set_random_seed(seed)
     sequences = checked_sequences(
         log.events[kept],
-        log.schema,
+        log.schema if source is None else source.schema,
         learned,
         on_error,
         log.round,
-        fit=True,
+        fit=source is None,
         needed="training row",
         offers=("on_error", "log"),
         places=np.flatnonzero(kept),
@@ -128,15 +134,21 @@ def train(
     if verbose:
         tell_preset(model, log.preset, options or {})
     tell_rows(sequences, verbose)
-    given = {"options": _plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
+    given = {"options": as_plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
     ranker = MODELS[model](schema, **model_options)
     weights = weights_for(sequences, training, events, schema, ranker.tasks)
     delays = delays_for(events, training, rows)
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
-    made_with |= {"training": _plain(asdict(training)), "arguments": _plain(ranker.arguments)}
+    made_with |= {"training": as_plain(asdict(training)), "arguments": as_plain(ranker.arguments)}
     if started := _started(callbacks):
         made_with["started_tables"] = started
+    if chosen := recipe.plain():
+        made_with["recipe"] = chosen
+    if source is not None:
+        check_built_alike(ranker, source, str(recipe.init_from))
+        ranker.set_weights(source.get_weights())
+        made_with["started_weights"] = _digest(source.get_weights())
     about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "preset": log.preset, "on_error": on_error}
     about["fingerprint"] = made_with
     stopped = None
@@ -146,22 +158,27 @@ def train(
             raise ValueError(f"the training in '{out}' is finished and cannot be resumed; `warm_start` trains it on new events.")
         check_same(stopped.about["fingerprint"], made_with, out)
     progress = None if stopped is None else stopped.about["progress"]
+    validation = None
+    if held is not None:
+        best = None if stopped is None else best_of(stopped)
+        validation = Validation(ranker, log, held, recipe, on_error, progress, best)
+        callbacks = checked_callbacks(callbacks, recipe.rate, validation.names)
     first = 0 if progress is None else progress["epoch"]
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays, epoch=first)
     if verbose:
         print(describe(ranker, sequences, dataset, weights.report), flush=True)
-    compile_for(ranker, training, steps=len(dataset) * training.epochs, window=window)
+    compile_for(ranker, training, len(dataset) * training.epochs, window, recipe)
     if verbose:
         tell_tables(ranker)
     if stopped is not None:
         restore(stopped, ranker)
     start = time.perf_counter()
     path = None if out is None else Path(out) / FILE
-    counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress)
+    counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress, validation)
     _fit(ranker, dataset, training.epochs, counter, callbacks, verbose)
-    history = _history(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
+    history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
     if out is not None:
-        _write(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
+        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
     return ranker, history
 
 
@@ -211,8 +228,10 @@ def warm_start(
         True
     """
     require_log(log)
-    callbacks = checked_callbacks(callbacks)
     checkpoint = read_checkpoint(folder)
+    stored = checkpoint.about["fingerprint"].get("recipe", {})
+    recipe = Recipe(**{name: stored[name] for name in _CONTINUED if name in stored})
+    callbacks = checked_callbacks(callbacks, recipe.rate)
     if not checkpoint.about["finished"]:
         raise ValueError(f"the training in '{folder}' is not finished: resume it first (`train(..., resume=True)`).")
     marks = np.asarray(new)
@@ -255,7 +274,7 @@ def warm_start(
     )
     if verbose:
         print(describe(ranker, sequences, dataset, weights.report), flush=True)
-    compile_for(ranker, training, steps=len(dataset) * epochs, window=window, warm=True)
+    compile_for(ranker, training, len(dataset) * epochs, window, recipe, made=steps)
     if verbose:
         tell_tables(ranker)
     restore(checkpoint, ranker, weights=False)
@@ -263,9 +282,9 @@ def warm_start(
     counter = Progress(None, None, about, seed, len(dataset))
     counter.step = steps
     _fit(ranker, dataset, epochs, counter, callbacks, verbose)
-    history = _history(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
+    history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
     if out is not None:
-        _write(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
+        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
     return ranker, history
 
 
@@ -274,73 +293,30 @@ def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progre
     # more batches than that, so everything is built here.
     if keras.backend.backend() == "tensorflow" or (counter.batch and len(dataset) - counter.batch <= 2):
         build_for(ranker, dataset[0])
-    settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [counter, *callbacks]}
-    if counter.batch:  # in the middle of an epoch
-        ranker.fit(Rest(dataset, counter.batch), initial_epoch=counter.epoch, epochs=counter.epoch + 1, **settings)
-    if counter.epoch < epochs:
-        ranker.fit(dataset, initial_epoch=counter.epoch, epochs=epochs, **settings)
+    validation = counter.validation
+    first = [counter] if validation is None else [validation, counter]
+    settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [*first, *callbacks]}
+
+    def stopped() -> bool:
+        return validation is not None and validation.stopped
+
+    with contextlib.nullcontext() if counter.path is None else counter.interrupt:
+        if counter.batch:  # in the middle of an epoch
+            ranker.fit(Rest(dataset, counter.batch), initial_epoch=counter.epoch, epochs=counter.epoch + 1, **settings)
+        if counter.epoch < epochs and not stopped():
+            ranker.fit(dataset, initial_epoch=counter.epoch, epochs=epochs, **settings)
+    if validation is not None:
+        validation.finish(ranker)
 
 
 def _started(callbacks: Any) -> dict[str, str]:
     """Digests of the factors from which tables start, by column."""
-    return {column: digest for one in callbacks if isinstance(one, StartTables) for column, digest in one.digests.items()}
+    listed = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
+    return {column: digest for one in listed if isinstance(one, StartTables) for column, digest in one.digests.items()}
 
 
-def _plain(values: Any) -> Any:
-    """The values after a round trip through JSON: lists for tuples and ranges, plain numbers for numpy's."""
-    return json.loads(json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else list(value)))
-
-
-def _history(
-    ranker: models.RankingModel,
-    about: Mapping[str, Any],
-    counter: Progress,
-    training: TrainingOptions,
-    sequences: Sequences,
-    dataset: PackedDataset | PackedRequests,
-    report: Mapping[str, Any],
-    seconds: float,
-) -> dict[str, Any]:
-    checks = sequences.report
-    return {
-        **{name: about[name] for name in ("model", "log", "seed", "backend")},
-        "log_seed": about.get("log_seed", about["seed"]),
-        "epochs": counter.epochs,
-        "seconds": seconds,
-        "train_events": int(sequences.target.sum()),
-        "preset": about.get("preset"),
-        "left_out": {
-            reason: {"rows": rows, "first": checks.examples[reason], "places": checks.places[reason][:100].tolist()}
-            for reason, rows in checks.dropped.items()
-        },
-        "reordered": checks.reordered,
-        "data_span": _span(ranker.schema, sequences),
-        "parameters": int(ranker.count_params()),
-        "packing_efficiency": filled(dataset),
-        "propensities": dict(report),
-        "training": asdict(training),
-        "arguments": ranker.arguments,
-        **{name: about["fingerprint"][name] for name in ("started_tables",) if name in about["fingerprint"]},
-    }
-
-
-def _span(schema: Schema, sequences: Sequences) -> dict[str, list[str]]:
-    """First and last time, UTC, of the target events and of all events read."""
-    times = {"learned": sequences.time[sequences.target], "read": sequences.time}
-    return {
-        name: [datetime.fromtimestamp(schema.epoch + int(at), UTC).isoformat() for at in (found.min(), found.max())]
-        for name, found in times.items()
-    }
-
-
-def _write(folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(history, indent=2) + "\n"
-    write_whole(
-        {
-            folder / "model.keras": ranker.save,
-            folder / "schema.json": ranker.schema.save,
-            folder / "history.json": lambda path: path.write_text(text, encoding="utf-8"),
-            folder / FILE: checkpoint_writer(ranker, about),
-        }
-    )
+def _digest(weights: list[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for weight in weights:
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()

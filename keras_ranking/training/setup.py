@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 
-from keras_ranking import models
+from keras_ranking import metrics, models
 from keras_ranking.data import PackedDataset, PackedRequests, Sequences, pack, pad
 from keras_ranking.data.log_columns import require_column
+from keras_ranking.metrics.observed_base import ObservedBase
 from keras_ranking.optimizers import AdamW, TableOptimizer
 from keras_ranking.schema import Schema
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.predict import model_requests
+from keras_ranking.training.recipe import Recipe
+from keras_ranking.training.schedules import last_rate, rate_for
 from keras_ranking.training.weighting.event_weights import EventWeights, event_weights
 from keras_ranking.training.weighting.propensities import position_propensities
 from keras_ranking.values import INT32_MAX, numbers_of, raise_first
 
 LARGE_TABLE = 100_000  # rows above which `table_optimizer='auto'` updates a table by rows
 _TABLE_RATES = {"adagrad": 0.02, "rowwise_adagrad": 0.01}
-_FLOOR = 0.01  # the share of the highest learning rate at which the decay ends
 
 
 def training_data(
@@ -112,39 +115,36 @@ def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:
         )
 
 
-def schedule_for(peak: float, warmup_share: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
-    """Linear warm-up from 0 to `peak`, then half a cosine period down to a hundredth of it."""
-    warmup = max(1, round(warmup_share * steps))
-    return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0, decay_steps=max(1, steps - warmup), alpha=_FLOOR, warmup_target=peak, warmup_steps=warmup
-    )
-
-
-def constant_rate(rate: float) -> keras.optimizers.schedules.CosineDecay:
-    """The same rate at every step, as a schedule: the optimiser then has the same variables as with a schedule."""
-    return keras.optimizers.schedules.CosineDecay(initial_learning_rate=rate, decay_steps=1, alpha=1.0)
-
-
-def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: int, window: int, warm: bool = False) -> None:
-    """Compile with AdamW, and the options' rule for tables, with warm-up and cosine decay over `steps`, and the losses of the options.
+def compile_for(
+    ranker: models.RankingModel, training: TrainingOptions, steps: int, window: int, recipe: Recipe | None = None, made: int | None = None
+) -> None:
+    """Compile with the optimiser of the options, their rule for tables, their schedule over `steps`, their losses and metrics.
 
     Args:
         ranker, training: the model and the options.
         steps: of the whole training.
         window: impressions of the largest request.
-        warm: no warm-up and no decay, but always the rate at which a training ends (Feed-SR's rule for a warm start, stated).
+        recipe: None: the default one.
+        made: steps of a training that is continued: no warm-up and no decay, but always the rate at which it ended (Feed-SR's rule for a
+            warm start, stated). None: a new training.
 
     Raises:
-        ValueError: a task weight of a task that the model does not have.
+        ValueError: a task weight of a task that the model does not have, or an unknown metric.
     """
+    recipe = recipe or Recipe()
 
-    def rate(peak: float) -> Any:
-        return constant_rate(_FLOOR * peak) if warm else schedule_for(peak, training.warmup, steps)
+    def rate(peak: float, schedule: Any = None) -> Any:
+        schedule = recipe.schedule if schedule is None else schedule
+        return rate_for(schedule, peak, training.warmup, steps) if made is None else last_rate(schedule, peak, made)
 
-    # On torch, Keras's AdamW updates all variables at once and evaluates the schedule once.
-    adamw = keras.optimizers.AdamW if keras.backend.backend() == "torch" else AdamW
-    optimizer: Any = adamw(rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm)
-    optimizer = _with_tables(optimizer, ranker, training, rate)
+    if isinstance(recipe.optimizer, str):
+        optimizer: Any = _named(recipe.optimizer)(
+            rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm
+        )
+    else:
+        optimizer = _given(recipe.optimizer, made)
+    of_tables = rate if isinstance(recipe.schedule, str) else lambda peak: rate(peak, "constant")
+    optimizer = _with_tables(optimizer, ranker, training, of_tables)
     losses = ranker.losses_by_task(
         pairwise_weight=training.pairwise_weight, listwise_weight=training.listwise_weight, window=max(2, window)
     )
@@ -155,7 +155,44 @@ def compile_for(ranker: models.RankingModel, training: TrainingOptions, steps: i
             raise ValueError(f"`task_weights` must name tasks of the model, {ranker.tasks}. Received: {unknown}")
         given = {task: float(weight) for task, weight in training.task_weights.items()}
         scales = {**dict.fromkeys(ranker.tasks, 1.0), **ranker.auxiliary_tasks, **given}
-    ranker.compile(optimizer=optimizer, loss=losses, loss_weights=scales, jit_compile=training.jit_compile)
+    more = {"weighted_metrics": metrics_by_task(ranker, recipe.metrics)} if recipe.metrics else {}
+    ranker.compile(optimizer=optimizer, loss=losses, loss_weights=scales, jit_compile=training.jit_compile, **more)
+
+
+def _named(name: str) -> Any:
+    """The class of an optimiser of Keras."""
+    # On torch, Keras's AdamW updates all variables at once and evaluates the schedule once.
+    kind = type(keras.optimizers.get(name))
+    return AdamW if kind is keras.optimizers.AdamW and keras.backend.backend() != "torch" else kind
+
+
+def _given(optimizer: Any, made: int | None) -> Any:
+    """A new optimiser with the configuration of another one; with the rate at which its schedule ended, if it is continued."""
+    config = keras.saving.serialize_keras_object(optimizer)
+    schedule = getattr(optimizer, "_learning_rate", None)
+    if made is not None and isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        config["config"]["learning_rate"] = keras.saving.serialize_keras_object(last_rate(schedule, 0.0, made))
+    return keras.saving.deserialize_keras_object(config)
+
+
+def metrics_by_task(ranker: models.RankingModel, names: Sequence[str]) -> dict[str, list[Any]]:
+    """A metric of each name for each task, that reads packed targets.
+
+    Raises:
+        ValueError: a name that neither package has.
+    """
+
+    def made(name: str) -> Any:
+        kind: Any = getattr(metrics, name, None)
+        if isinstance(kind, type) and issubclass(kind, ObservedBase) and kind is not metrics.Observed:
+            return kind(boundaries=ranker.boundaries)
+        kind = getattr(keras.metrics, name, None)
+        if not (isinstance(kind, type) and issubclass(kind, keras.metrics.Metric)):
+            raise ValueError(f"`metrics` must be names of metrics of keras_ranking.metrics or keras.metrics. Received: {name!r}")
+        inner = kind()
+        return metrics.Observed(inner, boundaries=ranker.boundaries, name=re.sub(r"_\d+$", "", inner.name))  # Keras numbers them
+
+    return {task: [made(name) for name in names] for task in ranker.tasks}
 
 
 def _with_tables(optimizer: Any, ranker: models.RankingModel, training: TrainingOptions, rate: Callable[[float], Any]) -> Any:
@@ -164,7 +201,8 @@ def _with_tables(optimizer: Any, ranker: models.RankingModel, training: Training
     if rule == "auto":
         rule, least = "rowwise_adagrad", LARGE_TABLE + 1
     sizes = [int(variable.shape[0]) for variable in ranker.trainable_variables if variable.path.endswith("/embeddings")]
-    if rule == "same" or max(sizes, default=0) < least:
+    whole = isinstance(optimizer, (TableOptimizer, keras.optimizers.MultiOptimizer))
+    if rule == "same" or max(sizes, default=0) < least or whole:
         return optimizer
     default = _TABLE_RATES.get(rule, training.learning_rate)
     peak = default if training.table_learning_rate is None else training.table_learning_rate

@@ -110,3 +110,26 @@ def test_score_with_one_of_two_tasks(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "ids.json").write_text('[{"item_id": "007", "published_at": 1700000000}]')
     found = read_rows(str(tmp_path / "ids.json"))
     assert found["item_id"].tolist() == ["007"] and found["published_at"].tolist() == [1_700_000_000]
+
+
+@pytest.mark.quickest
+def test_a_recipe_in_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each flag is an option of `train`; a training is resumed with the recipe of its checkpoint."""
+    log = kr.data.simulate(members=30, days=4, seed=1)
+    log.events.to_parquet(tmp_path / "log.parquet")
+    log.schema.save(tmp_path / "schema.json")
+    source = ["train", "--data", f"parquet:{tmp_path / 'log.parquet'}", "--schema", str(tmp_path / "schema.json"), "--quiet"]
+    small = ["--model", "LiRank", "--epochs", "2", '--set=features=["age_hours"]', "--set=history_features=[]", "--set=hidden=[8]"]
+    recipe = ["--validation", "0.2", "--early-stopping", "1", "--monitor", "auc", "--schedule", "onecycle", "--metric", "NormalizedEntropy"]
+    assert main([*source, *small, *recipe, "--optimizer", "adam", "--out", str(tmp_path / "run")]) == 0
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    chosen = {"validation": 0.2, "early_stopping": 1, "monitor": "auc", "schedule": "onecycle", "optimizer": "adam"}
+    assert history["recipe"] == {**chosen, "metrics": ["NormalizedEntropy"]}
+    assert {"val_click_auc", "click_normalized_entropy"} <= history["epochs"].keys() and history["best"]["monitor"] == "val_auc"
+    capsys.readouterr()
+    assert main([*source, "--resume", str(tmp_path / "run"), "--metric", "AUC"]) == 2
+    assert "`--metric` is that of the training in --resume" in one_line(capsys)
+    assert main([*source, *small, "--early-stopping", "1", "--out", str(tmp_path / "other")]) == 2
+    assert "`--early-stopping` needs `--validation`" in one_line(capsys)
+    assert main([*source, *small, "--validation", "0.2", "--set=validation=0.1", "--out", str(tmp_path / "other")]) == 2
+    assert "`--validation` must be given once" in one_line(capsys)

@@ -1,0 +1,36 @@
+"""Arguments of `train` for the fields of `keras_ranking.training.Recipe`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import Any
+
+NAMES = ("validation", "early_stopping", "monitor", "optimizer", "schedule", "metrics", "init_from")
+
+
+def _number_or_text(text: str) -> float | str:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return text
+
+
+def recipe_arguments(made: argparse.ArgumentParser) -> None:
+    """Add the arguments, in a group of their own."""
+    group = made.add_argument_group("validation, early stopping, optimiser")
+    rows = "rows to measure the model on after each epoch, not trained on: last_day, a share such as 0.1, or a split (default: none)"
+    group.add_argument("--validation", type=_number_or_text, metavar="ROWS", help=rows)
+    text = "with --validation: stop after N epochs without a better value, and save the best epoch"
+    group.add_argument("--early-stopping", type=int, metavar="N", help=text)
+    text = "of --early-stopping: log_loss, normalized_entropy, auc, grouped_auc, or of one task: click_auc (default: log_loss)"
+    group.add_argument("--monitor", metavar="NAME", help=text)
+    group.add_argument("--optimizer", metavar="NAME", help="optimiser of Keras, such as adam (default: adamw)")
+    group.add_argument("--schedule", metavar="NAME", help="of the learning rate: cosine, onecycle or constant (default: cosine)")
+    text = "metric on the rows of training, such as NormalizedEntropy; may be given more than once"
+    group.add_argument("--metric", dest="metrics", action="append", metavar="NAME", help=text)
+    group.add_argument("--init-from", metavar="DIR", help="start from the weights of a saved model with the same options")
+
+
+def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name in NAMES if (value := getattr(args, name)) is not None}

@@ -1,0 +1,76 @@
+"""What a training leaves behind: the content of `history.json`, and the files of its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from keras_ranking import models
+from keras_ranking.data import PackedDataset, PackedRequests, Sequences
+from keras_ranking.schema import Schema
+from keras_ranking.training.checkpoint import FILE, checkpoint_writer, write_whole
+from keras_ranking.training.options import TrainingOptions
+from keras_ranking.training.progress import Progress
+from keras_ranking.training.reporting import filled
+
+
+def history_of(
+    ranker: models.RankingModel,
+    about: Mapping[str, Any],
+    counter: Progress,
+    training: TrainingOptions,
+    sequences: Sequences,
+    dataset: PackedDataset | PackedRequests,
+    report: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of `history.json`."""
+    checks = sequences.report
+    return {
+        **{name: about[name] for name in ("model", "log", "seed", "backend")},
+        "log_seed": about.get("log_seed", about["seed"]),
+        "epochs": counter.epochs,
+        "seconds": seconds,
+        "train_events": int(sequences.target.sum()),
+        "preset": about.get("preset"),
+        "left_out": {
+            reason: {"rows": rows, "first": checks.examples[reason], "places": checks.places[reason][:100].tolist()}
+            for reason, rows in checks.dropped.items()
+        },
+        "reordered": checks.reordered,
+        "data_span": _span(ranker.schema, sequences),
+        "parameters": int(ranker.count_params()),
+        "packing_efficiency": filled(dataset),
+        "propensities": dict(report),
+        "training": asdict(training),
+        "arguments": ranker.arguments,
+        **{name: about["fingerprint"][name] for name in ("recipe", "started_tables") if name in about["fingerprint"]},
+        **({} if counter.validation is None else counter.validation.report()),
+    }
+
+
+def _span(schema: Schema, sequences: Sequences) -> dict[str, list[str]]:
+    """First and last time, UTC, of the target events and of all events read."""
+    times = {"learned": sequences.time[sequences.target], "read": sequences.time}
+    return {
+        name: [datetime.fromtimestamp(schema.epoch + int(at), UTC).isoformat() for at in (found.min(), found.max())]
+        for name, found in times.items()
+    }
+
+
+def write_folder(folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write the four files of a finished training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(history, indent=2) + "\n"
+    write_whole(
+        {
+            folder / "model.keras": ranker.save,
+            folder / "schema.json": ranker.schema.save,
+            folder / "history.json": lambda path: path.write_text(text, encoding="utf-8"),
+            folder / FILE: checkpoint_writer(ranker, about),
+        }
+    )
