@@ -185,7 +185,8 @@ def metrics_by_task(ranker: models.RankingModel, names: Sequence[str]) -> dict[s
     def made(name: str) -> Any:
         kind: Any = getattr(metrics, name, None)
         if isinstance(kind, type) and issubclass(kind, ObservedBase) and kind is not metrics.Observed:
-            return kind(boundaries=ranker.boundaries)
+            observed: Any = kind
+            return observed(boundaries=ranker.boundaries)
         kind = getattr(keras.metrics, name, None)
         if not (isinstance(kind, type) and issubclass(kind, keras.metrics.Metric)):
             raise ValueError(f"`metrics` must be names of metrics of keras_ranking.metrics or keras.metrics. Received: {name!r}")
