@@ -1,4 +1,4 @@
-"""How a training is steered: validation, early stopping, optimiser, schedule, averaged weights."""
+"""How a training is steered: validation, early stopping, optimiser, schedule, first weights."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Recipe:
             raise ValueError(f"`validation` must be a share above 0 and below 1. Received: validation={self.validation}")
         if self.early_stopping is not None and not (is_integer(self.early_stopping) and self.early_stopping > 0):
             raise ValueError(f"`early_stopping` must be a positive number of epochs. Received: early_stopping={self.early_stopping!r}")
-        for name in ("early_stopping", "best"):
-            if getattr(self, name) and self.validation is None:
+        for name, default in (("early_stopping", None), ("best", None), ("monitor", "log_loss")):
+            if getattr(self, name) != default and self.validation is None:
                 raise ValueError(f"`{name}` needs `validation`, the rows to compare epochs on. Received: {name}={getattr(self, name)!r}")
         object.__setattr__(self, "metrics", (self.metrics,) if isinstance(self.metrics, str) else tuple(self.metrics))
         if wrong := [name for name in self.metrics if not isinstance(name, str)]:

@@ -15,6 +15,7 @@ from keras_ranking.data import Log
 from keras_ranking.training import Recipe, evaluate, read_checkpoint, train, validation as validation_module, warm_start
 from keras_ranking.training.schedules import OneCycle
 from tests.compiling import JIT
+from tests.training.crashes import CrashAfter
 
 SMALL: dict[str, Any] = {
     "features": ("age_hours", "topic"),
@@ -153,19 +154,6 @@ def test_best_without_stopping_and_stopping_without_best(log: Log, monkeypatch: 
             np.testing.assert_array_equal(mine, wanted)
 
 
-class Stop(keras.callbacks.Callback):
-    """Ends the run as a crash would, after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.left -= 1
-        if not self.left:
-            raise RuntimeError("crash")
-
-
 # "everything" has what a resumed run must carry: the best epoch so far, the count of epochs without a better one, the rate.
 RECIPES: dict[str, dict[str, Any]] = {
     "everything": {
@@ -188,7 +176,7 @@ def test_a_stopped_run_reaches_the_same_weights(kind: str, log: Log, tmp_path: P
     # In the middle of the third epoch, or at the end of the second.
     folder, number = tmp_path / "broken", 2 * steps + (2 if kind == "everything" else 0)
     with pytest.raises(RuntimeError, match="crash"):
-        quick(log, folder, callbacks=[Stop(number + 1)], **settings)
+        quick(log, folder, callbacks=[CrashAfter(number + 1)], **settings)
     if kind == "constant":
         with pytest.raises(ValueError, match="recipe.best: True in the checkpoint, None here"):
             quick(log, folder, resume=True, **{**settings, "options": {**settings["options"], "best": None}})
@@ -300,6 +288,8 @@ def test_models_by_name_in_any_case_and_by_builder(model: Any, log: Log) -> None
         ({"validation": "monday"}, "has no rows with split 'monday'"),
         ({"validation": "train"}, "`validation` must be a split that is not trained on"),
         ({"early_stopping": 2}, "`early_stopping` needs `validation`"),
+        ({"best": False}, "`best` needs `validation`"),
+        ({"monitor": "auc"}, "`monitor` needs `validation`"),
         ({"validation": 0.1, "early_stopping": 0}, "`early_stopping` must be a positive number of epochs"),
         ({"validation": 0.2, "monitor": "share_auc"}, "`monitor` must be one of .*, for one task such as 'click_log_loss'"),
         ({"schedule": "linear"}, r"`schedule` must be one of \('cosine', 'constant', 'onecycle'\), or a schedule of Keras"),

@@ -19,6 +19,7 @@ from keras_ranking.training import read_checkpoint, train, warm_start
 from keras_ranking.training.checkpoint import checkpoint_writer, fingerprint, restore
 from tests import preloaded
 from tests.compiling import JIT
+from tests.training.crashes import CrashAfter
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {
@@ -36,19 +37,6 @@ OPTIONS: dict[str, Any] = {
     "shuffle_sessions": "epoch",
 }
 SETTINGS: dict[str, Any] = {"options": OPTIONS, "epochs": 2, "verbose": False, "checkpoint_every": 2, "seed": 7}
-
-
-class Stop(keras.callbacks.Callback):
-    """Ends the run as a crash would, after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +57,8 @@ def broken(log: Any, whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("runs") / "broken"
     steps = read_checkpoint(whole[0]).about["progress"]["step"]
     assert steps >= 10 and steps % 2 == 0
-    with pytest.raises(KeyboardInterrupt):
-        train(log, out=folder, callbacks=[Stop(steps // 2 + 3)], **SETTINGS)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(log, out=folder, callbacks=[CrashAfter(steps // 2 + 3)], **SETTINGS)
     assert not (folder / "model.keras").exists()
     about = read_checkpoint(folder).about
     assert not about["finished"]
@@ -108,8 +96,8 @@ def test_batches_of_several_lengths_are_resumed(log: Any, batching: str, tmp_pat
     settings = {**SETTINGS, "options": {**OPTIONS, **changed}, "epochs": 1}
     model, _ = train(log, out=tmp_path / "whole", **settings)
     assert read_checkpoint(tmp_path / "whole").about["progress"]["step"] >= 5
-    with pytest.raises(KeyboardInterrupt):
-        train(log, out=tmp_path / "broken", callbacks=[Stop(3)], **settings)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(log, out=tmp_path / "broken", callbacks=[CrashAfter(3)], **settings)
     resumed, _ = train(log, out=tmp_path / "broken", resume=True, **settings)
     assert not differ(model, resumed)
 

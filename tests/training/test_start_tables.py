@@ -11,6 +11,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.training import StartTables, train, warm_start
+from tests.training.crashes import CrashAfter
 
 OPTIONS: dict[str, Any] = {"features": ("item_id", "age_hours"), "history_features": (), "hidden": (8,), "cross_layers": 1}
 OPTIONS |= {"row_length": 64, "batch_size": 2}
@@ -48,15 +49,10 @@ def test_a_table_starts_from_the_factors(log: kr.data.Log, factors: kr.data.Item
 
 @pytest.mark.quickest
 def test_a_resumed_training_needs_the_same_factors(log: kr.data.Log, factors: kr.data.ItemFactors, tmp_path: Path) -> None:
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if batch == 1:
-                raise KeyboardInterrupt
-
     start = StartTables({"item_id": factors})
     whole, _ = train(log, "lirank", tmp_path / "b", epochs=1, options=OPTIONS, callbacks=[start], verbose=False, checkpoint_every=1)
-    with pytest.raises(KeyboardInterrupt):
-        train(log, "lirank", tmp_path / "c", epochs=1, options=OPTIONS, callbacks=[start, Stop()], verbose=False, checkpoint_every=1)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(log, "lirank", tmp_path / "c", epochs=1, options=OPTIONS, callbacks=[start, CrashAfter(2)], verbose=False, checkpoint_every=1)
     with pytest.raises(ValueError, match="started_tables"):
         train(log, "lirank", tmp_path / "c", epochs=1, options=OPTIONS, verbose=False, checkpoint_every=1, resume=True)
     again, _ = train(

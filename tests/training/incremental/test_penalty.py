@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_ranking.training import FisherSnapshot, IncrementalPenalty, fit_incremental
 from keras_ranking.training.incremental.layer_gradients import variable_path
+from tests.training.crashes import CrashAfter
 from tests.training.incremental.models import Batches, logistic, points, sequence_model, sequences, snapshot_at
 
 # torch.compile takes most of a minute here.
@@ -153,10 +154,6 @@ def test_the_model_is_restored_after_detaching_and_after_an_error(tmp_path: Path
         np.testing.assert_array_equal(weight, same)
     assert model.fit(data, verbose=0).history["loss"][0] < 0.5 * penalised
 
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        fit_incremental(model, data, snapshot, verbose=0, callbacks=[Stop()])
+    with pytest.raises(RuntimeError, match="crash"):
+        fit_incremental(model, data, snapshot, verbose=0, callbacks=[CrashAfter(1)])
     assert own_methods() == []
