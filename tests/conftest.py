@@ -19,6 +19,8 @@ import pytest
 
 from tests import preloaded
 
+pytest_plugins = ("tests.tiers",)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Folders of numpy and pandas, or that bring their own backend in a process of their own: run once, not per backend. The files beside
