@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import Any
 
-NAMES = ("validation", "early_stopping", "monitor", "optimizer", "schedule", "metrics", "init_from")
+NAMES = ("validation", "early_stopping", "monitor", "optimizer", "schedule", "metrics", "ema", "ema_every", "init_from")
 
 
 def _number_or_text(text: str) -> float | str:
@@ -28,6 +28,9 @@ def recipe_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--schedule", metavar="NAME", help="of the learning rate: cosine, onecycle or constant (default: cosine)")
     text = "metric on the rows of training, such as NormalizedEntropy; may be given more than once"
     group.add_argument("--metric", dest="metrics", action="append", metavar="NAME", help=text)
+    text = "rate of a moving average of the weights, which is what is validated and saved, such as 0.998 (default: none)"
+    group.add_argument("--ema", type=float, metavar="RATE", help=text)
+    group.add_argument("--ema-every", type=int, metavar="N", help="with --ema: steps between moves of the average (default: 1)")
     group.add_argument("--init-from", metavar="DIR", help="start from the weights of a saved model with the same options")
 
 

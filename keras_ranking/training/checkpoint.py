@@ -32,7 +32,8 @@ class Checkpoint:
     Attributes:
         about: model, options, log, progress and whether the training is finished; as JSON in the file.
         arrays: variables of the model and of its optimiser, by "model/N" and "optimizer/N"; in the middle of a training that keeps the
-            best epoch, also those after that epoch, by "best/model/N" and "best/optimizer/N".
+            best epoch, also those after that epoch, by "best/model/N" and "best/optimizer/N"; of one with a moving average of the weights,
+        also this, by "average/N".
 
     Example:
         >>> checkpoint = kr.training.Checkpoint({"model": "lirank", "finished": True}, {"model/0": np.zeros(3)})
@@ -83,9 +84,14 @@ def assign_arrays(arrays: Mapping[str, np.ndarray], model: Any) -> None:
         variable.assign(arrays[name])
 
 
-def checkpoint_writer(model: Any, about: Mapping[str, Any], best: Mapping[str, np.ndarray] | None = None) -> Callable[[Path], None]:
-    """A function that writes the current state of a compiled model and its optimiser to a file, and that of the best epoch."""
-    arrays = arrays_of(model) | {f"{_BEST}{name}": array for name, array in (best or {}).items()}
+def checkpoint_writer(
+    model: Any,
+    about: Mapping[str, Any],
+    best: Mapping[str, np.ndarray] | None = None,
+    average: Mapping[str, np.ndarray] | None = None,
+) -> Callable[[Path], None]:
+    """A function that writes the current state of a compiled model and its optimiser to a file, that of the best epoch, and averages."""
+    arrays = arrays_of(model) | {f"{_BEST}{name}": array for name, array in (best or {}).items()} | dict(average or {})
     text = json.dumps(dict(about))
 
     def write(path: Path) -> None:

@@ -12,6 +12,7 @@ import keras
 from keras_ranking.training.checkpoint import checkpoint_writer, write_whole
 from keras_ranking.training.interrupts import Interrupt
 from keras_ranking.training.validation import Validation
+from keras_ranking.training.weight_average import WeightAverage
 
 
 class Progress(keras.callbacks.Callback):
@@ -25,6 +26,7 @@ class Progress(keras.callbacks.Callback):
         batches: number of batches in an epoch.
         resumed: `state()` of the run to resume; None: a new run.
         validation: whose best state is in the checkpoint too.
+        average: which is in the checkpoint too.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class Progress(keras.callbacks.Callback):
         batches: int,
         resumed: Mapping[str, Any] | None = None,
         validation: Validation | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
-        self.validation, self.interrupt = validation, Interrupt()
+        self.validation, self.average, self.interrupt = validation, average, Interrupt()
         self.path, self.every, self.about, self.seed, self.batches = path, every, dict(about), seed, batches
         state = resumed or {"epoch": 0, "batch": 0, "step": 0, "losses": {}, "epochs": {}}
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
@@ -96,7 +99,8 @@ class Progress(keras.callbacks.Callback):
         if self.path is not None and (self.every is not None or self.interrupt.asked):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             best = None if self.validation is None else self.validation.kept
-            write = checkpoint_writer(self.model, {**self.about, "finished": False, "progress": self.state()}, best)
+            average = None if self.average is None else self.average.arrays()
+            write = checkpoint_writer(self.model, {**self.about, "finished": False, "progress": self.state()}, best, average)
             write_whole({self.path: write})
 
 

@@ -40,6 +40,10 @@ class Recipe:
             Keras, for all weights but tables with a rule of their own, whose rate is then constant.
         metrics: computed on the rows of training: names of classes of `keras_ranking.metrics` or `keras.metrics`, such as
             'NormalizedEntropy'; for each task.
+        ema: rate of an exponential moving average of the weights, such as 0.998: what is validated and saved is the average, and training
+            goes on from the weights themselves. It needs the memory of the trained weights once more, tables too. None: none.
+        ema_every: steps between moves of the average, with rate `ema` to that power: a move costs a pass over all weights, which is
+            the larger part of a step where tables are large.
         init_from: folder or file of a saved model, with the same builder and arguments: training starts from its weights, and reads numbers
             with its schema. The optimiser starts anew; `warm_start` continues a training.
 
@@ -62,6 +66,8 @@ class Recipe:
     optimizer: Any = "adamw"
     schedule: Any = "cosine"
     metrics: Any = ()
+    ema: float | None = None
+    ema_every: int = 1
     init_from: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +75,12 @@ class Recipe:
             raise ValueError(f"`validation` must be a share above 0 and below 1. Received: validation={self.validation}")
         if self.early_stopping is not None and not (is_integer(self.early_stopping) and self.early_stopping > 0):
             raise ValueError(f"`early_stopping` must be a positive number of epochs. Received: early_stopping={self.early_stopping!r}")
+        if self.ema is not None and not (is_real(self.ema) and 0 < self.ema < 1):
+            raise ValueError(f"`ema` must be a rate above 0 and below 1, such as 0.998. Received: ema={self.ema!r}")
+        if not (is_integer(self.ema_every) and self.ema_every > 0):
+            raise ValueError(f"`ema_every` must be a positive number of steps. Received: ema_every={self.ema_every!r}")
+        if self.ema is None and self.ema_every != 1:
+            raise ValueError(f"`ema_every` has no effect without `ema`. Received: ema_every={self.ema_every}")
         for name, default in (("early_stopping", None), ("best", None), ("monitor", "log_loss")):
             if getattr(self, name) != default and self.validation is None:
                 raise ValueError(f"`{name}` needs `validation`, the rows to compare epochs on. Received: {name}={getattr(self, name)!r}")

@@ -27,6 +27,7 @@ from keras_ranking.training.reporting import describe, tell_preset, tell_rows, t
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.validation import Validation, validation_rows
+from keras_ranking.training.weight_average import WeightAverage, averages_of
 from keras_ranking.values import require_kind
 
 HISTORY_SPLIT = "history"
@@ -158,10 +159,13 @@ def train(
             raise ValueError(f"the training in '{out}' is finished and cannot be resumed; `warm_start` trains it on new events.")
         check_same(stopped.about["fingerprint"], made_with, out)
     progress = None if stopped is None else stopped.about["progress"]
-    validation = None
+    validation = average = None
+    if recipe.ema is not None:
+        arrays = {} if stopped is None else averages_of(stopped.arrays)
+        average = WeightAverage(recipe.ema, recipe.ema_every, 0 if progress is None else progress["step"], arrays)
     if held is not None:
         best = None if stopped is None else best_of(stopped)
-        validation = Validation(ranker, log, held, recipe, on_error, progress, best)
+        validation = Validation(ranker, log, held, recipe, on_error, progress, best, average)
         callbacks = checked_callbacks(callbacks, recipe.rate, validation.names)
     first = 0 if progress is None else progress["epoch"]
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays, epoch=first)
@@ -174,7 +178,7 @@ def train(
         restore(stopped, ranker)
     start = time.perf_counter()
     path = None if out is None else Path(out) / FILE
-    counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress, validation)
+    counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress, validation, average)
     _fit(ranker, dataset, training.epochs, counter, callbacks, verbose)
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
     if out is not None:
@@ -197,7 +201,8 @@ def warm_start(
 
     Feed-SR (stated): from the previous checkpoint; the full history is read, the loss is on newly arrived events alone; a warm start
     uses the learning rate at which the cold start ended. The rate is constant here, and the optimiser's state is kept, both *our
-    reading*. An interrupted step leaves `out` unchanged: run it again.
+    reading*. After a training with `ema` the step begins at the averages, and makes none. An interrupted step leaves `out` unchanged:
+    run it again.
 
     Args:
         log: old and new events, with the schema of the model; the fitted constants may be missing in the log's.
@@ -293,8 +298,8 @@ def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progre
     # more batches than that, so everything is built here.
     if keras.backend.backend() == "tensorflow" or (counter.batch and len(dataset) - counter.batch <= 2):
         build_for(ranker, dataset[0])
-    validation = counter.validation
-    first = [counter] if validation is None else [validation, counter]
+    validation, average = counter.validation, counter.average
+    first = [one for one in (average, validation, counter) if one is not None]
     settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [*first, *callbacks]}
 
     def stopped() -> bool:
@@ -305,6 +310,8 @@ def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progre
             ranker.fit(Rest(dataset, counter.batch), initial_epoch=counter.epoch, epochs=counter.epoch + 1, **settings)
         if counter.epoch < epochs and not stopped():
             ranker.fit(dataset, initial_epoch=counter.epoch, epochs=epochs, **settings)
+    if average is not None:
+        average.finish(ranker)
     if validation is not None:
         validation.finish(ranker)
 

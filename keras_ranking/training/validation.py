@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from keras_ranking.training.checkpoint import arrays_of, assign_arrays
 from keras_ranking.training.predict import metrics_of, rows_to_score
 from keras_ranking.training.recipe import LAST_DAY, METRICS, Recipe, better
 from keras_ranking.training.reporting import tell_rows
+from keras_ranking.training.weight_average import WeightAverage
 
 _DAY = 86_400
 
@@ -64,6 +66,7 @@ class Validation(keras.callbacks.Callback):
         on_error: as in `train`.
         progress: of the run to resume; None: a new run.
         kept: arrays of its best epoch.
+        average: of the weights, which is measured and kept in their place.
 
     Raises:
         ValueError: a metric that the rows do not define, or that does not exist.
@@ -78,8 +81,10 @@ class Validation(keras.callbacks.Callback):
         on_error: str = "raise",
         progress: Mapping[str, Any] | None = None,
         kept: Mapping[str, np.ndarray] | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
+        self.average = average
         self.recipe, self.choice = recipe, recipe.validation
         self.name, self.mode = recipe.monitored(ranker.tasks)
         self.rows = rows_to_score(ranker, log, wanted, "validation row", on_error=on_error)
@@ -119,12 +124,13 @@ class Validation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         model = self.model
-        found = _named(metrics_of(model, self.rows))
-        if logs is not None:
-            logs.update(found)
-        self.values.append(found.get(self.name, math.nan))
-        if self.recipe.keeps_best and self.best == len(self.values) - 1:
-            self.kept = arrays_of(model)
+        with contextlib.nullcontext() if self.average is None else self.average.in_place(model):
+            found = _named(metrics_of(model, self.rows))
+            if logs is not None:
+                logs.update(found)
+            self.values.append(found.get(self.name, math.nan))
+            if self.recipe.keeps_best and self.best == len(self.values) - 1:
+                self.kept = arrays_of(model)
         if self.stopped:
             model.stop_training = True
 

@@ -97,7 +97,7 @@ class Case:
 
 
 def open_case(name: str, folder: str | None, holdout: float = 0.25) -> Case:
-    """A log by its name, a quarter of its members held out."""
+    """A log by its name, a share of its members held out; 0: none."""
     late, own = {"delay": 600, "own_delay": 600}, {"delay": 120, "own_delay": 120}
     cases: dict[str, Callable[[], tuple[Log, dict[str, Any]]]] = {
         "ebnerd": lambda: (
@@ -125,7 +125,7 @@ def open_case(name: str, folder: str | None, holdout: float = 0.25) -> Case:
         raise SystemExit(f"LOG must be one of {', '.join(LOGS)}. Received: {name}")
     log, settings = cases[name]()
     log = replace(log, events=log.events.assign(from_release=log.events["split"] == "history"))
-    return Case(name, data.hold_out_members(log, holdout), **settings)
+    return Case(name, data.hold_out_members(log, holdout) if holdout else log, **settings)
 
 
 def _with_decade(log: Log) -> Log:
