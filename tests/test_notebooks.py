@@ -11,6 +11,9 @@ from tests import preloaded
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
 
+PLAIN = ("ligr",)  # of a plain run; before a release all run
+
+
 def test_there_are_notebooks_and_each_is_stored_executed() -> None:
     import nbformat
 
@@ -32,9 +35,12 @@ for cell in nbformat.read(sys.argv[1], as_version=4).cells:
 """
 
 
+RUNS = [path if path.stem in PLAIN else pytest.param(path, marks=pytest.mark.release) for path in NOTEBOOKS]
+
+
 @pytest.mark.slow
 @pytest.mark.one_backend
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient

@@ -6,7 +6,8 @@ A plain run, on every push, keeps every promise on each backend, by fewer cases 
 - On TensorFlow and JAX, a test parametrised along two axes or more takes cases in which each value of each axis occurs: `covering`.
   A decorator, or the `params` of a fixture, is one axis. The mark `every_case` keeps all combinations.
 - `few(n)` marks a test with one long axis, of options of one model or layer, for which n cases show that the backend does its part.
-- `release` marks a variation, on any backend, of what another test promises already: it runs before a release.
+- `release` marks a variation of what another test promises already, which runs before a release: on every backend, or, as
+  `release("jax")`, on the backends named, where it takes long.
 
 A test that the command line names, as `file.py::test` or `file.py::test[case]`, runs in all its cases.
 """
@@ -79,7 +80,7 @@ def plain(items: Sequence[pytest.Item], named: Sequence[str] = (), backend: str 
     for item in items:
         if is_named(item, named):
             taken.add(item.nodeid)
-        elif not item.get_closest_marker("release"):
+        elif not any(not mark.args or backend in mark.args for mark in item.iter_markers("release")):
             functions.setdefault(item.nodeid.split("[")[0], []).append(item)
     taken |= {cases[i].nodeid for cases in functions.values() for i in plain_cases(cases, backend)}
     return [item for item in items if item.nodeid in taken], [item for item in items if item.nodeid not in taken]

@@ -91,6 +91,7 @@ def test_evaluate_of_an_unknown_split_is_2(trained: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_same_seed_same_model(trained: Path) -> None:
     for name, seed in (("again", "0"), ("other", "1")):
         done = run("train", *log_options(), "--out", name, *TRAIN, "--seed", seed, "--quiet", cwd=trained)

@@ -16,6 +16,12 @@ from keras_ranking.data import PackedDataset, PackedRequests, Requests, Sequence
 from keras_ranking.ops import Spans
 from keras_ranking.training.predict import model_requests
 
+
+def before_a_release(*values: Any) -> Any:
+    """A case that only `tools/test --all` runs."""
+    return pytest.param(*values, marks=pytest.mark.release)
+
+
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
     "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900, "tower_boundaries": ()},
@@ -82,11 +88,12 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 # All models run on torch. What most of them add is wiring, which is the same on every backend: on TensorFlow one of each family and
-# layout of tokens, on JAX, which compiles each length anew, one that reads rows and one that reads requests.
+# layout of tokens, on JAX, which compiles each length anew, one that reads rows and one that reads requests. Of these a plain run takes
+# some: test_setwise.py has requests, and test_layouts.py other layouts, on each backend.
 FAMILIES = {
     "torch": tuple(MODELS),
-    "tensorflow": ("cadet_grouped_heads", "feedsr_fused_session", "lirank", "ligr"),
-    "jax": ("cadet_grouped_heads", "ligr"),
+    "tensorflow": ("cadet_grouped_heads", "lirank", *map(before_a_release, ("feedsr_fused_session", "ligr"))),
+    "jax": ("cadet_grouped_heads", before_a_release("ligr")),
 }[keras.backend.backend()]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import keras_ranking as kr
 from tests import preloaded
-from tests.invariants.conftest import MODELS, Case, make_case, randomise
+from tests.invariants.conftest import MODELS, Case, before_a_release, make_case, randomise
 from tests.invariants.test_exactness import CLEARLY, TOLERANCE, long_requests
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]
@@ -59,13 +59,18 @@ def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.nda
 NAMES = ("cadet", "feedsr_fused_session", "lirank", "amortized", "ligr")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+# The export of a CADET is verified, and its signatures compared, in tests/serving.
+EXPORTED = [name if name in ("feedsr_fused_session", "lirank") else before_a_release(name) for name in NAMES]
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
 def case(request: Any, log: Any) -> Case:
     return make_case(log, **MODELS[request.param], **({"explore": ("click",)} if request.param == "lirank" else {}))
 
 
-def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
-    cases = {name: make_case(log, **dict(MODELS[name])) for name in NAMES}
+@pytest.mark.parametrize("names", [("cadet", "lirank"), before_a_release(NAMES)], ids=["rows and requests", "all"])
+def test_every_backend_gives_the_same_scores(log: Any, names: tuple[str, ...], tmp_path: Path) -> None:
+    cases = {name: make_case(log, **dict(MODELS[name])) for name in names}
     requested = {}
     for name, case in cases.items():
         case.model.save(tmp_path / f"{name}.keras")
@@ -73,7 +78,7 @@ def test_every_backend_gives_the_same_scores(log: Any, tmp_path: Path) -> None:
         requested[name] = {**inputs, **{f"request_{column}": x for column, x in case.tensors(long_requests(case)).items()}}
         np.savez(tmp_path / f"{name}.npz", **requested[name])
     for backend in ("tensorflow", "jax", "torch"):
-        files = [(f"{name}.keras", f"{name}.npz", f"{name}_{backend}.npz") for name in NAMES]
+        files = [(f"{name}.keras", f"{name}.npz", f"{name}_{backend}.npz") for name in names]
         fresh_process(SCORE, *(tmp_path / file for three in files for file in three), backend=backend)
     for name, case in cases.items():
         found = {backend: dict(np.load(tmp_path / f"{name}_{backend}.npz")) for backend in ("tensorflow", "jax", "torch")}
@@ -132,6 +137,7 @@ def three_tasks(log: Any) -> tuple[kr.models.RankingModel, Any]:
     return kr.models.LiRank(schema, preset="feed", groups=groups, **small), events
 
 
+@pytest.mark.release
 def test_control_rounding_of_large_weights_exceeds_the_bound(log: Any) -> None:
     """Why exports are compared at small weights: at four times their scale, one unit in the last place of each changes a score by more."""
     from keras_ranking.serving.checking.sample_requests import random_raw

@@ -192,6 +192,7 @@ def test_bfloat16_logits_lose_only_their_own_rounding(loss: Any) -> None:
     assert float(value) == pytest.approx(float(loss(y_true, ops.cast(rounded, "float32"), weight)), rel=1e-6)
 
 
+@pytest.mark.quickest
 @each_loss
 def test_a_config_makes_the_same_loss(loss: Any) -> None:
     y_true, logits, weight, _ = random_batch(np.random.default_rng(29))
@@ -201,6 +202,7 @@ def test_a_config_makes_the_same_loss(loss: Any) -> None:
     assert float(copy(y_true, logits, weight)) == float(loss(y_true, logits, weight))
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -216,6 +218,7 @@ def test_wrong_arguments_are_named(build: Any, message: str) -> None:
         build()
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("true_shape", "pred_shape", "weight_shape", "message"),
     [

@@ -16,6 +16,7 @@ def test_targets_are_stacked_in_the_documented_order() -> None:
     np.testing.assert_array_equal(packed, [[[1, 3, 7], [0, 1, 7]]])
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("position", "request_", "message"),
     [
@@ -74,6 +75,7 @@ def test_bfloat16_logits_do_not_round_the_requests() -> None:
     assert rounded[0, 0] == rounded[0, 1]
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("true_shape", "pred_shape", "boundaries", "message"),
     [

@@ -205,6 +205,7 @@ def test_a_mask_on_the_predictions_counts_as_weight_zero() -> None:
     assert (float(metric.result()), float(metric.matched())) == (1.0, 1.0)
 
 
+@pytest.mark.quickest
 def test_config_and_errors() -> None:
     metric = ReplayContributionRate(boundaries=(1, 4), tower=2, name="replay")
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))

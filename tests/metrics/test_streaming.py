@@ -111,6 +111,7 @@ def test_the_value_without_data_is_nan(metric: Any) -> None:
     assert math.isnan(float(metric.result()))
 
 
+@pytest.mark.quickest
 @each_metric
 def test_a_config_makes_the_same_metric(metric: Any) -> None:
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
@@ -262,6 +263,7 @@ def test_compile_passes_targets_and_weights_of_every_task(jit_compile: bool) -> 
     assert result["click_binary_accuracy"] == pytest.approx(1 - result["dwell_binary_accuracy"], rel=1e-5)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("build", "message"),
     [

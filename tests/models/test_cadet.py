@@ -34,6 +34,7 @@ def rows(log: Any, schema: kr.Schema) -> Any:
     return pack(build_sequences(log.events, schema), 128)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -71,6 +72,7 @@ def test_bad_arguments_are_named(schema: kr.Schema, arguments: dict[str, Any], m
         kr.models.CADET(schema, **{**SMALL, **arguments})
 
 
+@pytest.mark.quickest
 def test_towers_need_a_position(schema: kr.Schema) -> None:
     without = schema.model_copy(update={"position": None})
     assert kr.models.CADET(without, **SMALL).boundaries == ()
@@ -78,6 +80,7 @@ def test_towers_need_a_position(schema: kr.Schema) -> None:
         kr.models.CADET(without, tower_boundaries=(1,), **SMALL)
 
 
+@pytest.mark.quickest
 def test_inputs_are_named_by_the_schema_and_hold_nothing_known_after_scoring(schema: kr.Schema) -> None:
     model = kr.models.CADET(schema, **SMALL)
     assert set(model.input_columns) == {"time", "segment", *(f.name for f in schema.inputs()), *(a.name for a in schema.actions)}
@@ -100,6 +103,7 @@ def test_saved_and_loaded_models_are_the_same(schema: kr.Schema, rows: Any, argu
         np.testing.assert_array_equal(array(logits), array(loaded(inputs)[task]))
 
 
+@pytest.mark.quickest
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model at"):
         kr.models.load(tmp_path)
@@ -191,6 +195,7 @@ def test_calibration_and_position_as_a_feature(schema: kr.Schema, log: Any, argu
     np.testing.assert_array_equal(again["click"], after["click"])
 
 
+@pytest.mark.quickest
 def test_words_for_gates_are_lists_of_gates(schema: kr.Schema) -> None:
     words = {"none": [], "representation": ["representation"], "qk": ["query", "key"], "output": ["output"]}
     words["all"] = ["representation", "query", "key"]

@@ -66,6 +66,7 @@ AT_COMPILE = [
 ]
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(("settings", "message"), AT_COMPILE, ids=range(len(AT_COMPILE)))
 def test_what_no_targets_make_right(model: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -86,6 +86,7 @@ WAYS: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("way", "compiled"), [("save", trained), ("pickle", plain), ("deepcopy", trained)])
 def test_training_goes_on_as_if_it_had_not_stopped(schema: Any, batches: list[Any], way: str, compiled: Any, tmp_path: Path) -> None:
     keras.utils.set_random_seed(3)

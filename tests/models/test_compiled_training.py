@@ -113,6 +113,7 @@ for seed in range(3):
 """
 
 
+@pytest.mark.release
 @pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="counts TensorFlow's programs")
 @pytest.mark.parametrize("constant", [False, True])

@@ -107,6 +107,7 @@ def _weights(model: Any) -> list[tuple[str, Any]]:
     return [(weight.path, weight.value) for weight in model.weights]
 
 
+@pytest.mark.release("jax")
 def test_the_whole_model_in_numpy(schema: kr.Schema, sequences: Any) -> None:
     model = small(schema, dropout=0.3)
     rows = pack(sequences, 96)
@@ -122,6 +123,7 @@ def test_the_whole_model_in_numpy(schema: kr.Schema, sequences: Any) -> None:
     assert np.abs(got[real] - forward(model, x, schema.feedback_delay + 7200)[real]).max() > 1e-2 * scale
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -151,6 +153,7 @@ def test_bad_arguments_are_named(schema: kr.Schema, arguments: dict[str, Any], m
         kr.models.FeedSR(schema, **{**SMALL, "position_offsets": 60, **arguments})
 
 
+@pytest.mark.quickest
 def test_offsets_need_a_position(schema: kr.Schema) -> None:
     without = schema.model_copy(update={"position": None})
     assert kr.models.FeedSR(without, **{**SMALL, "position_offsets": None}).boundaries == ()
@@ -191,6 +194,7 @@ def test_evaluation_ranks_by_the_served_score_and_judges_probabilities_at_the_po
     np.testing.assert_allclose(report["auc"], auc, rtol=1e-6)
 
 
+@pytest.mark.release("jax")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
@@ -229,6 +233,7 @@ def test_it_trains_and_saved_models_are_the_same(schema: kr.Schema, sequences: A
         np.testing.assert_array_equal(array(logits), array(loaded(inputs)[task]))
 
 
+@pytest.mark.quickest
 def test_vectors_join_early_or_late() -> None:
     features = [kr.Id("item_id", buckets=50), kr.Vector("content", size=3), kr.Vector("profile", size=5, known="context")]
     schema = kr.Schema(

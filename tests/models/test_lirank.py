@@ -85,6 +85,7 @@ def test_one_table_for_an_id_wherever_it_stands(schema: kr.Schema, sequences: An
     assert np.abs(array(model(moved)["click"]) - before).max() > 1e-5, "control: past ids are read"
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,6 +108,7 @@ def test_bad_arguments_are_named(schema: kr.Schema, arguments: dict[str, Any], m
         kr.models.LiRank(schema, **{**SMALL, **arguments})
 
 
+@pytest.mark.release("jax")
 @pytest.mark.parametrize(
     "arguments",
     [

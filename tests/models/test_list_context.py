@@ -88,6 +88,7 @@ def test_saving_training_and_exploring(log: Any, tmp_path: Any) -> None:
     assert "list_context" not in make(log, "LiRank").arguments
 
 
+@pytest.mark.quickest
 def test_errors(log: Any) -> None:
     with pytest.raises(ValueError, match="needs at least one number"):
         make(log, "LiRank", list_context=True, features=("topic",))

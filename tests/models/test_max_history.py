@@ -81,6 +81,7 @@ def test_what_is_older_moves_nothing(log: Any) -> None:
     assert np.abs(by_event(all_of_it, sequences)[last] - by_event(all_of_it, moved)[last]).max() > 1e-5, "control: without a window they do"
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("window", [-1, 2.5, True])
 def test_bad_windows_are_named(log: Any, window: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="`max_history` must be (a number of events|an integer or None)"):

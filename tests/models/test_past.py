@@ -66,6 +66,7 @@ def test_a_model_without_it_is_as_before(log: Any) -> None:
     assert not any("past" in weight.path for weight in model.weights)
 
 
+@pytest.mark.quickest
 def test_errors(log: Any) -> None:
     with pytest.raises(ValueError, match="must be of `token_features`"):
         kr.models.CADET(log.schema, token_features=("topic",), past_matches=("author_id",))

@@ -86,6 +86,7 @@ def marks(policy: str, kind: str) -> list[pytest.MarkDecorator]:
     return quick if kind == "CADET" else [*quick, pytest.mark.quickest]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("policy", "kind"), [pytest.param(policy, kind, marks=marks(policy, kind)) for policy in TRAINED for kind in MODELS]
 )
@@ -102,6 +103,7 @@ def test_trained_under_a_policy(policy: str, kind: str) -> None:
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("policy", REFUSED)
 def test_refused_by_name(policy: str, kind: str) -> None:
@@ -109,6 +111,7 @@ def test_refused_by_name(policy: str, kind: str) -> None:
         made(kind, dtype=policy)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("kind", MODELS)
 def test_refused_as_the_float_type_of_keras(kind: str) -> None:
     keras.config.set_floatx("float64")
@@ -144,6 +147,7 @@ def test_losses_and_metrics_keep_at_least_32_bits(floatx: str) -> None:
     assert float(loss([[1.0, 0.0]], [[0.0, 0.0]])) == pytest.approx(1.1 * np.log(2), rel=1e-6)
 
 
+@pytest.mark.release("jax")
 def test_half_precision_as_the_float_type_of_keras() -> None:
     keras.config.set_floatx("bfloat16")
     model = made("LiRank", dtype="mixed_bfloat16")
@@ -154,6 +158,7 @@ def test_half_precision_as_the_float_type_of_keras() -> None:
     assert np.isfinite(keras.ops.convert_to_numpy(scores)).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["CADET", "LiGR"])
 def test_a_model_in_float32_does_not_depend_on_the_float_type_of_keras(kind: str) -> None:
     window = {"max_history": 300} if kind == "CADET" else {}  # bfloat16 holds integers up to 256

@@ -25,6 +25,7 @@ def quickstart() -> Any:
     return module
 
 
+@pytest.mark.release
 def test_cadet_recovers_the_position_curve_and_beats_the_baselines() -> None:
     # A seed that the preset was not chosen on.
     log = kr.data.simulate(members=1200, seed=1)

@@ -133,6 +133,7 @@ def test_random_effects_stay_where_there_is_nothing_to_fit(log: Any) -> None:
     assert (array(effects) == 0.25).all()
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [

@@ -99,6 +99,7 @@ def test_training_draws_from_the_column(log: Any) -> None:
     assert np.isfinite(history["epochs"]["loss"][0])
 
 
+@pytest.mark.quickest
 def test_what_it_does_not_go_with(log: Any) -> None:
     with pytest.raises(ValueError, match="`sampled_delay` goes with mask='delay'. Received: mask='session'"):
         kr.models.FeedSR(log.schema, **SMALL, mask="session", sampled_delay=True)

@@ -97,6 +97,7 @@ def test_symbolic_and_eager_agree(rng):
     assert distance(out, reference.candidate_attention(query, key, value, LENGTHS, self_key, self_value, scale=0.5)) < EXACT
 
 
+@pytest.mark.quickest
 def test_arguments_that_do_not_fit(rng):
     query, key, value, self_key, self_value, _ = operands(rng)
     with pytest.raises(ValueError, match="must be given together"):

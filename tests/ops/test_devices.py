@@ -34,6 +34,7 @@ def test_operations_send_nothing_and_equal_those_of_one_device() -> None:
         assert out["sent_before"] > 0, f"control: XLA alone sends parts of the batch for {name}"
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_training_steps_send_no_activations(tmp_path: Path) -> None:
     """CADET, and LiRank with a history: the compiled steps have sums of gradients, and nothing else between devices."""

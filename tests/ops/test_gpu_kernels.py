@@ -32,6 +32,7 @@ def test_pallas_on_every_mask_with_grouped_heads(rng, mean):
         check("pallas", operands(rng, 2, ROWS, ROWS, 4, 2, 8), spans)
 
 
+@pytest.mark.few(2)
 @on_jax
 @pytest.mark.parametrize("seed", range(6))
 def test_pallas_on_any_spans(seed):
@@ -43,6 +44,7 @@ def test_pallas_on_any_spans(seed):
     check("pallas", operands(rng, 2, ROWS, ROWS, 4, 2, 8), spans)
 
 
+@pytest.mark.few(2)
 @on_jax
 @pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "size"), [(1, 4), (17, 3), (128, 80), (129, 256)])
@@ -98,6 +100,7 @@ def test_pallas_in_half_precision(rng, dtype, bound):
     assert distance(np.asarray(keras.ops.cast(out, "float32")), wanted) < bound
 
 
+@pytest.mark.few(4)
 @on_jax
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [8, 64, 128, 256])

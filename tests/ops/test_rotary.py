@@ -25,6 +25,7 @@ def scores(x, y, times_x, times_y, turn):
     return np.einsum("bthd,bshd->bhts", q.astype("float64"), k.astype("float64"))
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(("head_dim", "shortest", "longest"), [(64, 1, HALF_YEAR), (8, 10, 86400), (4, 1, 100), (32, 0.5, 30)])
 def test_periods_follow_the_formula(head_dim, shortest, longest):
     base = ((math.pi / 4) / math.pi * longest / shortest) ** (head_dim / (head_dim - 2))
@@ -35,12 +36,14 @@ def test_periods_follow_the_formula(head_dim, shortest, longest):
     assert periods[0] == 2 * longest and (np.diff(periods) <= 0).all() and periods.min() >= 2
 
 
+@pytest.mark.quickest
 def test_ends_of_the_ladder():
     periods = rotary_periods(64, 1, HALF_YEAR)
     assert periods[0] == 2 * HALF_YEAR  # half a turn over the longest span
     assert periods[-1] == 8  # an eighth of a turn per second
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

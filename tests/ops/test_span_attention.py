@@ -103,6 +103,7 @@ def test_control_wrong_stride(rng):
         span_attention(*arrays[:3], spans, stride=0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("tokens", [1, 3, 64, 257])
 def test_lengths(rng, kernel, tokens):
@@ -111,6 +112,7 @@ def test_lengths(rng, kernel, tokens):
         check(kernel, operands(rng, 1, tokens, tokens, 2, 2, 4), spans)
 
 
+@pytest.mark.few(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("size", [1, 3, 16, 80, 256])
@@ -160,6 +162,7 @@ def test_large_scores_do_not_overflow(rng, kernel):
     assert distance(out, reference.span_attention(200 * q, 20 * k, v, numpy_spans(spans))) < 5e-3
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_unseen_keys_may_have_any_value(rng, kernel, poison):
@@ -234,6 +237,7 @@ def test_logits_beyond_the_largest_float16(rng, kernel):
     np.testing.assert_allclose(np.asarray(got, "float64"), want, rtol=4e-3, atol=4e-3)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -254,6 +258,7 @@ def test_shapes_that_do_not_fit(change, message):
         span_attention(*(keras.KerasTensor(shape) for shape in shapes.values()), spans)
 
 
+@pytest.mark.quickest
 def test_arguments_that_do_not_fit():
     q = np.zeros((1, 3, 2, 4), "float32")
     spans = Spans.causal(np.ones((1, 3), "int32"))

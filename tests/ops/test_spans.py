@@ -166,6 +166,7 @@ def test_all_padding_sees_nothing():
         assert not dense(part(np.zeros((2, 5), "int32")), 5).any()
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True])
 def test_delay_and_window_must_be_at_least_one(wrong):
     segments = np.ones((1, 3), "int32")
@@ -175,6 +176,7 @@ def test_delay_and_window_must_be_at_least_one(wrong):
         Spans.window(wrong, segments)
 
 
+@pytest.mark.quickest
 def test_ids_must_be_rows():
     with pytest.raises(ValueError, match="`segments` must have shape"):
         Spans.causal(np.ones(3, "int32"))

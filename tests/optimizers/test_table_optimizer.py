@@ -238,6 +238,7 @@ def test_callbacks_move_the_rates_of_tables_and_other_weights() -> None:
     assert float(scheduled.learning_rate) == 0.5 and float(scheduled.rows.learning_rate) == pytest.approx(RATE)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -254,6 +255,7 @@ def test_wrong_arguments(settings: dict[str, Any], message: str) -> None:
         kr.training.TableOptimizer(**{"optimizer": "sgd", **settings})
 
 
+@pytest.mark.quickest
 def test_without_a_table_it_is_an_error() -> None:
     model = linear()
     model.compile(optimizer_of("lazy_adam", min_rows=ROWS + 1), loss="mse")

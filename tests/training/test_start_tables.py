@@ -61,6 +61,7 @@ def test_a_resumed_training_needs_the_same_factors(log: kr.data.Log, factors: kr
     np.testing.assert_array_equal(table(again), table(whole))
 
 
+@pytest.mark.quickest
 def test_errors(log: kr.data.Log, factors: kr.data.ItemFactors) -> None:
     with pytest.raises(ValueError, match="at least one column"):
         StartTables({})

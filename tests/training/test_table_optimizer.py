@@ -82,6 +82,7 @@ def test_a_daily_step_goes_on_with_the_state_of_the_rows(log: Log, tmp_path: Pat
     assert (after >= before).all() and (after > before).any()
 
 
+@pytest.mark.quickest
 def test_options() -> None:
     with pytest.raises(ValueError, match="`table_optimizer` must be one of"):
         TrainingOptions(table_optimizer="sgd")

@@ -66,6 +66,7 @@ def reference(layer: DecoderBlock, x: np.ndarray, times: np.ndarray, mask: np.nd
     return x + hidden @ w["ffn_out/kernel"] + w["ffn_out/bias"]
 
 
+@pytest.mark.release("tensorflow")
 @pytest.mark.slow
 def test_common(tmp_path: Path) -> None:
     x, times, segments = row()
@@ -152,6 +153,7 @@ def test_width_of_the_feed_forward() -> None:
     assert layer.ffn_in.units == 13
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`ffn_multiple` must be positive. Received: ffn_multiple=0"):
         make(ffn_multiple=0)

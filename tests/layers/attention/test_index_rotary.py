@@ -81,6 +81,7 @@ def test_attention_reference(rotate_by: str) -> None:
     assert np.abs(numpy(layer(data["x"], **{**given, "index": moved})) - out).max() > 1e-2
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rotate_by", ["index", "split", None])
 def test_attention_common(rotate_by: str | None, tmp_path: Path) -> None:
     data = row()
@@ -93,6 +94,7 @@ def test_attention_common(rotate_by: str | None, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`base` must be above 1. Received: base=1"):
         IndexRotaryEmbedding(1)

@@ -20,6 +20,7 @@ def test_common(tmp_path: Path) -> None:
     run_layer_checks(lambda **settings: LatestKeys(3, **settings), {"inputs": x, "length": length}, tmp_path)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("size", [0, 1, 3, 6, 7, 20])
 def test_against_slices(size: int) -> None:
     x, length = keys()
@@ -30,6 +31,7 @@ def test_against_slices(size: int) -> None:
         np.testing.assert_array_equal(out[row, :, :kept], x[row, :, count - kept : count])
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`size` must be 0 or more. Received: size=-1"):
         LatestKeys(-1)

@@ -125,6 +125,7 @@ def test_common(kind: str, tmp_path: Path) -> None:
         run_layer_checks(lambda **more: SwiGLU(16, **more), {"inputs": x["inputs"]}, tmp_path)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`ffn_multiple` must be positive. Received: ffn_multiple=0"):
         block(ffn_multiple=0)

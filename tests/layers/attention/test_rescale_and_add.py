@@ -29,12 +29,14 @@ def reference(kind: str, w: dict[str, np.ndarray], x: np.ndarray, f: np.ndarray)
     return x + w["alpha"] * f
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_common(kind: str, tmp_path: Path) -> None:
     x, f = tensors()
     run_layer_checks(lambda **settings: RescaleAndAdd(kind, **settings), {"inputs": x, "branch": f}, tmp_path)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_reference(kind: str) -> None:
     x, f = tensors()
@@ -69,6 +71,7 @@ def test_a_block_with_alpha_zero_is_the_identity() -> None:
     assert np.abs(numpy(block(residual="scalar")(x, spans=spans)) - x).max() > 1e-3  # control
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_differ_only_in_their_residuals(kind: str) -> None:
     """The branches of the block, combined here by the reference of the kind."""
@@ -88,6 +91,7 @@ def test_blocks_differ_only_in_their_residuals(kind: str) -> None:
     np.testing.assert_allclose(numpy(layer(x, spans=spans)), reference(kind, own("ffn_add"), middle, fed), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`kind` must be one of"):
         RescaleAndAdd("highway")

@@ -76,6 +76,7 @@ def reference(
     return out @ w["output_map/kernel"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("gates", "kv"), [(CADET, None), (ALL, 2), ((), 1)], ids=["cadet", "all-grouped", "none-shared"])
 def test_common(gates: tuple[str, ...], kv: int | None, tmp_path: Path) -> None:
     x, times, segments = row()
@@ -236,6 +237,7 @@ def test_values_beyond_the_length_are_ignored() -> None:
     np.testing.assert_array_equal(numpy(layer(x, times=times, cache=(dirty_keys, dirty_values, length))), before)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     for heads, kv in ((0, None), (4, 3), (4, 0), (2, 4)):
         with pytest.raises(ValueError, match=f"`num_heads` must be a positive multiple of `num_kv_heads`. Received: num_heads={heads}"):
@@ -252,6 +254,7 @@ def test_errors() -> None:
         SelfGatedAttention(2, 4, rotary=(8.0,))  # type: ignore[arg-type]
 
 
+@pytest.mark.quickest
 def test_call_errors() -> None:
     layer = ready(attention())
     x, times, segments = row()

@@ -73,6 +73,7 @@ def test_lengths_are_kept() -> None:
     np.testing.assert_allclose(np.linalg.norm(numpy(make()(x, times=times)), axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(("shortest", "longest"), [(0.5, 100.0), (100.0, 100.0), (200.0, 100.0), (8.0, 2.0**30)])
 def test_errors(shortest: float, longest: float) -> None:
     with pytest.raises(ValueError, match=f"`shortest` must be at least 1.*Received: shortest={shortest}, longest={longest}"):

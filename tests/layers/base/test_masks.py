@@ -74,6 +74,7 @@ def pooled(layer: Any, more: dict[str, Any], padding: int, mask: bool = True) ->
     return [numpy(keras.layers.GlobalAveragePooling1D()(x)) for x in wide]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", sorted(EACH_TOKEN))
 def test_more_padding_moves_no_mean(name: str) -> None:
     make, more = EACH_TOKEN[name]
@@ -94,6 +95,7 @@ def test_control_without_a_mask_padding_moves_the_mean() -> None:
 KNOWN_TO_KERAS = (PassesMask, RefusesMask, keras.layers.BatchNormalization, keras.layers.Embedding)
 
 
+@pytest.mark.quickest
 def test_each_layer_has_a_rule() -> None:
     """Of every public layer it is known what becomes of a mask."""
     found = {name: value for name, value in vars(layers).items() if inspect.isclass(value) and issubclass(value, keras.layers.Layer)}
@@ -115,6 +117,7 @@ REFUSE = {
 }
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("name", sorted(REFUSE))
 def test_a_layer_that_would_lose_it_refuses(name: str) -> None:
     table = keras.layers.Embedding(10, WIDTH, mask_zero=True)
@@ -233,6 +236,7 @@ def test_a_token_is_real_where_all_inputs_say_so(name: str) -> None:
     assert mask_of(JOINS[name](plain, plain)) is None
 
 
+@pytest.mark.quickest
 def test_a_mask_of_a_later_argument_is_refused_too() -> None:
     masked = keras.layers.Embedding(10, WIDTH, mask_zero=True)(np.array([[1, 0]]))
     with pytest.raises(ValueError, match="Interleave does not read a Keras mask"):

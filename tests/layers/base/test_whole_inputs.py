@@ -58,6 +58,7 @@ CALLS = {
 BIG = {key for key in CALLS if "time" in key[0]}  # whose values stand in the call as they are
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("key", sorted(CALLS), ids=" of ".join)
 def test_a_float_is_refused_as_an_array_a_tensor_and_a_list(key: tuple[str, str]) -> None:
     for dtype in ("float16", "float32", "float64"):
@@ -70,6 +71,7 @@ def test_a_float_is_refused_as_an_array_a_tensor_and_a_list(key: tuple[str, str]
             CALLS[key](UNIX > 0)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("key", sorted(CALLS), ids=" of ".join)
 def test_int64_gives_what_int32_gives(key: tuple[str, str]) -> None:
     keras.utils.set_random_seed(0)
@@ -80,6 +82,7 @@ def test_int64_gives_what_int32_gives(key: tuple[str, str]) -> None:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("key", sorted(BIG), ids=" of ".join)
 @pytest.mark.parametrize("dtype", ["int64", "uint32", "uint64"])
 def test_values_beyond_int32_are_refused(key: tuple[str, str], dtype: str) -> None:

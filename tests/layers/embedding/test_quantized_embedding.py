@@ -90,6 +90,7 @@ def test_size() -> None:
     assert 1 - size / (100 * 128 * 4) == pytest.approx(0.734, abs=1e-3)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"`table` must be \(rows, dim\). Received: shape=\(3,\)"):
         quantize_rows(np.zeros(3))

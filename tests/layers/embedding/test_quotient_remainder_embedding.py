@@ -48,6 +48,7 @@ def make(join: str, **settings: Any) -> QuotientRemainderEmbedding:
     return QuotientRemainderEmbedding(4, divisor=50_021, join=join, **settings)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("join", ["sum", "concat"])
 def test_common(join: str, tmp_path: Path) -> None:
     halves = split_fingerprint(fingerprints())
@@ -93,6 +94,7 @@ def test_table_sizes_of_the_paper() -> None:
     assert len(np.unique(np.concatenate([quotient, remainder], axis=1), axis=0)) == 2000
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`dim` must be a positive integer. Received: dim=0"):
         QuotientRemainderEmbedding(0, 1000)

@@ -51,6 +51,7 @@ def reference(layer: ResidualQuantizer, x: np.ndarray) -> dict[str, np.ndarray]:
     return {"codes": np.stack(codes, 1), "y": y, "losses": np.array([np.mean((y - x) ** 2), weight * commitment / LEVELS])}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", [{}, {"dim": 3, "hidden": (7,)}, {"update": "straight_through"}])
 def test_reference(settings: dict[str, Any]) -> None:
     layer, x = make(**settings), vectors()
@@ -141,12 +142,14 @@ def gradient(layer: Any, x: np.ndarray) -> np.ndarray:
     return tape.gradient(out, tensor).numpy()
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"update": "straight_through", "hidden": (4,)}])
 def test_common(settings: dict[str, Any], tmp_path: Path) -> None:
     run_layer_checks(lambda **more: make(**settings, **more), {"inputs": vectors().reshape(16, 4, F)}, tmp_path)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     for settings, message in (
         ({"levels": 0}, "`levels` must be a positive integer. Received: levels=0"),
@@ -172,6 +175,7 @@ def test_codewords_that_are_close_and_far_from_zero(offset: float) -> None:
     np.testing.assert_array_equal(numpy(layer.encode(x))[:, 0], exact.argmin(axis=1))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("unit", [1e-25, 1e25])
 def test_codes_do_not_depend_on_the_unit(unit: float) -> None:
     layer = make(levels=1, codebook_size=K, revive_after=None)
@@ -198,6 +202,7 @@ def test_an_unused_codeword_stays_where_it_is() -> None:
     np.testing.assert_allclose(numpy(layer.codebook)[0, 1, 0], -4.0, rtol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_vector_that_is_not_finite_moves_no_codeword(bad: float) -> None:
     x, other = vectors(), vectors(seed=1)

@@ -64,12 +64,14 @@ def test_prefixes_distinguish_items_that_share_a_code() -> None:
         assert np.allclose(e[0] - e[2], e[1] - e[3], atol=1e-5) is same
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"prefixes": True, "buckets": 17}])
 def test_common(settings: dict[str, Any], tmp_path: Path) -> None:
     run_layer_checks(lambda **more: make(**settings, **more), {"inputs": codes()}, tmp_path)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`dim` must be a positive integer. Received: dim=0"):
         make(dim=0)

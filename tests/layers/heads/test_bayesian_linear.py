@@ -55,6 +55,7 @@ def mu(layer: BayesianLinear) -> np.ndarray:
     return np.concatenate([numpy(layer.kernel.value)[:, 0], numpy(layer.bias.value)]).astype("float64")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["logistic", "gaussian"])
 @pytest.mark.parametrize("with_seed", [False, True], ids=["mean", "seed"])
 def test_common(kind: str, with_seed: bool, tmp_path: Path) -> None:
@@ -273,6 +274,7 @@ def test_in_a_saved_graph(tmp_path: Path) -> None:
     assert np.abs(loaded.predict([x, seeds + 1], verbose=0) - want).max() > 1e-2  # control
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`kind` must be 'logistic' or 'gaussian'. Received: kind='probit'"):
         BayesianLinear("probit")

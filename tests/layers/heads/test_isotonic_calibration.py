@@ -71,6 +71,7 @@ def rows(units: int | None = None, low: float = LOWER - 3, high: float = UPPER +
     return logits, rng.normal(size=(4, count, C)).astype("float32")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("units", [None, 2])
 @pytest.mark.parametrize("with_features", [False, True], ids=["plain", "features"])
 def test_common(with_features: bool, units: int | None, tmp_path: Path) -> None:
@@ -218,6 +219,7 @@ def test_extreme_logits_are_finite() -> None:
     assert np.isnan(numpy(layer(np.array([np.nan], "float32")))).all()  # NaN is not hidden
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     for lower, upper, step in ((0.0, 0.0, 0.1), (1.0, 0.0, 0.1), (0.0, 1.0, 0.0), (0.0, 1.0, -0.1), (0.0, 1.0, 0.3), (0.0, 1.0, 1e-6)):
         with pytest.raises(ValueError, match=f"`upper` - `lower` must be 1 to 100,000 times `step`. Received: lower={lower}"):

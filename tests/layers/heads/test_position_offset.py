@@ -17,6 +17,7 @@ def logits() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 6)).astype("float32")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("beyond", ["clip", "zero"])
 def test_common(beyond: str, tmp_path: Path) -> None:
     run_layer_checks(
@@ -56,6 +57,7 @@ def test_the_loss_adds_the_offset_of_the_position_shown() -> None:
     np.testing.assert_array_equal(moved, [True, True, False])
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`positions` must be a positive integer. Received: positions=0"):
         PositionOffset(0)

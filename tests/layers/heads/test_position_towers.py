@@ -21,6 +21,7 @@ def state() -> np.ndarray:
     return np.random.default_rng(4).normal(size=(2, 6, 8)).astype("float32")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("towers", "hidden"), [(3, (7, 5)), (1, ()), (2, (4,))])
 def test_common(towers: int, hidden: tuple[int, ...], tmp_path: Path) -> None:
     run_layer_checks(
@@ -91,6 +92,7 @@ def test_float32_logits_under_mixed_precision() -> None:
     assert keras.backend.standardize_dtype(layer(state()).dtype) == "float32"
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`num_towers` must be a positive integer. Received: num_towers=0"):
         PositionTowers(0)

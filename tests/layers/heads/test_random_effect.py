@@ -137,6 +137,7 @@ def test_from_fit() -> None:
     assert not layer.trainable_weights
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`rows` must be at least 2 .* Received: rows=1"):
         RandomEffect(1)

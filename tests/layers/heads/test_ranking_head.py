@@ -70,6 +70,7 @@ def test_reference(kind: str, groups: Any) -> None:
     assert np.abs(out["click"] - out["like"]).max() > 0.1  # control
 
 
+@pytest.mark.few(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "groups"), [("parallel_dcn", None), ("stacked_dcn", GROUPS), ("mmoe", GROUPS), ("mlp", None), ("linear", None)]
@@ -90,6 +91,7 @@ def test_dropped_gates() -> None:
     assert np.abs(moved - still).max() > 0.1
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`kind` must be one of"):
         make("tower")

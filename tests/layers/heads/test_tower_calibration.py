@@ -15,6 +15,7 @@ def logits(towers: int = 3) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 5, towers), scale=3).astype("float32")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("towers", [1, 3])
 def test_common(towers: int, tmp_path: Path) -> None:
     z = np.linspace(-4.0, 4.0, 2 * 24 * towers, dtype="float32").reshape(2, 24, towers)  # every bucket gets a gradient
@@ -50,6 +51,7 @@ def test_each_tower_keeps_its_order() -> None:
     assert (np.diff(numpy(layer(z)), axis=1) >= -1e-5).all()
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="the last axis of the inputs must be known"):
         TowerCalibration().build((None, None, None))

@@ -56,6 +56,7 @@ def one_by_one(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
     return numpy(layer({**single, "candidates": x["candidates"].reshape(B * S, 1, C)})).reshape(B, S, -1)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "time", "index", "gates", "groups"])
 @pytest.mark.parametrize("window", [7, 12])
 def test_rows_equal_windows_one_by_one(settings: dict[str, Any], window: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,7 @@ def reference(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
     return np.reshape(rows, (B, N, -1))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("fusion", AMORTISED)
 @pytest.mark.parametrize(
     "settings",
@@ -174,6 +175,7 @@ def test_extended_cache_equals_prefill_over_all_events(fusion: str, mask: str, r
     assert np.abs(grown - numpy(layer({**x, "visible": np.array([4, 2, 0, 1], "int32")})))[0].max() > 1e-3, "control"
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("settings", [{}, {"pool": True}, {"latest": 1, "history_mask": "causal"}])
 def test_extend_needs_a_history_without_look_ahead(settings: dict[str, Any]) -> None:
     layer, x = ready(**settings), inputs()
@@ -210,6 +212,7 @@ def test_sessions_mask_hides_events_of_the_same_session() -> None:
     assert not moved[[2, 4]].any(), "events 4 and 2 are of the same session"
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"rotary": TIME}, {"fusion": "append_falcon", "history_mask": "sessions", "pool": True, "block": "ligr"}]
@@ -219,6 +222,7 @@ def test_common(settings: dict[str, Any], tmp_path: Path) -> None:
     run_layer_checks(lambda **more: make(**settings, **more), {"inputs": x}, tmp_path)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -236,6 +240,7 @@ def test_errors(settings: dict[str, Any], message: str) -> None:
         make(**settings)
 
 
+@pytest.mark.quickest
 def test_missing_inputs_are_named() -> None:
     x = inputs()
     with pytest.raises(ValueError, match=r"Missing: \['request_time'\]"):

@@ -67,6 +67,7 @@ def reference(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
     return out if layer.projection is None else out @ w["projection/kernel"] + w["projection/bias"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rotary", [None, ROTARY])
 def test_common(rotary: Any, tmp_path: Path) -> None:
@@ -110,6 +111,7 @@ def test_output_does_not_depend_on_other_candidates_or_padding() -> None:
     np.testing.assert_allclose(numpy(layer(shorter)), before[1:2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`fusion` must be one of .* Received: fusion='sum'"):
         make(fusion="sum")

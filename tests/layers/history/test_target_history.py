@@ -89,6 +89,7 @@ CASES = [
 KINDS = [HistoryAttention, LinearHistory, MatchingHistory]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("kind", "settings"), CASES)
 def test_reference(kind: type, settings: dict[str, Any]) -> None:
     layer, x = make(kind, **settings), inputs(kind)
@@ -141,12 +142,14 @@ def test_a_softmax_cannot_count_and_exact_matches_do() -> None:
     np.testing.assert_allclose(out[0, :, 0], np.log([2.0, 3.0]), rtol=1e-6)
 
 
+@pytest.mark.few(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "settings"), CASES)
 def test_common(kind: type, settings: dict[str, Any], tmp_path: Path) -> None:
     run_layer_checks(lambda **more: make(kind, **{**settings, **more}), inputs(kind), tmp_path)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`num_heads` must be a positive integer. Received: num_heads=0"):
         HistoryAttention(num_heads=0)

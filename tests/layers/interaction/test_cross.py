@@ -90,11 +90,13 @@ LAYERS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("kind", list(LAYERS))
 def test_common(kind: str, tmp_path: Path) -> None:
     run_layer_checks(LAYERS[kind], {"inputs": state()}, tmp_path)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["low_rank", "attention", "residual", "parallel_residual", "stacked"])
 def test_two_and_four_axes(kind: str) -> None:
     """Leading axes are samples: any number of them, known or not."""
@@ -113,6 +115,7 @@ def test_cross_reference(rank: int | None) -> None:
     assert np.abs(reference(by_path(layer), x, {"inner_skip": True}) - want).max() > 0.1  # control: another formula
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("settings", ATTENTION)
 def test_attention_reference(settings: dict[str, Any]) -> None:
     layer, x = ready(AttentionLowRankCross(RANK, **settings)), state()
@@ -122,6 +125,7 @@ def test_attention_reference(settings: dict[str, Any]) -> None:
         assert np.abs(got - reference(w, x, control)).max() > 0.01
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("rank", "activation"), [(RANK, None), (RANK, "tanh"), (None, None)])
 def test_equals_feature_cross_of_keras_rs(rank: int | None, activation: str | None) -> None:
     """One layer, and a stack of two layers of keras-rs, each with x_0 and the state as inputs."""
@@ -205,6 +209,7 @@ def test_samples_do_not_depend_on_their_batch(score: str) -> None:
     assert wrong["others"] > 0.1 and wrong["alone"] > 0.1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["attention", "residual", "parallel"])
 def test_permuting_leading_axes(kind: str) -> None:
     layer, x = ready(LAYERS[kind]()), state(3, 4)
@@ -252,6 +257,7 @@ def test_dropout_only_in_training() -> None:
     assert np.abs(still - moved).max() > 0.01
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("layer", "formula"),
     [
@@ -285,6 +291,7 @@ def test_initial_temperature(learned: bool) -> None:
     assert len(layer.weights) - len(fixed.weights) == (2 if learned else 0)
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("make", "message"),
     [

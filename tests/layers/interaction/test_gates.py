@@ -68,11 +68,13 @@ def gate(w: dict[str, np.ndarray], h: np.ndarray, prefix: str, settings: dict[st
     return out
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", GATES)
 def test_gate_common(settings: dict[str, Any], tmp_path: Path) -> None:
     run_layer_checks(lambda **more: DenseGate(**settings, **more), {"inputs": state()}, tmp_path)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("settings", GATES)
 def test_gate_reference(settings: dict[str, Any]) -> None:
     layer = DenseGate(**settings)
@@ -127,6 +129,7 @@ def test_two_zero_factors_get_no_gradient() -> None:
     assert all(np.abs(value).max() == 0 for value in layer.get_weights())
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(("width", "rank"), [(100, None), (128, None), (129, 64), (3500, 70), (5000, 100)])
 def test_auto_rank(width: int, rank: int | None) -> None:
     layer = DenseGate("auto", kernel_initializer="zeros")
@@ -152,6 +155,7 @@ def mlp(w: dict[str, np.ndarray], x: np.ndarray, settings: dict[str, Any]) -> np
     return x
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", MLPS)
 def test_mlp_common(settings: dict[str, Any], tmp_path: Path) -> None:
     run_layer_checks(lambda **more: GatedMLP((9, 7), **settings, **more), {"inputs": state()}, tmp_path)
@@ -177,6 +181,7 @@ def test_mlp_with_batch_normalization(tmp_path: Path) -> None:
         assert np.isfinite(new).all() and np.abs(new - old).max() > 0, weight.path
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("settings", [*MLPS, BATCH])
 def test_mlp_reference(settings: dict[str, Any]) -> None:
     layer = GatedMLP((9, 7), **settings)
@@ -229,6 +234,7 @@ def test_sizes_of_the_paper() -> None:
     assert parameters([100] * 4, "auto") == 12
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("make", "message"),
     [

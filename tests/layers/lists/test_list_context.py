@@ -115,6 +115,7 @@ def test_common(kind: Any, tmp_path: Path) -> None:
     run_layer_checks(kind, inputs(), tmp_path)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`parts` must be among"):
         ListContext(parts=["median"])

@@ -117,12 +117,14 @@ def test_sets_do_not_depend_on_other_sets_or_padding(top_k: int | None) -> None:
         np.testing.assert_array_equal(after[0, 0], changed["inputs"][0, 0])
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_common(top_k: int | None, tmp_path: Path) -> None:
     run_layer_checks(lambda **more: make(top_k=top_k, **more), inputs(), tmp_path)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`top_k` must be a positive integer. Received: top_k=0"):
         make(top_k=0)

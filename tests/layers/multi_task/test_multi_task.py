@@ -77,6 +77,7 @@ def reference(kind: str, w: dict[str, np.ndarray], x: np.ndarray) -> dict[str, n
     return {task: mlp(w, "towers", k, states[:, :, k], linear=True)[..., 0] for k, task in enumerate(TASKS)}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", list(CLASSES))
 def test_common(kind: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(2)
@@ -119,6 +120,7 @@ def test_reference(kind: str) -> None:
     assert np.abs(out["click"] - want["like"]).max() > 0.1  # control: tasks differ
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", list(CLASSES))
 def test_tokens_do_not_depend_on_each_other(kind: str) -> None:
     layer, x = make(kind), state()
@@ -129,6 +131,7 @@ def test_tokens_do_not_depend_on_each_other(kind: str) -> None:
         assert moved[1, 3] and moved.sum() == 1
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("kind", list(CLASSES))
 def test_head_equals_the_layer_of_its_kind(kind: str) -> None:
     head, layer, x = MultiTaskHead(kind, TASKS, tower=(5,), **OPTIONS[kind]), make(kind), state()
@@ -140,6 +143,7 @@ def test_head_equals_the_layer_of_its_kind(kind: str) -> None:
     assert head.tasks == tuple(TASKS)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["grouped", "sparse_mmoe"])
 def test_head_common(kind: str, tmp_path: Path) -> None:
     def head(**settings: Any) -> Any:
@@ -244,6 +248,7 @@ def test_balance_loss_reaches_fit() -> None:
     assert 90 < reported[1] - reported[0] < 400
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     cases: list[tuple[str, Any]] = [
         (r"`tasks` must be one or more names, each once. Received: tasks=\['a', 'a'\]", lambda: SharedBottom(["a", "a"])),

@@ -45,6 +45,7 @@ def action(hidden: int | None) -> Any:
 CASES = [(event(None), columns, None), (event(9), columns, 9), (action(9), actions, 9), (action(None), actions, None)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("make", "inputs", "hidden"), CASES)
 def test_common(make: Any, inputs: Any, hidden: int | None, tmp_path: Path) -> None:
     run_layer_checks(make, {"inputs": inputs()}, tmp_path)
@@ -83,11 +84,13 @@ def test_events_do_not_depend_on_each_other() -> None:
     assert not moved.any()
 
 
+@pytest.mark.quickest
 def test_default_hidden_of_actions() -> None:
     assert ActionEmbedding(ACTIONS, dim=6).hidden == 64
     assert EventEmbedding(FEATURES, dim=6).hidden is None
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`features` must have at least one column"):
         EventEmbedding([], dim=4)

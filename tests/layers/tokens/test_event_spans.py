@@ -130,6 +130,7 @@ def test_visible_length(rule: dict[str, Any]) -> None:
         assert (got < numpy(VisibleLength(**rule)(times, history_length=np.full_like(length, 9), request_time=request + 60))).any()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("rule", RULES[2:])
 def test_visible_length_agrees_with_the_spans_of_training(rule: dict[str, Any]) -> None:
     times, _ = rows(batch=1, tokens=20)
@@ -141,6 +142,7 @@ def test_visible_length_agrees_with_the_spans_of_training(rule: dict[str, Any]) 
         assert got[0] == numpy(spans.end)[0, i] - numpy(spans.start)[0, i]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rule", [RULES[1], RULES[3], RULES[5]])
 def test_common(rule: dict[str, Any], tmp_path: Path) -> None:
     times, segments = rows()
@@ -151,6 +153,7 @@ def test_common(rule: dict[str, Any], tmp_path: Path) -> None:
     run_layer_checks(lambda **settings: VisibleLength(**rule, **settings), history, tmp_path / "visible", mixed_dtype=None)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout", ["interleaved", "fused", "value"])
 def test_token_spans_common(layout: str) -> None:
     times, segments = rows()
@@ -169,6 +172,7 @@ def test_token_spans_common(layout: str) -> None:
         np.testing.assert_array_equal(numpy(part), numpy(again))
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`mask` must be one of"):
         EventSpans("window")

@@ -66,6 +66,7 @@ def test_features_as_dictionaries() -> None:
     assert layer.get_config()["features"] == make().get_config()["features"]
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`id_dim` must be a positive integer. Received: id_dim=0"):
         FeatureConcat(FEATURES, id_dim=0)

@@ -47,6 +47,7 @@ def test_actions_are_masked_at_random_only_in_training() -> None:
     assert layer.get_config()["masking"] == 0.2
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"`masking` must be in \[0, 1\). Received: masking=1"):
         FuseActions(1)

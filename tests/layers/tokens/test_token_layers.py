@@ -34,6 +34,7 @@ def rows(seed: int = 0, batch: int = 4, tokens: int = 12) -> tuple[np.ndarray, n
     return times, segments
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2), (3, 5, 2, 2)])
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 def test_keep_first(shape: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_token_times_by_layout(layout: str, distinct: bool, tmp_path: Path) -> N
     run_layer_checks(lambda **settings: TokenTimes(layout, distinct, **settings), {"times": times}, tmp_path, mixed_dtype=None)
 
 
+@pytest.mark.quickest
 def test_errors() -> None:
     for wrong in ({"layout": "value"}, {"layout": "fused", "distinct": True}):
         with pytest.raises(ValueError, match="`layout` must be 'interleaved' or 'fused', and `distinct` needs 'interleaved'"):

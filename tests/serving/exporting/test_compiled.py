@@ -41,13 +41,17 @@ def warmup_records(version):
     return [log.predict_log.request for log in logs]
 
 
-@pytest.fixture(scope="module", params=["every pair", "attention"])
+XLA = ["one pair", pytest.param("every pair", marks=pytest.mark.release), pytest.param("attention", marks=pytest.mark.release)]
+
+
+@pytest.fixture(scope="module", params=XLA)
 def xla(request, first, small, tmp_path_factory):
-    """Compiled exports: of the stand-in for two lengths on each axis, and of a CADET, whose graphs are large, for one."""
-    model, buckets = (first.model, ((4, 12), (3, 8))) if request.param == "every pair" else (small.model, ((12,), (8,)))
+    """Compiled exports: of the stand-in for one length and for two lengths on each axis, and of a CADET for one."""
+    buckets = ((4, 12), (3, 8)) if request.param == "every pair" else ((12,), (8,))
+    model = small.model if request.param == "attention" else first.model
     names = dict(zip(("history_buckets", "candidate_buckets"), buckets, strict=True))
-    # All pairs are compiled and compared with Keras in `test_xla_scores_at_and_beyond_its_buckets`: by verification only of one of them.
-    verify = request.param == "attention"
+    # All pairs are compiled and compared with Keras in `test_xla_scores_at_and_beyond_its_buckets`: by verification only where it is one.
+    verify = request.param != "every pair"
     version = export(model, tmp_path_factory.mktemp("xla") / "ranker", xla=True, verify=verify, **names)
     return SimpleNamespace(model=model, version=version, card=read_card(version), history=buckets[0], candidates=buckets[1])
 
@@ -97,20 +101,23 @@ def test_xla_scores_at_and_beyond_its_buckets(xla):
 
 
 @pytest.mark.slow
-def test_bfloat16(small, logged, tmp_path):
+@pytest.mark.parametrize("kind", ["stand-in", pytest.param("attention", marks=pytest.mark.release)])
+def test_bfloat16(first, small, logged, kind, tmp_path):
     bound = 6e-2 if bfloat16.truncates() else 3e-2
-    version = export(small.model, tmp_path / "ranker", precision="bfloat16", events=logged.events)  # skew within the bound of bfloat16
-    assert check_skew(version, small.model, logged.events, sample=20, bound=1e-5).found, "control: the bound of float32"
+    whole, events = (first, None) if kind == "stand-in" else (small, logged.events)
+    version = export(whole.model, tmp_path / "ranker", precision="bfloat16", events=events)  # skew within the bound of bfloat16
+    if kind == "attention":
+        assert check_skew(version, whole.model, events, sample=20, bound=1e-5).found, "control: the bound of float32"
     card = read_card(version)
     assert card.precision == "bfloat16" and 1e-6 < card.verified["largest_difference"] <= card.verified["bound"] == bound
     products = [n for f in functions(version) for n in f.node_def if n.op in ("MatMul", "BatchMatMulV2")]
     assert products and {n.attr["T"].type for n in products} == {tf.bfloat16.as_datatype_enum}
-    assert set(written(version)) == set(written(small.version))
+    assert set(written(version)) == set(written(whole.version))
     loaded = tf.saved_model.load(str(version)).signatures["serving_default"]
     batch = random_requests(card.inputs, (5, 2), (3, 4), seed=1)
     got = loaded(**{name: tf.constant(values) for name, values in batch.items()})
     assert got["click"].dtype == tf.float32
-    np.testing.assert_allclose(got["click"], expected(small.model, card, batch)["click"], rtol=0, atol=bound)
+    np.testing.assert_allclose(got["click"], expected(whole.model, card, batch)["click"], rtol=0, atol=bound)
 
 
 @pytest.mark.slow
@@ -160,7 +167,7 @@ print(keras.backend.backend())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["", "int8"])
+@pytest.mark.parametrize("quantize", ["", pytest.param("int8", marks=pytest.mark.release)])
 def test_through_jax(small, tmp_path, quantize):
     assert "jax" in ran(JAX, small.run, tmp_path, quantize, KERAS_BACKEND="jax")
     version = tmp_path / "ranker/1"

@@ -276,7 +276,7 @@ print("left:", sorted(entry.name for entry in pathlib.Path(sys.argv[1]).iterdir(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["disk", "file size"])
+@pytest.mark.parametrize("kind", [pytest.param("disk", marks=pytest.mark.release), "file size"])
 def test_full_disk(kind, tmp_path):
     if kind == "disk":  # in a mount namespace, which only a new process can have
         if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:

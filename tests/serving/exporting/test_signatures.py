@@ -136,6 +136,7 @@ def test_a_plain_graph_holds_no_python_and_no_program(small):
             assert node.op not in strings or not node.attr["_XlaCompile"].b
 
 
+@pytest.mark.release
 def test_scores_under_auto_clustering(small, tmp_path):
     """The flags of `tools/tf_serving`: clusters are compiled, the scores stay, the encoding of raw values to the bit."""
     card = small.card

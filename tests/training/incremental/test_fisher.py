@@ -149,6 +149,7 @@ def test_dropout_is_off_unless_training() -> None:
     assert np.isfinite(trained).all() and np.abs(trained / expected - 1).max() > 0.1
 
 
+@pytest.mark.quickest
 def test_rows_outside_the_table_are_refused() -> None:
     rows, squares = row_squares(np.array([[-1, 2, 0]]), np.array([[[1.0], [2.0], [4.0]]]), rows=3)
     assert rows.tolist() == [0, 2] and squares.tolist() == [[16.0], [9.0]]
