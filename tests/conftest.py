@@ -89,6 +89,17 @@ def quick_export_workers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_calls(pytestconfig: pytest.Config) -> Iterator[None]:
+    """On JAX a plain run compiles each call of a whole model; before a release it is called as a user calls it, operation by operation."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["KERAS_BACKEND"] == "jax" and not pytestconfig.getoption("--all"):
+            from tests.compiling import whole_models_compiled
+
+            whole_models_compiled(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Folder of the real logs (EB-NeRD, KuaiRand, MovieLens, ...): the environment variable KR_DATA, or ../shared/data."""

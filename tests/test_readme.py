@@ -10,7 +10,8 @@ import pytest
 from tests import preloaded
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = [pytest.mark.slow, pytest.mark.one_backend]
+# A plain run goes the same way from the command line: tests/commands/test_steps.py.
+pytestmark = [pytest.mark.slow, pytest.mark.one_backend, pytest.mark.release]
 
 BEFORE = """
 import numpy as np, pandas as pd

@@ -63,6 +63,7 @@ def test_flops_of_one_block(scaling: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.quickest
 def test_a_small_ladder(scaling: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--ladder", "tiny", "--members", "30", "--days", "3", "--epochs", "1", "--seeds", "0"]
     path, picture = tmp_path / "runs.jsonl", tmp_path / "scaling.png"

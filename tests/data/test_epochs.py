@@ -53,6 +53,7 @@ def fitted(dataset: Any, epochs: int = 2) -> tuple[np.ndarray, int]:
     return np.concatenate([np.ravel(values) for values in model.get_weights()]), dataset.epoch
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_weights_do_not_depend_on_the_workers(kind: str) -> None:
     make = KINDS[kind]
@@ -67,6 +68,7 @@ def test_the_weights_do_not_depend_on_the_workers(kind: str) -> None:
     assert np.abs(other - wanted).max() > 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", [{}, {"workers": 2}], ids=["alone", "threads"])
 def test_one_batch_is_one_epoch(kind: str, settings: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ def found() -> Any:
     return requests(events, schema)
 
 
+@pytest.mark.few(1)
 @pytest.mark.every_backend
 @pytest.mark.parametrize("batch_size", [16, 300, 1000])
 def test_predict_gives_the_scores_of_one_size_in_the_same_order(found: Any, batch_size: int) -> None:

@@ -180,6 +180,11 @@ def randomise(model: Any, seed: int = 0, scale: float = 0.25) -> None:
     model.set_weights([w + rng.normal(0, scale, w.shape).astype(w.dtype) for w in model.get_weights()])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(quick_calls: None) -> None:
+    """All calls of whole models."""
+
+
 @pytest.fixture(scope="session")
 def log() -> Any:
     return kr.data.simulate(members=14, days=3, seed=3, feedback_delay=60)

@@ -17,7 +17,11 @@ from tests.invariants.test_exactness import CLEARLY, TOLERANCE, long_requests
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]
 
 SCORE = """
-import sys, numpy as np, keras, keras_ranking as kr
+import os, sys, numpy as np, keras, keras_ranking as kr
+if keras.backend.backend() == "jax" and "KR_QUICK_CALLS" in os.environ:
+    import pytest
+    from tests.compiling import whole_models_compiled
+    whole_models_compiled(pytest.MonkeyPatch())
 for model_file, inputs_file, out_file in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
     model = kr.models.load(model_file)
     inputs = dict(np.load(inputs_file))
@@ -29,9 +33,9 @@ for model_file, inputs_file, out_file in zip(sys.argv[1::3], sys.argv[2::3], sys
 """
 
 
-def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow") -> None:
+def fresh_process(script: str, *arguments: Path, backend: str = "tensorflow", **environment: str) -> None:
     # XLA_FLAGS: XLA compiles with its default options, not with those for quick tests.
-    settings = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(preloaded.ROOT), "XLA_FLAGS": ""}
+    settings = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(preloaded.ROOT), "XLA_FLAGS": "", **environment}
     done = preloaded.run(["-c", script, *map(str, arguments)], backend, settings)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -59,8 +63,8 @@ def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.nda
 NAMES = ("cadet", "feedsr_fused_session", "lirank", "amortized", "ligr")
 
 
-# The export of a CADET is verified, and its signatures compared, in tests/serving.
-EXPORTED = [name if name in ("feedsr_fused_session", "lirank") else before_a_release(name) for name in NAMES]
+# The export of a CADET, which reads rows, is verified, and its signatures compared, in tests/serving. LiRank reads requests.
+EXPORTED = [name if name == "lirank" else before_a_release(name) for name in NAMES]
 
 
 @pytest.fixture(scope="module", params=EXPORTED)
@@ -69,7 +73,8 @@ def case(request: Any, log: Any) -> Case:
 
 
 @pytest.mark.parametrize("names", [("cadet", "lirank"), before_a_release(NAMES)], ids=["rows and requests", "all"])
-def test_every_backend_gives_the_same_scores(log: Any, names: tuple[str, ...], tmp_path: Path) -> None:
+def test_every_backend_gives_the_same_scores(log: Any, names: tuple[str, ...], tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    quick = {} if pytestconfig.getoption("--all") else {"KR_QUICK_CALLS": "1"}  # as the fixture `quick_calls`
     cases = {name: make_case(log, **dict(MODELS[name])) for name in names}
     requested = {}
     for name, case in cases.items():
@@ -79,7 +84,7 @@ def test_every_backend_gives_the_same_scores(log: Any, names: tuple[str, ...], t
         np.savez(tmp_path / f"{name}.npz", **requested[name])
     for backend in ("tensorflow", "jax", "torch"):
         files = [(f"{name}.keras", f"{name}.npz", f"{name}_{backend}.npz") for name in names]
-        fresh_process(SCORE, *(tmp_path / file for three in files for file in three), backend=backend)
+        fresh_process(SCORE, *(tmp_path / file for three in files for file in three), backend=backend, **quick)
     for name, case in cases.items():
         found = {backend: dict(np.load(tmp_path / f"{name}_{backend}.npz")) for backend in ("tensorflow", "jax", "torch")}
         for backend, out in found.items():

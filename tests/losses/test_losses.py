@@ -52,6 +52,7 @@ def test_the_losses_equal_the_formula(seed: int, same_bucket: bool) -> None:
     assert pairs != pytest.approx(reference_pairwise(plain, logits, weight, BOUNDARIES, not same_bucket), rel=1e-3)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("window", [1, 2, 5, 22, 40])
 def test_a_window_forms_exactly_the_pairs_within_it(window: int) -> None:
     y_true, logits, weight, plain = random_batch(np.random.default_rng(5), longest=8)
@@ -95,6 +96,7 @@ def test_two_items_one_clicked_is_a_pair_and_a_list_alike() -> None:
     assert float(InRequestPairwise()(y_true, logits)) == pytest.approx(float(InRequestSoftmax()(y_true, logits)), rel=1e-6)
 
 
+@pytest.mark.few(3)
 @each_loss
 def test_gradients_equal_finite_differences_and_are_zero_for_other_towers(loss: Any) -> None:
     y_true, logits, weight, plain = random_batch(np.random.default_rng(7), rows=2, tokens=9)
@@ -123,6 +125,7 @@ def test_gradients_equal_finite_differences_and_are_zero_for_other_towers(loss: 
     np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.few(1)
 @each_loss
 def test_values_of_weight_zero_are_ignored_even_nan(loss: Any) -> None:
     y_true, logits, weight, _ = random_batch(np.random.default_rng(11))
@@ -137,6 +140,7 @@ def test_values_of_weight_zero_are_ignored_even_nan(loss: Any) -> None:
     assert np.isnan(value_and_gradient(lambda x: loss(y_true, x, np.ones_like(weight)), spoilt)[0])
 
 
+@pytest.mark.few(1)
 @each_loss
 def test_loss_without_weights_is_exactly_zero(loss: Any) -> None:
     y_true, logits, weight, _ = random_batch(np.random.default_rng(13))
@@ -145,6 +149,7 @@ def test_loss_without_weights_is_exactly_zero(loss: Any) -> None:
     assert np.all(gradient == 0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("window", [None, 1, 6])
 @pytest.mark.parametrize("tokens", [1, 23])
 def test_no_pair_and_no_list_is_exactly_zero(window: int | None, tokens: int) -> None:
@@ -156,6 +161,7 @@ def test_no_pair_and_no_list_is_exactly_zero(window: int | None, tokens: int) ->
         assert np.all(gradient == 0)
 
 
+@pytest.mark.few(1)
 @each_loss
 def test_large_logits_are_finite_and_correct(loss: Any) -> None:
     y_true = targets([[1, 0, 0]], position=[[2, 3, 4]], request=[[1, 1, 1]])
@@ -182,6 +188,7 @@ def test_the_divisor_is_the_weight_not_the_number_of_tokens() -> None:
     assert float(keras_loss(wide[0][..., 0], wide[1][..., 0], wide[2])) == pytest.approx(short / 2, rel=1e-5)
 
 
+@pytest.mark.few(1)
 @each_loss
 def test_bfloat16_logits_lose_only_their_own_rounding(loss: Any) -> None:
     y_true, logits, weight, _ = random_batch(np.random.default_rng(23))

@@ -37,6 +37,7 @@ as_tensor: Callable[[Any], Any] = lambda x: ops.convert_to_tensor(np.asarray(x, 
 each_container = pytest.mark.parametrize("given", [list, as_array, as_tensor], ids=["list", "array", "tensor"])
 
 
+@pytest.mark.few(2)
 @each_container
 @pytest.mark.parametrize("make", LOSSES)
 def test_a_label_or_weight_out_of_range_is_an_error(make: Any, given: Any) -> None:
@@ -55,6 +56,7 @@ def test_a_label_or_weight_out_of_range_is_an_error(make: Any, given: Any) -> No
             make()(clean, logits, given([[1.0, 1.0, weight]]))
 
 
+@pytest.mark.few(2)
 @each_container
 def test_grades_are_for_losses_of_lists(given: Any) -> None:
     graded, logits = given([[2.0, 0.0, 1.0]]), np.zeros((1, 3), np.float32)
@@ -75,6 +77,7 @@ def test_packed_targets_hold_no_negative_label() -> None:
             targets([[1.0, label]])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("make", LOSSES)
 def test_tensors_are_looked_at_once_and_are_never_a_figure_later(make: Any) -> None:
     loss, logits = make(), np.zeros((1, 3), np.float32)
@@ -82,6 +85,7 @@ def test_tensors_are_looked_at_once_and_are_never_a_figure_later(make: Any) -> N
     assert math.isnan(float(loss(as_tensor([[1.0, -1.0, 0.0]]), logits)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", IN_REQUEST)
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1)])
 def test_rows_of_one_item_hold_nothing_to_compare(make: Any, shape: tuple[int, ...]) -> None:
@@ -96,6 +100,7 @@ def test_rows_of_one_item_hold_nothing_to_compare(make: Any, shape: tuple[int, .
     assert float(make()(targets(label.reshape(4, 1)), np.zeros((4, 1, 1), np.float32))) >= 0
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("make", STREAMING)
 def test_logits_are_no_probabilities(make: Any) -> None:
     label, logits = [1.0, 0.0, 1.0, 0.0], [2.0, -1.0, 0.5, 0.1]
@@ -115,6 +120,7 @@ def test_logits_are_no_probabilities(make: Any) -> None:
     assert math.isfinite(float(metric.result()))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("make", [*STREAMING, lambda **_: metrics.GroupedAUC(), lambda **_: metrics.ReplayContributionRate()])
 def test_a_metric_of_wrong_labels_or_weights_is_an_error(make: Any) -> None:
     packed, logits = targets([[1, 0, 0]], position=[[1, 2, 3]]), np.array([[0.3, 0.2, 0.1]], np.float32)
@@ -152,6 +158,7 @@ HEADS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("jit_compile", COMPILED)
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_of_probabilities_is_not_squashed_twice(kind: str, jit_compile: bool) -> None:

@@ -90,6 +90,7 @@ def test_a_stream_of_batches_equals_the_whole(metric: Any) -> None:
     assert float(metric.result()) != pytest.approx(exact(batches[:1])[metric.name], rel=1e-4)
 
 
+@pytest.mark.few(2)
 @each_metric
 def test_a_nan_prediction_makes_the_value_nan(metric: Any) -> None:
     y_true, logits, weight, _ = stream(1)[0]
@@ -102,6 +103,7 @@ def test_a_nan_prediction_makes_the_value_nan(metric: Any) -> None:
     assert math.isnan(float(metric.result()))
 
 
+@pytest.mark.few(1)
 @each_metric
 def test_the_value_without_data_is_nan(metric: Any) -> None:
     metric.reset_state()
@@ -124,6 +126,7 @@ def test_a_config_makes_the_same_metric(metric: Any) -> None:
     assert float(copy.result()) == float(metric.result())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("from_logits", [False, True])
 @pytest.mark.parametrize("shape", [(300,), (300, 1), (30, 10)])
 def test_plain_labels_and_probabilities(from_logits: bool, shape: tuple[int, ...]) -> None:
@@ -160,6 +163,7 @@ def test_probabilities_of_zero_and_one_are_not_clipped() -> None:
     assert float(error.result()) == 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("resolution", [64, 512, 4096])
 def test_the_calibration_error_keeps_its_bound(resolution: int) -> None:
     rng = np.random.default_rng(2)

@@ -11,6 +11,9 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import PackedDataset, build_sequences, pack, requests
+from tests.compiling import JIT
+
+pytestmark = pytest.mark.usefixtures("quick_calls")
 
 SMALL: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 1, "id_dim": 4, "tower_hidden": (8,)}
 
@@ -119,7 +122,7 @@ def test_only_the_observed_tower_is_trained(schema: kr.Schema, log: Any) -> None
     dataset = PackedDataset(pack(sequences, 128), 2, inputs=model.input_columns, tasks=model.tasks)
     towers = next(layer for layer in model.layers if layer.name == "towers_click")
     before = [[array(w) for layer in tower for w in layer.weights] for tower in towers.towers]
-    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=model.losses_by_task(), jit_compile=False)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=model.losses_by_task(), jit_compile=JIT)
     model.fit(dataset, epochs=1, verbose=0)
     after = [[array(w) for layer in tower for w in layer.weights] for tower in towers.towers]
     moved = [max(np.abs(a - b).max() for a, b in zip(x, y, strict=True)) for x, y in zip(before, after, strict=True)]

@@ -77,12 +77,12 @@ def loader(batches: Batches) -> Any:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-# The other libraries are slow to start.
+# The other libraries are slow to start: before a release.
 KINDS = [
     pytest.param(generator, id="generator"),
     pytest.param(Listed, id="dataset"),
-    pytest.param(tf_data, id="tf.data", marks=() if BACKEND == "tensorflow" else pytest.mark.slow),
-    pytest.param(loader, id="loader", marks=() if BACKEND == "torch" else pytest.mark.slow),
+    pytest.param(tf_data, id="tf.data", marks=() if BACKEND == "tensorflow" else [pytest.mark.slow, pytest.mark.release]),
+    pytest.param(loader, id="loader", marks=() if BACKEND == "torch" else [pytest.mark.slow, pytest.mark.release]),
 ]
 each_kind = pytest.mark.parametrize("made", KINDS)
 

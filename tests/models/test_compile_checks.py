@@ -84,6 +84,7 @@ FIRST_BATCH = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("jit_compile", COMPILED)
 @pytest.mark.parametrize("settings", FIRST_BATCH, ids=range(len(FIRST_BATCH)))
 def test_what_packed_targets_make_wrong(model: Any, batch: Any, settings: dict[str, Any], jit_compile: bool) -> None:

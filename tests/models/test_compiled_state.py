@@ -17,6 +17,7 @@ import keras_ranking as kr
 from keras_ranking.data import PackedRequests, build_sequences
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.setup import compile_for
+from tests.compiling import JIT
 
 SMALL: dict[str, Any] = {
     "history_features": (),
@@ -26,6 +27,7 @@ SMALL: dict[str, Any] = {
     "rank": 2,
     "id_dim": 2,
 }
+EAGER = keras.backend.backend() != "jax"  # JAX compiles each operation of an eager step
 SMALL |= {"dropout": 0.3, "calibration": False}
 
 
@@ -50,13 +52,13 @@ def plain(model: Any) -> None:
     own = {"click": [kr.metrics.GroupedAUC(model.boundaries), kr.metrics.Observed(keras.metrics.AUC(), model.boundaries)]}
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 20)
     optimizer = keras.optimizers.AdamW(rate, global_clipnorm=1.0)
-    model.compile(optimizer, losses, loss_weights={"click": 1.0, "like": 0.5}, weighted_metrics=own, run_eagerly=True)
+    model.compile(optimizer, losses, loss_weights={"click": 1.0, "like": 0.5}, weighted_metrics=own, run_eagerly=EAGER)
 
 
 def trained(model: Any) -> None:
     """As `train` compiles: two optimisers, one of tables."""
-    compile_for(model, TrainingOptions(table_optimizer="adagrad", jit_compile=False), 20, 8)
-    model.run_eagerly = True
+    compile_for(model, TrainingOptions(table_optimizer="adagrad", jit_compile=JIT), 20, 8)
+    model.run_eagerly = EAGER
 
 
 def numbers(variables: Any) -> list[np.ndarray]:
@@ -66,7 +68,7 @@ def numbers(variables: Any) -> list[np.ndarray]:
 def train(model: Any, batches: list[Any], first: int, last: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     keras.utils.set_random_seed(first)  # torch draws dropout from its own generator
-    model.run_eagerly = True
+    model.run_eagerly = EAGER
     for x, y, weight in batches[first:last]:
         found = model.train_on_batch(x, y, sample_weight=weight, return_dict=True)
     return found

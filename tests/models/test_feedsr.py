@@ -14,6 +14,8 @@ from keras_ranking.data import PackedDataset, build_sequences, pack, requests
 from keras_ranking.training import evaluate, predict_events
 from tests.layers.common import layer_norm, masked_attention, sigmoid, silu
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 SMALL: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 2, "id_dim": 4, "head_options": {"hidden": (6,)}, "position_offsets": 4}
 
 

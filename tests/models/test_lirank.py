@@ -16,6 +16,8 @@ from keras_ranking.data import PackedRequests, build_sequences, requests
 from keras_ranking.layers import BayesianLinear, IsotonicCalibration, ParallelDCN, QuantizedEmbedding
 from keras_ranking.training.predict import model_requests
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 SMALL: dict[str, Any] = {"hidden": (8, 8), "rank": 4, "id_dim": 4, "max_history": 6, "calibration_options": {"step": 0.5}}
 
 

@@ -11,6 +11,8 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.data import build_sequences, requests
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 SIZES: dict[str, dict[str, Any]] = {
     "LiRank": {"hidden": (8,), "cross_layers": 1, "rank": 2, "max_history": 4, "history_options": {"num_layers": 1, "latest": 2}},
     "AmortizedDLRM": {"hidden": (8,), "cross_layers": 1, "rank": 2, "dim": 8, "num_layers": 1, "max_history": 4},

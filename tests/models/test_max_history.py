@@ -12,6 +12,8 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.data import PackedDataset, Sequences, build_sequences, pack, requests
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 SMALL: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 1, "id_dim": 4, "tasks": ("click",)}
 
 

@@ -13,6 +13,8 @@ import keras_ranking as kr
 from keras_ranking.data import PackedRequests, build_sequences, requests
 from tests.models.test_max_history import array, randomise
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 LIGR: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 1, "id_dim": 4, "action_dim": 4, "tasks": ["click"]}
 DLRM: dict[str, Any] = {"dim": 8, "num_layers": 1, "hidden": (8,), "rank": 4, "id_dim": 4, "action_dim": 4, "tasks": ["click"]}
 
@@ -153,6 +155,7 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "arguments"), STREAMS, ids=["sessions", "causal", "bidirectional"])
 def test_shared_streams_have_the_scores_of_copies(log: Any, name: str, arguments: dict[str, Any]) -> None:
     keras.utils.set_random_seed(0)

@@ -10,9 +10,12 @@ import pytest
 
 from tests.models.saved_files import MODELS, make_file, request, scores
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 DESCRIPTIONS = Path(__file__).parent / "saved"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_of_an_earlier_commit_gives_its_scores(name: str, tmp_path: Path) -> None:
     description = json.loads((DESCRIPTIONS / f"{name}.json").read_text())

@@ -89,6 +89,7 @@ CASES = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("kind", "rule", "clip"), CASES)
 def test_touched_rows_are_those_of_the_reference(kind: str, rule: str, clip: float | None) -> None:
     settings = dict(KINDS[kind][2])
@@ -197,6 +198,7 @@ def test_compiled_again_with_another_optimiser_the_whole_table_is_trained() -> N
     assert (table_of(model) != before).any(axis=1).all()  # weight decay moves all rows
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy: str) -> None:
     """Loss scaling divides gradients by rows and looks whether they are finite; a step with infinite ones changes nothing."""
@@ -282,6 +284,7 @@ def test_in_torch_compile_the_gradient_is_of_the_whole_table() -> None:
         np.testing.assert_array_equal(table.value.grad.to_dense()[:4].sum(1), [0, 2 * DIM, DIM, 0])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("model", [kr.models.TableModel, keras.Model])
 def test_a_loss_scale_around_it_changes_no_weight(model: Any) -> None:
     trained = []

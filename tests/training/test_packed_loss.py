@@ -16,6 +16,8 @@ from keras_ranking.losses import InRequestPairwise, InRequestSoftmax, ObservedTo
 from keras_ranking.training import TrainingOptions, event_weights
 from keras_ranking.training.setup import compile_for, training_data
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 SMALL: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 1, "id_dim": 4, "tower_hidden": (8,)}
 ROWS, TOKENS = 10, 48  # one shape for all batches: what a compiled step sees, and one compilation for the file
 PROPENSITIES = {"click": np.array([1.0, 0.6, 0.3]), "like": np.array([1.0, 0.5, 0.2])}

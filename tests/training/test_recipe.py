@@ -124,6 +124,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     monkeypatch.setattr(validation_module, "metrics_of", found)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("monitor", ["log_loss", "click_grouped_auc"])
 def test_training_stops_and_the_best_epoch_is_saved(monitor: str, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.5, 0.4, 0.45, 0.42, 0.1])
@@ -336,6 +337,7 @@ class Press(keras.callbacks.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.quickest
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(log: Log, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, history = quick(log, tmp_path / "whole", epochs=2)
     steps = read_checkpoint(tmp_path / "whole").about["progress"]["step"] // 2
@@ -364,6 +366,7 @@ def test_a_second_ctrl_c_stops_at_once(log: Log, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.quickest
 def test_a_recipe_by_itself() -> None:
     assert Recipe().plain() == {} and Recipe(validation=0.1, early_stopping=3).keeps_best
     assert Recipe(validation="last_day", metrics="AUC").plain() == {"validation": "last_day", "metrics": ["AUC"]}

@@ -50,6 +50,7 @@ def row() -> dict[str, Any]:
     }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rotate_by", ["index", "split"])
 def test_attention_reference(rotate_by: str) -> None:
     layer = SelfGatedAttention(4, 4, num_kv_heads=2, gates=(), rotary=ROTARY, rotate_by=rotate_by, rotary_base=50.0)

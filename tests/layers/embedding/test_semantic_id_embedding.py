@@ -41,6 +41,7 @@ def reference(layer: SemanticIdEmbedding, x: np.ndarray) -> np.ndarray:
     return out
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("settings", [{}, {"prefixes": True}, {"prefixes": True, "buckets": 17}])
 def test_reference(settings: dict[str, Any]) -> None:
     layer = make(**settings)

@@ -80,6 +80,7 @@ def test_common(kind: str, with_seed: bool, tmp_path: Path) -> None:
     assert moved == {"kernel", "bias"}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, D), (3, 5, D), (3, 2, 5, D)])
 def test_scores(shape: tuple[int, ...], use_bias: bool) -> None:

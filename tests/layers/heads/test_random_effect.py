@@ -34,6 +34,7 @@ def root(y: np.ndarray, o: np.ndarray, w: np.ndarray, l2: float) -> float:
     return (low + high) / 2
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize("l2", [1e-3, 1.0, 100.0])
 def test_fit_against_bisection_per_id(l2: float) -> None:
     data = log_()
@@ -48,6 +49,7 @@ def test_fit_against_bisection_per_id(l2: float) -> None:
     assert np.abs(without.effects - want).max() > 0.1  # control: the offset has an effect
 
 
+@pytest.mark.quickest
 def test_fit_of_hard_cases() -> None:
     """Separable labels, large offsets of both signs, weights of zero: without bisection, Newton diverges on these."""
     ids = np.array(["a", "a", "b", "c", "d", "e"])

@@ -57,6 +57,7 @@ def reference(layer: RankingHead, h: np.ndarray, groups: dict[str, list[str]] | 
     return out
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("groups", [None, GROUPS])
 def test_reference(kind: str, groups: Any) -> None:

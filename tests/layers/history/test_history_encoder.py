@@ -155,6 +155,7 @@ def test_append_self_is_the_control_without_a_cache() -> None:
         layer.packed({**x, "slot": np.ones((B, N), "int32")})
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fusion", AMORTISED)
 @pytest.mark.parametrize("mask", ["causal", "sessions"])
 @pytest.mark.parametrize("rotary", [(TIME, "time"), (INDEX, "index")], ids=["time", "index"])
@@ -183,6 +184,7 @@ def test_extend_needs_a_history_without_look_ahead(settings: dict[str, Any]) -> 
         layer.extend({"history": x["history"], "count": x["visible"], "times": x["times"]}, layer.prefill(x))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mask", MASKS)
 def test_hidden_events_change_no_output(mask: str) -> None:
     layer, x = ready("append_falcon", rotary=TIME, history_mask=mask, pool=True), inputs()

@@ -77,6 +77,7 @@ def test_common(rotary: Any, tmp_path: Path) -> None:
     run_layer_checks(lambda **settings: make(rotary=rotary, **settings), {"inputs": x}, tmp_path)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", [{}, {"rotary": ROTARY}, {"projection": 3}])
 def test_reference(settings: dict[str, Any]) -> None:
     layer = ready(**settings)

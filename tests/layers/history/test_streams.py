@@ -49,6 +49,7 @@ def copies(x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("fusion", ["append_cross", "append_falcon"])
 @pytest.mark.parametrize("mask", ["causal", "sessions", "bidirectional"])
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def reference(layer: SetwiseAttention, x: dict[str, np.ndarray]) -> np.ndarray:
     return np.where(chosen[..., None], h, x["inputs"])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("top_k", [None, 2, 50])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_reference(top_k: int | None, num_layers: int) -> None:
@@ -73,6 +74,7 @@ def test_reference(top_k: int | None, num_layers: int) -> None:
     np.testing.assert_allclose(numpy(out)[real], reference(layer, x)[real], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("top_k", [None, 3, 50])
 def test_permuting_a_set_permutes_its_output_and_a_whole_row_is_one_set(top_k: int | None) -> None:
     layer, x = ready(top_k=top_k), inputs()

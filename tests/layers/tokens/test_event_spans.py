@@ -57,6 +57,7 @@ def event_mask(times: np.ndarray, segments: np.ndarray, rule: dict[str, Any], ow
     return mask
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("own", [False, True])
 def test_event_spans(rule: dict[str, Any], own: bool) -> None:
@@ -111,6 +112,7 @@ def test_token_spans(layout: str) -> None:
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("rule", RULES)
 def test_visible_length(rule: dict[str, Any]) -> None:
     """A request sees the same events as its impressions in a row: the history, then one event at the request time."""

@@ -69,6 +69,7 @@ def test_none_in_a_sound_export(small, logged):
     assert all(entry.largest <= 1e-5 for entry in report.scores.values())
 
 
+@pytest.mark.release
 def test_none_in_a_mixture_of_towers_or_in_int8(logged, tmp_path):
     """Training's scores are mixed as served ones are, and the Keras model is quantised as the version was."""
     arguments = {"dim": 8, "num_layers": 1, "num_heads": 2, "tower_hidden": (8,), "id_dim": 4, "action_hidden": 8}

@@ -87,6 +87,7 @@ def test_a_limit_of_samples_and_another_loss() -> None:
         FisherSnapshot.measure(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), [(x, y)])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("way", ["by layer", "plain", "looped"])
 def test_repeated_ids_are_summed_before_they_are_squared(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = sequence_model(), sequences()
