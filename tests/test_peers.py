@@ -128,12 +128,17 @@ def test_our_rankers_run_on_the_same_rows_and_columns(tools, tmp_path, capsys):
     file = tmp_path / "rankers.jsonl"
     arguments = ["simulated", "--json", str(file), "--seeds", "0"]
     rankers.main(arguments)
-    (line,) = [json.loads(line) for line in file.read_text().splitlines()]
-    assert all(0 < line["figures"][split]["log_loss"] < 1 for split in ("validation", "new_members"))
-    assert line["parameters"] > 20_000  # with the columns of the set
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["run"] for line in lines] == ["cadet new", "ligr new"]
+    for line in lines:
+        assert all(0 < line["figures"][split]["log_loss"] < 1 for split in ("validation", "new_members"))
+        assert line["parameters"] > 20_000  # with the columns of the set
     assert "| cadet new |" in capsys.readouterr().out
     rankers.main(arguments)  # goes on: nothing is left to run
-    assert len(file.read_text().splitlines()) == 1
+    assert len(file.read_text().splitlines()) == 2
+    rankers.main([*arguments, "--runs", "ligr new", "--holdout-members", "0"])
+    assert list(json.loads(file.read_text().splitlines()[-1])["figures"]) == ["validation"]
+    assert "0% of the members held out, validation" in capsys.readouterr().out
     for log, runs in rankers.RUNS.items():
         for name, settings in runs.items():
             assert settings.get("features", "new") in tools[0].SETS, (log, name)

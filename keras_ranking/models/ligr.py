@@ -74,12 +74,17 @@ def LiGR(
     names, dtype, dropout = task_names(schema, tasks), policy_name(dtype), float(dropout)
     blocks, setwise = blocks.of(schema), setwise.of(names)
     features = features.of(schema, reads_history=True, id_dim=16)
+    if features.list_pooling:
+        raise ValueError(
+            f"`list_pooling` is not for LiGR, whose `setwise_layers` read the list. Received: list_pooling={features.list_pooling}"
+        )
     heads = heads.of(names, head=heads.head or "grouped")
     arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
     for option in (
         "shared_tables",
         "batch_norm_momentum",
         "list_context",
+        "list_pooling",
     ):  # written where they are chosen, as checkpoints of earlier versions have it
         if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
             del arguments[option]

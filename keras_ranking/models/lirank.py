@@ -88,8 +88,9 @@ def LiRank(
 def ranker_arguments(chosen: RankerChoices, **direct: Any) -> dict[str, Any]:
     """The arguments of a ranker as a saved file holds them."""
     parts = as_arguments(chosen.features, chosen.interaction, chosen.heads, chosen.calibration)
-    if not parts["list_context"]:  # written where it is chosen, as checkpoints of earlier versions have it
-        del parts["list_context"]
+    for option in ("list_context", "list_pooling"):  # written where it is chosen, as checkpoints of earlier versions have it
+        if not parts[option]:
+            del parts[option]
     return {**parts, "random_effects": chosen.random_effects, "explore": chosen.explore, **direct}
 
 

@@ -65,14 +65,21 @@ class RequestRanker:
         if numbers and features.batch_norm:
             self.norm = layers.MaskedBatchNormalization(momentum=features.batch_norm_momentum, name="number_norm", **policy)
         self.context: Any = None
+        self.pooling: Any = None
+        for option in ("list_context", "list_pooling"):
+            if getattr(features, option) and encoder.get("fusion") == "append_self":
+                raise ValueError(f"`{option}` does not go with fusion='append_self', which reads each candidate as a request of its own.")
         if features.list_context:
             if not numbers:
                 raise ValueError("`list_context` needs at least one number among `features`. Received: none")
-            if encoder.get("fusion") == "append_self":
-                raise ValueError(
-                    "`list_context` does not go with fusion='append_self', which reads each candidate as a request of its own."
-                )
-            self.context, self.one_list = layers.ListContext(name="list_context", **policy), layers.OneSet(name="one_list")
+            self.context = layers.ListContext(name="list_context", **policy)
+        if features.list_pooling:
+            self.pooled_state = keras.layers.Dense(features.list_pooling, name="pooled_state", **policy)
+            self.pooling = layers.ListPooling(dropout=encoder.get("dropout", 0.0), name="list_pooling", **policy)
+            self.pooling_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="pooling_norm", **policy)
+        self.reads_list = bool(features.list_context or features.list_pooling)
+        if self.reads_list:
+            self.one_list = layers.OneSet(name="one_list")
         self.past = past
         self.history: Any = None
         if past:
@@ -142,7 +149,7 @@ class RequestRanker:
 
     def candidate_inputs(self) -> Tensors:
         moment = {} if self.history is None else {"request_time": keras.Input((), dtype="int32", name="request_time")}
-        count = {} if self.context is None else {"candidate_count": keras.Input((), dtype="int32", name="candidate_count")}
+        count = {} if not self.reads_list else {"candidate_count": keras.Input((), dtype="int32", name="candidate_count")}
         return {**moment, **count, **input_columns(self.candidate_columns, "candidate_", None)}
 
     # -- parts of a candidate ----------------------------------------------------------------------------------------------
@@ -165,13 +172,16 @@ class RequestRanker:
         if self.numbers is not None:
             numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
             numbers = numbers if self.norm is None else self.norm(numbers, real=real)
-            if self.context is not None:  # in a row `real` is the request of each slot; served, a row is one request
-                slot = self.one_list(numbers, count=columns["count"]) if real is None else real
-                numbers = self.context(numbers, slot=slot)
+            if self.context is not None:
+                numbers = self.context(numbers, slot=self._slot(numbers, columns, real))
             parts.append(numbers)
         if self.candidate_ids:
             parts.append(self.ids({name: columns[name] for name in self.candidate_ids}, only=self.candidate_ids))
         return parts
+
+    def _slot(self, x: Any, columns: Tensors, real: Any) -> Any:
+        """The request of each slot: in a row `real`; served, a row is one request."""
+        return self.one_list(x, count=columns["count"]) if real is None else real
 
     def _candidate_token(self, columns: Tensors, real: Any = None) -> Any:
         """What the history encoder reads of a candidate."""
@@ -277,7 +287,11 @@ class RequestRanker:
         parts = self._features(columns, real)
         if self.history is not None:
             parts.append(self._read(cache, candidates, columns) if read is None else read)
-        return self.logits(self._joined(parts), columns, seed)
+        x = self._joined(parts)
+        if self.pooling is not None:
+            state = self.pooling(self.pooled_state(x), slot=self._slot(x, columns, real))
+            x = self.join([x, self.pooling_norm(state)])
+        return self.logits(x, columns, seed)
 
     def explore(self, name: str) -> keras.Model:
         """Serving tensors and `seed` -> probabilities of the `explore` tasks under weights drawn from their posterior."""

@@ -162,13 +162,14 @@ def split_options(model: str, options: Mapping[str, Any], preset: str | None = N
         TypeError: an option of another type.
     """
     model = model_name(model)
-    given = {**preset_options(model, preset), **options}
+    of_recipe = {field.name for field in fields(Recipe)}
+    given = {**{name: value for name, value in preset_options(model, preset).items() if name not in of_recipe}, **options}
     builder = MODELS[model].__name__
     training_names = {field.name for field in fields(TrainingOptions)}
     model_names = set(models.model_options(builder))
     for name in given:
         if name not in training_names | model_names:
-            of_training = sorted(training_names | {field.name for field in fields(Recipe)})
+            of_training = sorted(training_names | of_recipe)
             near = difflib.get_close_matches(name, [*of_training, *model_names], n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             known = f"Of training: {of_training}; of the model: {sorted(model_names)}"

@@ -138,14 +138,14 @@ class Recipe:
         return {name: as_plain(value) for name, value in values.items() if value is not default[name] and value != default[name]}
 
 
-def split_recipe(options: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
-    """The options of model and training, and the recipe.
+def split_recipe(options: Mapping[str, Any], preset: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Recipe]:
+    """The options of model and training, and the recipe, for which those of a preset fill in the rest.
 
     Raises:
         ValueError: an option out of range or without effect.
     """
     names = {field.name for field in fields(Recipe)}
-    recipe = Recipe(**{name: value for name, value in options.items() if name in names})
+    recipe = Recipe(**{name: value for name, value in {**(preset or {}), **options}.items() if name in names})
     if not isinstance(recipe.optimizer, str) and (given := [name for name in _OF_OPTIMIZER if name in options]):
         raise ValueError(
             f"`{given[0]}` has no effect on an optimiser of Keras, which has its own. Received: {given[0]}={options[given[0]]!r}"

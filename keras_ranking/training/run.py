@@ -20,6 +20,7 @@ from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore
 from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
+from keras_ranking.training.presets import preset_options
 from keras_ranking.training.progress import Progress, Rest
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
 from keras_ranking.training.record import history_of, write_folder
@@ -102,7 +103,7 @@ def train(
         if value is not None and name in (options or {}):
             raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
     model = model_name(model)
-    rest, recipe = split_recipe(options or {})
+    rest, recipe = split_recipe(options or {}, preset_options(model, log.preset))
     if recipe.validation is None:
         callbacks = checked_callbacks(callbacks, recipe.rate)
     model_options, training = split_options(model, rest, log.preset)

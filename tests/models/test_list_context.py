@@ -1,4 +1,4 @@
-"""`list_context` of the models of requests: the same in rows and in requests, whatever the order; a candidate sees the others."""
+"""`list_context` and `list_pooling`: the same in rows and in requests, whatever the order; a candidate sees the others."""
 
 from __future__ import annotations
 
@@ -42,10 +42,17 @@ def served(model: Any, found: Any, which: np.ndarray, order: Any = None, **chang
     return np.asarray(keras.ops.convert_to_numpy(model.serving_model(tensors)["click"]))
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("LiRank", {"history_features": ()}), *((kind, {}) for kind in SIZES)])
+LISTS = {"context": {"list_context": True}, "pooling": {"list_pooling": 8}, "both": {"list_context": True, "list_pooling": 8}}
+CASES = [
+    *(("LiRank", {"history_features": ()}, lists) for lists in LISTS),
+    *((kind, {}, lists) for kind in SIZES for lists in LISTS if kind != "LiGR" or lists == "context"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "lists"), CASES)
 @pytest.mark.quickest
-def test_rows_and_requests_agree(log: Any, kind: str, settings: dict[str, Any]) -> None:
-    model = make(log, kind, list_context=True, **settings)
+def test_rows_and_requests_agree(log: Any, kind: str, settings: dict[str, Any], lists: str) -> None:
+    model = make(log, kind, **LISTS[lists], **settings)
     sequences = build_sequences(log.events, model.schema)
     offline = kr.training.predict_events(model, kr.training.model_requests(model, sequences))["click"].reshape(-1)
     other = kr.training.predict_served(model, sequences, whole_session=False)["click"]
@@ -74,9 +81,9 @@ def test_rows_and_requests_agree(log: Any, kind: str, settings: dict[str, Any]) 
 
 @pytest.mark.quickest
 def test_saving_training_and_exploring(log: Any, tmp_path: Any) -> None:
-    options = {**SIZES["LiRank"], "list_context": True, "history_features": (), "id_dim": 4, "explore": ("click",)}
+    options = {**SIZES["LiRank"], **LISTS["both"], "history_features": (), "id_dim": 4, "explore": ("click",)}
     model, history = kr.training.train(log, "lirank", epochs=1, options=options, verbose=False)
-    assert np.isfinite(history["epochs"]["loss"]).all() and model.arguments["list_context"]
+    assert np.isfinite(history["epochs"]["loss"]).all() and model.arguments["list_pooling"] == 8
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     sequences = build_sequences(log.events, model.schema)
@@ -87,12 +94,17 @@ def test_saving_training_and_exploring(log: Any, tmp_path: Any) -> None:
     tensors = found.tensors(np.arange(3), [name for name in graph.input if name != "seed"])
     out = graph({**tensors, "seed": np.arange(3, dtype="int32")})
     assert np.isfinite(keras.ops.convert_to_numpy(out["click"])).all()
-    assert "list_context" not in make(log, "LiRank").arguments
+    assert not {"list_context", "list_pooling"} & set(make(log, "LiRank").arguments)
 
 
 @pytest.mark.quickest
 def test_errors(log: Any) -> None:
     with pytest.raises(ValueError, match="needs at least one number"):
         make(log, "LiRank", list_context=True, features=("topic",))
-    with pytest.raises(ValueError, match="does not go with fusion='append_self'"):
-        make(log, "AmortizedDLRM", list_context=True, fusion="append_self")
+    for option in ({"list_context": True}, {"list_pooling": 8}):
+        with pytest.raises(ValueError, match="does not go with fusion='append_self'"):
+            make(log, "AmortizedDLRM", fusion="append_self", **option)
+    with pytest.raises(ValueError, match="`list_pooling` must be a positive width, or 0. Received: list_pooling=-1"):
+        make(log, "LiRank", list_pooling=-1)
+    with pytest.raises(ValueError, match="`list_pooling` is not for LiGR, whose `setwise_layers` read the list"):
+        make(log, "LiGR", list_pooling=8)

@@ -28,6 +28,7 @@ class Case:
     Args:
         name: one of `LOGS`.
         log: of a reader, after `hold_out_members`; `log.events` in order of time.
+        holdout: share of the members that are held out.
         label: the task.
         item: the item's id.
         lists: whether rows of one request were a list.
@@ -52,7 +53,13 @@ class Case:
     many: str | None = None
     chosen: bool = False
     dim: int = 32
+    holdout: float = 0.25
     made: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are scored."""
+        return ("validation", "new_members") if self.holdout else ("validation",)
 
     @property
     def events(self) -> pd.DataFrame:
@@ -125,7 +132,7 @@ def open_case(name: str, folder: str | None, holdout: float = 0.25) -> Case:
         raise SystemExit(f"LOG must be one of {', '.join(LOGS)}. Received: {name}")
     log, settings = cases[name]()
     log = replace(log, events=log.events.assign(from_release=log.events["split"] == "history"))
-    return Case(name, data.hold_out_members(log, holdout) if holdout else log, **settings)
+    return Case(name, data.hold_out_members(log, holdout) if holdout else log, holdout=holdout, **settings)
 
 
 def _with_decade(log: Log) -> Log:

@@ -14,7 +14,8 @@ LOG is ebnerd, movielens-1m, retail or kuairand-pure, FOLDER holds its files.
 | new | and the package's counts that know the list: `ChoiceStrengths`, `exposure_corrected_rates`; without lists `RunningExpectation` |
 | fold_in | and how member and item fit by vectors, `FoldIn` of `item_factors` that were fitted on earlier rows |
 
-Sets are made in `peer_features.py`: every column is of earlier seconds. A quarter of the members, by hash, is never trained on.
+Sets are made in `peer_features.py`: every column is of earlier seconds. A quarter of the members, by hash, is never trained on
+(`--holdout-members`).
 
 1. Each model and set is tried with ten settings (LightGBM stops at its best number of trees): fitted on the training rows before their
    last fifth (EB-NeRD: last day), compared on the rest by log loss, LambdaRank by impression AUC.
@@ -37,7 +38,7 @@ import numpy as np
 from peer_features import LOGS, SETS, Case, open_case, sets_of
 from peer_models import FOREST, LOGISTIC, MLP, Rows, Setting, fit_forest, forest_scores, forest_settings, logistic, mlp, rows_of, take
 from peer_networks import TRANSFORMER, Streams, streams_of, transformer
-from runs import add_line, log_arguments, mean_cell, parsed, read_lines
+from runs import add_line, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import metrics
 
@@ -56,7 +57,6 @@ QUICK: dict[str, list[Setting]] = {
     "MLP": [{"width": 8, "layers": 1, "dropout": 0.0, "rate": 0.01, "epochs": 1}],
     "transformer": [{"width": 8, "layers": 1, "heads": 2, "dropout": 0.0, "rate": 0.01, "epochs": 1, "length": 8, "targets": 8}],
 }
-SPLITS = ("validation", "new_members")
 FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error")
 
 
@@ -75,7 +75,7 @@ class Data:
         else:
             edge = np.quantile(moment[trained], 0.8)
         self.trained, self.later = trained, trained & (moment >= edge)
-        self.scored = {name: np.flatnonzero((split == name) & known) for name in SPLITS}
+        self.scored = {name: np.flatnonzero((split == name) & known) for name in case.splits}
         request = np.unique(events[case.request].to_numpy(), return_inverse=True)[1]
         self.rows: Rows = rows_of(case.columns(features), events[case.label].to_numpy(), request, trained)
         self.lists = case.lists
@@ -134,16 +134,16 @@ def run(
     """Every model on every set: settings compared, then the best one scored; lines that the file has are kept."""
     done: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in read_lines(path):
-        key = (line["log"], line["stage"], line["model"], line["features"])
+        key = (line["log"], holdout_of(line), line["stage"], line["model"], line["features"])
         tried = line["tried"] if line["stage"] == "compared" else line["setting"]
         done[(*key, line.get("seed"), json.dumps(tried, sort_keys=True))] = line
     settings, trees = (QUICK, 10) if quick else (SETTINGS, MOST_TREES)
 
     def step(stage: str, model: str, of: str, seed: int | None, setting: Setting, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        key = (case.name, stage, model, of, seed, json.dumps(setting, sort_keys=True))
+        key = (case.name, case.holdout, stage, model, of, seed, json.dumps(setting, sort_keys=True))
         if key not in done:
             begin = time.process_time()
-            line = {"log": case.name, "stage": stage, "model": model, "features": of, **make()}
+            line = {"log": case.name, "holdout": case.holdout, "stage": stage, "model": model, "features": of, **make()}
             done[key] = {**line, "seconds": round(time.process_time() - begin, 1)}
             add_line(path, done[key])
             print(json.dumps(done[key]), file=sys.stderr, flush=True)
@@ -179,10 +179,12 @@ def print_table(path: Path) -> None:
     """One table a log and split; `ECE` is `calibration_error`, and seconds are processor time of one fit with its scores."""
     lines = read_lines(path)
     scored = [line for line in lines if line["stage"] == "scored"]
-    for log, split in dict.fromkeys((line["log"], split) for line in scored for split in line["figures"]):
-        print(f"\n{log}, {split}\n\n| model | features | impression AUC | AUC | NDCG@10 | log loss | ECE | seconds |\n|{'---|' * 8}")
-        for model, of in dict.fromkeys((line["model"], line["features"]) for line in scored if line["log"] == log):
-            found = [line for line in scored if (line["log"], line["model"], line["features"]) == (log, model, of)]
+    for log, holdout, split in dict.fromkeys((line["log"], holdout_of(line), split) for line in scored for split in line["figures"]):
+        own_lines = [line for line in scored if (line["log"], holdout_of(line)) == (log, holdout)]
+        print(f"\n{log}, {holdout:.0%} of the members held out, {split}\n")
+        print(f"| model | features | impression AUC | AUC | NDCG@10 | log loss | ECE | seconds |\n|{'---|' * 8}")
+        for model, of in dict.fromkeys((line["model"], line["features"]) for line in own_lines):
+            found = [line for line in own_lines if (line["model"], line["features"]) == (model, of)]
             found = [line for line in found if line["setting"] == found[-1]["setting"]]  # of the last run, which compared most
             values = [[line["figures"][split].get(name) for line in found] for name in FIGURES]
             cells = ["-" if None in own else mean_cell(own) for own in values]
@@ -199,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.table:
         print_table(args.table)
         return
-    case = open_case(args.log, args.folder)
+    case = open_case(args.log, args.folder, args.holdout)
     seeds = args.seeds[:1] if args.quick else args.seeds
     run(case, args.models, args.features or sets_of(case), seeds, args.json, args.quick, args.settings)
     print_table(args.json)

@@ -3,7 +3,8 @@
     python tools/benchmarks/rankers.py LOG FOLDER --json rankers.jsonl [--runs "cadet factors" ...] [--seeds 0 1 2]
     python tools/benchmarks/rankers.py --table rankers.jsonl
 
-LOG is ebnerd or movielens-1m. Rows, held-out members and sets of columns are those of `peers.py`; columns join as numbers of the context.
+LOG is ebnerd, movielens-1m, retail or kuairand-pure. Rows, held-out members and sets of columns are those of `peers.py`; columns join as
+numbers of the context.
 
 | run of movielens-1m | what |
 |---|---|
@@ -13,13 +14,15 @@ LOG is ebnerd or movielens-1m. Rows, held-out members and sets of columns are th
 | `cadet factors without history` | the same with `max_history=0` |
 | `cadet personal` | `cadet factors` with the set `new` of the peers, which has personal columns |
 
-| run of ebnerd | what |
+| run of ebnerd, retail, kuairand-pure | what |
 |---|---|
-| `ligr SET`, `cadet SET` | the EB-NeRD preset with the columns of the set `plain`, `relative`, `new` or `fold_in` |
+| `ligr SET`, `lirank SET` | the columns of a set of `peers.py`, without a history; kuairand-pure has no lists, so no set-wise part |
+| `cadet SET` | of ebnerd: the preset with these columns |
 | `cadet fold_in without history` | the same with `max_history=0` |
 
 Options of movielens-1m were chosen on its training rows: fitted on those before the last eighth, compared on that, nine runs of one seed.
-Those of ebnerd are the presets. Nothing is chosen on `validation` or `new_members`. One JSON object per finished run.
+`LISTS` was chosen on the training days of ebnerd: fitted on those before the last two, compared on these; the other logs have the same.
+Nothing is chosen on `validation` or `new_members`. One JSON object per finished run.
 """
 
 from __future__ import annotations
@@ -33,15 +36,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peer_features import Case, open_case
-from runs import add_line, log_arguments, mean_cell, parsed, read_lines
+from peer_features import SETS, Case, open_case
+from runs import add_line, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import data, training
 from keras_ranking.columns import Number
 from keras_ranking.data import Log
-from keras_ranking.training.presets import preset_options
+from keras_ranking.training.presets import PRESETS, preset_options
 
-SPLITS = ("validation", "new_members")
 FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error")
 _PAST: dict[str, Any] = {"past_heads": 4, "past_linear": 1, "past_dim": 32, "past_keys": ("item_id",)}
 _FILMS: dict[str, Any] = {
@@ -56,6 +58,18 @@ _FILMS: dict[str, Any] = {
     "learning_rate": 2e-3,
     "pairwise_weight": 0.0,
 }
+LISTS: dict[str, Any] = {
+    "history_features": (),
+    "pairwise_weight": 0.0,
+    "listwise_weight": 0.1,
+    "row_length": 256,
+    "batch_size": 4,
+    "epochs": 6,
+    "dropout": 0.1,
+    "weight_decay": 0.01,
+    "ema": 0.998,
+}
+_OF_MODEL: dict[str, dict[str, Any]] = {"ligr": {"top_k": None}, "lirank": {"calibration_options": {"step": 0.5}}}
 _HEADS: dict[str, dict[str, Any]] = {"cadet": {"tower_hidden": (64, 32)}, "feedsr": {"head_options": {"hidden": (64, 32)}}}
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "movielens-1m": {
@@ -67,10 +81,19 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "cadet personal": {"options": _PAST, "factors": 32, "features": "new"},
     },
     "ebnerd": {
-        **{f"{model} {of}": {"features": of} for model in ("ligr", "cadet") for of in ("plain", "relative", "new", "fold_in")},
+        **{f"{model} {of}": {"features": of} for model in ("ligr", "lirank", "cadet") for of in ("plain", "relative", "new", "fold_in")},
         "cadet fold_in without history": {"features": "fold_in", "options": {"max_history": 0}},
     },
-    "simulated": {"cadet new": {"features": "new", "options": {"epochs": 1}}},  # to see that everything runs
+    "retail": {f"{model} {of}": {"features": of} for model in ("ligr", "lirank") for of in SETS},
+    "kuairand-pure": {
+        f"{model} {of}": {"features": of, "options": {"listwise_weight": 0.0, **alone}}
+        for model, alone in (("ligr", {"setwise_layers": 0}), ("lirank", {}))
+        for of in ("plain", "personal", "new", "fold_in")
+    },
+    "simulated": {  # to see that everything runs
+        "cadet new": {"features": "new", "options": {"epochs": 1}},
+        "ligr new": {"features": "new", "options": {"epochs": 1}},
+    },
 }
 
 
@@ -116,21 +139,25 @@ def run(case: Case, name: str, seed: int) -> dict[str, Any]:
             callbacks.append(training.StartTables({case.item: factors}, deviation=0.2))
     else:
         log = with_columns(case, settings["features"])
-        options = {**preset_options(model, case.name), **settings.get("options", {})}
-        if model == "ligr":
-            options["features"] = tuple(feature.name for feature in log.schema.features if feature.kind != "id")
+        known = case.name in {of_log for _, of_log in PRESETS}
+        options = preset_options(model, case.name) if known and model == "cadet" else {}
+        if model in _OF_MODEL:
+            options = {**LISTS, **_OF_MODEL[model], "features": tuple(one.name for one in log.schema.features if one.kind != "id")}
+        options = {**options, **settings.get("options", {})}
     trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
-    scored = {split: training.evaluate(trained, log, split=split)[case.label] for split in SPLITS}
+    scored = {split: training.evaluate(trained, log, split=split)[case.label] for split in case.splits}
     return {"figures": scored, "parameters": history["parameters"], "loss": history["epochs"]["loss"]}
 
 
 def print_table(path: Path) -> None:
     """One table a log and split; seconds are processor time of training and scores."""
     lines = read_lines(path)
-    for log, split in dict.fromkeys((line["log"], split) for line in lines for split in line["figures"]):
-        print(f"\n{log}, {split}\n\n| run | impression AUC | AUC | NDCG@10 | log loss | ECE | seconds |\n|{'---|' * 7}")
-        for name in dict.fromkeys(line["run"] for line in lines if line["log"] == log):
-            found = [line for line in lines if (line["log"], line["run"]) == (log, name)]
+    for log, holdout, split in dict.fromkeys((line["log"], holdout_of(line), split) for line in lines for split in line["figures"]):
+        own = [line for line in lines if (line["log"], holdout_of(line)) == (log, holdout)]
+        print(f"\n{log}, {holdout:.0%} of the members held out, {split}\n")
+        print(f"| run | impression AUC | AUC | NDCG@10 | log loss | ECE | seconds |\n|{'---|' * 7}")
+        for name in dict.fromkeys(line["run"] for line in own):
+            found = [line for line in own if line["run"] == name]
             no_lists = ("impression_auc", "ndcg_at_10") if log == "movielens-1m" else ()
             cells = ["-" if each in no_lists else mean_cell([line["figures"][split][each] for line in found]) for each in FIGURES]
             print(f"| {name} | {' | '.join(cells)} | {np.mean([line['seconds'] for line in found]):.0f} |")
@@ -146,14 +173,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = args.runs or list(RUNS[args.log])
     if unknown := [name for name in names if name not in RUNS[args.log]]:
         parser.error(f"--runs of {args.log} are {list(RUNS[args.log])}. Received: {unknown}")
-    done = {(line["log"], line["run"], line["seed"]) for line in read_lines(args.json)}
-    case = open_case(args.log, args.folder)
+    done = {(line["log"], holdout_of(line), line["run"], line["seed"]) for line in read_lines(args.json)}
+    case = open_case(args.log, args.folder, args.holdout)
     for seed in args.seeds:
         for name in names:
-            if (args.log, name, seed) in done:
+            if (args.log, args.holdout, name, seed) in done:
                 continue
             begin = time.process_time()
-            line = {"log": args.log, "run": name, "seed": seed, **run(case, name, seed)}
+            line = {"log": args.log, "holdout": args.holdout, "run": name, "seed": seed, **run(case, name, seed)}
             add_line(args.json, {**line, "seconds": round(time.process_time() - begin, 1)})
             print(args.log, name, seed, line["figures"], file=sys.stderr, flush=True)
     print_table(args.json)

@@ -17,6 +17,11 @@ from keras_ranking.data import Log
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
+def holdout_of(line: dict[str, Any]) -> float:
+    """Share of the members that a run held out; lines of earlier versions do not say that it was a quarter."""
+    return float(line.get("holdout", 0.25))
+
+
 def half_interval(values: Sequence[float]) -> float:
     """Half of the 95 % t-interval of a mean over seeds; NaN for one value, or for more than five."""
     return STUDENT.get(len(values), np.nan) * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
@@ -54,6 +59,8 @@ def log_arguments(about: str | None, logs: Sequence[str]) -> argparse.ArgumentPa
     parser.add_argument("folder", nargs="?", metavar="FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    share = "share of the members that are never trained on, by hash: the split new_members (default: 0.25; 0: none)"
+    parser.add_argument("--holdout-members", type=float, default=0.25, metavar="SHARE", dest="holdout", help=share)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of a file")
     return parser
 

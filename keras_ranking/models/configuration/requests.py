@@ -28,6 +28,12 @@ class Features:
         batch_norm_momentum: of its running moments.
         list_context: next to each number of a candidate also its difference to the mean and the maximum of the request, its rank in it, and
             the size of the request, see `ListContext`. A candidate's score then depends on the others of its request. Choice.
+        list_pooling: width of a state of each candidate, made of all that is joined of it, that reads the mean and the maximum of the
+            states of its request, see `ListPooling`, and joins the trunk's inputs; 0: none. A candidate's score then depends on the
+            others of its request. Not for `LiGR`, which has set-wise blocks. Choice.
+
+    Raises:
+        ValueError: a negative width.
 
     Example:
         >>> kr.models.Features(features=("topic", "age_hours"), history_features=()).batch_norm
@@ -42,6 +48,11 @@ class Features:
     batch_norm: bool = True
     batch_norm_momentum: float = 0.95
     list_context: bool = False
+    list_pooling: int = 0
+
+    def __post_init__(self) -> None:
+        if self.list_pooling < 0:
+            raise ValueError(f"`list_pooling` must be a positive width, or 0. Received: list_pooling={self.list_pooling}")
 
     def of(self, schema: Schema, reads_history: bool, id_dim: int) -> Features:
         """The same with columns written out.
@@ -67,6 +78,7 @@ class Features:
             batch_norm=bool(self.batch_norm),
             batch_norm_momentum=float(self.batch_norm_momentum),
             list_context=bool(self.list_context),
+            list_pooling=int(self.list_pooling),
         )
 
 
