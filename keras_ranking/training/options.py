@@ -30,13 +30,14 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "ipw": (None, "all", "positives"),
     "shuffle_sessions": (None, "fixed", "epoch"),
     "batching": ("packed", "padded", "bucketed"),
-    "table_optimizer": ("auto", "same", "adagrad", "rowwise_adagrad", "lazy_adam"),
+    "table_optimizer": ("auto", "same", "adamw", "adagrad", "rowwise_adagrad", "lazy_adam"),
 }
 # option -> the option without which it has no effect, and the values of that one
 _WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ipw_options": ("ipw", ("all", "positives")),
     "ipw_clip": ("ipw", ("all", "positives")),
-    "table_learning_rate": ("table_optimizer", ("adagrad", "rowwise_adagrad", "lazy_adam")),
+    "table_learning_rate": ("table_optimizer", ("adamw", "adagrad", "rowwise_adagrad", "lazy_adam")),
+    "table_weight_decay": ("table_optimizer", ("adamw",)),
 }
 
 
@@ -54,11 +55,14 @@ class TrainingOptions:
         warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: without it DCNv2 diverges).
         weight_decay: of AdamW.
         clip_norm: bound of the global gradient norm; with a `table_optimizer`, of tables and other weights separately (clipping: stated).
-        table_optimizer: of embedding tables. 'same' as for the other weights, which is AdamW; 'adagrad' (LiRank states a large effect with
+        table_optimizer: of embedding tables. 'same' as for the other weights, which is AdamW; 'adamw' with a rate and a decay of its own;
+            'adagrad' (LiRank states a large effect with
             many sparse features); 'rowwise_adagrad' or 'lazy_adam', see `TableOptimizer`: a step costs what the rows cost that it looks
             up. 'auto': 'rowwise_adagrad' for tables of more than 100,000 rows, 'same' for smaller ones.
         table_learning_rate: of the tables, with the same warm-up and decay; None: 0.02 for 'adagrad', 0.01 for
-            'rowwise_adagrad', `learning_rate` for 'lazy_adam'.
+            'rowwise_adagrad', `learning_rate` for 'adamw' and 'lazy_adam'.
+        table_weight_decay: of tables with 'adamw': ids memorise, and a decay far above that of other weights, such as 0.1, holds them
+            back; None: `weight_decay`.
         pairwise_weight: weight of the in-request pairwise loss; BCE has weight 1 (stated for CADET; Feed-SR's loss is BCE alone, 0).
         listwise_weight: weight of the in-request softmax loss; BCE has weight 1.
         task_weights: weight of each task's loss in the sum; a task without an entry has 1, or its value in the model's `auxiliary_tasks`.
@@ -97,6 +101,7 @@ class TrainingOptions:
     clip_norm: float = 1.0
     table_optimizer: str = "auto"
     table_learning_rate: float | None = None
+    table_weight_decay: float | None = None
     pairwise_weight: float = 0.1
     listwise_weight: float = 0.0
     task_weights: Mapping[str, float] | None = None
@@ -134,6 +139,8 @@ class TrainingOptions:
         for task, weight in (self.task_weights or {}).items():
             if not (is_real(weight) and math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"`task_weights` must be finite numbers >= 0. Received: {weight!r} for task '{task}'")
+        if self.table_weight_decay is not None and not 0 <= self.table_weight_decay < math.inf:
+            raise ValueError(f"`table_weight_decay` must not be negative. Received: table_weight_decay={self.table_weight_decay}")
         if not self.ipw_clip > 1:
             raise ValueError(f"`ipw_clip` must be above 1, the weight of the first position. Received: ipw_clip={self.ipw_clip}")
 

@@ -207,8 +207,12 @@ def _with_tables(optimizer: Any, ranker: models.RankingModel, training: Training
         return optimizer
     default = _TABLE_RATES.get(rule, training.learning_rate)
     peak = default if training.table_learning_rate is None else training.table_learning_rate
-    if rule == "adagrad":
-        tables = keras.optimizers.Adagrad(rate(peak), global_clipnorm=training.clip_norm)
+    if rule in ("adagrad", "adamw"):
+        if rule == "adagrad":
+            tables = keras.optimizers.Adagrad(rate(peak), global_clipnorm=training.clip_norm)
+        else:
+            decay = training.weight_decay if training.table_weight_decay is None else training.table_weight_decay
+            tables = _named("adamw")(rate(peak), weight_decay=decay, global_clipnorm=training.clip_norm)
         return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {".*/embeddings": tables}))
     return TableOptimizer(optimizer, rule, rate(peak), min_rows=least, clip_norm=training.clip_norm)
 

@@ -203,6 +203,7 @@ def test_control_callbacks_that_act(log: Any, tmp_path: Any) -> None:
         ({"options": {"ipw_options": {"method": "ctr"}}}, r"`ipw_options` has no effect without `ipw` of \('all', 'positives'\)"),
         ({"options": {"ipw_clip": 5.0}}, "`ipw_clip` has no effect without `ipw`"),
         ({"options": {"table_learning_rate": 0.1}}, "`table_learning_rate` has no effect without `table_optimizer`"),
+        ({"options": {"table_weight_decay": 0.1}}, r"`table_weight_decay` has no effect without `table_optimizer` of \('adamw',\)"),
         ({"options": {"context": 4}}, "`context` has no effect on 'lirank', which is trained on requests"),
         ({"options": {"dropuot": 4}}, "unknown option 'dropuot'; did you mean 'dropout'"),
     ],

@@ -12,6 +12,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.data import Log
 from keras_ranking.training import TrainingOptions, train
+from tests.training.crashes import CrashAfter
 
 SMALL = {"num_layers": 1, "dim": 16, "num_heads": 2, "epochs": 1, "batch_size": 2, "row_length": 64}
 LARGE = 100_001
@@ -83,6 +84,33 @@ def test_a_daily_step_goes_on_with_the_state_of_the_rows(log: Log, tmp_path: Pat
 
 
 @pytest.mark.quickest
+def test_tables_have_a_decay_and_a_rate_of_their_own(log: Log, tmp_path: Path) -> None:
+    """Rows that no event has decay alone: each step takes rate * decay of them, and none of the other weights with decay 0."""
+    data = with_ids(log, buckets=500)
+    own = {"table_optimizer": "adamw", "table_weight_decay": 0.5, "table_learning_rate": 0.02, "weight_decay": 0.0, "schedule": "constant"}
+    options = {**SMALL, "epochs": 2, **own}
+    first: list[Any] = []
+
+    class First(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            first[:] = [keras.ops.convert_to_numpy(v).copy() for v in self.model.trainable_variables]
+
+    model, _ = train(data, "cadet", tmp_path / "whole", options=options, verbose=False, callbacks=[First()], checkpoint_every=100)
+    steps = kr.training.read_checkpoint(tmp_path / "whole").about["progress"]["step"]
+    (number,) = [i for i, v in enumerate(model.trainable_variables) if v.path.endswith("table_item_id/embeddings")]
+    table = keras.ops.convert_to_numpy(model.trainable_variables[number])
+    untouched = np.isclose(table, first[number] * (1 - 0.02 * 0.5) ** steps, rtol=1e-4, atol=0).all(axis=1)
+    assert 100 < untouched.sum() < 500  # the ids of the log are few, those of its events moved
+    with pytest.raises(RuntimeError, match="crash"):
+        train(data, "cadet", tmp_path / "stopped", options=options, verbose=False, callbacks=[CrashAfter(steps // 2)], checkpoint_every=1)
+    resumed, _ = train(data, "cadet", tmp_path / "stopped", options=options, verbose=False, checkpoint_every=1, resume=True)
+    for a, b in zip(model.variables, resumed.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+
+
+@pytest.mark.quickest
 def test_options() -> None:
+    with pytest.raises(ValueError, match="`table_weight_decay` must not be negative. Received: table_weight_decay=-1"):
+        TrainingOptions(table_optimizer="adamw", table_weight_decay=-1.0)
     with pytest.raises(ValueError, match="`table_optimizer` must be one of"):
         TrainingOptions(table_optimizer="sgd")
