@@ -21,7 +21,7 @@ def running(small):
         yield server
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@pytest.mark.parametrize("protocol", ["grpc", pytest.param("rest", marks=pytest.mark.release)])
 def test_of_a_server(running, small, logged, protocol):
     address = f"127.0.0.1:{getattr(running, f'{protocol}_port')}"
     with Client(address, small.model.schema, "ranker", protocol, label="canary") as client:
