@@ -10,7 +10,8 @@ import pytest
 
 from keras_ranking.models.graph import CheckedModel
 
-# Whether a training step is. XLA takes seconds for a step of TensorFlow. Compiled steps, with the losses of uncompiled ones:
+# Whether a training step is. XLA takes seconds for a step of TensorFlow; before a release the step of each layer is compiled. Compiled
+# steps, with the losses of uncompiled ones: tests/ops/test_span_attention_models.py,
 # tests/models/test_compiled_training.py, tests/models/test_lirank.py, tests/losses/test_training.py,
 # tests/optimizers/test_table_optimizer.py.
 JIT: bool | str = False if keras.backend.backend() == "tensorflow" else "auto"

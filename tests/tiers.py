@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 LEFT = pytest.StashKey[int]()
+_CHOSEN = {"everything": False}
 BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
@@ -95,6 +96,15 @@ def is_named(item: pytest.Item, named: Sequence[str]) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="every case of every test, also those that plain runs leave out (tests/tiers.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _CHOSEN["everything"] = config.getoption("--all")
+
+
+def everything() -> bool:
+    """Whether this run takes every case: for what is shorter in a plain one."""
+    return _CHOSEN["everything"]
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k

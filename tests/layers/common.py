@@ -12,6 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tests import tiers
+from tests.compiling import JIT
+
 Factory = Callable[..., keras.layers.Layer]
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
@@ -209,7 +212,7 @@ def check_training(make: Factory, inputs: Mapping[str, Any], settings: Mapping[s
     before = [numpy(weight.value).copy() for weight in layer.trainable_weights]
     rng = np.random.default_rng(11)
     targets = [rng.normal(size=tuple(part.shape)).astype("float32") for part in outputs]
-    model.compile(keras.optimizers.SGD(0.5), loss=["mse"] * len(targets))
+    model.compile(keras.optimizers.SGD(0.5), loss=["mse"] * len(targets), jit_compile="auto" if tiers.everything() else JIT)
     model.fit(feed(inputs), targets, batch_size=len(leaves(dict(inputs))[0]), epochs=1, verbose=0)
     for weight, old in zip(layer.trainable_weights, before, strict=True):
         new = numpy(weight.value)

@@ -53,7 +53,7 @@ COMPILED = {"tensorflow": (True, False), "jax": (True,), "torch": (False,)}[kera
 
 
 @pytest.mark.parametrize("jit_compile", COMPILED)
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.release("jax"))])
 def test_fit_learns_both_tasks(jit_compile: bool, policy: str) -> None:
     model = _model(policy)
     loss = {name: ObservedTowerLoss(BOUNDARIES, 0.2, 0.2, same_bucket=False, window=6) for name in ("click", "dwell")}

@@ -155,6 +155,7 @@ def test_fit_learns_and_padding_moves_no_moment(schema: kr.Schema, sequences: An
     assert np.abs(ends[0] - array(norm.moving_mean.value)).max() > 1e-6, "control: moments do move"
 
 
+@pytest.mark.release("jax")
 def test_int8_tables(schema: kr.Schema, sequences: Any, tmp_path: Path) -> None:
     model = make(schema)
     small = kr.serving.quantize_embeddings(model)

@@ -86,7 +86,7 @@ def marks(policy: str, kind: str) -> list[pytest.MarkDecorator]:
     return quick if kind == "CADET" else [*quick, pytest.mark.quickest]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("policy", "kind"), [pytest.param(policy, kind, marks=marks(policy, kind)) for policy in TRAINED for kind in MODELS]
 )
@@ -158,6 +158,7 @@ def test_half_precision_as_the_float_type_of_keras() -> None:
     assert np.isfinite(keras.ops.convert_to_numpy(scores)).all()
 
 
+@pytest.mark.release("jax")
 @pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["CADET", "LiGR"])
 def test_a_model_in_float32_does_not_depend_on_the_float_type_of_keras(kind: str) -> None:

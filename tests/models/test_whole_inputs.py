@@ -27,7 +27,7 @@ def click(scores: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(scores["click"]))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["history_time", "request_time", "history_item_id", "candidate_item_id", "history_length"])
 def test_floats_and_numbers_beyond_int32(ready: tuple[Any, dict[str, np.ndarray]], name: str) -> None:
     model, tensors = ready

@@ -15,6 +15,8 @@ from hypothesis import given, strategies as st
 from keras_ranking import Id
 from keras_ranking.ops.hashing import canonical_text, fingerprint64, hash_buckets
 
+pytestmark = pytest.mark.one_backend  # numpy, compared with TensorFlow
+
 # FarmHash Fingerprint64 of the texts, fixed so that a change of the library fails on every backend.
 KNOWN = {"": 11160318154034397263, "1": 9304157803607034849, "hello": 13009744463427800296}
 

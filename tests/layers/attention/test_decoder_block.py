@@ -66,7 +66,7 @@ def reference(layer: DecoderBlock, x: np.ndarray, times: np.ndarray, mask: np.nd
     return x + hidden @ w["ffn_out/kernel"] + w["ffn_out/bias"]
 
 
-@pytest.mark.release("tensorflow")
+@pytest.mark.release("jax")
 @pytest.mark.slow
 def test_common(tmp_path: Path) -> None:
     x, times, segments = row()

@@ -86,6 +86,7 @@ def test_fit_reduces_the_error_and_further_levels_reduce_it_more(settings: dict[
     assert error(three, x) < 0.6 * error(one, x)
 
 
+@pytest.mark.release("jax")
 def test_unused_codewords_are_replaced() -> None:
     """First two distant clusters, then others: without replacement the codebook stays near the first."""
     x = vectors(512)
@@ -188,6 +189,7 @@ def test_codes_do_not_depend_on_the_unit(unit: float) -> None:
     assert len(np.unique(want)) > 2
 
 
+@pytest.mark.release("jax")
 def test_an_unused_codeword_stays_where_it_is() -> None:
     """For longer than float32 can hold its decaying mass."""
     layer = make(levels=1, codebook_size=2, revive_after=None, decay=0.5)

@@ -155,6 +155,7 @@ def test_append_self_is_the_control_without_a_cache() -> None:
         layer.packed({**x, "slot": np.ones((B, N), "int32")})
 
 
+@pytest.mark.release("jax")
 @pytest.mark.few(1)
 @pytest.mark.parametrize("fusion", AMORTISED)
 @pytest.mark.parametrize("mask", ["causal", "sessions"])
@@ -214,6 +215,7 @@ def test_sessions_mask_hides_events_of_the_same_session() -> None:
     assert not moved[[2, 4]].any(), "events 4 and 2 are of the same session"
 
 
+@pytest.mark.release("jax")
 @pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(

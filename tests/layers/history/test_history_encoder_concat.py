@@ -67,6 +67,7 @@ def reference(layer: HistoryEncoder, x: dict[str, np.ndarray]) -> np.ndarray:
     return out if layer.projection is None else out @ w["projection/kernel"] + w["projection/bias"]
 
 
+@pytest.mark.release("jax")
 @pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rotary", [None, ROTARY])
