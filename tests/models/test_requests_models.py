@@ -11,6 +11,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import PackedRequests, build_sequences, requests
+from tests.compiling import JIT
 from tests.models.test_max_history import array, randomise
 
 pytestmark = pytest.mark.usefixtures("quick_calls")
@@ -169,7 +170,7 @@ def test_shared_streams_have_the_scores_of_copies(log: Any, name: str, arguments
         scores.append(dataset.scatter(np.concatenate(found_by_row)[: len(dataset.slots)]))
     np.testing.assert_allclose(*scores, atol=1e-6)
     assert np.isfinite(scores[0]).all()
-    model.compile("sgd", model.losses_by_task())
+    model.compile("sgd", model.losses_by_task(), jit_compile=JIT)
     before = [array(variable) for variable in model.trainable_variables]
     model.fit(PackedRequests(found, 64, 2, names=model.stream_columns, tasks=model.tasks), epochs=1, verbose=0)
     assert all(np.isfinite(array(variable)).all() for variable in model.trainable_variables)
