@@ -70,6 +70,7 @@ def differ(model: Any, other: Any) -> bool:
     return any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), other.get_weights(), strict=True))
 
 
+@pytest.mark.release("tensorflow", "jax")  # there a plain run takes those of test_recipe.py and test_weight_average.py
 @pytest.mark.slow
 def test_an_interrupted_run_reaches_the_same_weights(log: Any, whole: Any, broken: Path, tmp_path: Path) -> None:
     """Bit for bit: same kernels, same order of sums, dropout and the shuffle included."""
@@ -102,6 +103,7 @@ def test_batches_of_several_lengths_are_resumed(log: Any, batching: str, tmp_pat
     assert not differ(model, resumed)
 
 
+@pytest.mark.quickest
 def test_a_checkpoint_of_another_run(log: Any, whole: Any, broken: Path) -> None:
     for change, message in (
         ({"seed": 8}, "seed: 7 in the checkpoint, 8 here"),
