@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
+from keras_ranking.column_base import NAME, Column, usable
 from keras_ranking.field_errors import PlainWords
-from keras_ranking.ops.hashing import canonical_text, distinct_ids, hash_buckets, id_halves, vocabulary_rows
+from keras_ranking.number_edges import MOST_BINS, checked_edges, quantile_edges
+from keras_ranking.ops.hashing import canonical_text, hash_buckets, id_halves, vocabulary_rows
 from keras_ranking.ops.logarithm import log1p
 from keras_ranking.values import INT32_MAX, Faults, numbers_of, plain_series, raise_first
 
-Known = Literal["item", "context", "after"]
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_RESERVED = frozenset({"time", "segment", "session", "length", "count", "request_time", "history_length", "candidate_count"})
 
 
-class _Column(BaseModel, metaclass=PlainWords):
-    """What all kinds of features share. `name` is the column of the log and the name of the model input."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    known: Known = "item"
-
-    def __init__(self, name: str | None = None, **settings: Any) -> None:
-        super().__init__(**({} if name is None else {"name": name}), **settings)  # pydantic raises the error of a missing name
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(_rename(name, "must be letters, digits and underscores, not starting with a digit"))
-        if name in _RESERVED:
-            raise ValueError(_rename(name, "must not be a word that the model inputs use themselves"))
-        return name
-
-    @property
-    def dtype(self) -> str:
-        """Data type of the encoded column: 'int32' for ids and categories, 'float32' for numbers and vectors."""
-        return "float32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one encoded value: `()`, or `(size,)` for a vector."""
-        return ()
-
-    def encode(self, values: Any) -> np.ndarray:
-        """The numbers that a model reads for these values of the log. Errors name column, row and value."""
-        raise NotImplementedError
-
-    def faults(self, values: Any) -> Faults:
-        """Every value that `encode` refuses: pairs of a mask of rows and the reason."""
-        return [(rows, reason) for rows, reason, _ in distinct_ids(values).fault_rows()]
-
-    def numbers(self, values: Any) -> np.ndarray:
-        """The log's numbers as float64, a missing one as NaN: what the `raw` signature of an export takes."""
-        series = plain_series(values)
-        numbers, wrong = numbers_of(series)
-        raise_first(self.name, series, [(wrong, "must hold numbers")])
-        return numbers
-
-
-def _rename(name: str, rule: str) -> str:
-    """The error of a name that cannot be that of a model input, with the way to give the column another one."""
-    return f"`name` {rule}. Received: name={name!r}; rename the column: `events.rename(columns={{{name!r}: {_usable(name)!r}}})`"
-
-
-def _usable(name: str) -> str:
-    usable = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return f"{usable}_value" if usable in _RESERVED else usable if _NAME.fullmatch(usable) else f"_{usable}"
-
-
-class Id(_Column):
+class Id(Column):
     """An identifier with no order and no fixed vocabulary, hashed to rows of an embedding table.
 
     row = 1 + Fingerprint64(text) mod (buckets - 1); row 0 = missing. See `keras_ranking.ops.fingerprint64`. The text of an integer is in
@@ -124,7 +67,7 @@ class Id(_Column):
         return id_halves(values, self.name)
 
 
-class Category(_Column):
+class Category(Column):
     """One of a few values: rows 1..n of a stated vocabulary, in its order; row 0 = missing or not in the vocabulary.
 
     Args:
@@ -175,7 +118,7 @@ class Category(_Column):
         return vocabulary_rows(values, self.vocabulary, self.name)
 
 
-class Number(_Column):
+class Number(Column):
     """A number, transformed to float32.
 
     | transform           | formula                                  |
@@ -185,18 +128,24 @@ class Number(_Column):
     | `standardise`       | (x - mean) / std                         |
     | `log1p_standardise` | (ln(1 + x) - mean) / std, x >= 0         |
 
-    `mean` and `std` are constants stored in the schema: give them, or let `Schema.fit` measure them on training rows.
+    `mean`, `std` and `edges` are constants stored in the schema: give them, or let `Schema.fit` measure them on training rows. `edges`
+    are those of a piecewise-linear encoding, see `NumericEmbedding`. They change no value that `encode` returns.
 
     Args:
         name: column of the log.
         transform: see the table.
         mean, std: fitted constants, in units of the (log-)value; None = not fitted yet.
         missing: the raw value that replaces a missing one. None: a missing value is an error.
+        bins: most bins of the piecewise-linear encoding; None: the column has none. The paper tunes it; 16 is a start (our choice).
+        edges: bounds of the bins, in units of the encoded value, increasing; None = not fitted yet. There are fewer than `bins` + 1 where
+            quantiles of the training rows are equal.
         known: 'item', 'context' or 'after'.
 
     Example:
         >>> kr.Number("age_hours", transform="standardise", mean=10.0, std=4.0, missing=10.0).encode([2.0, 14.0, None]).tolist()
         [-2.0, 1.0, 0.0]
+        >>> kr.Number("age_hours", bins=2).fit([0.0, 1.0, 2.0, 30.0, 40.0]).edges
+        (0.0, 2.0, 40.0)
     """
 
     kind: Literal["number"] = "number"
@@ -204,14 +153,59 @@ class Number(_Column):
     mean: float | None = Field(default=None, allow_inf_nan=False)
     std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     missing: float | None = Field(default=None, allow_inf_nan=False)
+    bins: int | None = Field(default=None, ge=1, le=MOST_BINS)
+    edges: tuple[float, ...] | None = None
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
 
+    @model_validator(mode="after")
+    def _check_edges(self) -> Number:
+        if self.edges is None:
+            return self
+        if self.bins is None or not 2 <= len(self.edges) <= self.bins + 1:
+            raise ValueError(f"`edges` must be from 2 to `bins` + 1 numbers. Received: bins={self.bins}, {len(self.edges)} edges")
+        object.__setattr__(self, "edges", checked_edges(self.edges))
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_dict(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Bins are written where they are chosen: other schemas keep their files and digests."""
+        found = plain(self)
+        return found if self.bins is not None else {name: value for name, value in found.items() if name not in ("bins", "edges")}
+
     @property
     def fitted(self) -> bool:
+        """Whether all constants are known: those of a standardising transform, and the edges of the bins."""
+        return self._standardises and (self.bins is None or self.edges is not None)
+
+    @property
+    def _standardises(self) -> bool:
         """Whether `encode` can run: true unless a standardising transform has no constants yet."""
         return not self.transform.endswith("standardise") or (self.mean is not None and self.std is not None)
+
+    def fit(self, values: Any) -> Number:
+        """The same column with the constants that it lacks, measured on these values of training rows. See `Schema.fit`.
+
+        Raises:
+            ValueError: no values, or one that the column refuses.
+        """
+        series, made = plain_series(values), self
+        numbers = self.before_standardise(series)
+        if not len(numbers):
+            raise ValueError(f"column '{self.name}' cannot be fitted on a log without rows.")
+        if not self._standardises:
+            constant = numbers.min() == numbers.max()  # std == 0 would miss it: rounding of the mean gives a std of 1e-17
+            mean = float(numbers[0] if constant else numbers.mean()) if self.mean is None else self.mean
+            std = float(1.0 if constant else numbers.std() or 1.0) if self.std is None else self.std  # 0: a spread below float64
+            made = self.model_copy(update={"mean": mean, "std": std})
+        if made.bins is not None and made.edges is None:
+            encoded, faults = made._standardised(series)
+            for refused, _ in faults:  # beyond float32: whoever encodes the rows raises it, or leaves it out
+                encoded = np.where(refused, np.nan, encoded)
+            edges = quantile_edges(encoded[~np.isnan(encoded)].astype(np.float32), made.bins)
+            made = made.model_copy(update={"edges": checked_edges(edges, f"edges of column '{self.name}'")})
+        return made
 
     def before_standardise(self, values: Any) -> np.ndarray:
         """The values after imputation and logarithm, in float64; what `Schema.fit` measures mean and std of."""
@@ -248,7 +242,7 @@ class Number(_Column):
         return self._standardised(plain_series(values))[1]
 
     def encode(self, values: Any) -> np.ndarray:
-        if not self.fitted:
+        if not self._standardises:
             raise ValueError(
                 f"column '{self.name}' has transform={self.transform!r} without `mean` and `std`: "
                 "call `schema = schema.fit(training_rows)` first."
@@ -259,7 +253,7 @@ class Number(_Column):
         return numbers.astype(np.float32)
 
 
-class Vector(_Column):
+class Vector(Column):
     """A precomputed vector of fixed size (a content or profile embedding), float32.
 
     Args:
@@ -365,9 +359,9 @@ class Task(BaseModel, metaclass=PlainWords):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             rule = "must be letters, digits and underscores, not starting with a digit"
-            stated = f"the column may have any name: Task({_usable(name)!r}, label={name!r})"
+            stated = f"the column may have any name: Task({usable(name)!r}, label={name!r})"
             raise ValueError(f"`name` {rule}. Received: name={name!r}; {stated}")
         return name
 

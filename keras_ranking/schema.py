@@ -16,6 +16,7 @@ A column has one of these, so an after-scoring value can never become an input o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from keras_ranking.columns import Feature, Known, Number, Task
+from keras_ranking.column_base import Known
+from keras_ranking.columns import Feature, Number, Task
+from keras_ranking.configuration import is_integer
 from keras_ranking.field_errors import PlainWords
+from keras_ranking.number_edges import MOST_BINS
 from keras_ranking.schema_file import read_model
 from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, require_frame, seconds_of
 
@@ -233,9 +237,10 @@ class Schema(BaseModel, metaclass=PlainWords):
         return np.where(good & (after >= 0) & (after <= INT32_MAX), after, 0), [fault for fault in faults if fault[0].any()]
 
     def fit(self, events: pd.DataFrame) -> Schema:
-        """The same schema with mean and standard deviation of every standardising number, measured on these rows.
+        """The same schema with mean and standard deviation of every standardising number, and the edges of every number with bins.
 
-        Pass training rows only. A constant column gets std 1. Constants that were given before are kept.
+        They are measured on these rows: pass training rows only. A constant column gets std 1 and one bin of width 1. Constants that were
+        given before are kept.
 
         Example:
             >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -251,15 +256,40 @@ class Schema(BaseModel, metaclass=PlainWords):
                 return column
             if column.name not in events.columns:
                 raise ValueError(f"column '{column.name}' of the schema is not in the log. It has: {sorted(map(str, events.columns))}")
-            numbers = column.before_standardise(events[column.name])
-            if not len(numbers):
-                raise ValueError(f"column '{column.name}' cannot be fitted on a log without rows.")
-            constant = numbers.min() == numbers.max()  # std == 0 would miss it: rounding of the mean gives a std of 1e-17
-            mean = float(numbers[0] if constant else numbers.mean()) if column.mean is None else column.mean
-            std = float(1.0 if constant else numbers.std() or 1.0) if column.std is None else column.std  # 0: a spread below float64
-            return column.model_copy(update={"mean": mean, "std": std})
+            return column.fit(events[column.name])
 
         return self.model_copy(update={"features": tuple(map(fitted, self.features)), "actions": tuple(map(fitted, self.actions))})
+
+    def binned(self, bins: int = 16, names: Sequence[str] | None = None) -> Schema:
+        """The same schema with bins for the piecewise-linear encoding of numbers, see `NumericEmbedding`; `fit` finds their edges.
+
+        Args:
+            bins: most bins of a number. The paper (2203.05556) tunes it; the default is our choice.
+            names: numbers among features and actions; None: all features that are numbers, may be inputs of a score and have no bins yet.
+
+        Raises:
+            ValueError: a name that is no number of the schema, or `bins` that is no positive integer.
+
+        Example:
+            >>> log = kr.data.simulate(members=20, days=2, seed=0)
+            >>> schema = log.schema.binned(8, ["age_hours"]).fit(log.events)
+            >>> [len(feature.edges) for feature in schema.features if feature.name == "age_hours"]
+            [9]
+        """
+        if not is_integer(bins) or not 1 <= bins <= MOST_BINS:
+            raise ValueError(f"`bins` must be an integer from 1 to {MOST_BINS}. Received: bins={bins!r}")
+        columns = (*self.features, *self.actions)
+        numbers = [column.name for column in columns if isinstance(column, Number)]
+        inputs = self.features_known("item", "context")
+        unbinned = [column.name for column in inputs if isinstance(column, Number) and column.bins is None]
+        chosen = unbinned if names is None else list(names)
+        if unknown := [name for name in chosen if name not in numbers]:
+            raise ValueError(f"`names` must name numbers of the schema, of {numbers}. Received: {unknown}")
+
+        def binned(column: Any) -> Any:
+            return column.model_copy(update={"bins": int(bins), "edges": None}) if column.name in chosen else column
+
+        return self.model_copy(update={"features": tuple(map(binned, self.features)), "actions": tuple(map(binned, self.actions))})
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

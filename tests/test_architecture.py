@@ -29,7 +29,7 @@ DATA = {"data", "data.counts", "data.readers"}
 # room -> (rooms it may import from, packages from outside it may import)
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "": ({"schema"}, set()),
-    "schema": ({"ops"}, ARRAYS | {"pydantic"}),
+    "schema": ({"configuration", "ops"}, ARRAYS | {"pydantic"}),
     "configuration": (set(), set()),
     "ops": ({"ops.backends"}, ARRAYS | {"keras", "farmhash"}),
     "ops.backends": ({"ops"}, {"keras", "numpy"} | BACKENDS),
@@ -82,9 +82,8 @@ def room_of(path: Path) -> str:
     """'layers.tokens' for keras_ranking/layers/tokens/lengths.py; a file of the package itself is its own room."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if len(parts) == 1:
-        return {"__init__": "", "columns": "schema", "schema_file": "schema", "field_errors": "schema", "values": "schema"}.get(
-            parts[0], parts[0]
-        )
+        of_schema = ("column_base", "columns", "field_errors", "number_edges", "schema_file", "values")
+        return {"__init__": "", **dict.fromkeys(of_schema, "schema")}.get(parts[0], parts[0])
     return ".".join(parts[:-1])
 
 

@@ -217,6 +217,62 @@ def test_fit_of_a_constant_column() -> None:
     np.testing.assert_array_equal(fitted.features[0].encode([0.1]), [0])
 
 
+def test_fit_finds_edges_of_bins_in_encoded_values(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    events = pd.DataFrame({"age": random.exponential(5, 500), "ctr": random.integers(0, 2, 500), "dwell": [7.0] * 500})
+    schema = make(
+        features=[Number("age", transform="log1p_standardise", bins=4, missing=0), Number("ctr", bins=4), Number("plain")],
+        actions=[Number("dwell", transform="standardise", bins=4)],
+    )
+    fitted = schema.fit(events)
+    age, ctr, plain = fitted.features
+    encoded = age.encode(events["age"])
+    np.testing.assert_allclose(age.edges, np.quantile(encoded.astype(np.float64), [0, 0.25, 0.5, 0.75, 1]), rtol=1e-6)
+    assert age.edges == tuple(float(np.float32(edge)) for edge in age.edges)
+    assert ctr.edges == (0.0, 1.0), "equal quantiles are merged"
+    assert plain == schema.features[2]
+    assert fitted.actions[0].edges == (0.0, 1.0), "a constant column has one bin, from its value on"
+    assert fitted.fit(events * 3) == fitted, "fitted constants are kept"
+    np.testing.assert_array_equal(encoded, age.model_copy(update={"bins": None, "edges": None}).encode(events["age"]))
+    fitted.save(tmp_path / "schema.json")
+    assert Schema.load(tmp_path / "schema.json") == fitted
+    other = fitted.model_copy(update={"features": (age.model_copy(update={"edges": age.edges[1:]}), ctr, plain)})
+    assert other.digest != fitted.digest
+
+
+def test_bins_are_written_where_they_are_chosen() -> None:
+    schema = make(features=[Number("age", transform="log1p")])
+    assert "bins" not in schema.model_dump_json()
+    assert "edges" not in schema.model_dump_json()
+    binned = schema.binned()
+    assert '"bins":16,"edges":null' in binned.model_dump_json()
+    assert binned.digest != schema.digest
+    assert not binned.features[0].fitted
+    assert binned.features[0].encode([0.0]) == 0, "bins change no value"
+    assert binned.binned(4) == binned, "numbers that have bins keep them"
+    assert binned.binned(4, ["age"]).features[0].bins == 4
+    with pytest.raises(ValueError, match="`bins` must be an integer from 1 to 4096. Received: bins=0"):
+        schema.binned(0)
+    with pytest.raises(ValueError, match=r"`names` must name numbers of the schema, of \['age'\]. Received: \['agee'\]"):
+        schema.binned(4, ["agee"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bins": 0}, "`bins` must be at least 1. Received: 0"),
+        ({"bins": 2, "edges": [0.0]}, "`edges` must be from 2 to `bins` \\+ 1 numbers. Received: bins=2, 1 edges"),
+        ({"bins": 2, "edges": [0.0, 1.0, 2.0, 3.0]}, "`edges` must be from 2 to `bins` \\+ 1 numbers. Received: bins=2, 4 edges"),
+        ({"edges": [0.0, 1.0]}, "`edges` must be from 2 to `bins` \\+ 1 numbers. Received: bins=None"),
+        ({"bins": 2, "edges": [0.0, 0.0]}, "`edges` must increase"),
+        ({"bins": 2, "edges": [0.0, float("nan")]}, "`edges` must be finite numbers"),
+    ],
+)
+def test_wrong_edges(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Number("x", **settings)
+
+
 def test_fit_errors() -> None:
     schema = make(features=[Number("x", transform="standardise")])
     with pytest.raises(ValueError, match=r"column 'x' of the schema is not in the log. It has: \['y'\]"):

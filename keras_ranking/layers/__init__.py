@@ -12,6 +12,7 @@ from keras_ranking.layers.attention import (
     TimestampRotaryEmbedding,
 )
 from keras_ranking.layers.embedding import (
+    NumericEmbedding,
     QuantizedEmbedding,
     QuotientRemainderEmbedding,
     ResidualQuantizer,
@@ -101,6 +102,7 @@ __all__ = [
     "MaskedBatchNormalization",
     "MatchingHistory",
     "MultiTaskHead",
+    "NumericEmbedding",
     "OneSet",
     "ParallelDCN",
     "PositionOffset",

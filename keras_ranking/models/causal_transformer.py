@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.configuration import Attention, Past, Tokens, Trunk, Visibility
+from keras_ranking.models.configuration import Attention, Numbers, Past, Tokens, Trunk, Visibility
 from keras_ranking.models.past_reader import PastReader
 from keras_ranking.models.wiring import Tensors, input_columns, without_prefix
 from keras_ranking.ops import Spans
@@ -42,12 +42,20 @@ class CausalTransformer:
     form = "rows"
 
     def __init__(
-        self, schema: Schema, tokens: Tokens, trunk: Trunk, attention: Attention, visibility: Visibility, past: Past, dtype: str
+        self,
+        schema: Schema,
+        tokens: Tokens,
+        trunk: Trunk,
+        attention: Attention,
+        visibility: Visibility,
+        past: Past,
+        numbers: Numbers,
+        dtype: str,
     ) -> None:
         self.schema, self.visibility = schema, visibility
         self.policy: dict[str, Any] = {"dtype": dtype}
         self.layout, self.by_index, self.shared_index = tokens.layout, attention.by_index, attention.shared_index
-        self._make_tokens(tokens, trunk.dim, attention.shared_index)
+        self._make_tokens(tokens, numbers, trunk.dim, attention.shared_index)
         self._make_blocks(trunk, attention)
         self.final_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="final_norm", **self.policy)
         self.join = keras.layers.Concatenate(name="join", **self.policy)
@@ -60,7 +68,7 @@ class CausalTransformer:
             self.latest = layers.LatestKeys(size, name="latest_keys", **self.policy)
         self.past = PastReader(schema, past, self.item.concat, self.policy) if past.reads else None
 
-    def _make_tokens(self, tokens: Tokens, dim: int, shared_index: bool) -> None:
+    def _make_tokens(self, tokens: Tokens, numbers: Numbers, dim: int, shared_index: bool) -> None:
         """Layers from columns to tokens: item, action, late context; which tokens see which; times and places of tokens."""
         schema, seen, policy = self.schema, self.visibility, self.policy
         delay: Any = seen.delay
@@ -68,19 +76,20 @@ class CausalTransformer:
         self.late_features = schema.inputs(tokens.late_features)
         self.spans = layers.EventSpans(seen.mask, delay, seen.session_gap, own=self.layout != "value", name="event_spans")
         self.token_spans = layers.TokenSpans(self.layout, name="token_spans")
+        of_item, of_action, of_late = map(numbers.concat_options, (self.token_features, schema.actions, self.late_features))
         self.item = layers.EventEmbedding(
-            self.token_features, dim, hidden=tokens.token_hidden, id_dim=tokens.id_dim, name="item_token", **policy
+            self.token_features, dim, hidden=tokens.token_hidden, id_dim=tokens.id_dim, name="item_token", **policy, **of_item
         )
         self.action = None
         if schema.actions:
             self.action = layers.ActionEmbedding(
-                schema.actions, dim, hidden=tokens.action_hidden, id_dim=tokens.id_dim, name="action_token", **policy
+                schema.actions, dim, hidden=tokens.action_hidden, id_dim=tokens.id_dim, name="action_token", **policy, **of_action
             )
         elif self.layout != "value":
             raise ValueError(f"layout={self.layout!r} needs at least one action in the schema. Received: actions=()")
         self.late = None
         if self.late_features:
-            self.late = layers.FeatureConcat(self.late_features, id_dim=tokens.id_dim, name="late_context", **policy)
+            self.late = layers.FeatureConcat(self.late_features, id_dim=tokens.id_dim, name="late_context", **policy, **of_late)
         self.visible = layers.VisibleLength(delay, seen.mask, seen.session_gap, name="visible_length")
         if self.layout == "interleaved":
             self.interleave = layers.Interleave(name="interleave", **policy)

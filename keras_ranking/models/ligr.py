@@ -11,19 +11,19 @@ from keras import ops
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.amortized_history import AmortizedHistory
-from keras_ranking.models.configuration import Calibration, Features, GatedBlocks, Interaction, Setwise, TaskHeads
+from keras_ranking.models.configuration import Calibration, Features, GatedBlocks, Interaction, Numbers, Setwise, TaskHeads
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names, without_prefix
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads)
+_CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads, Numbers)
 
 
 @builder(*_CONFIGURATION)
 def LiGR(
     schema: Schema,
-    *configuration: GatedBlocks | Setwise | Features | TaskHeads,
+    *configuration: GatedBlocks | Setwise | Features | TaskHeads | Numbers,
     tasks: Sequence[str] | None = None,
     dropout: float = 0.0,
     dtype: str | None = None,
@@ -49,7 +49,8 @@ def LiGR(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `GatedBlocks`, `Setwise`, `Features` and `TaskHeads` (of each of the two logits), each at most once.
+        configuration: objects of `GatedBlocks`, `Setwise`, `Features`, `TaskHeads` (of each of the two logits) and `Numbers`, each at most
+            once.
         tasks: names of the tasks to predict; None: all.
         dropout: rate in blocks and heads.
         dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
@@ -70,7 +71,7 @@ def LiGR(
         >>> model.form
         'requests'
     """
-    blocks, setwise, features, heads = gather(LiGR, _CONFIGURATION, configuration, options)
+    blocks, setwise, features, heads, numbers = gather(LiGR, _CONFIGURATION, configuration, options)
     names, dtype, dropout = task_names(schema, tasks), policy_name(dtype), float(dropout)
     blocks, setwise = blocks.of(schema), setwise.of(names)
     features = features.of(schema, reads_history=True, id_dim=16)
@@ -78,6 +79,7 @@ def LiGR(
         raise ValueError(
             f"`list_pooling` is not for LiGR, whose `setwise_layers` read the list. Received: list_pooling={features.list_pooling}"
         )
+    numbers = numbers.of(schema, *features.read(schema))
     heads = heads.of(names, head=heads.head or "grouped")
     arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
     for option in (
@@ -88,7 +90,9 @@ def LiGR(
     ):  # written where they are chosen, as checkpoints of earlier versions have it
         if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
             del arguments[option]
-    return RankingModel(LigrWiring(schema, blocks, setwise, features, heads, names, dropout, dtype), "LiGR", schema, arguments, name=name)
+    arguments |= as_arguments(numbers) if numbers.embeds else {}
+    wiring = LigrWiring(schema, blocks, setwise, features, numbers, heads, names, dropout, dtype)
+    return RankingModel(wiring, "LiGR", schema, arguments, name=name)
 
 
 class LigrWiring(AmortizedHistory):
@@ -100,13 +104,14 @@ class LigrWiring(AmortizedHistory):
         blocks: GatedBlocks,
         setwise: Setwise,
         features: Features,
+        numbers: Numbers,
         heads: TaskHeads,
         tasks: Sequence[str],
         dropout: float,
         dtype: str,
     ) -> None:
         encoder = {"max_history": blocks.max_history, "dropout": dropout, **blocks.encoder_options()}
-        super().__init__(schema, features, encoder, blocks.delay or 0, (), dtype)
+        super().__init__(schema, features, numbers, encoder, blocks.delay or 0, (), dtype)
         self.tasks, self.setwise = tasks, setwise
         # Made for its head. Its MLP takes part in no graph: it is made since weights at a fixed seed depend on what was made before.
         mlp = Interaction().of(cross="none", gate=None, shared_trunk=True)

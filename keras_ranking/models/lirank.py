@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_ranking.configuration import as_arguments, gather
-from keras_ranking.models.configuration import Calibration, Features, History, Interaction, TaskHeads
+from keras_ranking.models.configuration import Calibration, Features, History, Interaction, Numbers, TaskHeads
 from keras_ranking.models.configuration.presets import RankerChoices, choose
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.request_ranker import RequestRanker
@@ -14,13 +14,13 @@ from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import builder, distinct, policy_name, task_names
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (Features, Interaction, TaskHeads, Calibration, History)
+_CONFIGURATION = (Features, Interaction, TaskHeads, Calibration, History, Numbers)
 
 
 @builder(*_CONFIGURATION)
 def LiRank(
     schema: Schema,
-    *configuration: Features | Interaction | TaskHeads | Calibration | History,
+    *configuration: Features | Interaction | TaskHeads | Calibration | History | Numbers,
     preset: str = "feed",
     tasks: Sequence[str] | None = None,
     random_effects: Mapping[str, str] | None = None,
@@ -50,7 +50,7 @@ def LiRank(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `Features`, `Interaction`, `TaskHeads`, `Calibration` and `History`, each at most once.
+        configuration: objects of `Features`, `Interaction`, `TaskHeads`, `Calibration`, `History` and `Numbers`, each at most once.
         preset: 'feed', 'ads' or 'jobs': the choices of the table, where no other is made.
         tasks: names of the tasks to predict; None: all.
         random_effects: task -> id column whose popularity is added to its logit, 0 until `kr.training.fit_random_effects`.
@@ -75,22 +75,24 @@ def LiRank(
         >>> model.form
         'requests'
     """
-    features, interaction, heads, calibration, history = gather(LiRank, _CONFIGURATION, configuration, options)
+    features, interaction, heads, calibration, history, numbers = gather(LiRank, _CONFIGURATION, configuration, options)
     names, dtype = task_names(schema, tasks), policy_name(dtype)
     history = history.of(schema)
     chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore)
-    arguments = ranker_arguments(chosen, preset=preset, tasks=names, dropout=float(dropout), dtype=dtype) | as_arguments(history)
+    numbers = numbers.of(schema, *chosen.features.read(schema))
+    arguments = ranker_arguments(chosen, numbers, preset=preset, tasks=names, dropout=float(dropout), dtype=dtype) | as_arguments(history)
     encoder = {"fusion": "concat", "max_history": history.max_history, "dropout": float(dropout), **(history.history_options or {})}
-    wiring = LiRankWiring(schema, chosen, encoder, history.delay or 0, names, float(dropout), dtype)
+    wiring = LiRankWiring(schema, chosen, numbers, encoder, history.delay or 0, names, float(dropout), dtype)
     return RankingModel(wiring, "LiRank", schema, arguments, name=name)
 
 
-def ranker_arguments(chosen: RankerChoices, **direct: Any) -> dict[str, Any]:
+def ranker_arguments(chosen: RankerChoices, numbers: Numbers, **direct: Any) -> dict[str, Any]:
     """The arguments of a ranker as a saved file holds them."""
     parts = as_arguments(chosen.features, chosen.interaction, chosen.heads, chosen.calibration)
     for option in ("list_context", "list_pooling"):  # written where it is chosen, as checkpoints of earlier versions have it
         if not parts[option]:
             del parts[option]
+    parts |= as_arguments(numbers) if numbers.embeds else {}
     return {**parts, "random_effects": chosen.random_effects, "explore": chosen.explore, **direct}
 
 
@@ -101,6 +103,7 @@ class LiRankWiring(RequestRanker):
         self,
         schema: Schema,
         chosen: RankerChoices,
+        numbers: Numbers,
         encoder: Mapping[str, Any],
         delay: int,
         tasks: Sequence[str],
@@ -108,7 +111,7 @@ class LiRankWiring(RequestRanker):
         dtype: str,
     ) -> None:
         effects = chosen.random_effects
-        super().__init__(schema, chosen.features, encoder, delay, list(effects.values()), dtype)
+        super().__init__(schema, chosen.features, numbers, encoder, delay, list(effects.values()), dtype)
         self.logits = TaskLogits(
             schema, chosen.interaction, chosen.heads, chosen.calibration, tasks, effects, chosen.explore, dropout, dtype
         )

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.configuration import Features
+from keras_ranking.models.configuration import Features, Numbers
 from keras_ranking.models.graph import Graph
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
@@ -21,12 +21,12 @@ from keras_ranking.schema import Schema
 class RequestRanker:
     """Features of a candidate, its reading of the history, and `TaskLogits` on both.
 
-        x      = [BN(numbers) ; embeddings of ids ; HistoryEncoder(history, candidate)]
+        x      = [BN(numbers) ; vectors of numbers ; embeddings of ids ; HistoryEncoder(history, candidate)]
         logits = TaskLogits(x)
 
     Args:
         schema: the log's columns.
-        features: with columns written out.
+        features, numbers: with columns written out.
         encoder: arguments of `HistoryEncoder`.
         delay: seconds after which an event is visible.
         effect_columns: id columns of random effects.
@@ -38,7 +38,14 @@ class RequestRanker:
     logits: TaskLogits  # made by the subclass
 
     def __init__(
-        self, schema: Schema, features: Features, encoder: Mapping[str, Any], delay: int, effect_columns: Sequence[str], dtype: str
+        self,
+        schema: Schema,
+        features: Features,
+        numbers: Numbers,
+        encoder: Mapping[str, Any],
+        delay: int,
+        effect_columns: Sequence[str],
+        dtype: str,
     ) -> None:
         self.schema, self.dtype = schema, dtype
         self.id_dim: Any = features.id_dim
@@ -54,15 +61,20 @@ class RequestRanker:
         past = schema.inputs(features.history_features)
         candidate = list(schema.inputs(features.features))
         ids = [feature for feature in distinct([*candidate, *past]) if feature.dtype == "int32"]
-        numbers = [feature for feature in candidate if feature.dtype != "int32"]
+        plain = numbers.plain([feature for feature in candidate if feature.dtype != "int32"])
+        embedded = numbers.embedded(distinct([*candidate, *past]))
         if not candidate:
             raise ValueError("`features` must name at least one column of the candidate. Received: none")
         # One layer embeds an id, in the candidate and in past events.
         self.ids: Any = self._concat([shared(feature) for feature in ids], "ids") if ids else None
         self.candidate_ids = [feature.name for feature in candidate if feature.dtype == "int32"]
-        self.numbers: Any = self._concat(numbers, "numbers") if numbers else None
+        self.numbers: Any = self._concat(plain, "numbers") if plain else None
+        self.vectors: Any = None
+        if embedded:  # one layer for candidates and past events
+            self.vectors = self._concat(embedded, "number_vectors", **numbers.concat_options(embedded, plain=False))
+        self.candidate_vectors = [feature.name for feature in numbers.embedded(candidate)]
         self.norm: Any = None
-        if numbers and features.batch_norm:
+        if plain and features.batch_norm:
             self.norm = layers.MaskedBatchNormalization(momentum=features.batch_norm_momentum, name="number_norm", **policy)
         self.context: Any = None
         self.pooling: Any = None
@@ -70,8 +82,9 @@ class RequestRanker:
             if getattr(features, option) and encoder.get("fusion") == "append_self":
                 raise ValueError(f"`{option}` does not go with fusion='append_self', which reads each candidate as a request of its own.")
         if features.list_context:
-            if not numbers:
-                raise ValueError("`list_context` needs at least one number among `features`. Received: none")
+            if not plain:
+                kept = "; with `number_plain=True` a number with a vector is one" if embedded else ""
+                raise ValueError(f"`list_context` needs at least one number among `features`{kept}. Received: none")
             self.context = layers.ListContext(name="list_context", **policy)
         if features.list_pooling:
             self.pooled_state = keras.layers.Dense(features.list_pooling, name="pooled_state", **policy)
@@ -85,9 +98,11 @@ class RequestRanker:
         if past:
             self.past_ids = [feature.name for feature in past if feature.dtype == "int32"]
             # Not batch-normalised, since its moments are of the candidates: the schema has standardised these numbers.
-            past_numbers = [feature for feature in past if feature.dtype != "int32"]
+            past_numbers = numbers.plain([feature for feature in past if feature.dtype != "int32"])
             self.past_numbers = self._concat(past_numbers, "history_numbers") if past_numbers else None
-            self.action = layers.ActionEmbedding(schema.actions, features.action_dim, id_dim=features.action_dim, name="actions", **policy)
+            self.past_vectors = [feature.name for feature in numbers.embedded(past)]
+            of_action = {"id_dim": features.action_dim, **numbers.concat_options(schema.actions)}
+            self.action = layers.ActionEmbedding(schema.actions, features.action_dim, name="actions", **policy, **of_action)
             self.history = layers.HistoryEncoder(**encoder, name="history", **policy)
             self.visible = layers.VisibleLength(delay, name="visible_length")
         self.candidate_columns = distinct([*candidate, *past, *schema.inputs(list(effect_columns))])
@@ -96,8 +111,8 @@ class RequestRanker:
         self.flat, self.unflat = layers.FlattenRows(name="flat"), layers.UnflattenRows(name="unflat")
         self.owners = layers.SlotOwners(name="owners")
 
-    def _concat(self, features: Sequence[Any], name: str) -> Any:
-        return layers.FeatureConcat(features, id_dim=self.id_dim, name=name, dtype=self.dtype)
+    def _concat(self, features: Sequence[Any], name: str, **options: Any) -> Any:
+        return layers.FeatureConcat(features, id_dim=self.id_dim, name=name, dtype=self.dtype, **options)
 
     @property
     def posteriors(self) -> dict[str, Any]:
@@ -157,13 +172,19 @@ class RequestRanker:
     def _joined(self, parts: list[Any]) -> Any:
         return self.join(parts) if len(parts) > 1 else parts[0]
 
+    @staticmethod
+    def _of(concat: Any, columns: Tensors, names: Sequence[str]) -> Any:
+        return concat({name: columns[name] for name in names}, only=names)
+
     def _item(self, columns: Tensors) -> list[Any]:
         """What the history encoder reads of an item, in a past event and in a candidate alike."""
         parts = []
         if self.past_ids:
-            parts.append(self.ids({name: columns[name] for name in self.past_ids}, only=self.past_ids))
+            parts.append(self._of(self.ids, columns, self.past_ids))
         if self.past_numbers is not None:
             parts.append(self.past_numbers({feature.name: columns[feature.name] for feature in self.past_numbers.features}))
+        if self.past_vectors:
+            parts.append(self._of(self.vectors, columns, self.past_vectors))
         return parts
 
     def _features(self, columns: Tensors, real: Any = None) -> list[Any]:
@@ -175,8 +196,10 @@ class RequestRanker:
             if self.context is not None:
                 numbers = self.context(numbers, slot=self._slot(numbers, columns, real))
             parts.append(numbers)
+        if self.candidate_vectors:
+            parts.append(self._of(self.vectors, columns, self.candidate_vectors))
         if self.candidate_ids:
-            parts.append(self.ids({name: columns[name] for name in self.candidate_ids}, only=self.candidate_ids))
+            parts.append(self._of(self.ids, columns, self.candidate_ids))
         return parts
 
     def _slot(self, x: Any, columns: Tensors, real: Any) -> Any:

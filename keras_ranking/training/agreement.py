@@ -10,7 +10,7 @@ import keras
 
 from keras_ranking.schema import Schema
 
-_FITTED = ("mean", "std")
+_FITTED = ("mean", "std", "bins", "edges")
 
 
 def check_schema(given: Schema, of_model: Schema, folder: str | Path) -> None:

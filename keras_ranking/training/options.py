@@ -13,6 +13,7 @@ import numpy as np
 from keras_ranking import models
 from keras_ranking.configuration import check_types, is_integer, is_real
 from keras_ranking.models.wiring import option_types
+from keras_ranking.number_edges import MOST_BINS
 from keras_ranking.ops.messages import shown
 from keras_ranking.training.presets import preset_options
 from keras_ranking.training.recipe import Recipe
@@ -36,6 +37,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ipw_options": ("ipw", ("all", "positives")),
     "ipw_clip": ("ipw", ("all", "positives")),
+    "number_bins": ("number_embedding", ("piecewise_linear",)),
     "table_learning_rate": ("table_optimizer", ("adamw", "adagrad", "rowwise_adagrad", "lazy_adam")),
     "table_weight_decay": ("table_optimizer", ("adamw",)),
 }
@@ -80,6 +82,8 @@ class TrainingOptions:
             gets draws from its values in the training rows, one per request and epoch. None: always the model's `delay`.
         batching: for models trained on rows. 'packed': several members per row. 'padded': one piece of a member per row, batches padded to
             their longest row. 'bucketed': the same with pieces of similar length in a batch.
+        number_bins: with number_embedding='piecewise_linear', most bins of the features that are numbers and have none in the log's schema,
+            see `Schema.binned`; None: numbers without bins stay as they are.
         jit_compile: 'auto' lets Keras decide.
 
     Raises:
@@ -113,6 +117,7 @@ class TrainingOptions:
     shuffle_sessions: str | None = None
     delay_column: str | None = None
     batching: str = "packed"
+    number_bins: int | None = None
     jit_compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
@@ -129,6 +134,8 @@ class TrainingOptions:
         if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
             received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
             raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")
+        if self.number_bins is not None and not 1 <= self.number_bins <= MOST_BINS:
+            raise ValueError(f"`number_bins` must be from 1 to {MOST_BINS}. Received: number_bins={self.number_bins}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}")
@@ -185,7 +192,7 @@ def split_options(model: str, options: Mapping[str, Any], preset: str | None = N
     if model in _ON_REQUESTS and options.get("context") is not None:
         raise ValueError(f"`context` has no effect on '{model}', which is trained on requests. Received: context={options['context']!r}")
     for name, (other, needed) in _WITHOUT_EFFECT.items():
-        if name in options and given.get(other, getattr(TrainingOptions, other)) not in needed:
+        if name in options and given.get(other, getattr(TrainingOptions, other, None)) not in needed:
             raise ValueError(f"`{name}` has no effect without `{other}` of {needed}. Received: {name}={options[name]!r}")
     training = TrainingOptions(**{name: value for name, value in given.items() if name in training_names})
     return {name: value for name, value in given.items() if name in model_names}, training

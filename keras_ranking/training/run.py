@@ -116,13 +116,14 @@ def train(
     held = validation_rows(log, recipe.validation)
     kept = log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy() & (True if held is None else ~held)
     learned = (log.events["split"][kept] == "train").to_numpy()
+    schema = log.schema if training.number_bins is None else log.schema.binned(training.number_bins)
     source = None if recipe.init_from is None else models.load(recipe.init_from)
     if source is not None:
         check_schema(log.schema, source.schema, str(recipe.init_from))
     keras.utils.set_random_seed(seed)
     sequences = checked_sequences(
         log.events[kept],
-        log.schema if source is None else source.schema,
+        schema if source is None else source.schema,
         learned,
         on_error,
         log.round,
@@ -142,7 +143,8 @@ def train(
     weights = weights_for(sequences, training, events, schema, ranker.tasks)
     delays = delays_for(events, training, rows)
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
-    made_with |= {"training": as_plain(asdict(training)), "arguments": as_plain(ranker.arguments)}
+    settings = {name: value for name, value in asdict(training).items() if (name, value) != ("number_bins", None)}
+    made_with |= {"training": as_plain(settings), "arguments": as_plain(ranker.arguments)}
     if started := _started(callbacks):
         made_with["started_tables"] = started
     if chosen := recipe.plain():

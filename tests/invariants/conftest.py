@@ -22,6 +22,8 @@ def before_a_release(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.release)
 
 
+# Numbers of items, of contexts and of actions have bins.
+NUMBERS = {"bins": ("age_hours", "item_views_24h", "dwell_seconds"), "number_embedding": "piecewise_linear", "number_width": 3}
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
     "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900, "tower_boundaries": ()},
@@ -82,6 +84,19 @@ MODELS: dict[str, dict[str, Any]] = {
         "groups": {"passive": ["click"], "active": ["like"]},
         "residual": "dense_gate",
         "position_offsets": 0,
+    },
+    "cadet_numbers": {**NUMBERS, "number_plain": True},
+    "ligr_numbers": {
+        **NUMBERS,
+        "number_activation": "relu",
+        "builder": "LiGR",
+        "setwise_layers": 0,
+        "dim": 16,
+        "num_heads": 2,
+        "id_dim": 4,
+        "max_history": 8,
+        "delay": 120,
+        "tasks": ("click",),
     },
     "cadet_value": {"layout": "value", "token_features": ("item_id", "age_hours", "item_views_24h"), "rotary": None},
 }
@@ -192,7 +207,7 @@ def log() -> Any:
 
 def make_case(log: Any, **arguments: Any) -> Case:
     keras.utils.set_random_seed(0)
-    schema = log.schema.fit(log.events)
+    schema = log.schema.binned(4, arguments.pop("bins", ())).fit(log.events)
     plain = {"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": None if arguments.get("mask") == "causal" else 120}
     builder = arguments.pop("builder", "CADET")
     model = getattr(kr.models, builder)(schema, **({**plain, **arguments} if builder in ("CADET", "FeedSR") else arguments))

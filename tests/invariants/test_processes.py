@@ -60,7 +60,7 @@ def by_tower(case: Case, out: dict[str, np.ndarray], prefix: str = "") -> np.nda
     return out[name] if name in out else out[f"{prefix}click"][..., None]
 
 
-NAMES = ("cadet", "feedsr_fused_session", "lirank", "amortized", "ligr")
+NAMES = ("cadet", "feedsr_fused_session", "lirank", "amortized", "ligr", "cadet_numbers")
 
 
 # The export of a CADET, which reads rows, is verified, and its signatures compared, in tests/serving. LiRank reads requests.

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_ranking.columns import Category, Feature, Id, Known, Number, Task
+from keras_ranking.column_base import Known
+from keras_ranking.columns import Category, Feature, Id, Number, Task
 from keras_ranking.data.readers.ebnerd_features import CLICK_PRIOR, HOUR, RANKED, article_age_hours, context_features, known_actions
 from keras_ranking.data.readers.ebnerd_rows import history_clicks, history_rows, impression_rows, read_files
 from keras_ranking.data.readers.log import Log

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_ranking.layers.base import PassesMask, WholeInputs
-from keras_ranking.layers.tokens.feature_concat import FeatureConcat
+from keras_ranking.layers.tokens.feature_concat import FeatureConcat, whole_numbers_in
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -23,6 +23,7 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         dim: D, width of the token.
         hidden: width of the hidden layer, or None.
         id_dim: width of each id's embedding.
+        numbers: which numbers have vectors, see `FeatureConcat`; None: none.
 
     Call arguments:
         inputs: dict of tensors by column name, (B, T) or (B, T, size).
@@ -39,11 +40,19 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         (2, 3, 8)
     """
 
-    def __init__(self, features: Sequence[Any], dim: int, hidden: int | None = None, id_dim: int = 16, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(
+        self,
+        features: Sequence[Any],
+        dim: int,
+        hidden: int | None = None,
+        id_dim: int = 16,
+        numbers: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**whole_numbers_in(numbers, settings))
         if not features:
             raise ValueError("`features` must have at least one column. Received: none")
-        self.concat = FeatureConcat(features, id_dim=id_dim, dtype=self.dtype_policy, name="concat")
+        self.concat = FeatureConcat(features, id_dim=id_dim, numbers=numbers, dtype=self.dtype_policy, name="concat")
         self._check(self.concat.features)
         if dim < 1 or (hidden is not None and hidden < 1):
             raise ValueError(f"`dim` and `hidden` must be positive integers (`hidden` may be None). Received: dim={dim}, hidden={hidden}")
@@ -78,5 +87,6 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         return (*self.concat.compute_output_shape(input_shape)[:-1], self.dim)
 
     def get_config(self) -> dict[str, Any]:
-        features = self.concat.get_config()["features"]
-        return {**super().get_config(), "features": features, "dim": self.dim, "hidden": self.hidden, "id_dim": self.id_dim}
+        concat = self.concat.get_config()
+        made = {"features": concat["features"], "dim": self.dim, "hidden": self.hidden, "id_dim": self.id_dim}
+        return {**super().get_config(), **made, **({"numbers": concat["numbers"]} if "numbers" in concat else {})}

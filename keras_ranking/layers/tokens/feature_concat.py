@@ -9,8 +9,9 @@ import keras
 from keras import ops
 from pydantic import TypeAdapter
 
-from keras_ranking.columns import Feature
+from keras_ranking.columns import Feature, Number
 from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.embedding.numeric_embedding import NumericEmbedding
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.embedding.table_embedding import Embedding
@@ -24,12 +25,16 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
 
         out = [E_1[id_1] ; ... ; number_1 ; ... ; vector_1 ; ...]
 
+    With `numbers`, numbers have vectors, which come after all other columns, in schema order.
+
     Columns with the same `table` share one embedding table. An `Id` without buckets is embedded by the two halves of its fingerprint,
     see `QuotientRemainderEmbedding`.
 
     Args:
         features: `Id`, `Category`, `Number`, `Vector` columns (or their dictionaries).
         id_dim: width of each id's or category's embedding. Our choice: 16 (papers: 30 in LiRank, 64 in LiGR).
+        numbers: which numbers have vectors: their names as `columns`, whether the number itself stays as `plain`, and arguments of
+            `NumericEmbedding`; edges are those of the columns. None: numbers are read as they are.
         quantized: tables in int8, for serving; None: True inside `quantized_tables`, which is how a whole model gets int8 tables.
 
     Call arguments:
@@ -38,11 +43,12 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
             even if they have different columns.
 
     Output:
-        (B, T, width), `width` = sum over the columns: id_dim for an id or category, 1 for a number, its size for a vector.
+        (B, T, width), `width` = sum over the columns: id_dim for an id or category, 1 for a number that stays as it is, its size for a
+        vector; and what `NumericEmbedding` gives for the numbers that have vectors.
 
     Raises:
-        ValueError: no features, a feature given twice, `id_dim` below 1, columns of different size in one table, or a column
-            missing in the inputs.
+        ValueError: no features, a feature given twice, `id_dim` below 1, columns of different size in one table, `numbers` of a column that
+            is no number or has no edges, or a column missing in the inputs.
 
     Example:
         >>> layer = kr.layers.FeatureConcat([kr.Id("item_id", buckets=100), kr.Number("age")], id_dim=4)
@@ -50,8 +56,15 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         (2, 3, 5)
     """
 
-    def __init__(self, features: Sequence[Any], id_dim: int = 16, quantized: bool | None = None, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(
+        self,
+        features: Sequence[Any],
+        id_dim: int = 16,
+        quantized: bool | None = None,
+        numbers: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**whole_numbers_in(numbers, settings))
         if id_dim < 1:
             raise ValueError(f"`id_dim` must be a positive integer. Received: id_dim={id_dim}")
         columns = tuple(feature if isinstance(feature, dict) else feature.model_dump() for feature in features)
@@ -59,7 +72,13 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         names = [feature.name for feature in self.features]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"`features` must be at least one column, each once. Received: {names}")
-        self.id_dim = id_dim
+        self.id_dim, self.numbers = id_dim, None if numbers is None else dict(numbers)
+        self.embedded = _embedded(self.features, numbers)
+        self.vectors: Any = None
+        if numbers is not None:
+            own = {name: value for name, value in numbers.items() if name not in ("columns", "plain")}
+            edges = [feature.edges for feature in self.embedded] if numbers.get("kind") == "piecewise_linear" else None
+            self.vectors = NumericEmbedding(**own, edges=edges, flatten=True, name="numbers", dtype=self.dtype_policy)
         self.quantized = tables_are_quantized() if quantized is None else bool(quantized)
         self.tables: dict[str, Any] = {}
         sizes: dict[str, Any] = {}
@@ -85,7 +104,18 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         return self._width(self.features)
 
     def _width(self, features: Sequence[Any]) -> int:
-        return sum(self.id_dim if feature.dtype == "int32" else (feature.shape or (1,))[0] for feature in features)
+        width = sum(self.id_dim if feature.dtype == "int32" else (feature.shape or (1,))[0] for feature in features if self._stays(feature))
+        places = self._places(features)
+        return width + (int(self.vectors.compute_output_shape((None, len(places)), places)[-1]) if places else 0)
+
+    def _places(self, features: Sequence[Any]) -> list[int]:
+        """Places of some features among those with vectors."""
+        names = {feature.name for feature in features}
+        return [place for place, feature in enumerate(self.embedded) if feature.name in names]
+
+    def _stays(self, feature: Any) -> bool:
+        """Whether a column is read as it is, or by a table."""
+        return self.numbers is None or bool(self.numbers.get("plain")) or feature.name not in self.numbers["columns"]
 
     def _wanted(self, only: Sequence[str] | None, given: Mapping[str, Any]) -> list[Any]:
         wanted = [feature for feature in self.features if only is None or feature.name in only]
@@ -103,17 +133,24 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         for feature in self.features:
             if feature.dtype == "int32" and not self.tables[_table(feature)].built:
                 self.tables[_table(feature)].build((None, None, *feature.shape))
+        if self.vectors is not None and not self.vectors.built:
+            self.vectors.build((None, None, len(self.embedded)))
         self.built = True
 
     def call(self, inputs: Mapping[str, Any], only: Sequence[str] | None = None) -> Any:
-        parts = []
-        for feature in self._wanted(only, inputs):
+        parts, wanted = [], self._wanted(only, inputs)
+        for feature in wanted:
+            if not self._stays(feature):
+                continue
             value = inputs[feature.name]
             if feature.dtype == "int32":
                 parts.append(self.tables[_table(feature)](value))
             else:
                 value = ops.cast(value, self.compute_dtype)
                 parts.append(value if feature.shape else ops.expand_dims(value, -1))
+        if places := self._places(wanted):
+            numbers = ops.stack([ops.cast(inputs[self.embedded[place].name], "float32") for place in places], axis=-1)
+            parts.append(self.vectors(numbers, columns=None if len(places) == len(self.embedded) else tuple(places)))
         return ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
     def compute_output_shape(
@@ -128,8 +165,29 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         features = [feature.model_dump(mode="json") for feature in self.features]
-        return {**super().get_config(), "features": features, "id_dim": self.id_dim, "quantized": self.quantized}
+        made = {"features": features, "id_dim": self.id_dim, "quantized": self.quantized}
+        return {**super().get_config(), **made, **({} if self.numbers is None else {"numbers": dict(self.numbers)})}
 
 
 def _table(feature: Any) -> str:
     return str(feature.table or feature.name)
+
+
+def _embedded(features: Sequence[Any], numbers: Mapping[str, Any] | None) -> list[Any]:
+    """The features that have vectors, in schema order."""
+    if numbers is None:
+        return []
+    names = list(numbers.get("columns", ()))
+    found = [feature for feature in features if feature.name in names and isinstance(feature, Number)]
+    if not names or len(found) < len(names):
+        columns = [feature.name for feature in features if isinstance(feature, Number)]
+        raise ValueError(f"`numbers` must have `columns` that are numbers, of {columns}. Received: columns={names}")
+    without = [feature.name for feature in found if feature.edges is None]
+    if without and numbers.get("kind") == "piecewise_linear":
+        raise ValueError(f"kind='piecewise_linear' needs numbers with fitted edges: Number(..., bins=16).fit(values). Received: {without}")
+    return found
+
+
+def whole_numbers_in(numbers: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a layer that gives numbers to a `NumericEmbedding`: they arrive in float32 under every policy."""
+    return {**settings} if numbers is None else {**settings, "autocast": False}

@@ -1,6 +1,7 @@
 """What a model is built from, in small frozen classes that check themselves."""
 
 from keras_ranking.models.configuration.heads import Calibration, PositionHead, TaskHeads, Towers
+from keras_ranking.models.configuration.numbers import Numbers
 from keras_ranking.models.configuration.past import Past
 from keras_ranking.models.configuration.requests import Features, GatedBlocks, History, HistoryBlocks, Interaction, Setwise
 from keras_ranking.models.configuration.sequence import Attention, Tokens, Trunk, Visibility
@@ -13,6 +14,7 @@ __all__ = [
     "History",
     "HistoryBlocks",
     "Interaction",
+    "Numbers",
     "Past",
     "PositionHead",
     "Setwise",

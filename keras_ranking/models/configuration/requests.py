@@ -81,6 +81,11 @@ class Features:
             list_pooling=int(self.list_pooling),
         )
 
+    def read(self, schema: Schema) -> tuple[list[str], list[str], list[str]]:
+        """Names of the columns of a candidate, of past events, and of their actions, once columns are written out."""
+        past = list(self.history_features or ())
+        return list(self.features or ()), past, [action.name for action in schema.actions] if past else []
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:

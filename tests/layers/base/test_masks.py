@@ -57,6 +57,7 @@ EACH_TOKEN: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]]
         lambda: layers.SetwiseAttention(num_heads=2),
         lambda n: {"slot": np.array([[1] * REAL + [0] * (n - REAL)], "int32")},
     ),
+    "NumericEmbedding": (lambda: layers.NumericEmbedding("periodic", width=2, flatten=True), lambda n: {}),
     "MultiTaskHead": (lambda: layers.MultiTaskHead("mmoe", ["click", "like"], num_experts=2), lambda n: {}),
 }
 

@@ -30,7 +30,7 @@ SCHEMA = Schema(
         Number("filled", transform="log1p", missing=3.5),
         Number("logged", transform="log1p"),
         Number("standard", transform="standardise", mean=1.25, std=0.37),
-        Number("both", transform="log1p_standardise", mean=2.1, std=1.9),
+        Number("both", transform="log1p_standardise", mean=2.1, std=1.9, bins=3, edges=(-0.5, 0.25, 1.0)),
         Vector("text", size=3),
     ],
     actions=["click"],
