@@ -33,7 +33,15 @@ from keras_ranking.layers.heads import (
     TowerCalibration,
     fit_random_effect,
 )
-from keras_ranking.layers.history import HistoryAttention, HistoryEncoder, HistoryStep, LinearHistory, MatchingHistory
+from keras_ranking.layers.history import (
+    AppendEvents,
+    HistoryAttention,
+    HistoryEncoder,
+    HistoryStep,
+    JoinHistories,
+    LinearHistory,
+    MatchingHistory,
+)
 from keras_ranking.layers.interaction import (
     AttentionLowRankCross,
     DenseGate,
@@ -71,6 +79,7 @@ __all__ = [
     "PLE",
     "ActionEmbedding",
     "AloneSpans",
+    "AppendEvents",
     "AttentionLowRankCross",
     "BayesianLinear",
     "DecoderBlock",
@@ -90,6 +99,7 @@ __all__ = [
     "Interleave",
     "IsotonicCalibration",
     "ItemTokens",
+    "JoinHistories",
     "KeepFirst",
     "LatestKeys",
     "LiGRBlock",

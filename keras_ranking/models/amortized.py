@@ -8,20 +8,20 @@ from typing import Any
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.amortized_history import AmortizedHistory
-from keras_ranking.models.configuration import Calibration, Features, HistoryBlocks, Interaction, Numbers, TaskHeads
+from keras_ranking.models.configuration import Calibration, Features, HistoryBlocks, Interaction, Numbers, Past, TaskHeads
 from keras_ranking.models.configuration.presets import choose
 from keras_ranking.models.lirank import LiRankWiring, ranker_arguments
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import builder, policy_name, task_names
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (HistoryBlocks, Features, Interaction, TaskHeads, Calibration, Numbers)
+_CONFIGURATION = (HistoryBlocks, Features, Interaction, TaskHeads, Calibration, Past, Numbers)
 
 
 @builder(*_CONFIGURATION)
 def AmortizedDLRM(
     schema: Schema,
-    *configuration: HistoryBlocks | Features | Interaction | TaskHeads | Calibration | Numbers,
+    *configuration: HistoryBlocks | Features | Interaction | TaskHeads | Calibration | Past | Numbers,
     preset: str = "feed",
     tasks: Sequence[str] | None = None,
     random_effects: Mapping[str, str] | None = None,
@@ -34,7 +34,7 @@ def AmortizedDLRM(
     """A DLRM (embeddings, normalised numbers, cross net next to an MLP, task heads) around an amortised history encoder.
 
         r_n = HistoryEncoder(history, candidate n)            the history's keys and values computed once, in every layer
-        x_n = [BN(numbers) ; embeddings of ids ; r_n],        from here on as `LiRank`
+        x_n = [BN(numbers) ; embeddings of ids ; r_n ; what `Past` reads, if anything],        from here on as `LiRank`
 
     *Stated* (abstract): candidates are appended to the history; with cross-attention this is on par with joining each to every event,
     and the history is read once a request. Second-hand: keys and values come from the history in every layer. Sizes, read-out,
@@ -45,7 +45,8 @@ def AmortizedDLRM(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `HistoryBlocks`, `Features`, `Interaction`, `TaskHeads`, `Calibration` and `Numbers`, each at most once.
+        configuration: objects of `HistoryBlocks`, `Features`, `Interaction`, `TaskHeads`, `Calibration`, `Past` and `Numbers`, each at most
+            once.
         preset: preset of `LiRank` for gates, heads and trunk. The cross net is 'low_rank', and there is no calibration, where nothing
             else is chosen.
         tasks, random_effects, explore, dropout, dtype: as `LiRank`.
@@ -68,7 +69,7 @@ def AmortizedDLRM(
     """
     if "history_options" in options:
         raise ValueError("`history_options` are those of LiRank's own encoder; here they are arguments: dim, num_layers, rotary, ...")
-    blocks, features, interaction, heads, calibration, numbers = gather(AmortizedDLRM, _CONFIGURATION, configuration, options)
+    blocks, features, interaction, heads, calibration, past, numbers = gather(AmortizedDLRM, _CONFIGURATION, configuration, options)
     blocks = blocks.of(schema)
     encoder = {"max_history": blocks.max_history, "dropout": float(dropout), **blocks.encoder_options()}
     layers.HistoryEncoder(**encoder)  # its own errors, early
@@ -77,9 +78,11 @@ def AmortizedDLRM(
     chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore, **defaults)
     if not chosen.features.history_features:
         raise ValueError("AmortizedDLRM reads a history: the schema needs actions, and `history_features` a column known='item'.")
+    past = past.of(schema, chosen.features.history_features, "history_features")
     numbers = numbers.of(schema, *chosen.features.read(schema))
-    arguments = ranker_arguments(chosen, numbers, preset=preset, tasks=names, dropout=float(dropout), dtype=dtype) | as_arguments(blocks)
-    wiring = AmortizedWiring(schema, chosen, numbers, encoder, blocks.delay or 0, names, float(dropout), dtype)
+    direct: dict[str, Any] = {"preset": preset, "tasks": names, "dropout": float(dropout), "dtype": dtype}
+    arguments = ranker_arguments(chosen, past, numbers, **direct) | as_arguments(blocks)
+    wiring = AmortizedWiring(schema, chosen, numbers, encoder, blocks.delay or 0, past, names, float(dropout), dtype)
     return RankingModel(wiring, "AmortizedDLRM", schema, arguments, name=name)
 
 

@@ -44,21 +44,26 @@ class AmortizedHistory(RequestRanker):
         times = self.keep(history["history_time"], length=length)
         if "request_time" in history:
             length = self.visible(times, history_length=length, request_time=history["request_time"])
-        return dict(self.steps["prefill"]({"history": self._events(events), "visible": length, "times": times}))
+        token, past = self._events(self._clean(events))
+        kept = dict(self.steps["prefill"]({"history": token, "visible": length, "times": times}))
+        return kept if self.reader is None else {**kept, **self.reader.latest(past, length)}
 
-    def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
+    def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> tuple[Any, list[Any]]:
         if not self.history.amortises:
             return super()._read(cache, candidates, columns)
         if not self._of_one_moment:
             visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
             cache = {**cache, "length": visible}
-        read = {"candidates": self._candidate_token(columns), "request_time": candidates["request_time"]}
-        return self.steps["score"](read, cache=cache)
+        moment = candidates["request_time"]
+        past = [] if self.reader is None else self.reader.of_cache(columns, cache, cache["length"], moment)
+        return self.steps["score"]({"candidates": self._candidate_token(columns), "request_time": moment}, cache=cache), past
 
     def _extend(self, cache: Tensors, history: Tensors) -> Tensors:
         count = history["history_length"]
         times = self.keep(history["history_time"], length=count)
-        return dict(self.steps["extend"]({"history": self._events(history), "count": count, "times": times}, cache=cache))
+        token, past = self._events(self._clean(history))
+        longer = dict(self.steps["extend"]({"history": token, "count": count, "times": times}, cache=cache))
+        return longer if self.reader is None else {**longer, **self.reader.extended(cache, past)}
 
     @property
     def extend(self) -> Any:

@@ -66,7 +66,12 @@ class CausalTransformer:
         if visibility.max_history is not None:
             size = visibility.max_history * (2 if self.layout == "interleaved" else 1)
             self.latest = layers.LatestKeys(size, name="latest_keys", **self.policy)
-        self.past = PastReader(schema, past, self.item.concat, self.policy) if past.reads else None
+        self.past = None
+        if past.reads:
+            self.past = PastReader(schema, past, self._vector, self.policy, visibility.max_history)
+
+    def _vector(self, columns: Tensors, keys: Sequence[str]) -> Any:
+        return self.item.concat(columns, only=keys)
 
     def _make_tokens(self, tokens: Tokens, numbers: Numbers, dim: int, shared_index: bool) -> None:
         """Layers from columns to tokens: item, action, late context; which tokens see which; times and places of tokens."""
@@ -212,17 +217,15 @@ class CausalTransformer:
         for i, block in enumerate(self.blocks):
             x = block(x, **places, cache=(keys[:, i], values[:, i], visible), see_self=self.layout != "value")
         columns = without_prefix(candidates, "candidate_")
-        return self.heads(self._states(x, columns, self._past(x, cache, candidates, columns)), serving=True)
+        return self.heads(self._states(x, columns, self._past(cache, candidates, columns)), serving=True)
 
-    def _past(self, x: Any, cache: Tensors, candidates: Tensors, columns: Tensors) -> list[Any]:
+    def _past(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> list[Any]:
         """What candidates read of the cached events that they see."""
         if self.past is None:
             return []
-        moment, size = candidates["request_time"], self.visibility.max_history
+        moment = candidates["request_time"]
         visible = self.visible(cache["time"], history_length=cache["length"], request_time=moment)
-        first = ops.zeros_like(visible) if size is None else ops.maximum(visible - size, 0)
-        start, end, times = (self.request_times(x, request_time=each) for each in (first, visible, moment))
-        return self.past(columns, cache, start=start, end=end, times=times, key_times=cache["time"])
+        return self.past.of_cache(columns, cache, visible, moment)
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
         """Weights of each block, (B, H, N, keys + 1): see `SelfGatedAttention.candidate_weights`."""

@@ -11,19 +11,19 @@ from keras import ops
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.amortized_history import AmortizedHistory
-from keras_ranking.models.configuration import Calibration, Features, GatedBlocks, Interaction, Numbers, Setwise, TaskHeads
+from keras_ranking.models.configuration import Calibration, Features, GatedBlocks, Interaction, Numbers, Past, Setwise, TaskHeads
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names, without_prefix
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads, Numbers)
+_CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads, Past, Numbers)
 
 
 @builder(*_CONFIGURATION)
 def LiGR(
     schema: Schema,
-    *configuration: GatedBlocks | Setwise | Features | TaskHeads | Numbers,
+    *configuration: GatedBlocks | Setwise | Features | TaskHeads | Past | Numbers,
     tasks: Sequence[str] | None = None,
     dropout: float = 0.0,
     dtype: str | None = None,
@@ -34,8 +34,8 @@ def LiGR(
 
         c_n    = candidate's token, h_j = item and action of a past event
         u_n    = LN(LiGRBlock^num_layers(h, c))            a candidate sees the history and itself, the history once for all
-        s_n    = head(u_n)                                 point-wise logits
-        v_n    = SetwiseAttention(u)_n, t_n = set head(v_n)       for the `top_k` items of the request with the highest s
+        s_n    = head([u_n ; p_n])                         point-wise logits; p_n: what `Past` reads, if it reads anything
+        v_n    = SetwiseAttention(u)_n, t_n = set head([v_n ; p_n])    for the `top_k` items of the request with the highest s
         logit  = t_n for these, s_n for all others (merge='replace');    s_n + t_n for these ('add')
 
     LiGR was withdrawn by its authors; no figure of it is used. Form, second-hand: gates read from the un-normalised stream, SwiGLU,
@@ -49,7 +49,7 @@ def LiGR(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `GatedBlocks`, `Setwise`, `Features`, `TaskHeads` (of each of the two logits) and `Numbers`, each at most
+        configuration: objects of `GatedBlocks`, `Setwise`, `Features`, `TaskHeads` (of each of the two logits), `Past` and `Numbers`, each at most
             once.
         tasks: names of the tasks to predict; None: all.
         dropout: rate in blocks and heads.
@@ -71,7 +71,7 @@ def LiGR(
         >>> model.form
         'requests'
     """
-    blocks, setwise, features, heads, numbers = gather(LiGR, _CONFIGURATION, configuration, options)
+    blocks, setwise, features, heads, past, numbers = gather(LiGR, _CONFIGURATION, configuration, options)
     names, dtype, dropout = task_names(schema, tasks), policy_name(dtype), float(dropout)
     blocks, setwise = blocks.of(schema), setwise.of(names)
     features = features.of(schema, reads_history=True, id_dim=16)
@@ -79,6 +79,7 @@ def LiGR(
         raise ValueError(
             f"`list_pooling` is not for LiGR, whose `setwise_layers` read the list. Received: list_pooling={features.list_pooling}"
         )
+    past = past.of(schema, features.history_features or (), "history_features")
     numbers = numbers.of(schema, *features.read(schema))
     heads = heads.of(names, head=heads.head or "grouped")
     arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
@@ -90,8 +91,8 @@ def LiGR(
     ):  # written where they are chosen, as checkpoints of earlier versions have it
         if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
             del arguments[option]
-    arguments |= as_arguments(numbers) if numbers.embeds else {}
-    wiring = LigrWiring(schema, blocks, setwise, features, numbers, heads, names, dropout, dtype)
+    arguments |= (as_arguments(past) if past.reads else {}) | (as_arguments(numbers) if numbers.embeds else {})
+    wiring = LigrWiring(schema, blocks, setwise, features, numbers, heads, past, names, dropout, dtype)
     return RankingModel(wiring, "LiGR", schema, arguments, name=name)
 
 
@@ -106,12 +107,13 @@ class LigrWiring(AmortizedHistory):
         features: Features,
         numbers: Numbers,
         heads: TaskHeads,
+        past: Past,
         tasks: Sequence[str],
         dropout: float,
         dtype: str,
     ) -> None:
         encoder = {"max_history": blocks.max_history, "dropout": dropout, **blocks.encoder_options()}
-        super().__init__(schema, features, numbers, encoder, blocks.delay or 0, (), dtype)
+        super().__init__(schema, features, numbers, encoder, blocks.delay or 0, (), past, dtype)
         self.tasks, self.setwise = tasks, setwise
         # Made for its head. Its MLP takes part in no graph: it is made since weights at a fixed seed depend on what was made before.
         mlp = Interaction().of(cross="none", gate=None, shared_trunk=True)
@@ -153,16 +155,17 @@ class LigrWiring(AmortizedHistory):
 
     def row(self, inputs: Tensors) -> Tensors:
         slot = inputs["request_slot"]
-        states = self._alone(without_prefix(inputs, "candidate_"), slot) if self.history is None else self._read_packed(inputs)
-        logits, first = self._merged(states, slot, whole=False)
+        alone = self.history is None
+        states, past = (self._alone(without_prefix(inputs, "candidate_"), slot), []) if alone else self._read_packed(inputs)
+        logits, first = self._merged(states, past, slot, whole=False)
         named = {**logits, **({f"{task}_pointwise": value for task, value in first.items()} if self.auxiliary else {})}
         return {name: ops.expand_dims(value, -1) for name, value in named.items()}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
-        states = self._alone(columns) if self.history is None else self._read(cache, candidates, columns)
+        states, past = (self._alone(columns), []) if self.history is None else self._read(cache, candidates, columns)
         slot = None if self.sets is None else self.slots(states, count=candidates["candidate_count"])
-        return {task: ops.expand_dims(value, -1) for task, value in self._merged(states, slot, whole=True)[0].items()}
+        return {task: ops.expand_dims(value, -1) for task, value in self._merged(states, past, slot, whole=True)[0].items()}
 
     def last_inputs(self, inputs: Tensors) -> Tensors:
         raise ValueError("LiGR has no posterior of its last layer.")
@@ -179,13 +182,13 @@ class LigrWiring(AmortizedHistory):
             x = block(x, spans=tuple(spans))
         return self.norm_alone(x)
 
-    def _merged(self, states: Any, slot: Any, whole: bool) -> tuple[Tensors, Tensors]:
+    def _merged(self, states: Any, past: list[Any], slot: Any, whole: bool) -> tuple[Tensors, Tensors]:
         """Logits (B, N) by task, and point-wise ones."""
-        first = self.logits.head(states)
+        first = self.logits.head(self._joined([states, *past]))
         if self.sets is None:
             return first, first
         moved, chosen = self.sets(states, slot=slot, score=ops.stop_gradient(first[self.setwise.choose_by]), whole=whole)
-        second = self.set_head(self.set_norm(moved))
+        second = self.set_head(self._joined([self.set_norm(moved), *past]))
         merged = {}
         for task, logit in first.items():
             best = second[task] + logit if self.setwise.merge == "add" else second[task]

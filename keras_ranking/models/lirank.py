@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_ranking.configuration import as_arguments, gather
-from keras_ranking.models.configuration import Calibration, Features, History, Interaction, Numbers, TaskHeads
+from keras_ranking.models.configuration import Calibration, Features, History, Interaction, Numbers, Past, TaskHeads
 from keras_ranking.models.configuration.presets import RankerChoices, choose
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.request_ranker import RequestRanker
@@ -14,13 +14,13 @@ from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import builder, distinct, policy_name, task_names
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (Features, Interaction, TaskHeads, Calibration, History, Numbers)
+_CONFIGURATION = (Features, Interaction, TaskHeads, Calibration, History, Past, Numbers)
 
 
 @builder(*_CONFIGURATION)
 def LiRank(
     schema: Schema,
-    *configuration: Features | Interaction | TaskHeads | Calibration | History | Numbers,
+    *configuration: Features | Interaction | TaskHeads | Calibration | History | Past | Numbers,
     preset: str = "feed",
     tasks: Sequence[str] | None = None,
     random_effects: Mapping[str, str] | None = None,
@@ -32,7 +32,7 @@ def LiRank(
 ) -> RankingModel:
     """A point-wise ranker: embeddings and normalised numbers into cross nets in parallel with a gated MLP, task heads, calibration.
 
-        x      = [BN(numbers) ; embeddings of ids ; HistoryEncoder(history, candidate)]
+        x      = [BN(numbers) ; embeddings of ids ; HistoryEncoder(history, candidate) ; what `Past` reads, if anything]
         h      = [cross net(x) ; gated MLP(x)]                                     one for all tasks, or one a group of tasks
         s_k    = isotonic_k( head_k(h) ) + random effect_k[id]                     logit of task k
 
@@ -50,7 +50,7 @@ def LiRank(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `Features`, `Interaction`, `TaskHeads`, `Calibration`, `History` and `Numbers`, each at most once.
+        configuration: objects of `Features`, `Interaction`, `TaskHeads`, `Calibration`, `History`, `Past` and `Numbers`, each at most once.
         preset: 'feed', 'ads' or 'jobs': the choices of the table, where no other is made.
         tasks: names of the tasks to predict; None: all.
         random_effects: task -> id column whose popularity is added to its logit, 0 until `kr.training.fit_random_effects`.
@@ -75,24 +75,26 @@ def LiRank(
         >>> model.form
         'requests'
     """
-    features, interaction, heads, calibration, history, numbers = gather(LiRank, _CONFIGURATION, configuration, options)
+    features, interaction, heads, calibration, history, past, numbers = gather(LiRank, _CONFIGURATION, configuration, options)
     names, dtype = task_names(schema, tasks), policy_name(dtype)
     history = history.of(schema)
     chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore)
+    past = past.of(schema, chosen.features.history_features or (), "history_features")
     numbers = numbers.of(schema, *chosen.features.read(schema))
-    arguments = ranker_arguments(chosen, numbers, preset=preset, tasks=names, dropout=float(dropout), dtype=dtype) | as_arguments(history)
+    direct: dict[str, Any] = {"preset": preset, "tasks": names, "dropout": float(dropout), "dtype": dtype}
+    arguments = ranker_arguments(chosen, past, numbers, **direct) | as_arguments(history)
     encoder = {"fusion": "concat", "max_history": history.max_history, "dropout": float(dropout), **(history.history_options or {})}
-    wiring = LiRankWiring(schema, chosen, numbers, encoder, history.delay or 0, names, float(dropout), dtype)
+    wiring = LiRankWiring(schema, chosen, numbers, encoder, history.delay or 0, past, names, float(dropout), dtype)
     return RankingModel(wiring, "LiRank", schema, arguments, name=name)
 
 
-def ranker_arguments(chosen: RankerChoices, numbers: Numbers, **direct: Any) -> dict[str, Any]:
+def ranker_arguments(chosen: RankerChoices, past: Past, numbers: Numbers, **direct: Any) -> dict[str, Any]:
     """The arguments of a ranker as a saved file holds them."""
     parts = as_arguments(chosen.features, chosen.interaction, chosen.heads, chosen.calibration)
     for option in ("list_context", "list_pooling"):  # written where it is chosen, as checkpoints of earlier versions have it
         if not parts[option]:
             del parts[option]
-    parts |= as_arguments(numbers) if numbers.embeds else {}
+    parts |= (as_arguments(past) if past.reads else {}) | (as_arguments(numbers) if numbers.embeds else {})
     return {**parts, "random_effects": chosen.random_effects, "explore": chosen.explore, **direct}
 
 
@@ -106,12 +108,13 @@ class LiRankWiring(RequestRanker):
         numbers: Numbers,
         encoder: Mapping[str, Any],
         delay: int,
+        past: Past,
         tasks: Sequence[str],
         dropout: float,
         dtype: str,
     ) -> None:
         effects = chosen.random_effects
-        super().__init__(schema, chosen.features, numbers, encoder, delay, list(effects.values()), dtype)
+        super().__init__(schema, chosen.features, numbers, encoder, delay, list(effects.values()), past, dtype)
         self.logits = TaskLogits(
             schema, chosen.interaction, chosen.heads, chosen.calibration, tasks, effects, chosen.explore, dropout, dtype
         )

@@ -9,8 +9,9 @@ import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.configuration import Features, Numbers
+from keras_ranking.models.configuration import Features, Numbers, Past
 from keras_ranking.models.graph import Graph
+from keras_ranking.models.past_reader import RequestPast
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
 from keras_ranking.ops.rows import take_in_rows
@@ -21,7 +22,7 @@ from keras_ranking.schema import Schema
 class RequestRanker:
     """Features of a candidate, its reading of the history, and `TaskLogits` on both.
 
-        x      = [BN(numbers) ; vectors of numbers ; embeddings of ids ; HistoryEncoder(history, candidate)]
+        x      = [BN(numbers) ; vectors of numbers ; embeddings of ids ; HistoryEncoder(history, candidate) ; Past(history, candidate)]
         logits = TaskLogits(x)
 
     Args:
@@ -30,6 +31,7 @@ class RequestRanker:
         encoder: arguments of `HistoryEncoder`.
         delay: seconds after which an event is visible.
         effect_columns: id columns of random effects.
+        past: with columns written out.
         dtype: dtype policy.
     """
 
@@ -45,6 +47,7 @@ class RequestRanker:
         encoder: Mapping[str, Any],
         delay: int,
         effect_columns: Sequence[str],
+        past: Past,
         dtype: str,
     ) -> None:
         self.schema, self.dtype = schema, dtype
@@ -58,11 +61,11 @@ class RequestRanker:
         for column in tables:
             if schema.inputs([column])[0].dtype != "int32":
                 raise ValueError(f"`shared_tables` must name id or category columns. Received: '{column}'")
-        past = schema.inputs(features.history_features)
+        history = schema.inputs(features.history_features)
         candidate = list(schema.inputs(features.features))
-        ids = [feature for feature in distinct([*candidate, *past]) if feature.dtype == "int32"]
+        ids = [feature for feature in distinct([*candidate, *history]) if feature.dtype == "int32"]
         plain = numbers.plain([feature for feature in candidate if feature.dtype != "int32"])
-        embedded = numbers.embedded(distinct([*candidate, *past]))
+        embedded = numbers.embedded(distinct([*candidate, *history]))
         if not candidate:
             raise ValueError("`features` must name at least one column of the candidate. Received: none")
         # One layer embeds an id, in the candidate and in past events.
@@ -93,19 +96,22 @@ class RequestRanker:
         self.reads_list = bool(features.list_context or features.list_pooling)
         if self.reads_list:
             self.one_list = layers.OneSet(name="one_list")
-        self.past = past
+        self.past = history
         self.history: Any = None
-        if past:
-            self.past_ids = [feature.name for feature in past if feature.dtype == "int32"]
+        self.reader: RequestPast | None = None
+        if history:
+            self.past_ids = [feature.name for feature in history if feature.dtype == "int32"]
             # Not batch-normalised, since its moments are of the candidates: the schema has standardised these numbers.
-            past_numbers = numbers.plain([feature for feature in past if feature.dtype != "int32"])
-            self.past_numbers = self._concat(past_numbers, "history_numbers") if past_numbers else None
-            self.past_vectors = [feature.name for feature in numbers.embedded(past)]
+            past_numbers = numbers.plain([feature for feature in history if feature.dtype != "int32"])
+            self.past_numbers: Any = self._concat(past_numbers, "history_numbers") if past_numbers else None
+            self.past_vectors = [feature.name for feature in numbers.embedded(history)]
             of_action = {"id_dim": features.action_dim, **numbers.concat_options(schema.actions)}
             self.action = layers.ActionEmbedding(schema.actions, features.action_dim, name="actions", **policy, **of_action)
             self.history = layers.HistoryEncoder(**encoder, name="history", **policy)
             self.visible = layers.VisibleLength(delay, name="visible_length")
-        self.candidate_columns = distinct([*candidate, *past, *schema.inputs(list(effect_columns))])
+            if past.reads:
+                self.reader = RequestPast(schema, past, self._vector, policy, self.history.max_history)
+        self.candidate_columns = distinct([*candidate, *history, *schema.inputs(list(effect_columns))])
         self.join = keras.layers.Concatenate(name="join", **policy)
         self.keep = layers.KeepFirst(name="keep")
         self.flat, self.unflat = layers.FlattenRows(name="flat"), layers.UnflattenRows(name="unflat")
@@ -187,6 +193,13 @@ class RequestRanker:
             parts.append(self._of(self.vectors, columns, self.past_vectors))
         return parts
 
+    def _vector(self, columns: Tensors, keys: Sequence[str]) -> Any:
+        """An item's vector of some columns of past events, by their tables and as the history encoder reads them."""
+        plain = [] if self.past_numbers is None else [feature.name for feature in self.past_numbers.features]
+        held = ((self.ids, self.past_ids), (self.past_numbers, plain), (self.vectors, self.past_vectors))
+        chosen = [(layer, [name for name in names if name in keys]) for layer, names in held]
+        return self._joined([self._of(layer, columns, names) for layer, names in chosen if names])
+
     def _features(self, columns: Tensors, real: Any = None) -> list[Any]:
         """Numbers and embeddings of ids of the candidates; `real` (B, N) marks those whose numbers count in batch normalisation."""
         parts = []
@@ -210,12 +223,16 @@ class RequestRanker:
         """What the history encoder reads of a candidate."""
         return self._joined(self._item(columns))
 
-    def _events(self, history: Tensors) -> Any:
-        """Item and action of each event, (B, L, ...)."""
+    def _clean(self, history: Tensors) -> Tensors:
+        """Columns of the events, zero beyond the length."""
         length = history["history_length"]
-        clean = {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
-        action = self.action({action.name: clean[action.name] for action in self.schema.actions})
-        return self._joined([*self._item(clean), action])
+        return {name.removeprefix("history_"): self.keep(x, length=length) for name, x in history.items() if name != "history_length"}
+
+    def _events(self, columns: Tensors) -> tuple[Any, Tensors]:
+        """Item and action of each event, (B, L, ...), and what the reader of the past reads of it."""
+        action = self.action({action.name: columns[action.name] for action in self.schema.actions})
+        token = self._joined([*self._item(columns), action])
+        return token, {} if self.reader is None else self.reader.events(columns, action)
 
     # -- training ----------------------------------------------------------------------------------------------------------
 
@@ -249,44 +266,49 @@ class RequestRanker:
         rows = [{task: self.unflat(value, like=slot) for task, value in named.items()} for named in (pick, states)]
         return rows[0], rows[1]
 
-    def _read_packed(self, inputs: Tensors) -> Any:
-        """What the history encoder makes of each candidate of rows of slots, (B, S, ...)."""
+    def _read_packed(self, inputs: Tensors) -> tuple[Any, list[Any]]:
+        """What the history encoder makes of each candidate of rows of slots, (B, S, ...), and what the candidate reads of the past."""
         if "stream_time" in inputs:
             return self._read_streams(inputs)
         history = {name: self.flat(x) for name, x in inputs.items() if name.startswith("history_")}
         moment = self.flat(inputs["request_time"])
         visible = self.visible(history["history_time"], history_length=history["history_length"], request_time=moment)
+        columns = without_prefix(inputs, "candidate_")
+        token, events = self._events(self._clean(history))
         read = {
-            "history": self._events(history),
-            "candidates": self._candidate_token(without_prefix(inputs, "candidate_"), inputs["request_slot"]),
+            "history": token,
+            "candidates": self._candidate_token(columns, inputs["request_slot"]),
             "visible": visible,
             "times": history["history_time"],
             "request_time": moment,
             "slot": inputs["request_slot"],
             **{name: inputs[name] for name in SLOTS_BY_LENGTH if name in inputs},
         }
-        return self.history(read, step="packed")
+        past = [] if self.reader is None else self.reader.of_rows(columns, events, visible, history["history_time"], inputs)
+        return self.history(read, step="packed"), past
 
-    def _read_streams(self, inputs: Tensors) -> Any:
-        events = without_prefix(inputs, "stream_")
-        action = self.action({action.name: events[action.name] for action in self.schema.actions})
+    def _read_streams(self, inputs: Tensors) -> tuple[Any, list[Any]]:
+        stream, columns = without_prefix(inputs, "stream_"), without_prefix(inputs, "candidate_")
+        token, events = self._events(stream)
         read = {
-            "history": self._joined([*self._item(events), action]),
-            "candidates": self._candidate_token(without_prefix(inputs, "candidate_"), inputs["request_slot"]),
+            "history": token,
+            "candidates": self._candidate_token(columns, inputs["request_slot"]),
             "stream": next(inputs[name] for name in STREAMS if name in inputs),
-            "times": events["time"],
+            "times": stream["time"],
             "request_time": inputs["request_time"],
             "slot": inputs["request_slot"],
         }
-        return self.history({**read, "begin": events["begin"], "end": events["end"]}, step="streams")
+        past = [] if self.reader is None else self.reader.of_streams(columns, events, inputs)
+        return self.history({**read, "begin": stream["begin"], "end": stream["end"]}, step="streams"), past
 
     # -- serving -----------------------------------------------------------------------------------------------------------
 
     def encode(self, history: Tensors) -> Tensors:
         if self.history is None:
             return {}
-        length = history["history_length"]
-        return {"events": self._events(history), "time": self.keep(history["history_time"], length=length), "length": length}
+        clean = self._clean(history)
+        token, past = self._events(clean)
+        return {"events": token, "time": clean["time"], "length": history["history_length"], **past}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         return {task: ops.expand_dims(value, -1) for task, value in self._scored(cache, candidates)[0].items()}
@@ -294,22 +316,26 @@ class RequestRanker:
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
         raise ValueError("LiRank has no attention of candidates over cached events: its encoder reads each candidate with the events.")
 
-    def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> Any:
-        """What the history encoder makes of each candidate, (B, N, ...)."""
+    def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> tuple[Any, list[Any]]:
+        """What the history encoder makes of each candidate, (B, N, ...), and what the candidate reads of the past."""
         visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
         read = {"history": cache["events"], "candidates": self._candidate_token(columns), "visible": visible, "times": cache["time"]}
-        return self.history({**read, "request_time": candidates["request_time"]})
+        past = [] if self.reader is None else self.reader.of_cache(columns, cache, visible, candidates["request_time"])
+        return self.history({**read, "request_time": candidates["request_time"]}), past
 
-    def _scored(self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None, read: Any = None) -> tuple[Tensors, Tensors]:
+    def _scored(
+        self, cache: Tensors, candidates: Tensors, real: Any = None, seed: Any = None, read: tuple[Any, list[Any]] | None = None
+    ) -> tuple[Tensors, Tensors]:
         """Logits (B, N) by task, and what the last linear map of each reads, (B, N, H).
 
-        `read` (B, N, ...) is what the history encoder made of each candidate, where that is known already. `real` (B, N) marks
+        `read` is what `_read_packed` made of each candidate, where that is known already. `real` (B, N) marks
         the slots whose numbers count in batch normalisation; None: all, as at scoring, where none does.
         """
         columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
         parts = self._features(columns, real)
         if self.history is not None:
-            parts.append(self._read(cache, candidates, columns) if read is None else read)
+            state, past = self._read(cache, candidates, columns) if read is None else read
+            parts += [state, *past]
         x = self._joined(parts)
         if self.pooling is not None:
             state = self.pooling(self.pooled_state(x), slot=self._slot(x, columns, real))

@@ -37,6 +37,7 @@ class HistoryAttention(OfThePast):
         numbers: (B, L, M), averaged as they are.
         start, end: int32 (B, N): a candidate sees the events start, ..., end - 1.
         times: int32 (B, N), seconds; key_times: int32 (B, L).
+        window: W, where no candidate sees more events: work and memory are then of B N W pairs, not of B N L. The same output.
 
     Output:
         (B, N, num_heads * (value_dim + M + 1)).
@@ -82,17 +83,33 @@ class HistoryAttention(OfThePast):
             self.rate = self.add_weight(shape=(self.num_heads,), initializer=start, name="decay", dtype="float32")
         self.built = True
 
-    def call(self, inputs: Any, key: Any, value: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        key: Any,
+        value: Any,
+        numbers: Any,
+        start: Any,
+        end: Any,
+        times: Any,
+        key_times: Any,
+        window: int | None = None,
+    ) -> Any:
+        window = self._window(key, window)
         query = ops.einsum("bnd,dhk->bhnk", inputs, ops.cast(self.query_map, self.compute_dtype)) / math.sqrt(self.key_dim)
         keys = ops.einsum("bld,dhk->bhlk", key, ops.cast(self.key_map, self.compute_dtype))
-        score = ops.cast(ops.einsum("bhnk,bhlk->bhnl", query, keys), "float32")
+        read = self._read(value, numbers)
+        score = ops.cast(self._scores(query, keys, start, window), "float32")
         if self.decay:
             rate = ops.softplus(ops.cast(self.rate, "float32"))
-            score = score - rate[None, :, None, None] * self._log_gap(times, key_times)[:, None]
-        hidden = ops.where(self._visible(start, end, key)[:, None], score, -1e30)
+            score = score - rate[None, :, None, None] * self._log_gap(times, key_times, start, window)[:, None]
+        hidden = ops.where(self._visible(start, end, key, window)[:, None], score, -1e30)
         empty = ops.cast(self.empty, "float32")[None, :, None, None] + ops.zeros_like(score[..., :1])
         weight = ops.cast(ops.softmax(ops.concatenate([hidden, empty], axis=-1), axis=-1)[..., :-1], self.compute_dtype)
-        out = ops.einsum("bhnl,bhle->bnhe", weight, self._read(value, numbers))
+        if window is None:
+            out = ops.einsum("bhnl,bhle->bnhe", weight, read)
+        else:
+            out = ops.einsum("bhnw,bnwhe->bnhe", weight, self._of_windows(ops.transpose(read, (0, 2, 1, 3)), start, window))
         return ops.reshape(out, (*ops.shape(out)[:2], self.num_heads * out.shape[-1]))
 
     def _read(self, value: Any, numbers: Any) -> Any:
@@ -101,7 +118,7 @@ class HistoryAttention(OfThePast):
         numbers = ops.expand_dims(ops.cast(numbers, self.compute_dtype), 1) + ops.zeros_like(values[..., :1])
         return ops.concatenate([values, numbers, ops.ones_like(values[..., :1])], axis=-1)
 
-    def compute_output_spec(self, inputs: Any, key: Any, value: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any) -> Any:
+    def compute_output_spec(self, inputs: Any, key: Any, value: Any, numbers: Any, *seen: Any, **settings: Any) -> Any:
         width = self.num_heads * (self.value_dim + int(numbers.shape[-1]) + 1)
         return keras.KerasTensor((*inputs.shape[:2], width), dtype=self.compute_dtype)
 

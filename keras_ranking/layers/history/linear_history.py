@@ -26,7 +26,7 @@ class LinearHistory(OfThePast):
         decay, unit: as `HistoryAttention`; the exponent starts near 0.
 
     Call arguments:
-        inputs, key, numbers, start, end, times, key_times: as `HistoryAttention`.
+        inputs, key, numbers, start, end, times, key_times, window: as `HistoryAttention`.
 
     Output:
         (B, N, num_heads * M).
@@ -66,20 +66,25 @@ class LinearHistory(OfThePast):
             self.rate = self.add_weight(shape=(self.num_heads,), initializer=start, name="decay", dtype="float32")
         self.built = True
 
-    def call(self, inputs: Any, key: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any) -> Any:
+    def call(self, inputs: Any, key: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any, window: int | None = None) -> Any:
+        window = self._window(key, window)
         kernel = ops.cast(self.item_map, self.compute_dtype)
         query, keys = ops.einsum("bnd,dhk->bhnk", inputs, kernel), ops.einsum("bld,dhk->bhlk", key, kernel)
-        weight = ops.cast(ops.einsum("bhnk,bhlk->bhnl", query / math.sqrt(self.key_dim), keys), "float32")
-        weight = ops.where(self._visible(start, end, key)[:, None], weight, 0.0)
+        weight = ops.cast(self._scores(query / math.sqrt(self.key_dim), keys, start, window), "float32")
+        weight = ops.where(self._visible(start, end, key, window)[:, None], weight, 0.0)
         if self.decay:
             rate = ops.softplus(ops.cast(self.rate, "float32"))
-            weight = weight * ops.exp(-rate[None, :, None, None] * self._log_gap(times, key_times)[:, None])
-        sums = ops.einsum("bhnl,blm->bnhm", weight, ops.cast(numbers, "float32"))
+            weight = weight * ops.exp(-rate[None, :, None, None] * self._log_gap(times, key_times, start, window)[:, None])
+        numbers = ops.cast(numbers, "float32")
+        if window is None:
+            sums = ops.einsum("bhnl,blm->bnhm", weight, numbers)
+        else:
+            sums = ops.einsum("bhnw,bnwm->bnhm", weight, self._of_windows(numbers, start, window))
         count = ops.cast(ops.maximum(end - start, ops.zeros_like(end)), "float32")
         out = sums / ops.sqrt(count + self.shrink)[:, :, None, None]
         return ops.cast(ops.reshape(out, (*ops.shape(out)[:2], self.num_heads * out.shape[-1])), self.compute_dtype)
 
-    def compute_output_spec(self, inputs: Any, key: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any) -> Any:
+    def compute_output_spec(self, inputs: Any, key: Any, numbers: Any, *seen: Any, **settings: Any) -> Any:
         return keras.KerasTensor((*inputs.shape[:2], self.num_heads * int(numbers.shape[-1])), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class MatchingHistory(OfThePast):
     Call arguments:
         inputs: dict of int32 (B, N) by column, ids of the candidates.
         past: dict of int32 (B, L) by column, ids of the events.
-        numbers, start, end, times, key_times: as `HistoryAttention`.
+        numbers, start, end, times, key_times, window: as `HistoryAttention`.
 
     Output:
         (B, N, len(columns) * len(decays) * (M + 1)).
@@ -68,22 +68,34 @@ class MatchingHistory(OfThePast):
         self.built = True
 
     def call(
-        self, inputs: Mapping[str, Any], past: Mapping[str, Any], numbers: Any, start: Any, end: Any, times: Any, key_times: Any
+        self,
+        inputs: Mapping[str, Any],
+        past: Mapping[str, Any],
+        numbers: Any,
+        start: Any,
+        end: Any,
+        times: Any,
+        key_times: Any,
+        window: int | None = None,
     ) -> Any:
-        visible, gap = self._visible(start, end, key_times), self._log_gap(times, key_times)
+        window = self._window(key_times, window)
+        visible, gap = self._visible(start, end, key_times, window), self._log_gap(times, key_times, start, window)
         rate = ops.softplus(ops.cast(self.rate, "float32"))
         numbers = ops.cast(numbers, "float32")
         numbers = ops.concatenate([ops.ones_like(numbers[..., :1]), numbers], axis=-1)
+        numbers = numbers if window is None else self._of_windows(numbers, start, window)
+        sums_over = "bnl,blm->bnm" if window is None else "bnw,bnwm->bnm"
         parts = []
         for place, name in enumerate(self.columns):
-            one, other = inputs[name][:, :, None], past[name][:, None, :]
+            other = past[name][:, None, :] if window is None else self._of_windows(past[name], start, window)
+            one = inputs[name][:, :, None]
             same = ops.cast(ops.logical_and(visible, ops.logical_and(ops.equal(one, other), one != 0)), "float32")
-            parts += [ops.einsum("bnl,blm->bnm", same * ops.exp(-rate[place, number] * gap), numbers) for number in range(len(self.decays))]
+            parts += [ops.einsum(sums_over, same * ops.exp(-rate[place, number] * gap), numbers) for number in range(len(self.decays))]
         sums = ops.concatenate(parts, axis=-1)
         return ops.cast(ops.sign(sums) * ops.log1p(ops.abs(sums)), self.compute_dtype)
 
     def compute_output_spec(
-        self, inputs: Mapping[str, Any], past: Mapping[str, Any], numbers: Any, start: Any, end: Any, times: Any, key_times: Any
+        self, inputs: Mapping[str, Any], past: Mapping[str, Any], numbers: Any, start: Any, *seen: Any, **settings: Any
     ) -> Any:
         width = len(self.columns) * len(self.decays) * (int(numbers.shape[-1]) + 1)
         return keras.KerasTensor((*start.shape[:2], width), dtype=self.compute_dtype)

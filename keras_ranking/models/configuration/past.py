@@ -1,4 +1,4 @@
-"""What a candidate reads of a member's past next to the trunk of a sequence model."""
+"""What a candidate reads of a member's past next to the trunk of a model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from keras_ranking.schema import Schema
 class Past:
     """Target attention, linear sums and exact matches over the events that an event or candidate sees; all off by default.
 
-    Their outputs join the trunk's state at the heads. None of it is stated for CADET or Feed-SR. See `HistoryAttention`, `LinearHistory`,
-    `MatchingHistory`.
+    Their outputs join the trunk's state at the heads; in `LiRank` and `AmortizedDLRM` they join the features that the trunk reads. The
+    events are those that the trunk's history shows: old enough, and the latest `max_history` of these. None of it is stated in a paper of
+    the models. See `HistoryAttention`, `LinearHistory`, `MatchingHistory`.
+
+    "History columns" are the `token_features` of `CADET` and `FeedSR`, and the `history_features` of the models on requests.
 
     Attributes:
         past_heads: heads of the attention; 0: none.
         past_linear: heads of the linear sums; 0: none.
-        past_matches: id and category columns of `token_features` whose exact matches are summed.
-        past_keys: columns of `token_features` that make an item's vector; None: its ids and categories. Their tables are the tokens'.
+        past_matches: id and category columns of the history columns whose exact matches are summed.
+        past_keys: history columns that make an item's vector; None: its ids and categories. Their tables are the trunk's.
         past_numbers: actions that are numbers, averaged and summed as they are, such as outcomes and residuals; None: all of them.
         past_dim: width of a head.
         past_decay: whether attention and linear sums fade with the time gap.
@@ -50,22 +53,29 @@ class Past:
         """Whether anything of the past is read."""
         return bool(self.past_heads or self.past_linear or self.past_matches)
 
-    def of(self, schema: Schema, token_features: Sequence[str]) -> Past:
+    def of(self, schema: Schema, columns: Sequence[str], option: str = "token_features") -> Past:
         """The same with columns written out.
 
+        Args:
+            schema: the log's columns.
+            columns: those that the model reads of an event.
+            option: of the model, that names them.
+
         Raises:
-            ValueError: columns that are not in the tokens or of another kind, no actions, nothing to read.
+            ValueError: columns that the model does not read of an event, or of another kind, no actions, nothing to read.
         """
         if not self.reads:
             return replace(self, past_keys=[], past_numbers=[], past_matches=[])
         if not schema.actions:
             raise ValueError("reading the past needs at least one action in the schema. Received: actions=()")
-        tokens = {feature.name: feature for feature in schema.inputs(token_features)}
+        tokens = {feature.name: feature for feature in schema.inputs(columns)}
+        if not tokens:
+            raise ValueError(f"reading the past needs a history: `{option}` must name its columns. Received: {option}=[]")
         ids = [name for name, feature in tokens.items() if feature.dtype == "int32"]
         keys = ids if self.past_keys is None else list(self.past_keys)
         numbers = [action.name for action in schema.actions if action.dtype == "float32" and not action.shape]
         if unknown := [name for name in (*keys, *self.past_matches) if name not in tokens]:
-            raise ValueError(f"`past_keys` and `past_matches` must be of `token_features`, {list(tokens)}. Received: {unknown}")
+            raise ValueError(f"`past_keys` and `past_matches` must be of `{option}`, {list(tokens)}. Received: {unknown}")
         if wrong := [name for name in self.past_matches if name not in ids or tokens[name].shape]:
             raise ValueError(f"`past_matches` must name ids with `buckets`, or categories. Received: {wrong}")
         chosen = numbers if self.past_numbers is None else list(self.past_numbers)

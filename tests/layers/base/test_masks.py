@@ -109,6 +109,7 @@ REFUSE = {
     "Interleave": lambda x: layers.Interleave()(x, actions=x),
     "FlattenRows": lambda x: layers.FlattenRows()(x),
     "KeepFirst": lambda x: layers.KeepFirst()(x, length=np.array([2], "int32")),
+    "AppendEvents": lambda x: layers.AppendEvents()(x, new=x, length=np.array([2], "int32")),
     "LatestKeys": lambda x: layers.LatestKeys(2)(x, length=np.array([2], "int32")),
     "ResidualQuantizer": lambda x: layers.ResidualQuantizer(levels=1, codebook_size=2)(x),
     "AloneSpans": lambda x: layers.AloneSpans()(x),

@@ -101,6 +101,30 @@ def test_reference(kind: type, settings: dict[str, Any]) -> None:
     np.testing.assert_array_equal(out[0, 0], 0.0)  # sees nothing
 
 
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_windows_equal_all_events(kind: type, settings: dict[str, Any]) -> None:
+    """Each query reads as many events as the one that sees most, from its first one on; a window that is too short reads too few."""
+    layer, x = make(kind, **settings), inputs(kind)
+    x["start"][0, 4] = 2  # then nobody sees more than 5 of the 7 events
+    layer(**x)
+    randomise(layer)
+    np.testing.assert_allclose(numpy(layer(**x, window=5)), reference(layer, x), rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(numpy(layer(**x, window=L)), numpy(layer(**x)))
+    assert np.abs(numpy(layer(**x, window=2)) - numpy(layer(**x))).max() > 1e-3, "control"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_shows_no_other_event(kind: type) -> None:
+    """Events behind the end are in the window of a query that ends earlier, and change no bit of it."""
+    layer, x = make(kind), inputs(kind)
+    x["start"][0, 4] = 2
+    changed = {**x, "numbers": x["numbers"] + np.where(np.arange(L) == 4, 50.0, 0.0).astype("float32")[None, :, None]}
+    before, after = (numpy(layer(**each, window=5)) for each in (x, changed))
+    blind = (x["start"] > 4) | (x["end"] <= 4)
+    np.testing.assert_array_equal(after[blind], before[blind])
+    assert np.abs(after[0, 3:] - before[0, 3:]).max() > 1e-3, "control"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_event_that_is_not_seen_changes_no_bit(kind: type) -> None:
     layer, x = make(kind), inputs(kind)
@@ -157,6 +181,8 @@ def test_errors() -> None:
         HistoryAttention(unit=0)
     with pytest.raises(ValueError, match="`shrink` must be a positive number"):
         LinearHistory(shrink=-1)
+    with pytest.raises(ValueError, match="`window` must be a positive integer, or None. Received: window=0"):
+        make(LinearHistory)(**inputs(LinearHistory), window=0)
     with pytest.raises(ValueError, match="`columns` must not be empty"):
         MatchingHistory([])
     with pytest.raises(ValueError, match="`decays` positive"):
