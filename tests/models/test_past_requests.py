@@ -96,6 +96,7 @@ def test_each_candidate_as_a_request_of_its_own(log: Any) -> None:
         np.testing.assert_allclose(served, sigmoid(packed[index[:, place]]), rtol=0, atol=2e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["lirank", "dlrm causal", "ligr"])
 def test_what_is_read_moves_scores_on_every_backend(log: Any, name: str) -> None:
     """Rows or streams and requests; without the weights of the past the scores are others."""
@@ -170,6 +171,7 @@ def test_what_is_not_yet_known_changes_no_bit(log: Any, name: str) -> None:
     assert np.nanmax(np.abs(after[rest] - before[rest])) > 1e-4
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["dlrm causal", "ligr"])
 def test_a_cache_is_extended(log: Any, name: str) -> None:
     model = made(log, name, max_history=64)
@@ -221,7 +223,8 @@ def fitted(log: Any, name: str, **compiled: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lirank", "ligr"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["ligr", "lirank"])
 def test_it_learns_in_compiled_steps(log: Any, name: str) -> None:
     fitted(log, name)
 

@@ -36,7 +36,14 @@ def spoilt(cache: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="loads the graph in this process")
-@pytest.mark.parametrize(("kind", "quantize"), [("LiRank", None), ("AmortizedDLRM", "int8"), ("LiGR", None)])
+@pytest.mark.parametrize(
+    ("kind", "quantize"),
+    [
+        ("LiGR", None),
+        pytest.param("AmortizedDLRM", "int8", marks=pytest.mark.release),
+        pytest.param("LiRank", None, marks=pytest.mark.release),
+    ],
+)
 def test_signatures(kind: str, quantize: str | None, tmp_path: Any) -> None:
     log = kr.data.simulate(members=10, days=4, seed=0, feedback_delay=60)
     keras.utils.set_random_seed(0)
