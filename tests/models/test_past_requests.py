@@ -256,13 +256,14 @@ def test_as_an_object_and_as_options(log: Any, name: str) -> None:
     assert not any("past" in weight.path for weight in without.weights)
 
 
+@pytest.mark.parametrize("options", [{}, {"number_embedding": "linear", "number_width": 3}], ids=["plain", "vectors"])
 @pytest.mark.quickest
-def test_numbers_of_events_are_keys_too(log: Any) -> None:
-    """A number of an item in `past_keys` is read by the layer of the history's numbers."""
+def test_numbers_of_events_are_keys_too(log: Any, options: dict[str, Any]) -> None:
+    """A number of an item in `past_keys` is read as the history encoder reads it."""
     columns = [feature.name for feature in log.schema.features_known("item")]
     numbers = [name for name in columns if log.schema.inputs([name])[0].dtype == "float32"]
     assert numbers
-    model = made(log, "dlrm causal", past_keys=("topic", numbers[0]), past_matches=())
+    model = made(log, "dlrm causal", past_keys=("topic", numbers[0]), past_matches=(), **options)
     sequences = build_sequences(log.events, model.schema)
     served = kr.training.predict_served(model, sequences, whole_session=False)["click"]
     np.testing.assert_allclose(sigmoid(by_event(model, sequences, model.input_columns)), served, rtol=0, atol=2e-6)
