@@ -49,8 +49,8 @@ def LiGR(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `GatedBlocks`, `Setwise`, `Features`, `TaskHeads` (of each of the two logits), `Past` and `Numbers`, each at
-            most once.
+        configuration: objects of `GatedBlocks`, `Setwise`, `Features`, `TaskHeads` (of each of the two logits), `Past` and `Numbers`, each
+            at most once.
         tasks: names of the tasks to predict; None: all.
         dropout: rate in blocks and heads.
         dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
