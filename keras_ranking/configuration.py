@@ -133,8 +133,16 @@ def _filled(function: Callable[..., Any], kinds: tuple[type, ...], found: Mappin
 
 
 def as_arguments(*objects: Any) -> dict[str, Any]:
-    """Fields of some configuration objects as one dict for JSON: sequences and arrays as lists, mappings as dicts."""
-    return {field.name: _plain(getattr(value, field.name)) for value in objects for field in dataclasses.fields(value)}
+    """Fields of some configuration objects as one dict for JSON: sequences and arrays as lists, mappings as dicts.
+
+    Fields in `NEWER` of their class are written where they are chosen, as checkpoints of earlier versions have it.
+    """
+    pairs = [(value, field) for value in objects for field in dataclasses.fields(value)]
+    return {
+        field.name: _plain(getattr(value, field.name))
+        for value, field in pairs
+        if field.name not in getattr(value, "NEWER", ()) or getattr(value, field.name) != field.default
+    }
 
 
 def _plain(value: Any) -> Any:

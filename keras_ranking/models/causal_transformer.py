@@ -82,8 +82,9 @@ class CausalTransformer:
         self.spans = layers.EventSpans(seen.mask, delay, seen.session_gap, own=self.layout != "value", name="event_spans")
         self.token_spans = layers.TokenSpans(self.layout, name="token_spans")
         of_item, of_action, of_late = map(numbers.concat_options, (self.token_features, schema.actions, self.late_features))
+        of_ids: dict[str, Any] = {"id_dim": tokens.id_dim, "id_dropout": tokens.id_dropout}
         self.item = layers.EventEmbedding(
-            self.token_features, dim, hidden=tokens.token_hidden, id_dim=tokens.id_dim, name="item_token", **policy, **of_item
+            self.token_features, dim, hidden=tokens.token_hidden, name="item_token", **policy, **of_ids, **of_item
         )
         self.action = None
         if schema.actions:
@@ -94,7 +95,7 @@ class CausalTransformer:
             raise ValueError(f"layout={self.layout!r} needs at least one action in the schema. Received: actions=()")
         self.late = None
         if self.late_features:
-            self.late = layers.FeatureConcat(self.late_features, id_dim=tokens.id_dim, name="late_context", **policy, **of_late)
+            self.late = layers.FeatureConcat(self.late_features, name="late_context", **policy, **of_ids, **of_late)
         self.visible = layers.VisibleLength(delay, seen.mask, seen.session_gap, name="visible_length")
         if self.layout == "interleaved":
             self.interleave = layers.Interleave(name="interleave", **policy)

@@ -83,12 +83,7 @@ def LiGR(
     numbers = numbers.of(schema, *features.read(schema))
     heads = heads.of(names, head=heads.head or "grouped")
     arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
-    for option in (
-        "shared_tables",
-        "batch_norm_momentum",
-        "list_context",
-        "list_pooling",
-    ):  # written where they are chosen, as checkpoints of earlier versions have it
+    for option in ("shared_tables", "batch_norm_momentum"):  # written where they are chosen, as checkpoints of earlier versions have it
         if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
             del arguments[option]
     arguments |= (as_arguments(past) if past.reads else {}) | (as_arguments(numbers) if numbers.embeds else {})

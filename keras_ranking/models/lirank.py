@@ -91,9 +91,6 @@ def LiRank(
 def ranker_arguments(chosen: RankerChoices, past: Past, numbers: Numbers, **direct: Any) -> dict[str, Any]:
     """The arguments of a ranker as a saved file holds them."""
     parts = as_arguments(chosen.features, chosen.interaction, chosen.heads, chosen.calibration)
-    for option in ("list_context", "list_pooling"):  # written where it is chosen, as checkpoints of earlier versions have it
-        if not parts[option]:
-            del parts[option]
     parts |= (as_arguments(past) if past.reads else {}) | (as_arguments(numbers) if numbers.embeds else {})
     return {**parts, "random_effects": chosen.random_effects, "explore": chosen.explore, **direct}
 

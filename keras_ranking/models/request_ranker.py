@@ -52,6 +52,7 @@ class RequestRanker:
     ) -> None:
         self.schema, self.dtype = schema, dtype
         self.id_dim: Any = features.id_dim
+        self.id_dropout = features.id_dropout
         policy: dict[str, Any] = {"dtype": dtype}
         tables = {column: table for table, columns in (features.shared_tables or {}).items() for column in columns}
 
@@ -118,7 +119,7 @@ class RequestRanker:
         self.owners = layers.SlotOwners(name="owners")
 
     def _concat(self, features: Sequence[Any], name: str, **options: Any) -> Any:
-        return layers.FeatureConcat(features, id_dim=self.id_dim, name=name, dtype=self.dtype, **options)
+        return layers.FeatureConcat(features, id_dim=self.id_dim, name=name, dtype=self.dtype, id_dropout=self.id_dropout, **options)
 
     @property
     def posteriors(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         hidden: width of the hidden layer, or None.
         id_dim: width of each id's embedding.
         numbers: which numbers have vectors, see `FeatureConcat`; None: none.
+        id_dropout: rate at which numbers of the embeddings of ids are dropped in training.
 
     Call arguments:
         inputs: dict of tensors by column name, (B, T) or (B, T, size).
@@ -47,12 +48,13 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         hidden: int | None = None,
         id_dim: int = 16,
         numbers: Mapping[str, Any] | None = None,
+        id_dropout: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(**whole_numbers_in(numbers, settings))
         if not features:
             raise ValueError("`features` must have at least one column. Received: none")
-        self.concat = FeatureConcat(features, id_dim=id_dim, numbers=numbers, dtype=self.dtype_policy, name="concat")
+        self.concat = FeatureConcat(features, id_dim=id_dim, numbers=numbers, id_dropout=id_dropout, dtype=self.dtype_policy, name="concat")
         self._check(self.concat.features)
         if dim < 1 or (hidden is not None and hidden < 1):
             raise ValueError(f"`dim` and `hidden` must be positive integers (`hidden` may be None). Received: dim={dim}, hidden={hidden}")
@@ -77,8 +79,8 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         self.projection.build(shape)
         self.built = True
 
-    def call(self, inputs: Mapping[str, Any]) -> Any:
-        x = self.concat(inputs)
+    def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
+        x = self.concat(inputs, training=training)
         if self.inner is not None:
             x = self.inner(x)
         return self.projection(x)
@@ -89,4 +91,4 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         concat = self.concat.get_config()
         made = {"features": concat["features"], "dim": self.dim, "hidden": self.hidden, "id_dim": self.id_dim}
-        return {**super().get_config(), **made, **({"numbers": concat["numbers"]} if "numbers" in concat else {})}
+        return {**super().get_config(), **made, **{name: concat[name] for name in ("numbers", "id_dropout") if name in concat}}

@@ -33,6 +33,7 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
     Args:
         features: `Id`, `Category`, `Number`, `Vector` columns (or their dictionaries).
         id_dim: width of each id's or category's embedding. Our choice: 16 (papers: 30 in LiRank, 64 in LiGR).
+        id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training.
         numbers: which numbers have vectors: their names as `columns`, whether the number itself stays as `plain`, and arguments of
             `NumericEmbedding`; edges are those of the columns. None: numbers are read as they are.
         quantized: tables in int8, for serving; None: True inside `quantized_tables`, which is how a whole model gets int8 tables.
@@ -62,6 +63,7 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         id_dim: int = 16,
         quantized: bool | None = None,
         numbers: Mapping[str, Any] | None = None,
+        id_dropout: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(**whole_numbers_in(numbers, settings))
@@ -73,6 +75,10 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"`features` must be at least one column, each once. Received: {names}")
         self.id_dim, self.numbers = id_dim, None if numbers is None else dict(numbers)
+        self.id_dropout = float(id_dropout)
+        self.drop: Any = None
+        if id_dropout:
+            self.drop = keras.layers.Dropout(self.id_dropout, name="id_dropout", dtype=self.dtype_policy)
         self.embedded = _embedded(self.features, numbers)
         self.vectors: Any = None
         if numbers is not None:
@@ -137,14 +143,15 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
             self.vectors.build((None, None, len(self.embedded)))
         self.built = True
 
-    def call(self, inputs: Mapping[str, Any], only: Sequence[str] | None = None) -> Any:
+    def call(self, inputs: Mapping[str, Any], only: Sequence[str] | None = None, training: bool | None = None) -> Any:
         parts, wanted = [], self._wanted(only, inputs)
         for feature in wanted:
             if not self._stays(feature):
                 continue
             value = inputs[feature.name]
             if feature.dtype == "int32":
-                parts.append(self.tables[_table(feature)](value))
+                embedded = self.tables[_table(feature)](value)
+                parts.append(embedded if self.drop is None else self.drop(embedded, training=training))
             else:
                 value = ops.cast(value, self.compute_dtype)
                 parts.append(value if feature.shape else ops.expand_dims(value, -1))
@@ -159,13 +166,14 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         wanted = self._wanted(only, input_shape)
         return (*tuple(input_shape[wanted[0].name])[:2], self._width(wanted))
 
-    def compute_output_spec(self, inputs: Mapping[str, Any], only: Sequence[str] | None = None) -> Any:
+    def compute_output_spec(self, inputs: Mapping[str, Any], only: Sequence[str] | None = None, training: bool | None = None) -> Any:
         shapes = {name: tuple(x.shape) for name, x in inputs.items()}
         return keras.KerasTensor(self.compute_output_shape(shapes, only), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         features = [feature.model_dump(mode="json") for feature in self.features]
         made = {"features": features, "id_dim": self.id_dim, "quantized": self.quantized}
+        made |= {"id_dropout": self.id_dropout} if self.id_dropout else {}
         return {**super().get_config(), **made, **({} if self.numbers is None else {"numbers": dict(self.numbers)})}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from keras_ranking.layers.interaction.dcn import CROSSES
 from keras_ranking.models.configuration.sequence import OF_MODEL
@@ -31,9 +31,10 @@ class Features:
         list_pooling: width of a state of each candidate, made of all that is joined of it, that reads the mean and the maximum of the
             states of its request, see `ListPooling`, and joins the trunk's inputs; 0: none. A candidate's score then depends on the
             others of its request. Not for `LiGR`, which has set-wise blocks. Choice.
+        id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training. Choice.
 
     Raises:
-        ValueError: a negative width.
+        ValueError: a negative width, or a rate out of range.
 
     Example:
         >>> kr.models.Features(features=("topic", "age_hours"), history_features=()).batch_norm
@@ -49,10 +50,15 @@ class Features:
     batch_norm_momentum: float = 0.95
     list_context: bool = False
     list_pooling: int = 0
+    id_dropout: float = 0.0
+
+    NEWER: ClassVar[tuple[str, ...]] = ("list_context", "list_pooling", "id_dropout")
 
     def __post_init__(self) -> None:
         if self.list_pooling < 0:
             raise ValueError(f"`list_pooling` must be a positive width, or 0. Received: list_pooling={self.list_pooling}")
+        if not 0 <= self.id_dropout < 1:
+            raise ValueError(f"`id_dropout` must be from 0 to below 1. Received: id_dropout={self.id_dropout}")
 
     def of(self, schema: Schema, reads_history: bool, id_dim: int) -> Features:
         """The same with columns written out.
@@ -79,6 +85,7 @@ class Features:
             batch_norm_momentum=float(self.batch_norm_momentum),
             list_context=bool(self.list_context),
             list_pooling=int(self.list_pooling),
+            id_dropout=float(self.id_dropout),
         )
 
     def read(self, schema: Schema) -> tuple[list[str], list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from keras_ranking.schema import Schema
 
@@ -34,9 +35,11 @@ class Tokens:
         token_hidden: hidden width of the MLP of item tokens; None: a linear map. Choice.
         action_hidden: hidden width of the MLP of action tokens; None: a linear map. Choice.
         action_masking: with layout='fused', the rate at which actions are hidden in training, see `FuseActions`.
+        id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training, in tokens, late features and
+            what `Past` reads. Choice.
 
     Raises:
-        ValueError: `action_masking` with another layout.
+        ValueError: `action_masking` with another layout, or a rate out of range.
 
     Example:
         >>> kr.models.Tokens(layout="value", id_dim=8).layout
@@ -50,11 +53,16 @@ class Tokens:
     token_hidden: int | None = None
     action_hidden: int | None = 64
     action_masking: float = 0.0
+    id_dropout: float = 0.0
+
+    NEWER: ClassVar[tuple[str, ...]] = ("id_dropout",)
 
     def __post_init__(self) -> None:
         if self.action_masking and self.layout != "fused":
             received = f"action_masking={self.action_masking}, layout={self.layout!r}"
             raise ValueError(f"`action_masking` is for layout='fused'. Received: {received}")
+        if not 0 <= self.id_dropout < 1:
+            raise ValueError(f"`id_dropout` must be from 0 to below 1. Received: id_dropout={self.id_dropout}")
 
     def of(self, schema: Schema) -> Tokens:
         """The same with columns written out."""
@@ -63,6 +71,7 @@ class Tokens:
             token_features=[feature.name for feature in schema.inputs(self.token_features, known=("item",))],
             late_features=[feature.name for feature in schema.inputs(self.late_features, known=("context",))],
             action_masking=float(self.action_masking),
+            id_dropout=float(self.id_dropout),
         )
 
 
