@@ -139,6 +139,21 @@ def test_our_rankers_run_on_the_same_rows_and_columns(tools, tmp_path, capsys):
     rankers.main([*arguments, "--runs", "ligr new", "--holdout-members", "0"])
     assert list(json.loads(file.read_text().splitlines()[-1])["figures"]) == ["validation"]
     assert "0% of the members held out, validation" in capsys.readouterr().out
+    rankers.main([*arguments, "--runs", "ligr new", "--tuning", "--change", '{"epochs": 2}'])
+    line = json.loads(file.read_text().splitlines()[-1])
+    assert line["tuning"] and len(line["loss"]) == 2
+    out = capsys.readouterr().out
+    assert "25% of the members held out, the last training rows" in out and '| ligr new {"epochs": 2} |' in out
+
+
+def test_tuning_reads_training_rows_alone(tools, case):
+    import rankers
+
+    before, log = case.events["split"].to_numpy(), rankers.earlier(case.log)
+    after, time = log.events["split"].to_numpy(), log.events["time"].to_numpy()
+    held = after == "validation"
+    assert (before[held] == "train").all() and 0.1 < held.sum() / (before == "train").sum() < 0.15
+    assert time[after == "train"].max() < time[held].min() and set(after[before == "validation"]) == {"test"}
     for log, runs in rankers.RUNS.items():
         for name, settings in runs.items():
             assert settings.get("features", "new") in tools[0].SETS, (log, name)

@@ -12,7 +12,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import Log
-from keras_ranking.training import Recipe, evaluate, read_checkpoint, train, validation as validation_module, warm_start
+from keras_ranking.training import Recipe, evaluate, presets, read_checkpoint, train, validation as validation_module, warm_start
 from keras_ranking.training.schedules import OneCycle
 from tests.compiling import JIT
 from tests.training.crashes import CrashAfter
@@ -269,6 +269,15 @@ def test_training_starts_from_the_weights_of_a_model(log: Log, tmp_path: Path) -
         ValueError, match=r"`init_from` must be a model with the same arguments. Received: .*`hidden` is \[16\] here and \[8\]"
     ):
         quick(log, options={"init_from": tmp_path, "hidden": (16,)})
+
+
+@pytest.mark.quickest
+def test_a_preset_of_the_log_may_hold_a_recipe(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, ("lirank", "simulated"), {"ema": 0.9, "metrics": "NormalizedEntropy", "id_dim": 3})
+    _, history = quick(log)
+    assert history["recipe"] == {"ema": 0.9, "metrics": ["NormalizedEntropy"]} and history["arguments"]["id_dim"] == 4
+    _, history = quick(log, options={"ema": 0.8})  # what is given has precedence
+    assert history["recipe"]["ema"] == 0.8
 
 
 @pytest.mark.quickest

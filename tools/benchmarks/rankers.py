@@ -20,23 +20,24 @@ numbers of the context.
 | `cadet SET` | of ebnerd: the preset with these columns |
 | `cadet fold_in without history` | the same with `max_history=0` |
 
-Options of movielens-1m were chosen on its training rows: fitted on those before the last eighth, compared on that, nine runs of one seed.
-`LISTS` was chosen on the training days of ebnerd: fitted on those before the last two, compared on these; the other logs have the same.
+Options are chosen with `--tuning --change JSON`: fitted on the earlier training rows, compared on the last of them (ebnerd:
+two days; else an eighth). `LISTS` was chosen on ebnerd, and retail and kuairand-pure have the same; those of movielens-1m on its own.
 Nothing is chosen on `validation` or `new_members`. One JSON object per finished run.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from peer_features import SETS, Case, open_case
+from peer_features import DAY, SETS, Case, open_case
 from runs import add_line, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import data, training
@@ -124,12 +125,25 @@ def of_movielens(case: Case, features: str) -> Log:
     return replace(log, events=events, schema=log.schema.model_copy(update={"actions": actions}))
 
 
-def run(case: Case, name: str, seed: int) -> dict[str, Any]:
-    """Train and score one run."""
+def earlier(log: Log) -> Log:
+    """The training rows alone, the last of them as `validation`: of EB-NeRD the last two days, else the last eighth."""
+    split, time = log.events["split"].to_numpy(), log.events["time"].to_numpy()
+    train = split == "train"
+    first, last = time[train].min(), time[train].max()
+    begin = first + ((last - first) // DAY - 1) * DAY if log.name.startswith("ebnerd") else np.quantile(time[train], 7 / 8)
+    split = np.where(train & (time >= begin), "validation", np.where(train | (split == "history"), split, "test"))
+    return replace(log, events=log.events.assign(split=split))
+
+
+def run(case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Train and score one run, with some options changed; `tuning`: on training rows alone."""
     model, settings = name.split()[0], RUNS[case.name][name]
+    changed = dict(changed or {})
+    settings = {**settings, "factors": changed.pop("factors", settings.get("factors"))}
     callbacks: list[Any] = []
     if case.name == "movielens-1m":
         log = of_movielens(case, settings.get("features", "counts"))
+        log = earlier(log) if tuning else log
         options = {**_FILMS, **_HEADS[model], **settings.get("options", {})}
         if "past_heads" in options:
             options["past_numbers"] = ("known_like", "residual")
@@ -139,33 +153,48 @@ def run(case: Case, name: str, seed: int) -> dict[str, Any]:
             callbacks.append(training.StartTables({case.item: factors}, deviation=0.2))
     else:
         log = with_columns(case, settings["features"])
+        log = earlier(log) if tuning else log
         known = case.name in {of_log for _, of_log in PRESETS}
         options = preset_options(model, case.name) if known and model == "cadet" else {}
         if model in _OF_MODEL:
             options = {**LISTS, **_OF_MODEL[model], "features": tuple(one.name for one in log.schema.features if one.kind != "id")}
         options = {**options, **settings.get("options", {})}
+    options = {**options, **changed}
     trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
-    scored = {split: training.evaluate(trained, log, split=split)[case.label] for split in case.splits}
+    splits = ("validation",) if tuning else case.splits
+    scored = {split: training.evaluate(trained, log, split=split)[case.label] for split in splits}
     return {"figures": scored, "parameters": history["parameters"], "loss": history["epochs"]["loss"]}
 
 
 def print_table(path: Path) -> None:
     """One table a log and split; seconds are processor time of training and scores."""
     lines = read_lines(path)
-    for log, holdout, split in dict.fromkeys((line["log"], holdout_of(line), split) for line in lines for split in line["figures"]):
-        own = [line for line in lines if (line["log"], holdout_of(line)) == (log, holdout)]
-        print(f"\n{log}, {holdout:.0%} of the members held out, {split}\n")
+    for log, holdout, tuning, split in dict.fromkeys((*_rows(line), split) for line in lines for split in line["figures"]):
+        own = [line for line in lines if _rows(line) == (log, holdout, tuning)]
+        rows = "the last training rows" if tuning else split
+        print(f"\n{log}, {holdout:.0%} of the members held out, {rows}\n")
         print(f"| run | impression AUC | AUC | NDCG@10 | log loss | ECE | seconds |\n|{'---|' * 7}")
-        for name in dict.fromkeys(line["run"] for line in own):
-            found = [line for line in own if line["run"] == name]
+        for name in dict.fromkeys(_named(line) for line in own):
+            found = [line for line in own if _named(line) == name]
             no_lists = ("impression_auc", "ndcg_at_10") if log == "movielens-1m" else ()
             cells = ["-" if each in no_lists else mean_cell([line["figures"][split][each] for line in found]) for each in FIGURES]
             print(f"| {name} | {' | '.join(cells)} | {np.mean([line['seconds'] for line in found]):.0f} |")
 
 
+def _rows(line: Mapping[str, Any]) -> tuple[str, float, bool]:
+    return line["log"], holdout_of(line), line.get("tuning", False)
+
+
+def _named(line: Mapping[str, Any]) -> str:
+    changed = line.get("changed")
+    return line["run"] + (f" {json.dumps(changed)}" if changed else "")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = log_arguments(__doc__, list(RUNS))
     parser.add_argument("--runs", nargs="+")
+    parser.add_argument("--tuning", action="store_true", help="fit on the earlier training rows and score the last of them")
+    parser.add_argument("--change", type=json.loads, default={}, metavar="JSON", help="options that differ from those of the runs")
     args = parsed(parser, arguments)
     if args.table:
         print_table(args.table)
@@ -173,14 +202,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = args.runs or list(RUNS[args.log])
     if unknown := [name for name in names if name not in RUNS[args.log]]:
         parser.error(f"--runs of {args.log} are {list(RUNS[args.log])}. Received: {unknown}")
-    done = {(line["log"], holdout_of(line), line["run"], line["seed"]) for line in read_lines(args.json)}
+    about = {"log": args.log, "holdout": args.holdout, "tuning": args.tuning, "changed": args.change}
+    done = {(*_rows(line), _named(line), line["seed"]) for line in read_lines(args.json)}
     case = open_case(args.log, args.folder, args.holdout)
     for seed in args.seeds:
         for name in names:
-            if (args.log, args.holdout, name, seed) in done:
+            if (*_rows(about), _named({**about, "run": name}), seed) in done:
                 continue
             begin = time.process_time()
-            line = {"log": args.log, "holdout": args.holdout, "run": name, "seed": seed, **run(case, name, seed)}
+            line = {**about, "run": name, "seed": seed, **run(case, name, seed, args.tuning, args.change)}
             add_line(args.json, {**line, "seconds": round(time.process_time() - begin, 1)})
             print(args.log, name, seed, line["figures"], file=sys.stderr, flush=True)
     print_table(args.json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from keras_ranking.data import Log
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def holdout_of(line: dict[str, Any]) -> float:
+def holdout_of(line: Mapping[str, Any]) -> float:
     """Share of the members that a run held out; lines of earlier versions do not say that it was a quarter."""
     return float(line.get("holdout", 0.25))
 
