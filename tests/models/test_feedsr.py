@@ -196,7 +196,7 @@ def test_evaluation_ranks_by_the_served_score_and_judges_probabilities_at_the_po
     np.testing.assert_allclose(report["auc"], auc, rtol=1e-6)
 
 
-@pytest.mark.release("jax")
+@pytest.mark.release("jax", "tensorflow")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
