@@ -64,6 +64,7 @@ def test_a_window_forms_exactly_the_pairs_within_it(window: int) -> None:
     assert (found == pytest.approx(exact, rel=1e-5)) == (window >= largest_request(y_true, weight))
 
 
+@pytest.mark.release("jax")
 def test_the_same_number_in_two_rows_is_not_the_same_request() -> None:
     apart, together = targets([[1], [0]], request=[[1], [1]]), targets([[1, 0]], request=[[1, 1]])
     for loss in (InRequestPairwise(), InRequestPairwise(window=2)):
@@ -74,6 +75,7 @@ def test_the_same_number_in_two_rows_is_not_the_same_request() -> None:
     assert float(InRequestSoftmax()(together, np.zeros((1, 2, 1), np.float32))) == pytest.approx(np.log(2))
 
 
+@pytest.mark.release("jax")
 def test_plain_labels_take_rows_as_requests() -> None:
     rng = np.random.default_rng(3)
     label = (rng.random((6, 7)) < 0.4).astype(np.float32)
@@ -90,6 +92,7 @@ def test_plain_labels_take_rows_as_requests() -> None:
     assert single == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.release("jax")
 def test_two_items_one_clicked_is_a_pair_and_a_list_alike() -> None:
     y_true = targets([[1, 0], [0, 1]], request=[[1, 1], [1, 1]])
     logits = np.array([[[0.3], [1.2]], [[0.1], [2.0]]], dtype=np.float32)

@@ -126,7 +126,7 @@ def test_a_config_makes_the_same_metric(metric: Any) -> None:
     assert float(copy.result()) == float(metric.result())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("from_logits", [False, True])
 @pytest.mark.parametrize("shape", [(300,), (300, 1), (30, 10)])
 def test_plain_labels_and_probabilities(from_logits: bool, shape: tuple[int, ...]) -> None:

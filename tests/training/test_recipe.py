@@ -124,7 +124,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     monkeypatch.setattr(validation_module, "metrics_of", found)
 
 
-@pytest.mark.few(1)
+@pytest.mark.release("jax", "tensorflow")
 @pytest.mark.parametrize("monitor", ["log_loss", "click_grouped_auc"])
 def test_training_stops_and_the_best_epoch_is_saved(monitor: str, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.5, 0.4, 0.45, 0.42, 0.1])
@@ -225,6 +225,7 @@ def test_one_cycle_is_that_of_torch(steps: int, share: float) -> None:
     assert OneCycle.from_config(ours.get_config()).get_config() == ours.get_config()
 
 
+@pytest.mark.release("jax", "tensorflow")
 def test_a_callback_sets_the_rate_of_a_constant_schedule(log: Log) -> None:
     class Rates(keras.callbacks.Callback):
         seen: list[float] = []

@@ -32,6 +32,7 @@ def table(model: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(found))
 
 
+@pytest.mark.quickest
 def test_a_table_starts_from_the_factors(log: kr.data.Log, factors: kr.data.ItemFactors, tmp_path: Path) -> None:
     options = {**OPTIONS, "learning_rate": 1e-9, "weight_decay": 0.0}
     start = StartTables({"item_id": factors}, deviation=0.3)

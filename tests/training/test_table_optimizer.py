@@ -33,6 +33,7 @@ def table_of(model: Any, rows: int) -> np.ndarray:
     return next(keras.ops.convert_to_numpy(x) for x in model.trainable_variables if x.path.endswith("/embeddings") and x.shape[0] == rows)
 
 
+@pytest.mark.release("jax")
 def test_a_large_table_is_updated_by_rows_and_it_is_said(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
     data = with_ids(log, buckets=LARGE)
     model, _ = train(data, "cadet", options=SMALL, seed=1)

@@ -197,6 +197,7 @@ def batch_leaks(run: Call) -> dict[str, float]:
     }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("score", ["softmax", "linear"])
 def test_samples_do_not_depend_on_their_batch(score: str) -> None:
     layer = ready(AttentionLowRankCross(RANK, num_layers=1, score=score, temperature=1.0))
