@@ -87,11 +87,13 @@ def test_control_closed_ends_are_another_encoding() -> None:
     assert np.abs(numpy(layer(x)) - closed).max() > 1.0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_layer(name: str, tmp_path: Path) -> None:
     run_layer_checks(lambda **more: NumericEmbedding(**SETTINGS[name], **more), {"inputs": numbers()}, tmp_path)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_some_columns(name: str) -> None:
     """Numbers that stand alone have the weights that they have among all."""
@@ -112,6 +114,7 @@ def test_some_columns(name: str) -> None:
     np.testing.assert_allclose(numpy(part), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float16"])
 def test_numbers_keep_their_digits_in_half_precision(policy: str) -> None:
     layer = NumericEmbedding(edges=[[1000.0, 1000.5, 1001.0]], width=None, dtype=policy)
@@ -137,6 +140,7 @@ def test_first_weights_are_within_one_over_the_root_of_the_encoding() -> None:
     assert not any(weight.any() for weight in zeros.get_weights())
 
 
+@pytest.mark.quickest
 def test_edges_of_quantiles() -> None:
     rng = np.random.default_rng(1)
     values = np.stack([rng.normal(size=1000), rng.exponential(size=1000)], axis=1)
@@ -153,6 +157,7 @@ def test_edges_of_quantiles() -> None:
         assert np.float32(constant) in edge
 
 
+@pytest.mark.quickest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,6 +186,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         NumericEmbedding(**arguments)
 
 
+@pytest.mark.quickest
 def test_wrong_values() -> None:
     with pytest.raises(ValueError, match=r"inputs must have 3 numbers in their last axis. Received: shape \(2, 2\)"):
         NumericEmbedding(edges=EDGES)(np.zeros((2, 2), "float32"))
