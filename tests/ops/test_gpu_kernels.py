@@ -256,6 +256,7 @@ def test_flex_uses_sdpa_for_plain_rows(rng):
     assert torch_flex.make_mask(torch_spans(Spans.causal(np.repeat([[1, 2]], 35, axis=1).astype("int32"))), 70).plain == ""
 
 
+@pytest.mark.release
 @on_torch
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for the CPU needs a C++ compiler")

@@ -226,6 +226,7 @@ kr.training.train(log, out=sys.argv[1], **{**SETTINGS, "epochs": 8}, resume=len(
 """
 
 
+@pytest.mark.release
 @pytest.mark.slow
 @pytest.mark.quickest
 def test_a_process_that_was_killed(tmp_path: Path) -> None:
