@@ -80,7 +80,7 @@ def CADET(
     dtype = policy_name(dtype)
     wiring = CadetWiring(schema, tokens, trunk, attention, visibility, towers, past, numbers, [*scored, *auxiliary], scored, dtype)
     arguments = as_arguments(tokens, trunk, attention, visibility, towers)
-    arguments |= {"tasks": scored, "auxiliary_tasks": auxiliary, "dtype": dtype, **(as_arguments(past) if past.reads else {})}
+    arguments |= {"tasks": scored, "auxiliary_tasks": auxiliary, "dtype": dtype, **past.arguments()}
     arguments |= as_arguments(numbers) if numbers.embeds else {}
     return RankingModel(wiring, "CADET", schema, arguments, name=name)
 
@@ -112,7 +112,7 @@ class CadetWiring(CausalTransformer):
             made = {**(towers.calibration_options or {}), **self.policy}
             self.calibrate = {task: layers.TowerCalibration(name=f"isotonic_{task}", **made) for task in trained}
 
-    def heads(self, hidden: Any, serving: bool) -> Tensors:
+    def heads(self, hidden: Any, read: list[Any], serving: bool) -> Tensors:
         """[final state ; late features] (B, T, C) -> logits (B, T, K) by task; in serving, of the tasks that are scored."""
-        logits = {task: self.towers[task](hidden) for task in (self.scored if serving else self.towers)}
+        logits = self.plus_past({task: self.towers[task](hidden) for task in (self.scored if serving else self.towers)}, read)
         return {task: self.calibrate[task](logit) if self.calibrate else logit for task, logit in logits.items()}

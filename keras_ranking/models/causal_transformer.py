@@ -125,9 +125,13 @@ class CausalTransformer:
             for i in range(trunk.num_layers)
         ]
 
-    def heads(self, hidden: Any, serving: bool) -> Tensors:
-        """[final state ; late features] (B, T, C) -> logits (B, T, K) by task; in serving, of the tasks that are scored."""
+    def heads(self, hidden: Any, read: list[Any], serving: bool) -> Tensors:
+        """[final state ; late features ; read of the past] (B, T, C) -> logits (B, T, K) by task; in serving, of those that are scored."""
         raise NotImplementedError
+
+    def plus_past(self, logits: Tensors, read: list[Any]) -> Tensors:
+        """Logits with what the past adds to them."""
+        return logits if self.past is None else self.past.plus(logits, read)
 
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
@@ -197,7 +201,7 @@ class CausalTransformer:
 
     def row(self, inputs: Tensors) -> Tensors:
         hidden, _, read = self._trunk(inputs, inputs["time"], inputs["segment"], None)
-        return self.heads(self._states(hidden, inputs, read), serving=False)
+        return self.heads(self._states(hidden, inputs, read), read, serving=False)
 
     def encode(self, history: Tensors) -> Tensors:
         length = history["history_length"]
@@ -218,7 +222,8 @@ class CausalTransformer:
         for i, block in enumerate(self.blocks):
             x = block(x, **places, cache=(keys[:, i], values[:, i], visible), see_self=self.layout != "value")
         columns = without_prefix(candidates, "candidate_")
-        return self.heads(self._states(x, columns, self._past(cache, candidates, columns)), serving=True)
+        read = self._past(cache, candidates, columns)
+        return self.heads(self._states(x, columns, read), read, serving=True)
 
     def _past(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> list[Any]:
         """What candidates read of the cached events that they see."""

@@ -74,7 +74,7 @@ def FeedSR(
     numbers = numbers.of(schema, tokens.token_features, tokens.late_features, [action.name for action in schema.actions])
     names, dtype = task_names(schema, tasks), policy_name(dtype)
     arguments = as_arguments(tokens, trunk, attention, visibility, head) | {"tasks": names, "dtype": dtype}
-    arguments |= (as_arguments(past) if past.reads else {}) | (as_arguments(numbers) if numbers.embeds else {})
+    arguments |= past.arguments() | (as_arguments(numbers) if numbers.embeds else {})
     wiring = FeedSRWiring(schema, tokens, trunk, attention, visibility, head, past, numbers, names, dtype)
     return RankingModel(wiring, "FeedSR", schema, arguments, name=name)
 
@@ -111,9 +111,9 @@ class FeedSRWiring(CausalTransformer):
         self.boundaries = tuple(range(1, positions + 1))
         self.serving_tower = head.serving_position - 1 if self.boundaries else 0
 
-    def heads(self, hidden: Any, serving: bool) -> Tensors:
+    def heads(self, hidden: Any, read: list[Any], serving: bool) -> Tensors:
         """[final state ; late features] (B, T, C) -> logits (B, T, P) by task, one at each position."""
-        logits = self.head(hidden)
+        logits = self.plus_past(self.head(hidden), read)
         if not self.offsets:
             return {task: ops.expand_dims(logit, -1) for task, logit in logits.items()}
         return {task: self.offsets[task](logit) for task, logit in logits.items()}

@@ -86,7 +86,7 @@ def LiGR(
     for option in ("shared_tables", "batch_norm_momentum"):  # written where they are chosen, as checkpoints of earlier versions have it
         if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
             del arguments[option]
-    arguments |= (as_arguments(past) if past.reads else {}) | (as_arguments(numbers) if numbers.embeds else {})
+    arguments |= past.arguments() | (as_arguments(numbers) if numbers.embeds else {})
     wiring = LigrWiring(schema, blocks, setwise, features, numbers, heads, past, names, dropout, dtype)
     return RankingModel(wiring, "LiGR", schema, arguments, name=name)
 
@@ -179,13 +179,19 @@ class LigrWiring(AmortizedHistory):
 
     def _merged(self, states: Any, past: list[Any], slot: Any, whole: bool) -> tuple[Tensors, Tensors]:
         """Logits (B, N) by task, and point-wise ones."""
-        first = self.logits.head(self._joined([states, *past]))
+        first: Any = self._plus(self.logits.head(self._joined([states, *past])), past)
         if self.sets is None:
             return first, first
         moved, chosen = self.sets(states, slot=slot, score=ops.stop_gradient(first[self.setwise.choose_by]), whole=whole)
         second = self.set_head(self._joined([self.set_norm(moved), *past]))
+        if self.setwise.merge == "replace":  # else the point-wise logit has it
+            second = self._plus(second, past)
         merged = {}
         for task, logit in first.items():
             best = second[task] + logit if self.setwise.merge == "add" else second[task]
             merged[task] = ops.where(chosen > 0, best, logit)
         return merged, first
+
+    def _plus(self, logits: Tensors, past: list[Any]) -> Tensors:
+        """Logits (B, N) with what the past adds to them."""
+        return logits if self.reader is None else self.reader.plus(logits, past)

@@ -91,7 +91,7 @@ def LiRank(
 def ranker_arguments(chosen: RankerChoices, past: Past, numbers: Numbers, **direct: Any) -> dict[str, Any]:
     """The arguments of a ranker as a saved file holds them."""
     parts = as_arguments(chosen.features, chosen.interaction, chosen.heads, chosen.calibration)
-    parts |= (as_arguments(past) if past.reads else {}) | (as_arguments(numbers) if numbers.embeds else {})
+    parts |= past.arguments() | (as_arguments(numbers) if numbers.embeds else {})
     return {**parts, "random_effects": chosen.random_effects, "explore": chosen.explore, **direct}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_ranking import layers
@@ -39,6 +40,7 @@ class PastReader:
         self.keep, self.request_times = layers.KeepFirst(name="past_seen"), layers.RequestTimes(name="past_times")
         sizes: dict[str, Any] = {"key_dim": past.past_dim, "decay": past.past_decay, **policy}
         self.parts: dict[str, Any] = {}
+        self.logit_maps: dict[str, Any] = {}
         if past.past_heads:
             self.parts["attention"] = layers.HistoryAttention(past.past_heads, value_dim=past.past_dim, name="past_attention", **sizes)
         if past.past_linear:
@@ -71,6 +73,20 @@ class PastReader:
             ids = {name: columns[name] for name in names}
             out.append(self.parts["matches"](ids, past={name: events[_ID + name] for name in names}, numbers=numbers, **seen))
         return out
+
+    def plus(self, logits: Tensors, read: list[Any]) -> Tensors:
+        """Logits (B, N) or (B, N, K) by task, with the linear sums of what was `read` added where `past_logit` says so."""
+        if not self.past.past_logit:
+            return logits
+        sums = read[list(self.parts).index("linear")]
+        return {task: logit + self._logit(task, sums, wide=len(logit.shape) == 3) for task, logit in logits.items()}
+
+    def _logit(self, task: str, sums: Any, wide: bool) -> Any:
+        if task not in self.logit_maps:
+            settings: dict[str, Any] = {"use_bias": False, "kernel_initializer": "zeros", "dtype": "float32"}
+            self.logit_maps[task] = keras.layers.Dense(1, name=f"past_logit_{task}", **settings)
+        added = self.logit_maps[task](sums)
+        return added if wide else ops.squeeze(added, -1)
 
     def of_cache(self, columns: Tensors, cache: Tensors, visible: Any, request_time: Any) -> list[Any]:
         """What candidates (B, N) read of cached events, of which the first `visible` (B,) may be seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -334,6 +335,7 @@ class RequestRanker:
         """
         columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
         parts = self._features(columns, real)
+        past: list[Any] = []
         if self.history is not None:
             state, past = self._read(cache, candidates, columns) if read is None else read
             parts += [state, *past]
@@ -341,7 +343,7 @@ class RequestRanker:
         if self.pooling is not None:
             state = self.pooling(self.pooled_state(x), slot=self._slot(x, columns, real))
             x = self.join([x, self.pooling_norm(state)])
-        return self.logits(x, columns, seed)
+        return self.logits(x, columns, seed, plus=None if self.reader is None else functools.partial(self.reader.plus, read=past))
 
     def explore(self, name: str) -> keras.Model:
         """Serving tensors and `seed` -> probabilities of the `explore` tasks under weights drawn from their posterior."""

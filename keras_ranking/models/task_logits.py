@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -69,13 +69,16 @@ class TaskLogits:
                     self.calibration_columns, id_dim=8, name="calibration_features", dtype=dtype
                 )
 
-    def __call__(self, x: Any, columns: Tensors, seed: Any = None) -> tuple[Tensors, Tensors]:
+    def __call__(
+        self, x: Any, columns: Tensors, seed: Any = None, plus: Callable[[Tensors], Tensors] | None = None
+    ) -> tuple[Tensors, Tensors]:
         """Logits (B, N) by task, and what the last linear map of each reads, (B, N, H).
 
         Args:
             x: joined features, (B, N, C).
             columns: of the candidates, for calibration and random effects.
             seed: int32 (B,): the last weights of explored tasks are drawn from their posterior; None: their mean.
+            plus: function that adds to the logits (B, N), before their calibration; None: nothing is added.
         """
         trunks = {name: trunk(x) for name, trunk in self.trunks.items()}
         if self.head is not None:
@@ -85,6 +88,7 @@ class TaskLogits:
             logits = {task: ops.squeeze(self.linear[task](hidden[task]), -1) for task in self.linear}
         for task, posterior in self.posteriors.items():
             logits[task] = posterior(hidden[task]) if seed is None else posterior(hidden[task], seed=seed)
+        logits = logits if plus is None else plus(logits)
         return {task: self._finished(task, logits[task], columns) for task in self.tasks}, hidden
 
     def _finished(self, task: str, logit: Any, columns: Tensors) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from keras_ranking.configuration import as_arguments
 from keras_ranking.schema import Schema
 
 
@@ -26,9 +28,11 @@ class Past:
         past_numbers: actions that are numbers, averaged and summed as they are, such as outcomes and residuals; None: all of them.
         past_dim: width of a head.
         past_decay: whether attention and linear sums fade with the time gap.
+        past_logit: whether the linear sums are also added to each task's logit, before calibration and offsets, by a weight for each head
+            and number that starts at 0: the score of a factor model next to that of the trunk.
 
     Raises:
-        ValueError: a negative number of heads, or a width below 1.
+        ValueError: a negative number of heads, a width below 1, or `past_logit` without linear sums.
 
     Example:
         >>> kr.models.Past(past_heads=4, past_matches=("item_id",)).reads
@@ -42,8 +46,11 @@ class Past:
     past_numbers: Sequence[str] | None = None
     past_dim: int = 16
     past_decay: bool = True
+    past_logit: bool = False
 
     def __post_init__(self) -> None:
+        if self.past_logit and not self.past_linear:
+            raise ValueError(f"`past_logit` adds linear sums to logits: it needs `past_linear`. Received: past_linear={self.past_linear}")
         if self.past_heads < 0 or self.past_linear < 0 or self.past_dim < 1:
             received = f"past_heads={self.past_heads}, past_linear={self.past_linear}, past_dim={self.past_dim}"
             raise ValueError(f"`past_heads` and `past_linear` must not be negative, and `past_dim` positive. Received: {received}")
@@ -52,6 +59,12 @@ class Past:
     def reads(self) -> bool:
         """Whether anything of the past is read."""
         return bool(self.past_heads or self.past_linear or self.past_matches)
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields as a saved model holds them: none if nothing is read."""
+        given = as_arguments(self) if self.reads else {}
+        # `past_logit` is written where it is chosen, as files of earlier versions have it.
+        return {name: value for name, value in given.items() if name != "past_logit" or value}
 
     def of(self, schema: Schema, columns: Sequence[str], option: str = "token_features") -> Past:
         """The same with columns written out.
@@ -94,4 +107,5 @@ class Past:
             past_numbers=chosen,
             past_dim=int(self.past_dim),
             past_decay=bool(self.past_decay),
+            past_logit=bool(self.past_logit),
         )
