@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from keras_ranking.configuration import as_arguments
 from keras_ranking.schema import Schema
@@ -48,6 +48,8 @@ class Past:
     past_decay: bool = True
     past_logit: bool = False
 
+    NEWER: ClassVar[tuple[str, ...]] = ("past_logit",)  # than the first version with this class, see `as_arguments`
+
     def __post_init__(self) -> None:
         if self.past_logit and not self.past_linear:
             raise ValueError(f"`past_logit` adds linear sums to logits: it needs `past_linear`. Received: past_linear={self.past_linear}")
@@ -62,9 +64,7 @@ class Past:
 
     def arguments(self) -> dict[str, Any]:
         """The fields as a saved model holds them: none if nothing is read."""
-        given = as_arguments(self) if self.reads else {}
-        # `past_logit` is written where it is chosen, as files of earlier versions have it.
-        return {name: value for name, value in given.items() if name != "past_logit" or value}
+        return as_arguments(self) if self.reads else {}
 
     def of(self, schema: Schema, columns: Sequence[str], option: str = "token_features") -> Past:
         """The same with columns written out.
