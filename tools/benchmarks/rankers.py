@@ -46,17 +46,23 @@ from keras_ranking.data import Log
 from keras_ranking.training.presets import PRESETS, preset_options
 
 FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error")
-_PAST: dict[str, Any] = {"past_heads": 4, "past_linear": 1, "past_dim": 32, "past_keys": ("item_id",)}
+_PAST: dict[str, Any] = {"past_heads": 4, "past_linear": 1, "past_dim": 64, "past_keys": ("item_id",)}
 _FILMS: dict[str, Any] = {
     "token_features": ("item_id", "genres", "release_year"),
-    "id_dim": 32,
+    "id_dim": 64,
     "dim": 32,
     "num_layers": 1,
     "num_heads": 2,
     "row_length": 512,
     "batch_size": 8,
-    "epochs": 3,
+    "epochs": 5,
     "learning_rate": 2e-3,
+    "weight_decay": 0.01,
+    "dropout": 0.1,
+    "ema": 0.99,
+    "table_optimizer": "adamw",
+    "table_learning_rate": 1e-3,
+    "table_weight_decay": 0.3,
     "pairwise_weight": 0.0,
 }
 LISTS: dict[str, Any] = {
@@ -76,10 +82,10 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "movielens-1m": {
         "cadet trunk": {},
         "cadet past": {"options": _PAST},
-        "cadet factors": {"options": _PAST, "factors": 32},
-        "cadet factors without history": {"options": {**_PAST, "max_history": 0}, "factors": 32},
-        "feedsr factors": {"options": _PAST, "factors": 32},
-        "cadet personal": {"options": _PAST, "factors": 32, "features": "new"},
+        "cadet factors": {"options": _PAST, "factors": 64},
+        "cadet factors without history": {"options": {**_PAST, "max_history": 0}, "factors": 64},
+        "feedsr factors": {"options": _PAST, "factors": 64},
+        "cadet personal": {"options": _PAST, "factors": 64, "features": "new"},
     },
     "ebnerd": {
         **{f"{model} {of}": {"features": of} for model in ("ligr", "lirank", "cadet") for of in ("plain", "relative", "new", "fold_in")},
