@@ -24,6 +24,7 @@ def before_a_release(*values: Any) -> Any:
 
 # Numbers of items, of contexts and of actions have bins.
 NUMBERS = {"bins": ("age_hours", "item_views_24h", "dwell_seconds"), "number_embedding": "piecewise_linear", "number_width": 3}
+PAST = {"past_heads": 2, "past_linear": 1, "past_matches": ("topic",), "past_dim": 4, "past_logit": True}
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
     "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900, "tower_boundaries": ()},
@@ -89,6 +90,29 @@ MODELS: dict[str, dict[str, Any]] = {
     "ligr_numbers": {
         **NUMBERS,
         "number_activation": "relu",
+        "builder": "LiGR",
+        "setwise_layers": 0,
+        "dim": 16,
+        "num_heads": 2,
+        "id_dim": 4,
+        "max_history": 8,
+        "delay": 120,
+        "tasks": ("click",),
+    },
+    "feedsr_past": {"builder": "FeedSR", "position_offsets": 0, "head_options": {"hidden": (8,)}, "max_history": 5, **PAST},
+    "lirank_past": {
+        **PAST,
+        "builder": "LiRank",
+        "hidden": (12,),
+        "rank": 4,
+        "id_dim": 4,
+        "max_history": 8,
+        "history_options": {"latest": 2},
+        "delay": 120,
+        "tasks": ("click",),
+    },
+    "ligr_past": {
+        **PAST,
         "builder": "LiGR",
         "setwise_layers": 0,
         "dim": 16,
