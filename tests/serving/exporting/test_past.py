@@ -15,7 +15,7 @@ from keras_ranking.serving.protocol.model_folder import read_card
 tf = pytest.importorskip("tensorflow")
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]  # an export with all its checks
 
-PAST: dict[str, Any] = {"past_heads": 2, "past_linear": 1, "past_matches": ("topic",), "past_dim": 4}
+PAST: dict[str, Any] = {"past_heads": 2, "past_linear": 1, "past_matches": ("topic",), "past_dim": 4, "past_logit": True}
 SMALL: dict[str, Any] = {"id_dim": 4, "action_dim": 4, "max_history": 6, "tasks": ("click",)}
 MODELS: dict[str, dict[str, Any]] = {
     "LiRank": {"hidden": (8,), "cross": "none", "history_options": {"num_layers": 1}},
@@ -48,6 +48,10 @@ def test_signatures(kind: str, quantize: str | None, tmp_path: Any) -> None:
     log = kr.data.simulate(members=10, days=4, seed=0, feedback_delay=60)
     keras.utils.set_random_seed(0)
     model = getattr(kr.models, kind)(log.schema.fit(log.events), **SMALL, **MODELS[kind], **PAST)
+    into_logits = [variable for variable in model.trainable_variables if "past_logit" in variable.path]
+    assert into_logits
+    for variable in into_logits:  # which start at 0
+        variable.assign(0.5 + keras.ops.zeros_like(variable))
     version = export(model, tmp_path / "ranker", events=log.events, quantize=quantize)
     card = read_card(version)
     assert {"raw", "encode_history", "score_candidates"} <= set(card.signatures) and card.verified["largest_difference"] <= 1e-5
