@@ -121,6 +121,7 @@ def test_a_keras_mask_in_a_training_step(eager: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile is torch's")
 def test_torch_compile() -> None:
     """One task: to compile the loss of each further one takes half a minute."""

@@ -130,6 +130,7 @@ def test_saved_and_loaded(schema: kr.Schema, sequences: Any, arguments: dict[str
         np.testing.assert_array_equal(array(again(x)[task]), array(logit))
 
 
+@pytest.mark.release("jax")
 def test_fit_learns_and_padding_moves_no_moment(schema: kr.Schema, sequences: Any) -> None:
     model = make(schema)
     options = training.TrainingOptions(row_length=64, batch_size=4, epochs=2, table_optimizer="adagrad", learning_rate=5e-3)

@@ -12,6 +12,8 @@ import keras_ranking as kr
 from keras_ranking.data import PackedDataset, PackedRequests, build_sequences, pack, requests
 from tests.models.test_past_requests import DLRM, LIGR, RANKER, randomise, sigmoid
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 SEQUENCE: dict[str, Any] = {"dim": 8, "num_heads": 2, "num_layers": 1, "id_dim": 4}
 READS: dict[str, Any] = {"past_heads": 1, "past_linear": 2, "past_matches": ("topic",), "past_dim": 4, "past_logit": True}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,6 +97,7 @@ def test_rows_streams_and_requests_agree(log: Any, name: str) -> None:
 
 
 @pytest.mark.few(1)
+@pytest.mark.release("tensorflow", "jax")
 @pytest.mark.parametrize("name", ["ligr", "cadet", "lirank"])
 def test_caches_learning_and_files(log: Any, name: str, tmp_path: Any) -> None:
     model = made(log, name)

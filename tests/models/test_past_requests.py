@@ -13,6 +13,8 @@ import keras_ranking as kr
 from keras_ranking.data import PackedRequests, Sequences, build_sequences, requests
 from tests.models.test_max_history import array
 
+pytestmark = pytest.mark.usefixtures("quick_calls")
+
 DELAY, WINDOW = 900, 7
 PAST: dict[str, Any] = {"past_heads": 2, "past_linear": 1, "past_matches": ("author_id", "topic"), "past_dim": 4}
 RANKER: dict[str, Any] = {"hidden": (8,), "rank": 4, "id_dim": 4, "action_dim": 4, "max_history": WINDOW, "tasks": ["click"]}

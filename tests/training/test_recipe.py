@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,14 @@ def test_a_metric_that_the_rows_do_not_define_is_an_error(log: Log) -> None:
 # -- Ctrl-C -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def ctrl_c_counts() -> Iterator[None]:
+    """As in a terminal: a shell starts what it runs in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Press(keras.callbacks.Callback):
     """Ctrl-C in a step."""
 
@@ -348,6 +357,7 @@ class Press(keras.callbacks.Callback):
 
 
 @pytest.mark.quickest
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(log: Log, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, history = quick(log, tmp_path / "whole", epochs=2)
     steps = read_checkpoint(tmp_path / "whole").about["progress"]["step"] // 2
@@ -365,6 +375,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(log: Log, tmp_path: Pa
 
 
 @pytest.mark.quickest
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_a_second_ctrl_c_stops_at_once(log: Log, tmp_path: Path) -> None:
     class Twice(Press):
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:

@@ -105,7 +105,8 @@ def test_the_best_epoch_is_that_of_the_average(log: Log) -> None:
         np.testing.assert_allclose(mine, value, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("number", [4, pytest.param(None, marks=pytest.mark.quickest)])
+@pytest.mark.quickest
+@pytest.mark.parametrize("number", [4, None])
 def test_a_stopped_run_reaches_the_same_average(number: int | None, log: Log, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"options": {"ema": 0.9, "ema_every": 2, "dropout": 0.2}, "checkpoint_every": 2}
     model, _ = quick(log, tmp_path / "whole", **settings)
