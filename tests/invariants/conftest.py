@@ -25,6 +25,7 @@ def before_a_release(*values: Any) -> Any:
 # Numbers of items, of contexts and of actions have bins.
 NUMBERS = {"bins": ("age_hours", "item_views_24h", "dwell_seconds"), "number_embedding": "piecewise_linear", "number_width": 3}
 PAST = {"past_heads": 2, "past_linear": 1, "past_matches": ("topic",), "past_dim": 4, "past_logit": True}
+LIGR = {"builder": "LiGR", "setwise_layers": 0, "dim": 16, "num_heads": 2, "id_dim": 4, "max_history": 8, "delay": 120, "tasks": ("click",)}
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
     "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900, "tower_boundaries": ()},
@@ -65,16 +66,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "delay": 120,
         "tasks": ("click",),
     },
-    "ligr": {
-        "builder": "LiGR",
-        "setwise_layers": 0,
-        "dim": 16,
-        "num_heads": 2,
-        "id_dim": 4,
-        "max_history": 1000,
-        "delay": 120,
-        "tasks": ("click",),
-    },
+    "ligr": {**LIGR, "max_history": 1000},
     "feedsr": {"builder": "FeedSR", "position_offsets": 3, "serving_position": 2, "head_options": {"hidden": (8,)}},
     "feedsr_fused_session": {
         "builder": "FeedSR",
@@ -87,18 +79,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "position_offsets": 0,
     },
     "cadet_numbers": {**NUMBERS, "number_plain": True},
-    "ligr_numbers": {
-        **NUMBERS,
-        "number_activation": "relu",
-        "builder": "LiGR",
-        "setwise_layers": 0,
-        "dim": 16,
-        "num_heads": 2,
-        "id_dim": 4,
-        "max_history": 8,
-        "delay": 120,
-        "tasks": ("click",),
-    },
+    "ligr_numbers": {**LIGR, **NUMBERS, "number_activation": "relu"},
     "feedsr_past": {"builder": "FeedSR", "position_offsets": 0, "head_options": {"hidden": (8,)}, "max_history": 5, **PAST},
     "lirank_past": {
         **PAST,
@@ -111,17 +92,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "delay": 120,
         "tasks": ("click",),
     },
-    "ligr_past": {
-        **PAST,
-        "builder": "LiGR",
-        "setwise_layers": 0,
-        "dim": 16,
-        "num_heads": 2,
-        "id_dim": 4,
-        "max_history": 8,
-        "delay": 120,
-        "tasks": ("click",),
-    },
+    "ligr_past": {**LIGR, **PAST},
     "cadet_value": {"layout": "value", "token_features": ("item_id", "age_hours", "item_views_24h"), "rotary": None},
 }
 

@@ -96,7 +96,6 @@ def test_rows_streams_and_requests_agree(log: Any, name: str) -> None:
         np.testing.assert_allclose(sigmoid(packed), served, rtol=0, atol=2e-6)
 
 
-@pytest.mark.few(1)
 @pytest.mark.release("tensorflow", "jax")
 @pytest.mark.parametrize("name", ["ligr", "cadet", "lirank"])
 def test_caches_learning_and_files(log: Any, name: str, tmp_path: Any) -> None:

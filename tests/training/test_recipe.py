@@ -13,31 +13,15 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import Log
-from keras_ranking.training import Recipe, evaluate, presets, read_checkpoint, train, validation as validation_module, warm_start
+from keras_ranking.training import Recipe, evaluate, presets, read_checkpoint, validation as validation_module, warm_start
 from keras_ranking.training.schedules import OneCycle
-from tests.compiling import JIT
 from tests.training.crashes import CrashAfter
-
-SMALL: dict[str, Any] = {
-    "features": ("age_hours", "topic"),
-    "history_features": (),
-    "hidden": (8,),
-    "cross_layers": 1,
-    "id_dim": 4,
-    "row_length": 64,
-    "batch_size": 3,
-    "jit_compile": JIT,
-}
+from tests.training.small import quick
 
 
 @pytest.fixture(scope="module")
 def log() -> Log:
     return kr.data.simulate(members=30, days=4, seed=0)
-
-
-def quick(log: Log, out: Path | None = None, model: Any = "lirank", epochs: int = 1, **settings: Any) -> Any:
-    options = {**SMALL, **settings.pop("options", {})}
-    return train(log, model, out, epochs=epochs, options=options, **{"verbose": False, **settings})
 
 
 def differ(model: Any, other: Any) -> bool:

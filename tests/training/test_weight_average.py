@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,16 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.data import Log
-from keras_ranking.training import evaluate, read_checkpoint, train, warm_start
-from tests.compiling import JIT
+from keras_ranking.training import evaluate, read_checkpoint, warm_start
 from tests.training.crashes import CrashAfter
+from tests.training.small import quick as quick_with
 
-SMALL: dict[str, Any] = {
-    "features": ("age_hours", "topic"),
-    "history_features": (),
-    "hidden": (8,),
-    "cross_layers": 1,
-    "id_dim": 4,
-    "row_length": 64,
-    "batch_size": 3,
-    "jit_compile": JIT,
-}
+quick = partial(quick_with, epochs=2)
 
 
 @pytest.fixture(scope="module")
 def log() -> Log:
     return kr.data.simulate(members=30, days=4, seed=0)
-
-
-def quick(log: Log, out: Path | None = None, **settings: Any) -> Any:
-    options = {**SMALL, **settings.pop("options", {})}
-    return train(log, "lirank", out, options=options, **{"epochs": 2, "verbose": False, **settings})
 
 
 class Steps(keras.callbacks.Callback):
