@@ -11,111 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serial
 
 from keras_ranking.column_base import NAME, Column, usable
 from keras_ranking.field_errors import PlainWords
+from keras_ranking.id_columns import Category, Id, Ids
 from keras_ranking.number_edges import MOST_BINS, checked_edges, quantile_edges
-from keras_ranking.ops.hashing import canonical_text, hash_buckets, id_halves, vocabulary_rows
 from keras_ranking.ops.logarithm import log1p
-from keras_ranking.values import INT32_MAX, Faults, numbers_of, plain_series, raise_first
+from keras_ranking.values import Faults, numbers_of, plain_series, raise_first
+
+__all__ = ["Category", "Feature", "Id", "Ids", "Number", "Task", "Vector"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-class Id(Column):
-    """An identifier with no order and no fixed vocabulary, hashed to rows of an embedding table.
-
-    row = 1 + Fingerprint64(text) mod (buckets - 1); row 0 = missing. See `keras_ranking.ops.fingerprint64`. The text of an integer is in
-    base 10, that of a boolean 1 or 0. float16, float32, and float64 from 2**53 on are refused: different ids would be one.
-
-    With `buckets=None` the whole 64-bit fingerprint is kept, as two int32 halves, and embedded by quotient and remainder tables
-    (`QuotientRemainderEmbedding`): no two ids share all their rows. A missing id is (0, 0).
-
-    Args:
-        name: column of the log.
-        buckets: rows of the table, at least 2; None: no hashing into buckets. Our choice: 65,536.
-        divisor: with `buckets=None`, m of the quotient and remainder tables. Our choice: 65,536, which has the fewest rows.
-        table: ids with the same `table` share one embedding table; None: its own table.
-        known: 'item', 'context' or 'after'.
-
-    Example:
-        >>> kr.Id("item_id", buckets=1000).encode(["a17", "b4", None]).tolist()
-        [462, 731, 0]
-    """
-
-    kind: Literal["id"] = "id"
-    buckets: int | None = Field(default=65536, ge=2, le=INT32_MAX)
-    divisor: int = Field(default=65536, ge=2, le=2**30)
-    table: str | None = None
-
-    def __init__(self, name: str | None = None, **settings: Any) -> None:
-        super().__init__(name, **settings)
-
-    @property
-    def dtype(self) -> str:
-        return "int32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (2,) if self.buckets is None else ()
-
-    @property
-    def rows(self) -> int | None:
-        """Rows of the embedding table, the one for missing values included; None where any int32 is an id."""
-        return self.buckets
-
-    def encode(self, values: Any) -> np.ndarray:
-        if self.buckets is not None:
-            return hash_buckets(values, self.buckets, self.name)
-        return id_halves(values, self.name)
-
-
-class Category(Column):
-    """One of a few values: rows 1..n of a stated vocabulary, in its order; row 0 = missing or not in the vocabulary.
-
-    Args:
-        name: column of the log.
-        vocabulary: the values as text, exactly as in the log: case and spaces count, integers are written in base 10, booleans as 1 and 0.
-            None: hashed to `buckets` rows like an `Id`.
-        buckets: rows where no vocabulary is given.
-        table: categories with the same `table` (and the same rows) share one embedding table; None: its own table.
-        known: 'item', 'context' or 'after'.
-
-    Example:
-        >>> kr.Category("device", vocabulary=["mobile", "desktop"]).encode(["desktop", "mobile", "tv", None]).tolist()
-        [2, 1, 0, 0]
-    """
-
-    kind: Literal["category"] = "category"
-    vocabulary: tuple[str, ...] | None = None
-    buckets: int = Field(default=256, ge=2, le=INT32_MAX)
-    table: str | None = None
-
-    def __init__(self, name: str | None = None, **settings: Any) -> None:
-        super().__init__(name, **settings)
-
-    @field_validator("vocabulary", mode="before")
-    @classmethod
-    def _check_vocabulary(cls, vocabulary: Any) -> Any:
-        if vocabulary is None:
-            return None
-        if isinstance(vocabulary, str):
-            raise ValueError(f"`vocabulary` must be a list of texts. Received: vocabulary={vocabulary!r}")
-        words = tuple(canonical_text(list(vocabulary), "vocabulary"))  # the same form in which the log's values are looked up
-        if not words or len(set(words)) != len(words) or "" in words:
-            raise ValueError(f"`vocabulary` must be distinct, non-empty texts. Received: vocabulary={words}")
-        return words
-
-    @property
-    def dtype(self) -> str:
-        return "int32"
-
-    @property
-    def rows(self) -> int:
-        """Rows of the embedding table, the one for missing values included."""
-        return self.buckets if self.vocabulary is None else len(self.vocabulary) + 1
-
-    def encode(self, values: Any) -> np.ndarray:
-        if self.vocabulary is None:
-            return hash_buckets(values, self.buckets, self.name)
-        return vocabulary_rows(values, self.vocabulary, self.name)
 
 
 class Number(Column):
@@ -324,7 +227,7 @@ class Vector(Column):
         return isinstance(value, np.ndarray) or not any(isinstance(number, bool | np.bool_) for number in value)
 
 
-Feature = Annotated[Id | Category | Number | Vector, Field(discriminator="kind")]
+Feature = Annotated[Id | Category | Ids | Number | Vector, Field(discriminator="kind")]
 
 
 class Task(BaseModel, metaclass=PlainWords):

@@ -42,7 +42,7 @@ class Schema(BaseModel, metaclass=PlainWords):
         request: column with the id of the request (one member, one time, one list of candidates).
         session: column with the session's id, or None.
         position: column with the rank at which the item was shown, 1 = first, or None. Known after scoring.
-        features: `Id`, `Category`, `Number`, `Vector` columns, each with when it is known.
+        features: `Id`, `Category`, `Ids`, `Number`, `Vector` columns, each with when it is known.
         actions: what the member did, as features (a bare name is `Number(name)`); inputs of later events only.
         tasks: what to predict.
         epoch: Unix time from which model times count, in seconds; model times are int32 seconds after it.
@@ -85,7 +85,9 @@ class Schema(BaseModel, metaclass=PlainWords):
     @classmethod
     def _list_of_features(cls, features: Any) -> Any:
         if isinstance(features, str | BaseModel):
-            raise ValueError(f"`features` must be a list of `Id`, `Category`, `Number` and `Vector`. Received: features={features!r}")
+            raise ValueError(
+                f"`features` must be a list of `Id`, `Category`, `Ids`, `Number` and `Vector`. Received: features={features!r}"
+            )
         return features
 
     @field_validator("actions", mode="before")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from keras_ranking.columns import Category, Id, Vector
+from keras_ranking.columns import Category, Id, Ids, Vector
 from keras_ranking.data.log_columns import at_row, key_faults, require_column, require_frame
 from keras_ranking.data.vocabularies import vocabulary_notes
 from keras_ranking.ops.messages import shown
@@ -150,6 +150,8 @@ def _check_duplicates(schema: Schema, events: pd.DataFrame, checker: _Checker) -
     for feature in (*schema.features, *schema.actions):
         if isinstance(feature, Vector):
             few[feature.name] = [np.asarray(value, dtype=np.float64).tobytes() for value in few[feature.name]]
+        elif isinstance(feature, Ids):
+            few[feature.name] = [tuple(row) for row in feature.texts(few[feature.name]).tolist()]
     bad = np.zeros(len(events), dtype=bool)
     bad[rows] = few.duplicated().to_numpy()
     checker.fault(bad, schema.request, "has a row that repeats an earlier row exactly (same member, request, item and all other values)")
@@ -209,11 +211,11 @@ def check_events(
 
     Faults, in this order: a missing column; a member, request or session that is missing or no key (float16 and float32, floats of 2**53
     or more, lists); a time that is missing, not whole, in float16 or float32, before the schema's epoch or too late for int32; every
-    value that the encoder of its column refuses: ids that are neither integers nor strings, bytes and texts that are not Unicode,
-    numbers that are text, not finite, beyond float32, negative under a logarithm, or missing without a stated substitute, vectors of a
-    wrong size or type or not finite, labels other than 0 and 1; a position that is not a whole number >= 1; a row that is equal to an
-    earlier one; a request with two members or two times; a position that repeats inside its request; a row that comes after a later row
-    of the same member. The rows that pass can be encoded.
+    value that the encoder of its column refuses: ids that are neither integers nor strings, bytes and texts that are not Unicode, sets of
+    ids that are no lists or are too long, numbers that are text, not finite, beyond float32, negative under a logarithm, or missing
+    without a stated substitute, vectors of a wrong size or type or not finite, labels other than 0 and 1; a position that is not a whole
+    number >= 1; a row that is equal to an earlier one; a request with two members or two times; a position that repeats inside its
+    request; a row that comes after a later row of the same member. The rows that pass can be encoded.
 
     A warning names values of a `Category` that its vocabulary probably means but spells in another way, and a vocabulary that has less
     than half of the values.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from keras_ranking.columns import Category, Id
+from keras_ranking.columns import Category, Id, Ids
+from keras_ranking.id_lists import read_lists
 from keras_ranking.ops.hashing import distinct_ids
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
@@ -30,15 +31,15 @@ def vocabulary_notes(schema: Schema, events: pd.DataFrame, rows: np.ndarray) -> 
     lines = (
         _note(column, events[column.name] if whole else events[column.name][rows])
         for column in (*schema.features, *schema.actions)
-        if column.kind in ("category", "id")
+        if isinstance(column, (Category, Id, Ids))
     )
     return tuple(line for line in lines if line)
 
 
-def _note(column: Id | Category, series: pd.Series) -> str:
-    if not isinstance(column, Category) or column.vocabulary is None:
-        return _mixed_booleans(column.name, series)
-    ids = distinct_ids(series)
+def _note(column: Id | Category | Ids, series: pd.Series) -> str:
+    if isinstance(column, Id) or column.vocabulary is None:
+        return "" if isinstance(column, Ids) else _mixed_booleans(column.name, series)
+    ids = read_lists(series, column.separator).ids if isinstance(column, Ids) else distinct_ids(series)
     times = np.bincount(ids.codes[ids.codes >= 0], minlength=len(ids.texts))
     counts = pd.Series(times, index=list(ids.texts), dtype=np.int64).groupby(level=0, sort=False).sum()  # 1 and "1" are one text
     counts = counts[counts.index != ""]
@@ -58,7 +59,8 @@ def _note(column: Id | Category, series: pd.Series) -> str:
         return ""
     written = " A boolean is written as '1' or '0'." if series.dtype.kind == "b" or set(near) & {"0", "1"} else ""
     words_shown = ", ".join(map(repr, column.vocabulary[:_EXAMPLES])) + (", ..." if len(column.vocabulary) > _EXAMPLES else "")
-    return f"column '{column.name}': {stated}, which has {words_shown}; all of them get row 0, as a missing value does.{written}"
+    missing = "" if isinstance(column, Ids) else ", as a missing value does"
+    return f"column '{column.name}': {stated}, which has {words_shown}; all of them get row 0{missing}.{written}"
 
 
 def _mixed_booleans(name: str, series: pd.Series) -> str:

@@ -19,7 +19,7 @@ class StartTables(keras.callbacks.Callback):
     or let later rows say when to stop.
 
     Args:
-        factors: column of an `Id` or `Category` -> `ItemFactors`.
+        factors: column of an `Id`, `Category` or `Ids` -> `ItemFactors`.
         deviation: standard deviation of the table's numbers. Our choice: 0.1; 0.2 for tables of 64 columns or more.
         seed: of rows without a factor.
 

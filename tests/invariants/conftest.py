@@ -25,11 +25,20 @@ def before_a_release(*values: Any) -> Any:
 # Numbers of items, of contexts and of actions have bins.
 NUMBERS = {"bins": ("age_hours", "item_views_24h", "dwell_seconds"), "number_embedding": "piecewise_linear", "number_width": 3}
 PAST = {"past_heads": 2, "past_linear": 1, "past_matches": ("topic",), "past_dim": 4, "past_logit": True}
+# Each item has tags, ids among which there may be none; the request has items bought before, in the table of the items.
+SETS = {"sets": True}
 LIGR = {"builder": "LiGR", "setwise_layers": 0, "dim": 16, "num_heads": 2, "id_dim": 4, "max_history": 8, "delay": 120, "tasks": ("click",)}
 MODELS: dict[str, dict[str, Any]] = {
     "cadet": {},
-    "cadet_grouped_heads": {"num_kv_heads": 1, "gates": ("representation", "query", "key", "output"), "delay": 900, "tower_boundaries": ()},
+    "cadet_grouped_heads": {
+        **SETS,
+        "num_kv_heads": 1,
+        "gates": ("representation", "query", "key", "output"),
+        "delay": 900,
+        "tower_boundaries": (),
+    },
     "lirank": {
+        **SETS,
         "builder": "LiRank",
         "hidden": (12, 12),
         "rank": 4,
@@ -79,10 +88,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "position_offsets": 0,
     },
     "cadet_numbers": {**NUMBERS, "number_plain": True},
-    "ligr_numbers": {**LIGR, **NUMBERS, "number_activation": "relu"},
+    "ligr_numbers": {**LIGR, **NUMBERS, **SETS, "number_activation": "relu"},
     "feedsr_past": {"builder": "FeedSR", "position_offsets": 0, "head_options": {"hidden": (8,)}, "max_history": 5, **PAST},
     "lirank_past": {
         **PAST,
+        **SETS,
         "builder": "LiRank",
         "hidden": (12,),
         "rank": 4,
@@ -200,8 +210,20 @@ def log() -> Any:
     return kr.data.simulate(members=14, days=3, seed=3, feedback_delay=60)
 
 
+def with_sets(log: Any) -> Any:
+    """The log with two columns of sets of ids."""
+    rng, events = np.random.default_rng(0), log.events
+    tags = {item: rng.integers(0, 20, rng.integers(0, 4)).tolist() for item in sorted(events["item_id"].unique())}
+    bought = {request: rng.choice(events["item_id"], rng.integers(0, 5)).tolist() for request in sorted(events["request_id"].unique())}
+    rows = next(feature.rows for feature in log.schema.features if feature.name == "item_id")
+    sets = (kr.Ids("tags", buckets=30, size=3), kr.Ids("bought", buckets=rows, size=5, pooling="max", table="item_id", known="context"))
+    schema = log.schema.model_copy(update={"features": (*log.schema.features, *sets)})
+    return kr.data.Log(events.assign(tags=events["item_id"].map(tags), bought=events["request_id"].map(bought)), schema, "with sets")
+
+
 def make_case(log: Any, **arguments: Any) -> Case:
     keras.utils.set_random_seed(0)
+    log = with_sets(log) if arguments.pop("sets", False) else log
     schema = log.schema.binned(4, arguments.pop("bins", ())).fit(log.events)
     plain = {"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": None if arguments.get("mask") == "causal" else 120}
     builder = arguments.pop("builder", "CADET")

@@ -70,7 +70,9 @@ def test_a_model_without_it_is_as_before(log: Any) -> None:
 def test_errors(log: Any) -> None:
     with pytest.raises(ValueError, match="must be of `token_features`"):
         kr.models.CADET(log.schema, token_features=("topic",), past_matches=("author_id",))
-    with pytest.raises(ValueError, match="`past_matches` must name ids with `buckets`, or categories. Received: \\['age_hours'\\]"):
+    with pytest.raises(
+        ValueError, match="`past_matches` must name columns of one id with `buckets`, or categories. Received: \\['age_hours'\\]"
+    ):
         kr.models.CADET(log.schema, past_matches=("age_hours",))
     with pytest.raises(ValueError, match="`past_numbers` must name actions that are numbers"):
         kr.models.CADET(log.schema, past_heads=1, past_numbers=("clicks",))

@@ -65,7 +65,7 @@ class ItemFactors:
         return np.asarray(sums / np.sqrt(counts + self.shrink)[:, None] / self.scale, dtype=np.float64)
 
     def table(self, feature: Any, deviation: float = 0.1, seed: int = 0, dim: int | None = None) -> np.ndarray:
-        """First values of the embedding table of an `Id` or `Category`: rows of items with a vector hold it, others are drawn.
+        """First values of the embedding table of an `Id`, `Category` or `Ids`: rows of items with a vector hold it, others are drawn.
 
         Args:
             feature: the column of the schema; items that share a row share the mean of their vectors.
@@ -83,7 +83,7 @@ class ItemFactors:
         if rows is None or width < self.dim:
             raise ValueError(f"the table of '{feature.name}' must have at least {self.dim} columns. Received: rows={rows}, dim={width}")
         out = np.random.default_rng(seed).normal(0.0, 0.1 * deviation, (rows, width))
-        place = feature.encode(pd.Series(self.numbers.as_json()))
+        place = getattr(feature, "one", feature).encode(pd.Series(self.numbers.as_json()))
         sums, count = np.zeros((rows, self.dim)), np.bincount(place, minlength=rows)
         np.add.at(sums, place, self.vectors * (deviation / _size(self.vectors)))
         out[count > 0, : self.dim] = sums[count > 0] / count[count > 0, None]

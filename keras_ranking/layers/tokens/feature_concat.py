@@ -9,12 +9,14 @@ import keras
 from keras import ops
 from pydantic import TypeAdapter
 
-from keras_ranking.columns import Feature, Number
+from keras_ranking.columns import Feature, Ids, Number
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.numeric_embedding import NumericEmbedding
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
 from keras_ranking.layers.embedding.table_embedding import Embedding
+from keras_ranking.ops.integers import int32
+from keras_ranking.ops.pooling import pooled
 
 _FEATURES: TypeAdapter[tuple[Any, ...]] = TypeAdapter(tuple[Feature, ...])
 
@@ -28,10 +30,11 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
     With `numbers`, numbers have vectors, which come after all other columns, in schema order.
 
     Columns with the same `table` share one embedding table. An `Id` without buckets is embedded by the two halves of its fingerprint,
-    see `QuotientRemainderEmbedding`.
+    see `QuotientRemainderEmbedding`. A set of ids, a column of `Ids`, has one vector: the mean, the sum or the maximum of those of its
+    ids, and zero without any; a place with -1 holds none.
 
     Args:
-        features: `Id`, `Category`, `Number`, `Vector` columns (or their dictionaries).
+        features: `Id`, `Category`, `Ids`, `Number`, `Vector` columns (or their dictionaries).
         id_dim: width of each id's or category's embedding. Our choice: 16 (papers: 30 in LiRank, 64 in LiGR).
         id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training.
         numbers: which numbers have vectors: their names as `columns`, whether the number itself stays as `plain`, and arguments of
@@ -39,13 +42,14 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         quantized: tables in int8, for serving; None: True inside `quantized_tables`, which is how a whole model gets int8 tables.
 
     Call arguments:
-        inputs: dict of tensors by column name: int32 (B, T), float32 (B, T) or float32 (B, T, size).
+        inputs: dict of tensors by column name: int32 (B, T), of `Ids` (B, T, size), float32 (B, T) or float32 (B, T, size);
+            `Id` and `Ids` without buckets have two int32 for each id.
         only: names of the columns to use, in schema order; None: all. With it, candidates and events of the history share tables
             even if they have different columns.
 
     Output:
-        (B, T, width), `width` = sum over the columns: id_dim for an id or category, 1 for a number that stays as it is, its size for a
-        vector; and what `NumericEmbedding` gives for the numbers that have vectors.
+        (B, T, width), `width` = sum over the columns: id_dim for an id, category or set of ids, 1 for a number that stays as it
+        is, its size for a vector; and what `NumericEmbedding` gives for the numbers that have vectors.
 
     Raises:
         ValueError: no features, a feature given twice, `id_dim` below 1, columns of different size in one table, `numbers` of a column that
@@ -150,7 +154,7 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
                 continue
             value = inputs[feature.name]
             if feature.dtype == "int32":
-                embedded = self.tables[_table(feature)](value)
+                embedded = self._looked_up(feature, value)
                 parts.append(embedded if self.drop is None else self.drop(embedded, training=training))
             else:
                 value = ops.cast(value, self.compute_dtype)
@@ -159,6 +163,16 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
             numbers = ops.stack([ops.cast(inputs[self.embedded[place].name], "float32") for place in places], axis=-1)
             parts.append(self.vectors(numbers, columns=None if len(places) == len(self.embedded) else tuple(places)))
         return ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+
+    def _looked_up(self, feature: Any, value: Any) -> Any:
+        """(B, T, id_dim): the vector of an id, or of all ids of a set."""
+        table = self.tables[_table(feature)]
+        if not isinstance(feature, Ids):
+            return table(value)
+        there = ops.not_equal(value, int32(-1))
+        real = ops.any(there, axis=-1) if feature.rows is None else there
+        ids = ops.where(real[..., None] if feature.rows is None else real, value, ops.zeros_like(value))
+        return pooled(table(ids), real, feature.pooling)
 
     def compute_output_shape(
         self, input_shape: Mapping[str, tuple[int | None, ...]], only: Sequence[str] | None = None

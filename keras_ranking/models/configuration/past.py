@@ -90,7 +90,7 @@ class Past:
         if unknown := [name for name in (*keys, *self.past_matches) if name not in tokens]:
             raise ValueError(f"`past_keys` and `past_matches` must be of `{option}`, {list(tokens)}. Received: {unknown}")
         if wrong := [name for name in self.past_matches if name not in ids or tokens[name].shape]:
-            raise ValueError(f"`past_matches` must name ids with `buckets`, or categories. Received: {wrong}")
+            raise ValueError(f"`past_matches` must name columns of one id with `buckets`, or categories. Received: {wrong}")
         chosen = numbers if self.past_numbers is None else list(self.past_numbers)
         if wrong := [name for name in chosen if name not in numbers]:
             raise ValueError(f"`past_numbers` must name actions that are numbers, of {numbers}. Received: {wrong}")

@@ -71,9 +71,9 @@ def choose(
     effects = dict(random_effects or {})
     for task, column in effects.items():
         feature = schema.inputs([column])[0]
-        if task not in tasks or feature.dtype != "int32" or feature.rows is None:
-            received = f"{task!r}: {column!r}"
-            raise ValueError(f"`random_effects` must map tasks of {list(tasks)} to id columns with buckets. Received: {received}")
+        if task not in tasks or feature.dtype != "int32" or feature.shape or feature.rows is None:
+            wanted = f"tasks of {list(tasks)} to columns of one id with buckets, or categories"
+            raise ValueError(f"`random_effects` must map {wanted}. Received: {task!r}: {column!r}")
     if unknown := [task for task in explore if task not in tasks]:
         raise ValueError(f"`explore` must be tasks of {list(tasks)}. Received: {unknown}")
     return RankerChoices(

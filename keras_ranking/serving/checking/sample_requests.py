@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_ranking.columns import Category, Number
+from keras_ranking.columns import Number
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH
 from keras_ranking.serving.protocol.raw_values import column_of
@@ -56,6 +56,8 @@ def random_requests(
             values = _left_aligned(values, lengths["history"])
         elif spec["dtype"] == "int32":
             values = rng.integers(0, spec.get("rows") or _ROWS_UNKNOWN, shape).astype(np.int32)
+            if spec.get("sets"):  # sets of several sizes, empty ones among them
+                values[rng.random(shape[: len(cells) + 1]) < rng.random(cells)[..., None]] = -1
         else:
             values = rng.standard_normal(shape).astype(np.float32)
         if axis is not None:
@@ -94,9 +96,11 @@ def random_raw(
             continue
         beyond = np.arange(shape[1]) >= lengths[spec["axis"]][:, None]
         if spec["dtype"] == "string":
-            known = column.vocabulary if isinstance(column, Category) and column.vocabulary else ()
+            known = getattr(column, "vocabulary", None) or ()
             words = np.array([*(text.encode() for text in (*known, *_TEXTS)), b""], dtype=object)
             out[name] = rng.choice(words, shape)
+            if spec.get("sets"):
+                out[name][rng.random(shape) < rng.random(shape[:-1])[..., None]] = b""
             out[name][beyond] = b"\xff garbage"
         elif spec["dtype"] == "int64":
             out[name] = rng.choice(np.array([*_INTS, *range(20)], dtype=np.int64), shape)
@@ -124,7 +128,7 @@ def spoilt(batch: Mapping[str, np.ndarray], inputs: Specs) -> list[dict[str, np.
             continue
         faults += [(count, value) for value in (-1, batch[cells[0]].shape[1] + 1) if count in inputs]
         ids = next((name for name in cells if inputs[name]["rows"] is not None), None)
-        faults += [] if ids is None else [(ids, inputs[ids]["rows"]), (ids, -1)]
+        faults += [] if ids is None else [(ids, inputs[ids]["rows"]), (ids, -2 if inputs[ids].get("sets") else -1)]
         numbers = next((name for name in cells if "float" in inputs[name]["dtype"]), None)
         faults += [] if numbers is None else [(numbers, np.inf)]
         faults += [(numbers, np.nan)] if numbers is not None and inputs[numbers]["dtype"] == "float32" else []

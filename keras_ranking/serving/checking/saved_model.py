@@ -88,7 +88,7 @@ class SavedModel:
         # The number of rows bounds encoded ids; ids of the log may have the same name, with another dtype.
         rows = spec.get("rows") if spec.get("dtype") == tensor.dtype.name else None
         grows = tensor.free[0] if axis is None and len(tensor.free) == 1 else None
-        return replace(tensor, axis=axis, rows=rows, missing=bool(spec.get("missing")), grows=grows)
+        return replace(tensor, axis=axis, rows=rows, missing=bool(spec.get("missing")), sets=bool(spec.get("sets")), grows=grows)
 
     def _output(self, key: str, tensor: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Set the axis of an output: scores grow with the candidates, a cache with the history."""

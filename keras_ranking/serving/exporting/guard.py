@@ -53,7 +53,7 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
 
     Args:
         tensors: inputs by name.
-        specs: name -> {"dtype", "shape", "axis", "rows"}.
+        specs: name -> {"dtype", "shape", "axis", "rows"}, as in `Card`.
     """
     out = dict(tensors)
     bad = tf.zeros(tf.shape(next(iter(tensors.values())))[:1], tf.bool)
@@ -77,7 +77,7 @@ def valid_inputs(tensors: Tensors, specs: Specs) -> tuple[Tensors, Any]:
     for names in _alike(tensors, specs):
         # Inputs of one shape and kind are checked as one tensor: many small operations would cost more than the arithmetic.
         x = tf.stack([out[name] for name in names], axis=-1)
-        wrong = _wrong(x, [specs[name]["rows"] for name in names])
+        wrong = _wrong(x, [specs[name] for name in names])
         out.update(zip(names, tf.unstack(tf.where(wrong, tf.zeros([], x.dtype), x), len(names), axis=-1), strict=True))
         cells: Any = counted.get(specs[names[0]]["axis"])
         for _ in range(len(x.shape) - 2 if cells is not None else 0):
@@ -105,11 +105,12 @@ def _clipped(count: Any, width: Any, bad: Any) -> tuple[Any, Any]:
     return tf.clip_by_value(count, 0, width), bad | (count < 0) | (count > width)
 
 
-def _wrong(x: Any, rows: list[int | None]) -> Any:
+def _wrong(x: Any, specs: list[Mapping[str, Any]]) -> Any:
     """Cells that the model cannot read; the last axis has the inputs, with their number of rows (of a time: None)."""
     if x.dtype.is_floating:
         return ~tf.math.is_finite(x) | (tf.abs(x) > LARGEST)  # Grappler makes `a > b` of `not a <= b`, which differs for NaN
-    return (x < 0) | (x > tf.constant([x.dtype.max if count is None else count - 1 for count in rows], x.dtype))
+    most = [x.dtype.max if spec["rows"] is None else spec["rows"] - 1 for spec in specs]
+    return (x < tf.constant([-1 if spec.get("sets") else 0 for spec in specs], x.dtype)) | (x > tf.constant(most, x.dtype))
 
 
 def _cached(x: Any, shape: list[int | None], tensors: Tensors, out: Tensors) -> Any:

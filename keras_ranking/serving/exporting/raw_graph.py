@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_ranking.columns import Category, Id, Number
+from keras_ranking.columns import Category, Id, Ids, Number
 from keras_ranking.ops import logarithm
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import AXES
@@ -41,7 +41,7 @@ class RawEncoder:
         self.tables: dict[str, Any] = {}
         for name in specs:
             column = column_of(self.columns, name)
-            if isinstance(column, Category) and column.vocabulary is not None and column.name not in self.tables:
+            if isinstance(column, (Category, Ids)) and column.vocabulary is not None and column.name not in self.tables:
                 keys = tf.constant([word.encode("utf-8") for word in column.vocabulary])
                 rows = tf.range(1, len(column.vocabulary) + 1, dtype=tf.int64)
                 self.tables[column.name] = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, rows), default_value=0)
@@ -62,13 +62,17 @@ class RawEncoder:
             return self._time(value, counted)
         if isinstance(column, Number):
             return self._number(column, value, counted)
-        if isinstance(column, Category) and column.vocabulary is not None:
-            rows = tf.cast(self.tables[column.name].lookup(_text(value)), tf.int32)
-        elif isinstance(column, (Id, Category)):
-            rows = _hashed(_text(value), column.buckets)
-        else:
-            return _finite_or_nan(_kept(value, counted))
-        return _kept(rows, counted)
+        if isinstance(column, Ids):
+            return _kept(_first_places(self._rows(column, value), tf.not_equal(value, "")), counted)
+        if isinstance(column, (Id, Category)):
+            return _kept(self._rows(column, _text(value)), counted)
+        return _finite_or_nan(_kept(value, counted))
+
+    def _rows(self, column: Id | Category | Ids, text: Any) -> Any:
+        """Rows of ids given as text."""
+        if isinstance(column, (Category, Ids)) and column.vocabulary is not None:
+            return tf.cast(self.tables[column.name].lookup(text), tf.int32)
+        return _hashed(text, column.buckets)
 
     def _time(self, value: Any, counted: Any) -> Any:
         after = _kept(value - self.schema.epoch, counted)
@@ -103,6 +107,13 @@ def _hashed(text: Any, buckets: int | None) -> Any:
     prints = tf.fingerprint(tf.reshape(text, [-1]))  # farmhash64, the low byte first
     halves = tf.bitcast(tf.reshape(prints, [-1, 2, 4]), tf.int32)
     return tf.where(empty[..., None], 0, tf.reshape(halves, tf.concat([tf.shape(text), [2]], 0)))
+
+
+def _first_places(rows: Any, there: Any) -> Any:
+    """Rows of sets (B, N, size[, 2]) with those that are `there` first, in their order, and -1 in the other places."""
+    order = tf.argsort(tf.cast(~there, tf.int32), axis=-1, stable=True)
+    rows, there = (tf.gather(x, order, axis=2, batch_dims=2) for x in (rows, there))
+    return tf.where(there if len(rows.shape) == len(there.shape) else there[..., None], rows, -1)
 
 
 def _log1p(x: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_ranking.columns import Category, Id
+from keras_ranking.columns import Category, Id, Ids
 from keras_ranking.schema import Schema
 from keras_ranking.serving.exporting.raw_graph import RawEncoder
 from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, FEATURES, RAW, SCORE, SIGNATURE, axis_of
@@ -142,11 +142,14 @@ def specs(graph: Any, schema: Schema) -> tuple[Specs, Specs]:
 
 def input_specs(tensors: Mapping[str, Any], schema: Schema) -> Specs:
     """Inputs by name, as in `Card`."""
-    rows = {column.name: column.rows for column in (*schema.features, *schema.actions) if isinstance(column, (Id, Category))}
+    columns = {column.name: column for column in (*schema.features, *schema.actions) if isinstance(column, (Id, Category, Ids))}
     out = {}
     for name, tensor in tensors.items():
         axis = axis_of(name, tuple(tensor.shape))
-        out[name] = _spec(tensor, axis, rows.get(name.removeprefix(f"{axis}_") if axis else name))
+        column = columns.get(name.removeprefix(f"{axis}_") if axis else name)
+        out[name] = _spec(tensor, axis, None if column is None else column.rows)
+        if isinstance(column, Ids):
+            out[name]["sets"] = True
     return out
 
 

@@ -42,7 +42,8 @@ def decode(body: bytes, signature_of: Callable[[str], Signature], most_rows: int
         columns = {next(iter(signature.inputs)): columns}
     if not isinstance(columns, dict):
         raise invalid("'inputs' must be an object of input name -> values")
-    tensors = {key: _array(key, value, signature.inputs[key]) for key, value in columns.items() if key in signature.inputs}
+    known = {key: value for key, value in columns.items() if key in signature.inputs}
+    tensors = {key: _array(key, _full_sets(key, value, signature.inputs[key]), signature.inputs[key]) for key, value in known.items()}
     return signature, tensors, rows
 
 
@@ -120,6 +121,27 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
             raise invalid(f"input '{name}' must be {tensor.dtype}. Received a number out of its range")
     with np.errstate(over="ignore"):
         return array.astype(tensor.dtype)
+
+
+def _full_sets(name: str, value: Any, tensor: Tensor) -> Any:
+    """Sets of ids with places that hold none, up to the size of the tensor; other values as they are.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT for a set that is larger.
+    """
+    if not tensor.sets or tensor.shape is None or not isinstance(value, list):
+        return value
+    size, fill = tensor.shape[2] or 0, "" if tensor.dtype.kind == "O" else -1
+    none: Any = [fill] * tensor.shape[3] if len(tensor.shape) > 3 else fill  # both halves of a fingerprint
+
+    def full(cell: Any, row: int, at: int) -> Any:
+        if not isinstance(cell, list):
+            return cell
+        if len(cell) > size:
+            raise invalid(f"input '{name}' may hold at most {size} ids. Received: {len(cell)} at [{row}, {at}]")
+        return cell + [none] * (size - len(cell))
+
+    return [[full(cell, row, at) for at, cell in enumerate(cells)] if isinstance(cells, list) else cells for row, cells in enumerate(value)]
 
 
 def _empty(array: np.ndarray, tensor: Tensor) -> np.ndarray:

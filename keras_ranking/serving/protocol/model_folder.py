@@ -52,13 +52,14 @@ class Card:
         boundaries: upper bounds of the position towers; () = one tower.
         compute_dtype: data type of the trunk; outputs are always float32.
         inputs, outputs: of `serving_default`: name -> {"dtype", "shape" (None = free), "axis" ('history' or 'candidate': meaning of
-            axis 1), "rows" (of ids and categories: values must be in 0 .. rows-1)}.
+            axis 1), "rows" (of ids and categories: values must be in 0 .. rows-1)}; an input with sets of ids has "sets": true, and -1 in
+            places without an id.
         packages: package -> version, of the process that wrote the graph.
         verified: result of the verification: largest absolute difference to the Keras scores, its bound, and the number of requests.
         created: UTC time of the export, ISO 8601.
         quantized: whether embedding tables are in int8.
         signatures: signature -> {"inputs", "outputs"} of every signature, in the same form; an input of `raw` that takes NaN for a
-            missing number has "missing": true.
+            missing number has "missing": true, and places without an id of one with "sets" hold an empty text.
         through: 'tensorflow', or 'jax' for a graph that holds a program compiled by JAX.
         xla: whether the graph needs a server with XLA.
         precision: data type of matrix products.

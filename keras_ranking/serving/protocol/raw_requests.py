@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.columns import Ids
 from keras_ranking.ops.hashing import canonical_text
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH
@@ -50,10 +51,10 @@ def raw_request_tensors(
 
 def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ...]) -> np.ndarray:
     if dtype.kind == "O":  # a missing value is the empty text, as in the hash of an id
-        texts = canonical_text(values, column.name)
-        encoded = np.empty(len(texts), dtype=object)
-        encoded[:] = [text.encode() for text in texts]
-        return encoded
+        texts = column.texts(values) if isinstance(column, Ids) else canonical_text(values, column.name)
+        encoded = np.empty(texts.size, dtype=object)
+        encoded[:] = [text.encode() for text in texts.reshape(-1)]
+        return encoded.reshape(texts.shape)
     if size:
         rows = [np.asarray(row, dtype=dtype) for row in values]
         wrong = next((row for row, value in enumerate(rows) if value.shape != size), None)

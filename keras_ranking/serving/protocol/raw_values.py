@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.columns import Number, Vector
+from keras_ranking.columns import Ids, Number, Vector
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import AXES, axis_of
 
@@ -16,10 +16,13 @@ Specs = Mapping[str, Mapping[str, Any]]
 
 
 def id_types(schema: Schema, events: pd.DataFrame) -> dict[str, str]:
-    """How `raw` takes each id and category of this log: 'int64' for a column of integers without missing values, else 'string'."""
+    """How `raw` takes each id and category of this log: 'int64' for a column of integers without missing values, else 'string'.
+
+    Sets of ids are texts always, and are left out.
+    """
     types = {}
     for column in (*schema.features, *schema.actions):
-        if isinstance(column, (Number, Vector)) or column.name not in events.columns:
+        if isinstance(column, (Ids, Number, Vector)) or column.name not in events.columns:
             continue
         series = events[column.name]
         whole = pd.api.types.is_integer_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype)
@@ -34,13 +37,15 @@ def raw_specs(schema: Schema, serving: Specs, ids: Mapping[str, str] | None = No
     Args:
         schema: of the model.
         serving: input name -> {"dtype", "shape", "axis", "rows"}.
-        ids: column -> 'string' or 'int64', for ids and categories; the others are 'string'.
+        ids: column -> 'string' or 'int64', for ids and categories; the others are 'string', as are sets of ids.
 
     Raises:
         ValueError: another type, or a column that is not an id or category.
     """
     columns = {column.name: column for column in (*schema.features, *schema.actions)}
     for name, kind in (ids or {}).items():
+        if isinstance(columns.get(name), Ids) and kind != "string":
+            raise ValueError(f"`raw_ids` must be 'string' for a set of ids. Received: {name!r}: {kind!r}")
         if kind not in ("string", "int64") or isinstance(columns.get(name), (Number, Vector, type(None))):
             raise ValueError(f"`raw_ids` must map ids and categories of the schema to 'string' or 'int64'. Received: {name!r}: {kind!r}")
     out = {}
@@ -52,10 +57,13 @@ def raw_specs(schema: Schema, serving: Specs, ids: Mapping[str, str] | None = No
             dtype = "int64"
         elif isinstance(column, Number):
             dtype, missing = "float64", column.missing is not None
+        elif isinstance(column, Ids):
+            dtype, shape = "string", [*shape[: len(shape) - len(column.shape)], column.size]
         elif column is not None and not isinstance(column, Vector):
             dtype = (ids or {}).get(column.name, "string")
             shape = shape[: len(shape) - len(column.shape)]
-        out[name] = {"dtype": dtype, "shape": shape, "axis": spec["axis"], "rows": None, **({"missing": True} if missing else {})}
+        more = {"sets": True} if isinstance(column, Ids) else {"missing": True} if missing else {}
+        out[name] = {"dtype": dtype, "shape": shape, "axis": spec["axis"], "rows": None, **more}
     return out
 
 
@@ -89,6 +97,8 @@ def encode_raw(schema: Schema, raw: Specs, batch: Mapping[str, np.ndarray]) -> d
 
 
 def _series(values: np.ndarray) -> pd.Series:
+    if values.dtype == object and values.ndim == 2:
+        return pd.Series([[text.decode("utf-8") for text in cell] for cell in values.tolist()], dtype=object)
     if values.dtype == object:  # an empty text is a missing value, in the log and in the graph
         return pd.Series([text.decode("utf-8") or None for text in values.tolist()], dtype=object)
     return pd.Series(list(values) if values.ndim > 1 else values)

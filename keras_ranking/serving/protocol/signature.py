@@ -23,6 +23,7 @@ class Tensor:
         rows: valid integers are 0 .. rows-1; None = any.
         missing: whether NaN means a missing number, as in the signature `raw`.
         grows: dimension after the batch whose size is that of the history or a multiple of it, as in a cache; None: none.
+        sets: whether axis 2 has the ids of a set (`kr.Ids`): places without an id hold -1, or in `raw` an empty text.
     """
 
     dtype: np.dtype
@@ -31,6 +32,7 @@ class Tensor:
     rows: int | None = None
     missing: bool = False
     grows: int | None = None
+    sets: bool = False
 
     @property
     def dimension(self) -> int | None:
@@ -155,7 +157,8 @@ def _check_values(name: str, tensor: Tensor, values: np.ndarray, counted: np.nda
         if tensor.missing:
             bad &= ~np.isnan(values)
     elif values.dtype.kind == "i" and tensor.rows is not None and name not in (HISTORY_LENGTH, CANDIDATE_COUNT):
-        bad, what = (values < 0) | (values >= tensor.rows), f"integers in 0 .. {tensor.rows - 1}"
+        least = -1 if tensor.sets else 0
+        bad, what = (values < least) | (values >= tensor.rows), f"integers in {least} .. {tensor.rows - 1}"
     else:
         return
     if counted is not None:

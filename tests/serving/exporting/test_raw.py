@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_ranking import Category, Id, Number, Schema, Task, Vector
+from keras_ranking import Category, Id, Ids, Number, Schema, Task, Vector
 from keras_ranking.ops.logarithm import log1p
 from keras_ranking.serving.protocol.raw_requests import raw_request_tensors
 from keras_ranking.serving.protocol.raw_values import encode_raw, id_types, raw_specs
@@ -32,6 +32,9 @@ SCHEMA = Schema(
         Number("standard", transform="standardise", mean=1.25, std=0.37),
         Number("both", transform="log1p_standardise", mean=2.1, std=1.9, bins=3, edges=(-0.5, 0.25, 1.0)),
         Vector("text", size=3),
+        Ids("tags", buckets=1000, size=4),
+        Ids("words", vocabulary=("news", "ж", "7", "a b"), size=3),
+        Ids("whole_tags", buckets=None, size=2),
     ],
     actions=["click"],
     tasks=[Task("click")],
@@ -70,11 +73,13 @@ def batch_of(specs, seed=0, count=400):
     """Two requests of `count` and `count` - 7 candidates, hostile values where they count, worse ones beyond."""
     rng = np.random.default_rng(seed)
     texts = np.array([text.encode() for text in TEXTS], dtype=object)
+    some = np.append(texts, [b""] * 10)
     out = {}
     for name, spec in specs.items():
         column = {c.name: c for c in SCHEMA.features}.get(name.removeprefix("candidate_"))
         if spec["dtype"] == "string":
-            out[name] = rng.choice(texts, (2, count))
+            sets = isinstance(column, Ids)
+            out[name] = rng.choice(some if sets else texts, (2, count, column.size) if sets else (2, count))
             out[name][1, count - 7 :] = b"\xff\x00"
         elif spec["dtype"] == "int64" and column is not None:
             out[name] = rng.choice(np.array(INTS + list(range(30)), dtype=np.int64), (2, count))

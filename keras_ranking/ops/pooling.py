@@ -1,0 +1,36 @@
+"""Mean, sum or maximum over the vectors of a set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+POOLINGS = ("mean", "sum", "max")
+_LOWEST = -3.0e38
+
+
+def pooled(vectors: Any, real: Any, pooling: str) -> Any:
+    """One vector for each set, whatever the order of its vectors; zero for a set without any.
+
+        sum_k x_k,   sum_k x_k / number of real k,   or max_k x_k of each number        over real k
+
+    Sums are computed in float32. Equal maxima share their gradient.
+
+    Args:
+        vectors: (..., K, D).
+        real: bool (..., K): which are in the set.
+        pooling: 'mean', 'sum' or 'max'.
+
+    Returns:
+        (..., D), in the type of `vectors`.
+    """
+    x, there = ops.cast(vectors, "float32"), ops.expand_dims(real, -1)
+    if pooling == "max":
+        peak = ops.amax(ops.where(there, x, ops.full_like(x, _LOWEST)), axis=-2)
+        return ops.cast(ops.where(ops.any(there, axis=-2), peak, ops.zeros_like(peak)), vectors.dtype)
+    total = ops.sum(ops.where(there, x, ops.zeros_like(x)), axis=-2)
+    if pooling == "mean":
+        count = ops.sum(ops.cast(there, "float32"), axis=-2)
+        total = total / ops.maximum(count, ops.ones_like(count))
+    return ops.cast(total, vectors.dtype)
