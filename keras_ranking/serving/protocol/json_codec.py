@@ -132,7 +132,7 @@ def _full_sets(name: str, value: Any, tensor: Tensor) -> Any:
     if not tensor.sets or tensor.shape is None or not isinstance(value, list):
         return value
     size, fill = tensor.shape[2] or 0, "" if tensor.dtype.kind == "O" else -1
-    none: Any = [fill] * tensor.shape[3] if len(tensor.shape) > 3 else fill  # both halves of a fingerprint
+    none: Any = [fill] * 2 if len(tensor.shape) > 3 else fill  # both halves of a fingerprint
 
     def full(cell: Any, row: int, at: int) -> Any:
         if not isinstance(cell, list):
