@@ -95,9 +95,10 @@ def _resume(args: argparse.Namespace) -> int:
         Schema.load(args.schema)  # before Keras starts
     start_keras(args)
     from keras_ranking import training
+    from keras_ranking.training.members import ensemble_about, member_folders
 
     training.keep_freed_memory()
-    about = training.read_checkpoint(args.resume).about
+    about = ensemble_about(args.resume) if member_folders(args.resume) else training.read_checkpoint(args.resume).about
     seed = about.get("log_seed", about["seed"])  # a daily step has another seed; a simulated log keeps its seed
     if not args.new_events:
         if about["finished"]:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import Any
 
-NAMES = ("validation", "early_stopping", "monitor", "optimizer", "schedule", "metrics", "ema", "ema_every", "init_from")
+NAMES = ("validation", "early_stopping", "monitor", "optimizer", "schedule", "metrics", "ema", "ema_every", "ensemble", "init_from")
 
 
 def _number_or_text(text: str) -> float | str:
@@ -31,6 +31,8 @@ def recipe_arguments(made: argparse.ArgumentParser) -> None:
     text = "rate of a moving average of the weights, which is what is validated and saved, such as 0.998 (default: none)"
     group.add_argument("--ema", type=float, metavar="RATE", help=text)
     group.add_argument("--ema-every", type=int, metavar="N", help="with --ema: steps between moves of the average (default: 1)")
+    text = "train N models of seeds that differ by one, whose mean probability is the score of one model (default: 1)"
+    group.add_argument("--ensemble", type=int, metavar="N", help=text)
     group.add_argument("--init-from", metavar="DIR", help="start from the weights of a saved model with the same options")
 
 

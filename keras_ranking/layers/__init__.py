@@ -23,14 +23,17 @@ from keras_ranking.layers.embedding import (
     quantized_tables,
 )
 from keras_ranking.layers.heads import (
+    BaseRate,
     BayesianLinear,
     IsotonicCalibration,
+    MeanProbability,
     PositionOffset,
     PositionTowers,
     RandomEffect,
     RandomEffectFit,
     RankingHead,
     TowerCalibration,
+    fit_base_rate,
     fit_random_effect,
 )
 from keras_ranking.layers.history import (
@@ -81,6 +84,7 @@ __all__ = [
     "AloneSpans",
     "AppendEvents",
     "AttentionLowRankCross",
+    "BaseRate",
     "BayesianLinear",
     "DecoderBlock",
     "DenseGate",
@@ -111,6 +115,7 @@ __all__ = [
     "MMoE",
     "MaskedBatchNormalization",
     "MatchingHistory",
+    "MeanProbability",
     "MultiTaskHead",
     "NumericEmbedding",
     "OneSet",
@@ -143,6 +148,7 @@ __all__ = [
     "UnflattenRows",
     "VisibleLength",
     "dequantize_rows",
+    "fit_base_rate",
     "fit_random_effect",
     "quantize_rows",
     "quantized_tables",

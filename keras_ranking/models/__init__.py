@@ -20,6 +20,7 @@ from keras_ranking.models.configuration import (
     Trunk,
     Visibility,
 )
+from keras_ranking.models.ensemble import ensemble
 from keras_ranking.models.feedsr import FeedSR
 from keras_ranking.models.ligr import LiGR
 from keras_ranking.models.lirank import LiRank
@@ -51,6 +52,7 @@ __all__ = [
     "Towers",
     "Trunk",
     "Visibility",
+    "ensemble",
     "load",
     "model_options",
 ]

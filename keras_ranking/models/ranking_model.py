@@ -233,6 +233,16 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
         Raises:
             ValueError: the model's cache cannot grow: in its history events see later ones, or a summary of all is kept.
         """
+        graph = self.extender
+        return dict(graph(_pick({f"cache_{name}": x for name, x in cache.items()} | dict(history), graph)))
+
+    @property
+    def extender(self) -> keras.Model:
+        """Functional model: cache and `history_*` of later events -> the longer cache.
+
+        Raises:
+            ValueError: the model's cache cannot grow.
+        """
         extend = getattr(self._graphs.wiring, "extend", None)
         if extend is None:
             raise ValueError(f"the cache of the model '{self.name}' cannot be extended.")
@@ -243,8 +253,7 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
             named = {f"cache_{name}": x for name, x in kept.items()} | new
             return Graph(named, extend(kept, new), name=f"{self.name}_extender")
 
-        graph = self._graphs.get("extender", build)
-        return dict(graph(_pick({f"cache_{name}": x for name, x in cache.items()} | dict(history), graph)))
+        return self._graphs.get("extender", build)
 
     @property
     def explore_model(self) -> keras.Model | None:

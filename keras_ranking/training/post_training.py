@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ranking.data import Sequences
-from keras_ranking.layers import RandomEffectFit, fit_random_effect
+from keras_ranking.data import Sequences, pack
+from keras_ranking.layers import RandomEffectFit, fit_base_rate, fit_random_effect
 from keras_ranking.models import RankingModel
-from keras_ranking.training.predict import model_requests, scored_rows
+from keras_ranking.models.ensemble import offsets_of
+from keras_ranking.training.predict import logits_of_targets, model_requests, scored_rows
 
 
 def _batches(model: RankingModel, sequences: Sequences, batch_size: int, row_length: int) -> Iterator[Any]:
@@ -132,3 +133,48 @@ def fit_random_effects(
         table[fits[task].ids] = fits[task].effects
         effects[task].effects.assign(table)
     return fits
+
+
+def follow_base_rate(model: RankingModel, sequences: Sequences, prior: float = 100.0, row_length: int = 2048) -> dict[str, float]:
+    """Set the offset of each task's logit to what the target events of a log say, and store it in the model.
+
+    The offset starts from the model's own and is drawn to it: see `kr.layers.fit_base_rate`. The order of candidates does not change.
+    To be repeated as outcomes arrive, each time with the newest ones as targets: after a day, an hour, or a number of rows. Our choice.
+
+    Args:
+        model: made by `kr.models.ensemble(..., base_rate=True)`.
+        sequences: from `build_sequences` with the model's schema; its target events are the rows, each scored at the position shown.
+        prior: rows that the earlier offset weighs as much as.
+        row_length: events per packed row, for models trained on rows.
+
+    Returns:
+        The new offset by task. A task without a known label keeps its own.
+
+    Raises:
+        ValueError: a model without offsets, or a bad `prior`.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.ensemble([kr.models.LiRank(schema, history_features=(), hidden=(8,))], base_rate=True)
+        >>> offsets = kr.training.follow_base_rate(model, kr.data.build_sequences(log.events, schema))
+        >>> bool(offsets["click"] < 0)  # the new model says 0.5, and fewer are clicked
+        True
+    """
+    offsets = offsets_of(model)
+    if not offsets:
+        raise ValueError("`model` must be made by `kr.models.ensemble(..., base_rate=True)`. Received: a model without offsets")
+    data: Any = (
+        model_requests(model, sequences)
+        if model.form == "requests"
+        else pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
+    )
+    logits = logits_of_targets(model, data)
+    found = {}
+    for task, layer in offsets.items():
+        label, before = sequences.labels[task], float(keras.ops.convert_to_numpy(layer.offset))
+        rows = sequences.target & ~np.isnan(label)
+        found[task] = fit_base_rate(label[rows], logits[task][rows] - before, prior, before) if rows.any() else before
+    for task, value in found.items():
+        offsets[task].offset.assign(value)
+    return found

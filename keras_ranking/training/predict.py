@@ -101,6 +101,14 @@ def _target_probabilities(
     ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int, row_length: int, shown: bool
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Batch by batch: target events (n,), each of which comes once, and their probabilities (n, K) in float64 by task."""
+    for events, logits in _target_logits(ranker, data, batch_size, row_length, shown):
+        yield events, {task: _sigmoid(values) for task, values in logits.items()}
+
+
+def _target_logits(
+    ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int, row_length: int, shown: bool
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """The same with logits."""
     _check_data(ranker, data)
     dataset: PackedDataset | PackedRequests
     if isinstance(data, Requests):
@@ -117,8 +125,17 @@ def _target_probabilities(
         found = ranker.predict_on_batch(x)
         rows = slice(batch * batch_size, (batch + 1) * batch_size)
         wanted = target[rows]  # without the empty rows that fill the last batch
-        logits = {task: np.asarray(found[task])[: len(wanted)][wanted].astype(np.float64) for task in ranker.tasks}
-        yield index[rows][wanted], {task: _sigmoid(values) for task, values in logits.items()}
+        yield index[rows][wanted], {task: np.asarray(found[task])[: len(wanted)][wanted].astype(np.float64) for task in ranker.tasks}
+
+
+def logits_of_targets(ranker: models.RankingModel, data: PackedRows | Requests) -> dict[str, np.ndarray]:
+    """Logits of every target event at the position shown, by task, (E,); NaN for events that are not targets."""
+    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), data.sequences.position, side="left")
+    found = {task: np.full(data.sequences.num_events, np.nan) for task in ranker.tasks}
+    for events, towers in _target_logits(ranker, data, batch_size=8, row_length=512, shown=True):
+        for task, values in towers.items():
+            found[task][events] = np.take_along_axis(values, bucket[events][:, None], axis=1)[:, 0]
+    return found
 
 
 def dataset_columns(dataset: PackedDataset | PackedRequests) -> dict[str, np.ndarray]:

@@ -44,6 +44,8 @@ class Recipe:
             goes on from the weights themselves. It needs the memory of the trained weights once more, tables too. None: none.
         ema_every: steps between moves of the average, with rate `ema` to that power: a move costs a pass over all weights, which is
             the larger part of a step where tables are large.
+        ensemble: number of models of different seeds, the first one that of the training: what is returned and saved is the mean of
+            their probabilities, as one model (`kr.models.ensemble`). Each is trained, and can be resumed, in a folder `members/N`.
         init_from: folder or file of a saved model, with the same builder and arguments: training starts from its weights, and reads numbers
             with its schema. The optimiser starts anew; `warm_start` continues a training.
 
@@ -68,6 +70,7 @@ class Recipe:
     metrics: Any = ()
     ema: float | None = None
     ema_every: int = 1
+    ensemble: int = 1
     init_from: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +82,8 @@ class Recipe:
             raise ValueError(f"`ema` must be a rate above 0 and below 1, such as 0.998. Received: ema={self.ema!r}")
         if not (is_integer(self.ema_every) and self.ema_every > 0):
             raise ValueError(f"`ema_every` must be a positive number of steps. Received: ema_every={self.ema_every!r}")
+        if not (is_integer(self.ensemble) and self.ensemble > 0):
+            raise ValueError(f"`ensemble` must be a positive number of models. Received: ensemble={self.ensemble!r}")
         if self.ema is None and self.ema_every != 1:
             raise ValueError(f"`ema_every` has no effect without `ema`. Received: ema_every={self.ema_every}")
         for name, default in (("early_stopping", None), ("best", None), ("monitor", "log_loss")):

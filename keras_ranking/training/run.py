@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore
+from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
 from keras_ranking.training.progress import Progress, Rest
@@ -104,6 +106,15 @@ def train(
             raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
     model = model_name(model)
     rest, recipe = split_recipe(options or {}, preset_options(model, log.preset))
+    if recipe.ensemble > 1:
+        each: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "options": {**(options or {}), "ensemble": 1},
+            "verbose": verbose,
+        }
+        each |= {"checkpoint_every": checkpoint_every, "callbacks": callbacks, "on_error": on_error}
+        return train_members(partial(train, log, model), recipe.ensemble, seed, out, resume, **each)
     if recipe.validation is None:
         callbacks = checked_callbacks(callbacks, recipe.rate)
     model_options, training = split_options(model, rest, log.preset)
@@ -236,6 +247,16 @@ def warm_start(
         True
     """
     require_log(log)
+    if member_folders(folder):
+        each: dict[str, Any] = {
+            "new": new,
+            "epochs": epochs,
+            "seed": seed,
+            "verbose": verbose,
+            "callbacks": callbacks,
+            "on_error": on_error,
+        }
+        return warm_start_members(partial(warm_start, log), folder, out, **each)
     checkpoint = read_checkpoint(folder)
     stored = checkpoint.about["fingerprint"].get("recipe", {})
     recipe = Recipe(**{name: stored[name] for name in _CONTINUED if name in stored})

@@ -43,10 +43,15 @@ from runs import add_line, holdout_of, log_arguments, mean_cell, parsed, read_li
 from keras_ranking import data, training
 from keras_ranking.columns import Number
 from keras_ranking.data import Log
-from keras_ranking.training.presets import PRESETS, preset_options
 
 FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error")
-_PAST: dict[str, Any] = {"past_heads": 4, "past_linear": 1, "past_dim": 64, "past_keys": ("item_id",)}
+_PAST: dict[str, Any] = {
+    "past_heads": 4,
+    "past_linear": 1,
+    "past_dim": 64,
+    "past_keys": ("item_id",),
+    "past_numbers": ("known_like", "residual"),
+}
 _FILMS: dict[str, Any] = {
     "token_features": ("item_id", "genres", "release_year"),
     "id_dim": 64,
@@ -123,12 +128,15 @@ def with_columns(case: Case, features: str) -> Log:
 
 
 def of_movielens(case: Case, features: str) -> Log:
-    """And each rating's label and residual as actions of the past."""
+    """And each rating's label, the share of five stars, and what each leaves beyond what was expected, as actions of the past."""
     log = with_columns(case, features)
-    expected = data.RunningExpectation([case.item, case.member], case.label, delay=case.delay).update(case.events)
-    events = log.events.assign(known_like=case.events[case.label].astype(float), residual=expected[f"{case.label}_residual"])
-    actions = (*log.schema.actions, Number("known_like", known="after"), Number("residual", known="after"))
-    return replace(log, events=events, schema=log.schema.model_copy(update={"actions": actions}))
+    rows = case.events.assign(stars=(case.events["rating"] - 1) / 4)
+    known = {"known_like": rows[case.label].astype(float), "known_stars": rows["stars"]}
+    for outcome, name in ((case.label, "residual"), ("stars", "stars_residual")):
+        expected = data.RunningExpectation([case.item, case.member], outcome, delay=case.delay).update(rows)
+        known[name] = expected[f"{outcome}_residual"]
+    actions = (*log.schema.actions, *(Number(name, known="after") for name in known))
+    return replace(log, events=log.events.assign(**known), schema=log.schema.model_copy(update={"actions": actions}))
 
 
 def earlier(log: Log) -> Log:
@@ -141,35 +149,48 @@ def earlier(log: Log) -> Log:
     return replace(log, events=log.events.assign(split=split))
 
 
+def options_of(log: str, name: str, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that a run is made with, but the columns of `LISTS`: `features`, `factors`, `of`, and the options of `train`."""
+    model, settings = name.split()[0], {"factors": None, "of": "residual", "features": "counts", **RUNS[log][name]}
+    changed = dict(changed or {})
+    settings |= {key: changed.pop(key) for key in ("factors", "of") if key in changed}
+    base = {**_FILMS, **_HEADS[model]} if log == "movielens-1m" else {**LISTS, **_OF_MODEL[model]}
+    return {**settings, "options": {**base, **settings.get("options", {}), **changed}}
+
+
 def run(case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train and score one run, with some options changed; `tuning`: on training rows alone."""
-    model, settings = name.split()[0], RUNS[case.name][name]
-    changed = dict(changed or {})
-    settings = {**settings, "factors": changed.pop("factors", settings.get("factors"))}
+    model, settings = name.split()[0], options_of(case.name, name, changed)
     callbacks: list[Any] = []
-    if case.name == "movielens-1m":
-        log = of_movielens(case, settings.get("features", "counts"))
-        log = earlier(log) if tuning else log
-        options = {**_FILMS, **_HEADS[model], **settings.get("options", {})}
-        if "past_heads" in options:
-            options["past_numbers"] = ("known_like", "residual")
-        if settings.get("factors"):
-            rows = log.split("train")
-            factors = data.item_factors(rows, case.member, case.item, "residual", dim=settings["factors"], kind="both")
-            callbacks.append(training.StartTables({case.item: factors}, deviation=0.2))
-    else:
-        log = with_columns(case, settings["features"])
-        log = earlier(log) if tuning else log
-        known = case.name in {of_log for _, of_log in PRESETS}
-        options = preset_options(model, case.name) if known and model == "cadet" else {}
-        if model in _OF_MODEL:
-            options = {**LISTS, **_OF_MODEL[model], "features": tuple(one.name for one in log.schema.features if one.kind != "id")}
-        options = {**options, **settings.get("options", {})}
-    options = {**options, **changed}
+    log = of_movielens(case, settings["features"]) if case.name == "movielens-1m" else with_columns(case, settings["features"])
+    log = earlier(log) if tuning else log
+    options = dict(settings["options"])
+    if settings["factors"]:
+        factors = data.item_factors(log.split("train"), case.member, case.item, settings["of"], dim=settings["factors"], kind="both")
+        callbacks.append(training.StartTables({case.item: factors}, deviation=0.2))
+    if "features" in options and options["features"] is None:
+        options["features"] = tuple(one.name for one in log.schema.features if one.kind != "id")
     trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
     splits = ("validation",) if tuning else case.splits
     scored = {split: training.evaluate(trained, log, split=split)[case.label] for split in splits}
     return {"figures": scored, "parameters": history["parameters"], "loss": history["epochs"]["loss"]}
+
+
+def run_line(
+    case: Case, name: str, seed: int, path: Path, tuning: bool = False, changed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The line of a run: that of the file, if it has one with the same options, or of a new run, which is added to the file."""
+    about = {"log": case.name, "holdout": case.holdout, "tuning": tuning, "changed": dict(changed or {})}
+    about |= {"run": name, "seed": seed, "made_with": json.loads(json.dumps(options_of(case.name, name, changed)))}
+    for line in read_lines(path):
+        if {key: line.get(key) for key in about} == about:
+            return line
+    begin = time.process_time()
+    line = {**about, **run(case, name, seed, tuning, changed)}
+    line["seconds"] = round(time.process_time() - begin, 1)
+    add_line(path, line)
+    print(case.name, name, seed, line["figures"], file=sys.stderr, flush=True)
+    return line
 
 
 def print_table(path: Path) -> None:
@@ -208,17 +229,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = args.runs or list(RUNS[args.log])
     if unknown := [name for name in names if name not in RUNS[args.log]]:
         parser.error(f"--runs of {args.log} are {list(RUNS[args.log])}. Received: {unknown}")
-    about = {"log": args.log, "holdout": args.holdout, "tuning": args.tuning, "changed": args.change}
-    done = {(*_rows(line), _named(line), line["seed"]) for line in read_lines(args.json)}
     case = open_case(args.log, args.folder, args.holdout)
     for seed in args.seeds:
         for name in names:
-            if (*_rows(about), _named({**about, "run": name}), seed) in done:
-                continue
-            begin = time.process_time()
-            line = {**about, "run": name, "seed": seed, **run(case, name, seed, args.tuning, args.change)}
-            add_line(args.json, {**line, "seconds": round(time.process_time() - begin, 1)})
-            print(args.log, name, seed, line["figures"], file=sys.stderr, flush=True)
+            run_line(case, name, seed, args.json, args.tuning, args.change)
     print_table(args.json)
 
 

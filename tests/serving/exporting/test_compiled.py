@@ -167,7 +167,8 @@ print(keras.backend.backend())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["", pytest.param("int8", marks=pytest.mark.release)])
+@pytest.mark.release  # that a model of JAX is exported at all: test_export_from_another_backend
+@pytest.mark.parametrize("quantize", ["", "int8"])
 def test_through_jax(small, tmp_path, quantize):
     assert "jax" in ran(JAX, small.run, tmp_path, quantize, KERAS_BACKEND="jax")
     version = tmp_path / "ranker/1"

@@ -39,9 +39,9 @@ def spoilt(cache: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "quantize"),
     [
-        ("LiGR", None),
+        ("LiRank", None),
         pytest.param("AmortizedDLRM", "int8", marks=pytest.mark.release),
-        pytest.param("LiRank", None, marks=pytest.mark.release),
+        pytest.param("LiGR", None, marks=pytest.mark.release),
     ],
 )
 def test_signatures(kind: str, quantize: str | None, tmp_path: Any) -> None:

@@ -1,0 +1,170 @@
+"""The page of results on four logs: peers and rankers on `validation` and `new_members`, by one command that goes on where it stopped.
+
+    python tools/benchmarks/worth.py FOLDER [--logs ebnerd ...] [--seeds 0 1 2] [--only peers|rankers] [--limit MINUTES]
+    python tools/benchmarks/worth.py --page
+
+FOLDER holds the files of all logs. Finished fits and runs are lines of `docs/results/worth/peers.jsonl` and `rankers.jsonl`, with the
+options that they had: what is there with the same options is not run again. The page, `docs/results/worth.md`, is written from these two files,
+after each run and with `--page` alone.
+
+What runs is in `PEERS` and `RUNS`; what that is, in `peers.py` and `rankers.py`. A quarter of the members is held out and scored as
+`new_members`; runs named in `WHOLE` are made once more with all members.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import rankers
+from peer_features import open_case
+from runs import holdout_of, mean_cell, read_lines
+
+PLACE = Path(__file__).resolve().parents[2] / "docs" / "results"
+TITLES = {
+    "ebnerd": "EB-NeRD: lists of news",
+    "movielens-1m": "MovieLens-1M: ratings of films",
+    "retail": "Online Retail: what is bought again",
+    "kuairand-pure": "KuaiRand-Pure: short videos, `long_view`",
+}
+FORESTS, ALL = ("LightGBM binary", "LightGBM LambdaRank"), tuple(peers.SETTINGS)
+# (models, sets of columns, settings that are compared)
+PEERS: dict[str, list[tuple[tuple[str, ...], tuple[str, ...], int]]] = {
+    "ebnerd": [(ALL, ("fold_in",), 10), (FORESTS, ("relative", "new"), 10)],
+    "movielens-1m": [(ALL, ("personal",), 10), (("LightGBM binary",), ("plain", "fold_in"), 10)],
+    "retail": [(ALL, ("fold_in",), 10), (FORESTS, ("relative",), 10)],
+    "kuairand-pure": [(ALL, ("fold_in",), 10), (("LightGBM binary",), ("plain",), 10)],
+}
+COLUMNS = {
+    "impression_auc": "impression AUC",
+    "auc": "AUC",
+    "ndcg_at_10": "NDCG@10",
+    "log_loss": "log loss",
+    "calibration_error": "calibration error",
+}
+Line = Mapping[str, Any]
+
+
+def run_all(folder: str, logs: Sequence[str], seeds: Sequence[int], only: str | None, until: float) -> None:
+    """All jobs of the logs in turn, those with all members last; stops before the first that begins after `until`."""
+    for holdout in (0.25, 0.0):
+        for log in logs:
+            names = [name for name in rankers.RUNS[log] if holdout or name in rankers.WHOLE[log]]
+            parts = PEERS[log] if holdout else [(FORESTS, (rankers.WHOLE_SET[log],), 10)]
+            case = open_case(log, folder, holdout)
+            if only != "rankers":
+                for models, sets, settings in parts:
+                    for of in sets:
+                        if time.monotonic() > until:
+                            return
+                        peers.run(case, models, (of,), seeds, PLACE / "worth" / "peers.jsonl", most_settings=settings)
+            if only != "peers":
+                for name in names:
+                    for seed in seeds:
+                        if time.monotonic() > until:
+                            return
+                        rankers.run_line(case, name, seed, PLACE / "worth" / "rankers.jsonl")
+            write_page()
+
+
+def cells(found: Sequence[Line], split: str, log: str) -> list[str]:
+    """Means over seeds of one row of a table; '-' where the log has no lists, or the scores are no probabilities."""
+    without = ("impression_auc", "ndcg_at_10") if log in ("movielens-1m", "kuairand-pure") else ()
+    out = []
+    for name in COLUMNS:
+        values = [line["figures"][split].get(name) for line in found]
+        out.append("-" if name in without or None in values else mean_cell(values))
+    return out
+
+
+def table_of(log: str, holdout: float, split: str, of_peers: Sequence[Line], of_rankers: Sequence[Line]) -> list[str]:
+    """Rows of the models that have figures, each with its mean over seeds."""
+    rows: dict[str, list[Line]] = {}
+    for line in of_peers:
+        if (line["log"], holdout_of(line), line["stage"]) == (log, holdout, "scored"):
+            rows.setdefault(f"{line['model']}, `{line['features']}`", []).append(line)
+    for name, found in rows.items():
+        rows[name] = [line for line in found if line["setting"] == found[-1]["setting"]]
+    for line in of_rankers:
+        if (line["log"], holdout_of(line)) == (log, holdout) and not line.get("tuning"):
+            rows.setdefault(f"**{rankers.words_of(line['run'])}**", []).append(line)
+    lines = [f"| model | {' | '.join(COLUMNS.values())} | seeds | minutes |", f"|{'---|' * (len(COLUMNS) + 3)}"]
+    for name, found in rows.items():
+        if split in found[0]["figures"]:
+            minutes = float(np.mean([line["seconds"] for line in found])) / 60
+            lines.append(f"| {name} | {' | '.join(cells(found, split, log))} | {len(found)} | {minutes:.1f} |")
+    return lines if len(lines) > 2 else []
+
+
+def worth_of(log: str, of_rankers: Sequence[Line]) -> list[str]:
+    """What a part gives: differences of runs of the same seed, with intervals."""
+    lines = []
+    for words, run, without in rankers.PARTS[log]:
+        pairs: dict[int, dict[str, Line]] = {}
+        for line in of_rankers:
+            if line["log"] == log and holdout_of(line) == 0.25 and not line.get("tuning") and line["run"] in (run, without):
+                pairs.setdefault(line["seed"], {})[line["run"]] = line
+        both = [pair for pair in pairs.values() if len(pair) == 2]
+        if both:
+            metric = "impression_auc" if log in ("ebnerd", "retail") else "auc"
+            row = [words, rankers.words_of(run)]
+            for split in ("validation", "new_members"):
+                for name in (metric, "log_loss"):
+                    row.append(mean_cell([pair[run]["figures"][split][name] - pair[without]["figures"][split][name] for pair in both]))
+            lines.append(f"| {' | '.join(row)} | {len(both)} |")
+    if not lines:
+        return []
+    head = "| part | in | validation: AUC | log loss | new members: AUC | log loss | seeds |"
+    return [
+        "",
+        "What parts give (impression AUC where the log has lists), of the same seed with and without:",
+        "",
+        head,
+        f"|{'---|' * 7}",
+        *lines,
+    ]
+
+
+def write_page() -> None:
+    """`docs/results/worth.md` of the lines that there are."""
+    of_peers, of_rankers = (read_lines(PLACE / "worth" / f"{name}.jsonl") for name in ("peers", "rankers"))
+    text = (PLACE / "worth" / "head.md").read_text(encoding="utf-8").rstrip("\n").splitlines()
+    for log, title in TITLES.items():
+        text += ["", f"## {title}"]
+        for holdout, split, words in (
+            (0.25, "validation", "Later rows, a quarter of the members held out"),
+            (0.25, "new_members", "Later rows of the members that were held out"),
+            (0.0, "validation", "Later rows, all members trained on"),
+        ):
+            if rows := table_of(log, holdout, split, of_peers, of_rankers):
+                text += ["", f"{words} (`{split}`):", "", *rows]
+        text += worth_of(log, of_rankers)
+    (PLACE / "worth.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", metavar="FOLDER")
+    parser.add_argument("--logs", nargs="+", choices=list(TITLES), default=list(TITLES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", choices=["peers", "rankers"])
+    parser.add_argument("--limit", type=float, metavar="MINUTES", help="begin nothing after so many minutes")
+    parser.add_argument("--page", action="store_true", help="write the page of the lines that there are")
+    args = parser.parse_args(arguments)
+    if not args.page and args.folder is None:
+        parser.error("FOLDER is needed, or --page")
+    if not args.page:
+        until = np.inf if args.limit is None else time.monotonic() + 60 * args.limit
+        run_all(args.folder, args.logs, args.seeds, args.only, until)
+        print("done" if time.monotonic() <= until else "stopped at --limit: run it again to go on", file=sys.stderr)
+    write_page()
+
+
+if __name__ == "__main__":
+    main()
