@@ -16,8 +16,7 @@ numbers of the context.
 
 | run of ebnerd, retail, kuairand-pure | what |
 |---|---|
-| `ligr SET`, `lirank SET` | the columns of a set of `peers.py`, without a history; kuairand-pure has no lists, so no set-wise part |
-| `cadet SET` | of ebnerd: the preset with these columns |
+| `MODEL SET` | the columns of a set of `peers.py`; LiGR and LiRank without a history; on kuairand-pure, which has no lists, nothing reads one |
 | `cadet fold_in without history` | the same with `max_history=0` |
 
 Options are chosen with `--tuning --change JSON`: fitted on the earlier training rows, compared on the last of them (ebnerd:
@@ -71,7 +70,6 @@ _FILMS: dict[str, Any] = {
     "pairwise_weight": 0.0,
 }
 LISTS: dict[str, Any] = {
-    "history_features": (),
     "pairwise_weight": 0.0,
     "listwise_weight": 0.1,
     "row_length": 256,
@@ -81,8 +79,24 @@ LISTS: dict[str, Any] = {
     "weight_decay": 0.01,
     "ema": 0.998,
 }
-_OF_MODEL: dict[str, dict[str, Any]] = {"ligr": {"top_k": None}, "lirank": {"calibration_options": {"step": 0.5}}}
+# What describes a past event of each log.
+_TOKENS = {
+    "ebnerd": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
+    "retail": ("stock_code", "price"),
+    "kuairand-pure": ("video_id", "duration_seconds"),
+    "simulated": ("topic", "age_hours"),
+}
+_COLUMNS: dict[str, Any] = {"features": None}  # all but ids, the columns of the set among them
+_OF_MODEL: dict[str, dict[str, Any]] = {
+    "ligr": {**_COLUMNS, "history_features": (), "top_k": None},
+    "lirank": {**_COLUMNS, "history_features": (), "calibration_options": {"step": 0.5}},
+    "amortized": {**_COLUMNS, "max_history": 30, "dim": 32, "num_heads": 2, "cross": "residual", "gate": "dense"},
+    "cadet": {"num_heads": 2, "tower_hidden": (128, 64)},
+    "feedsr": {"num_heads": 2, "head_options": {"hidden": (128, 64)}},
+}
 _HEADS: dict[str, dict[str, Any]] = {"cadet": {"tower_hidden": (64, 32)}, "feedsr": {"head_options": {"hidden": (64, 32)}}}
+NAMES = {"cadet": "CADET", "feedsr": "Feed-SR", "ligr": "LiGR", "lirank": "LiRank", "amortized": "AmortizedDLRM"}
+_ALONE: dict[str, Any] = {"listwise_weight": 0.0}  # no lists: nothing that reads one
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "movielens-1m": {
         "cadet trunk": {},
@@ -93,20 +107,52 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "cadet personal": {"options": _PAST, "factors": 64, "features": "new"},
     },
     "ebnerd": {
-        **{f"{model} {of}": {"features": of} for model in ("ligr", "lirank", "cadet") for of in ("plain", "relative", "new", "fold_in")},
+        **{f"{model} fold_in": {"features": "fold_in"} for model in _OF_MODEL},
+        **{f"ligr {of}": {"features": of} for of in ("plain", "relative", "new")},
         "cadet fold_in without history": {"features": "fold_in", "options": {"max_history": 0}},
     },
-    "retail": {f"{model} {of}": {"features": of} for model in ("ligr", "lirank") for of in SETS},
+    "retail": {
+        **{f"{model} fold_in": {"features": "fold_in"} for model in _OF_MODEL},
+        "ligr relative": {"features": "relative"},
+        "cadet fold_in without history": {"features": "fold_in", "options": {"max_history": 0}},
+    },
     "kuairand-pure": {
-        f"{model} {of}": {"features": of, "options": {"listwise_weight": 0.0, **alone}}
-        for model, alone in (("ligr", {"setwise_layers": 0}), ("lirank", {}))
-        for of in ("plain", "personal", "new", "fold_in")
+        **{f"{model} fold_in": {"features": "fold_in", "options": _ALONE} for model in _OF_MODEL},
+        "ligr fold_in": {"features": "fold_in", "options": {**_ALONE, "setwise_layers": 0}},
+        "cadet fold_in without history": {"features": "fold_in", "options": {**_ALONE, "max_history": 0}},
     },
     "simulated": {  # to see that everything runs
         "cadet new": {"features": "new", "options": {"epochs": 1}},
         "ligr new": {"features": "new", "options": {"epochs": 1}},
     },
 }
+# Runs that are made once more with all members, and the peers' set of columns there.
+WHOLE = {
+    "ebnerd": ("ligr relative", "ligr new", "ligr fold_in", "cadet fold_in"),
+    "movielens-1m": ("cadet factors", "cadet factors without history", "cadet personal"),
+    "retail": ("ligr fold_in",),
+    "kuairand-pure": ("ligr fold_in",),
+}
+WHOLE_SET = {"ebnerd": "fold_in", "movielens-1m": "personal", "retail": "fold_in", "kuairand-pure": "fold_in"}
+# (what it is, a run with it, the same without it)
+_HISTORY = ("history", "cadet fold_in", "cadet fold_in without history")
+PARTS: dict[str, list[tuple[str, str, str]]] = {
+    "ebnerd": [_HISTORY, ("counts that know the list", "ligr new", "ligr relative"), ("fold-in", "ligr fold_in", "ligr new")],
+    "movielens-1m": [
+        ("history", "cadet factors", "cadet factors without history"),
+        ("factorised table", "cadet factors", "cadet past"),
+        ("`Past`", "cadet past", "cadet trunk"),
+    ],
+    "retail": [_HISTORY, ("all counts", "ligr fold_in", "ligr relative")],
+    "kuairand-pure": [_HISTORY],
+}
+
+
+def words_of(name: str) -> str:
+    """A run as a table shows it: the model's name, and the columns or parts."""
+    model, _, rest = name.partition(" ")
+    of, _, more = rest.partition(" ")
+    return f"{NAMES[model]}, `{of}`" + (f" {more}" if more else "")
 
 
 def with_columns(case: Case, features: str) -> Log:
@@ -154,7 +200,14 @@ def options_of(log: str, name: str, changed: Mapping[str, Any] | None = None) ->
     model, settings = name.split()[0], {"factors": None, "of": "residual", "features": "counts", **RUNS[log][name]}
     changed = dict(changed or {})
     settings |= {key: changed.pop(key) for key in ("factors", "of") if key in changed}
-    base = {**_FILMS, **_HEADS[model]} if log == "movielens-1m" else {**LISTS, **_OF_MODEL[model]}
+    if log == "movielens-1m":
+        base = {**_FILMS, **_HEADS[model]}
+    else:
+        base = {**LISTS, **_OF_MODEL[model]}
+        if model in ("cadet", "feedsr"):
+            base["token_features"] = _TOKENS[log]
+        elif model == "amortized":
+            base["history_features"] = _TOKENS[log][:1]
     return {**settings, "options": {**base, **settings.get("options", {}), **changed}}
 
 
