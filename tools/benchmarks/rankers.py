@@ -16,7 +16,7 @@ numbers of the context.
 
 | run of ebnerd, retail, kuairand-pure | what |
 |---|---|
-| `MODEL SET` | the columns of a set of `peers.py`; LiGR and LiRank without a history; on kuairand-pure, which has no lists, nothing reads one |
+| `MODEL SET` | the columns of a set of `peers.py`; LiGR and LiRank without a history; kuairand-pure has no lists: nothing reads one |
 | `cadet fold_in without history` | the same with `max_history=0` |
 
 Options are chosen with `--tuning --change JSON`: fitted on the earlier training rows, compared on the last of them (ebnerd:
@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peer_features import DAY, SETS, Case, open_case
+from peer_features import DAY, Case, open_case
 from runs import add_line, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import data, training

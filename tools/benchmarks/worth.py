@@ -4,8 +4,8 @@
     python tools/benchmarks/worth.py --page
 
 FOLDER holds the files of all logs. Finished fits and runs are lines of `docs/results/worth/peers.jsonl` and `rankers.jsonl`, with the
-options that they had: what is there with the same options is not run again. The page, `docs/results/worth.md`, is written from these two files,
-after each run and with `--page` alone.
+options that they had: what is there with the same options is not run again. The page,
+`docs/results/worth.md`, is written from these two files, after each log and with `--page` alone.
 
 What runs is in `PEERS` and `RUNS`; what that is, in `peers.py` and `rankers.py`. A quarter of the members is held out and scored as
 `new_members`; runs named in `WHOLE` are made once more with all members.
