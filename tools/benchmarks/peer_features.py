@@ -37,6 +37,7 @@ class Case:
         prior: of rates.
         keys: columns that items share, for the member's own rates.
         many: column of multi-hot vectors, for the member's own rates.
+        amounts: numbers of what was done, of which the first is an amount, where a member takes several items at once; else ().
         chosen: whether what a member did is the rows with a positive label alone; else every row is something done.
         dim: width of the vectors of items.
     """
@@ -51,6 +52,7 @@ class Case:
     prior: tuple[float, float] = (1.0, 5.0)
     keys: tuple[str, ...] = ()
     many: str | None = None
+    amounts: tuple[str, ...] = ()
     chosen: bool = False
     dim: int = 32
     holdout: float = 0.25
@@ -117,7 +119,15 @@ def open_case(name: str, folder: str | None, holdout: float = 0.25) -> Case:
         ),
         "retail": lambda: (
             _with_stem(data.read_retail(folder)),
-            {"label": "bought", "item": "stock_code", "lists": True, "prior": (0.7, 5.0), "keys": ("stem",), "chosen": True},
+            {
+                "label": "bought",
+                "item": "stock_code",
+                "lists": True,
+                "prior": (0.7, 5.0),
+                "keys": ("stem",),
+                "chosen": True,
+                "amounts": ("quantity", "price"),
+            },
         ),
         "kuairand-pure": lambda: (
             data.read_kuairand(folder, release="pure"),
@@ -199,6 +209,23 @@ def personal(case: Case) -> pd.DataFrame:
     if case.many:
         parts.append(_own_rates_of_many(case, events))
     parts.append(similar_residuals(case, events, done))
+    return pd.concat(parts, axis=1)[case.shown]
+
+
+def visits(case: Case) -> pd.DataFrame:
+    """Where a member takes several items at once: the rhythm and the size of visits, and of buying this item."""
+    if not case.amounts:
+        return pd.DataFrame(index=case.events.index[case.shown])
+    events = case.events
+    done = (events[case.label] == 1).to_numpy()
+    pair = (case.member, case.item)
+    quantity = case.amounts[0]
+    parts = [
+        data.RunningMoments(case.member, [quantity], delay=case.own_delay).update(events, done).add_prefix("visit_"),
+        data.RunningMoments(pair, [quantity], delay=case.own_delay).update(events, done).add_prefix("again_"),
+        data.RunningMoments(case.member, [case.label], delay=case.own_delay).update(events, case.shown).add_prefix("list_"),
+        data.RunningPast(pair, list(case.amounts), last=1, delay=case.own_delay).update(events, done).iloc[:, 1:].add_prefix("again_"),
+    ]
     return pd.concat(parts, axis=1)[case.shown]
 
 
@@ -313,13 +340,19 @@ def fold_in(case: Case) -> pd.DataFrame:
 
 
 # A further group of columns goes here.
-GROUPS: dict[str, Callable[[Case], pd.DataFrame]] = {"plain": plain, "personal": personal, "new": new_counts, "fold_in": fold_in}
+GROUPS: dict[str, Callable[[Case], pd.DataFrame]] = {
+    "plain": plain,
+    "personal": personal,
+    "visits": visits,
+    "new": new_counts,
+    "fold_in": fold_in,
+}
 SETS: dict[str, tuple[str, ...]] = {
     "plain": ("plain",),
     "relative": ("plain", "relative"),
-    "personal": ("plain", "personal", "relative"),
-    "new": ("plain", "personal", "new", "relative"),
-    "fold_in": ("plain", "personal", "new", "fold_in", "relative"),
+    "personal": ("plain", "personal", "visits", "relative"),
+    "new": ("plain", "personal", "visits", "new", "relative"),
+    "fold_in": ("plain", "personal", "visits", "new", "fold_in", "relative"),
 }
 
 

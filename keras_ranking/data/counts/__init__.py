@@ -8,6 +8,7 @@ from keras_ranking.data.counts.item_factors import ItemFactors, item_factors
 from keras_ranking.data.counts.list_relative import list_relative
 from keras_ranking.data.counts.point_in_time import PointInTime
 from keras_ranking.data.counts.running_counts import RunningCounts
+from keras_ranking.data.counts.running_moments import RunningMoments
 from keras_ranking.data.counts.running_past import RunningPast
 from keras_ranking.data.counts.windowed import point_in_time_counts
 
@@ -18,6 +19,7 @@ __all__ = [
     "PointInTime",
     "RunningCounts",
     "RunningExpectation",
+    "RunningMoments",
     "RunningPast",
     "exposure_corrected_rates",
     "item_factors",

@@ -17,12 +17,15 @@ from keras_ranking.data.counts.expectation import RunningExpectation
 from keras_ranking.data.counts.fold_in import FoldIn
 from keras_ranking.data.counts.list_relative import list_relative
 from keras_ranking.data.counts.running_counts import RunningCounts
+from keras_ranking.data.counts.running_moments import RunningMoments
 from keras_ranking.data.counts.running_past import RunningPast
 from keras_ranking.data.counts.state import State
 from keras_ranking.data.log_columns import require_frame
 
 Part = State | ChoiceStrengths
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (ChoiceStrengths, FoldIn, RunningCounts, RunningExpectation, RunningPast)}
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (ChoiceStrengths, FoldIn, RunningCounts, RunningExpectation, RunningMoments, RunningPast)
+}
 _VERSION = 1
 
 

@@ -27,8 +27,8 @@ class BaseRate(PassesMask, keras.layers.Layer):
     Example:
         >>> layer = kr.layers.BaseRate()
         >>> _ = layer(np.zeros((1, 1), "float32"))
-        >>> layer.offset.assign(0.5)
-        >>> float(layer(np.ones((1, 1), "float32"))[0, 0])
+        >>> _ = layer.offset.assign(0.5)
+        >>> float(keras.ops.convert_to_numpy(layer(np.ones((1, 1), "float32")))[0, 0])
         1.5
     """
 

@@ -42,6 +42,8 @@ STATES: dict[str, Callable[[], State]] = {
     ),
     "counts by share": lambda: data.RunningCounts("item", [200], delay=DELAY, expected="share"),
     "past": lambda: data.RunningPast(("member", "author"), last=2, delay=7),
+    "moments": lambda: data.RunningMoments("member", ["click", "share"], delay=7),
+    "moments of pairs": lambda: data.RunningMoments(("member", "author"), ["click"], delay=3),
     "expectation": lambda: data.RunningExpectation(["item", "member"], delay=5),
     "fold-in": lambda: data.FoldIn(factors(), "member", request="list", delay=DELAY, own_delay=3, vectors=True),
 }
@@ -154,6 +156,21 @@ def test_past_equals_the_formula_written_out() -> None:
         since = row["time"] - moments.index[0] if len(moments) else 365 * 86400.0
         np.testing.assert_allclose(got.iloc[place], [since, *lasts], rtol=0, atol=1e-12)
         seen += len(moments) > 1
+    assert seen > 50
+
+
+def test_moments_equal_the_formula_written_out() -> None:
+    log = make_log()
+    got, seen = STATES["moments"]().update(log), 0
+    for place in range(0, len(log), 3):
+        row = log.iloc[place]
+        same = log[(log["member"] == row["member"]) & (log["time"] <= row["time"] - 7)]
+        by_moment = same.groupby("time").agg(rows=("click", "size"), click=("click", "sum"), share=("share", "sum")).sort_index()
+        times, n = by_moment.index.to_numpy(), len(by_moment)
+        gaps = [times[-1] - times[-2], np.diff(times).mean(), (row["time"] - times[-1]) / np.diff(times).mean()] if n > 1 else [np.nan] * 3
+        amounts = [value for name in by_moment for value in ((by_moment[name].iloc[-1], by_moment[name].mean()) if n else (np.nan, np.nan))]
+        np.testing.assert_allclose(got.iloc[place], [n, *gaps, *amounts], rtol=1e-12, atol=1e-12)
+        seen += n > 2
     assert seen > 50
 
 
