@@ -25,7 +25,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keras_ranking.column_base import Known
-from keras_ranking.columns import Feature, Number, Task
+from keras_ranking.columns import Count, Feature, Number, Task
 from keras_ranking.configuration import is_integer
 from keras_ranking.field_errors import PlainWords
 from keras_ranking.number_edges import MOST_BINS
@@ -42,7 +42,8 @@ class Schema(BaseModel, metaclass=PlainWords):
         request: column with the id of the request (one member, one time, one list of candidates).
         session: column with the session's id, or None.
         position: column with the rank at which the item was shown, 1 = first, or None. Known after scoring.
-        features: `Id`, `Category`, `Ids`, `Number`, `Vector` columns, each with when it is known.
+        features: `Id`, `Category`, `Ids`, `Number`, `Vector` columns, each with when it is known, and `Count`s, which the log
+            does not hold.
         actions: what the member did, as features (a bare name is `Number(name)`); inputs of later events only.
         tasks: what to predict.
         epoch: Unix time from which model times count, in seconds; model times are int32 seconds after it.
@@ -86,7 +87,7 @@ class Schema(BaseModel, metaclass=PlainWords):
     def _list_of_features(cls, features: Any) -> Any:
         if isinstance(features, str | BaseModel):
             raise ValueError(
-                f"`features` must be a list of `Id`, `Category`, `Ids`, `Number` and `Vector`. Received: features={features!r}"
+                f"`features` must be a list of `Id`, `Category`, `Ids`, `Number`, `Vector` and `Count`. Received: features={features!r}"
             )
         return features
 
@@ -100,6 +101,8 @@ class Schema(BaseModel, metaclass=PlainWords):
     @field_validator("actions")
     @classmethod
     def _actions_are_after(cls, actions: tuple[Any, ...]) -> tuple[Any, ...]:
+        if counted := [action.name for action in actions if isinstance(action, Count)]:
+            raise ValueError(f"`actions` must be what the member did; a `Count` is a feature. Received: '{counted[0]}'")
         return tuple(action.model_copy(update={"known": "after"}) for action in actions)
 
     @field_validator("tasks", mode="before")
@@ -134,7 +137,7 @@ class Schema(BaseModel, metaclass=PlainWords):
         seen: set[str] = set()
         for feature in self.features:
             if feature.name in seen:
-                raise ValueError(f"`features` must have distinct names. Received '{feature.name}' twice.")
+                raise ValueError(f"`features` must have distinct names. Received '{feature.name}' twice.{_other_name(feature)}")
             seen.add(feature.name)
             if feature.known != "after" and feature.name in after:
                 raise ValueError(
@@ -152,7 +155,25 @@ class Schema(BaseModel, metaclass=PlainWords):
             if action.name in taken:
                 raise ValueError(f"column '{action.name}' is the {taken[action.name]} and cannot be an action as well.")
             acted.add(action.name)
+        self._check_counts(after)
         return self
+
+    def _check_counts(self, after: dict[str, str]) -> None:
+        """Counts are of what the log holds, and their keys are known when a row is scored."""
+        after |= {feature.name: "a feature" for feature in self.features if feature.known == "after"}
+        counted = {count.name for count in self.counts}
+        for count in self.counts:
+            for column in count.key_columns:
+                if column in after:
+                    raise ValueError(
+                        f"`key` of count '{count.name}' must be known when a row is scored. Received: '{column}', {after[column]}"
+                    )
+                if column in (self.time, self.request):
+                    raise ValueError(f"`key` of count '{count.name}' must come again in later requests. Received: '{column}'")
+            if count.name in (self.member, self.session, *count.sources):
+                raise ValueError(f"count '{count.name}' has the name of a column of the log; give it another one: Count(..., name='...')")
+            if inner := [column for column in count.sources if column in counted]:
+                raise ValueError(f"count '{count.name}' must be of columns of the log. Received: '{inner[0]}', which is counted")
 
     # -- looking things up -------------------------------------------------------------------------------------------
 
@@ -201,6 +222,18 @@ class Schema(BaseModel, metaclass=PlainWords):
         names = [self.member, self.time, self.request, self.session, self.position]
         names += [column.name for column in (*self.features, *self.actions)] + [task.label for task in self.tasks]
         return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def counts(self) -> tuple[Count, ...]:
+        """The features that are counted from the log, see `Count`."""
+        return tuple(feature for feature in self.features if isinstance(feature, Count))
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """The columns that a log must have before `kr.data.with_counts`: `columns` without the counts, and what these are counted from."""
+        counted = {count.name for count in self.counts}
+        sources = [column for count in self.counts for column in count.sources]
+        return tuple(dict.fromkeys([*(name for name in self.columns if name not in counted), *sources]))
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -257,7 +290,10 @@ class Schema(BaseModel, metaclass=PlainWords):
             if not isinstance(column, Number) or column.fitted:
                 return column
             if column.name not in events.columns:
-                raise ValueError(f"column '{column.name}' of the schema is not in the log. It has: {sorted(map(str, events.columns))}")
+                raise ValueError(
+                    f"column '{column.name}' of the schema is not in the log{self.count_hint(column.name)}. "
+                    f"It has: {sorted(map(str, events.columns))}"
+                )
             return column.fit(events[column.name])
 
         return self.model_copy(update={"features": tuple(map(fitted, self.features)), "actions": tuple(map(fitted, self.actions))})
@@ -293,6 +329,10 @@ class Schema(BaseModel, metaclass=PlainWords):
 
         return self.model_copy(update={"features": tuple(map(binned, self.features)), "actions": tuple(map(binned, self.actions))})
 
+    def count_hint(self, name: str) -> str:
+        """For the message of a missing column: what adds it, if it is a count; else nothing."""
+        return "; `kr.data.with_counts(log)` counts it" if any(count.name == name for count in self.counts) else ""
+
     # -- files ---------------------------------------------------------------------------------------------------------
 
     @property
@@ -314,3 +354,7 @@ class Schema(BaseModel, metaclass=PlainWords):
         """
         loaded: Schema = read_model(cls, path)
         return loaded
+
+
+def _other_name(feature: Any) -> str:
+    return " Give one of them another: Count(..., name='...')." if isinstance(feature, Count) else ""

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from keras_ranking.columns import Category, Id, Ids, Number, Task, Vector
+from keras_ranking.columns import Category, Count, Id, Ids, Number, Task, Vector
 from keras_ranking.field_errors import Place, errors_of_parts, field_words, written
 
 _MOST_PROBLEMS = 10
-_CLASSES: dict[str, type[BaseModel]] = {"id": Id, "category": Category, "ids": Ids, "number": Number, "vector": Vector}
+_CLASSES: dict[str, type[BaseModel]] = {"id": Id, "category": Category, "ids": Ids, "number": Number, "vector": Vector, "count": Count}
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,\]}]+")
 

@@ -82,7 +82,18 @@ def room_of(path: Path) -> str:
     """'layers.tokens' for keras_ranking/layers/tokens/lengths.py; a file of the package itself is its own room."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if len(parts) == 1:
-        of_schema = ("column_base", "columns", "field_errors", "id_columns", "id_lists", "number_edges", "schema_file", "values")
+        of_schema = (
+            "column_base",
+            "columns",
+            "count_column",
+            "field_errors",
+            "id_columns",
+            "id_lists",
+            "number_column",
+            "number_edges",
+            "schema_file",
+            "values",
+        )
         return {"__init__": "", **dict.fromkeys(of_schema, "schema")}.get(parts[0], parts[0])
     return ".".join(parts[:-1])
 

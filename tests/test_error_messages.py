@@ -19,7 +19,7 @@ from keras_ranking.configuration import option_names
 from tests import error_messages as messages
 
 # Arguments that reach a model or a training as options, by name.
-OPTIONS = (kr.Schema, kr.Id, kr.Category, kr.Number, kr.Vector, kr.Task)
+OPTIONS = (kr.Schema, kr.Id, kr.Category, kr.Number, kr.Vector, kr.Count, kr.Task)
 # Words in backticks that are no arguments: tensors, columns, fields of a call of gRPC, `logs` of a Keras callback, extras of pip.
 OTHER_WORDS = {"history_", "candidate_", "play_seconds", "metadata_field", "logs", "predict_on_batch", "serving"}
 # Arguments of Keras, for which the message says whose they are.

@@ -19,7 +19,7 @@ def schema(**changes: Any) -> Callable[[], Any]:
     return lambda: kr.Schema(**{**GIVEN, **changes})
 
 
-COLUMNS = "a list of `Id`, `Category`, `Ids`, `Number` and `Vector`"
+COLUMNS = "a list of `Id`, `Category`, `Ids`, `Number`, `Vector` and `Count`"
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: kr.Id(), "`name` must be given"),
     (lambda: kr.Id("a", buckets=1), "`buckets` must be at least 2. Received: 1"),
@@ -44,7 +44,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (schema(tasks=[{"nam": "a"}]),
      "Schema has 2 problems:\n  `name` must be given (in tasks[0])\n  there is no `nam`; did you mean `name`? "
      "It may have name, label, missing (in tasks[0])"),
-    (schema(features=[{"name": "a", "kind": "text"}]), "`kind` must be 'id', 'category', 'ids', 'number' or 'vector'. Received: 'text'"),
+    (schema(features=[{"name": "a", "kind": "text"}]), "`kind` must be 'id', 'category', 'ids', 'number', 'vector' or 'count'. Received: 'text'"),
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,22 @@ def step(what: str) -> Iterator[None]:
     print(f"\n[{count}/{STEPS}] {what}", flush=True)
     yield
     print(f"      done in {time.perf_counter() - begin:.0f} s, {time.perf_counter() - started:.0f} s in total", flush=True)
+
+
+def counted_by_schema(log: Any) -> Any:
+    """The log without its columns of counts, and with a schema that states them: training counts them, and saves the state for serving."""
+    from keras_ranking import Count
+
+    day = 86_400
+    counts = (
+        Count("item_id", of="views", window=day, name="item_views_24h"),
+        Count("item_id", action="click", window=day, name="item_click_rate_24h"),
+        Count("item_id", action="click", name="item_click_rate_all"),
+    )
+    names = [count.name for count in counts]
+    kept = [feature for feature in log.schema.features if feature.name not in names]
+    schema = log.schema.model_copy(update={"features": (*kept, *counts)})
+    return replace(log, events=log.events.drop(columns=names), schema=schema)
 
 
 def popularity(log: Any, rows: np.ndarray) -> np.ndarray:
@@ -64,15 +81,16 @@ def logistic_regression(log: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def one_request(log: Any) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """A test request of the member with the longest history: (history, candidates, time), as a client would send it."""
+    """A request of a member with a long history, a minute after the log's last row: (history, candidates without counts, time)."""
     events = log.events
     shown = events[events["split"] == "test"]
     member = events.loc[events["member_id"].isin(shown["member_id"]), "member_id"].mode().iloc[0]
     candidates = shown[shown["request_id"] == shown.loc[shown["member_id"] == member, "request_id"].iloc[-1]]
-    moment = int(candidates["time"].iloc[0])
-    history = events[(events["member_id"] == member) & (events["time"] < moment)]
-    known = [feature.name for feature in log.schema.inputs()]
-    return history.drop(columns=["split", "shuffled", "feedback_seconds"]), candidates[known].reset_index(drop=True), moment
+    moment = int(events["time"].max()) + 60
+    older = (moment - candidates["time"]) / 3600
+    history = events[events["member_id"] == member].drop(columns=["split", "shuffled", "feedback_seconds"])
+    known = [feature.name for feature in log.schema.inputs() if feature.kind != "count"]
+    return history, candidates.assign(age_hours=candidates["age_hours"] + older)[known].reset_index(drop=True), moment
 
 
 def towers_of_clicks(model: Any, log: Any, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,7 +175,7 @@ def main() -> None:
         from keras_ranking import data, metrics, serving, training
 
     with step(f"simulate a feed: {args.members:,} members, 14 days"):
-        log = data.simulate(members=args.members, seed=args.seed)
+        log = counted_by_schema(data.simulate(members=args.members, seed=args.seed))
         events = log.events
         print(f"      {len(events):,} impressions in {events['request_id'].nunique():,} requests, {events['click'].mean():.1%} clicked")
 
@@ -166,16 +184,17 @@ def main() -> None:
         model, history = training.train(log, out=args.out / "cadet", seed=args.seed, epochs=args.epochs)
 
     with step("evaluate on the `test` rows: CADET, popularity, logistic regression"):
+        counted = data.with_counts(log)  # for the baselines; `train` and `evaluate` count by themselves
         rows = np.flatnonzero((events["split"] == "test").to_numpy())
         labels, requests = events["click"].to_numpy()[rows], events["request_id"].to_numpy()[rows]
-        baselines = {"popularity": popularity(log, rows), "logistic regression": logistic_regression(log, rows)}
+        baselines = {"popularity": popularity(counted, rows), "logistic regression": logistic_regression(counted, rows)}
         results = {name: metrics.summary(labels, score, requests) for name, score in baselines.items()}
-        results["CADET"] = training.evaluate(model, log, split="test")["click"]
+        results["CADET"] = training.evaluate(args.out / "cadet", log, split="test")["click"]
         results["true click probability"] = metrics.summary(labels, log.truth.click[rows], requests)
         (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     with step("plot"):
-        towers, bucket, clicked = towers_of_clicks(model, log, "test")
+        towers, bucket, clicked = towers_of_clicks(model, counted, "test")
         curve = towers.mean(axis=0) / towers[:, 0].mean()
         scores = {name: (score, labels) for name, score in baselines.items()}
         scores["CADET"] = (towers[np.arange(len(towers)), bucket], clicked)
@@ -186,11 +205,11 @@ def main() -> None:
         print(f"      version {version.name}; scores compared with Keras in a fresh process")
 
     with step("serve with the embedded server, score one request by gRPC and REST"):
-        request = one_request(log)
-        history, candidates, moment = request
-        tables = {name: json.loads(rows.to_json(orient="records")) for name, rows in (("history", history), ("candidates", candidates))}
+        history, bare, moment = one_request(log)
+        candidates = data.saved_counts(args.out / "cadet").with_features(bare, moment)
+        tables = {name: json.loads(rows.to_json(orient="records")) for name, rows in (("history", history), ("candidates", bare))}
         (args.out / "request.json").write_text(json.dumps({"time": moment, **tables}) + "\n", encoding="utf-8")
-        served = serve_and_score(args.served, model, request)
+        served = serve_and_score(args.served, model, (history, candidates, moment))
 
     with step("results"):
         figures = ["auc", "impression_auc", "ndcg_at_10", "mrr", "log_loss", "normalized_entropy", "calibration_error"]

@@ -52,13 +52,16 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _checked_events(path: str, run: str) -> Any:
-    """Logged events from a file, checked with the schema of a run before Keras is started."""
-    from keras_ranking.data import check_events
+    """Logged events from a file, with the counts that they lack, checked with the schema of a run before Keras is started."""
+    from keras_ranking.data import check_events, saved_counts
+    from keras_ranking.data.counted import counted_events
     from keras_ranking.schema import Schema
 
     events = read_rows(path)
     if (Path(run) / "schema.json").is_file():
-        check_events(events, Schema.load(Path(run) / "schema.json"), sort=True)
+        schema = Schema.load(Path(run) / "schema.json")
+        events = counted_events(events, schema, saved_counts(run))
+        check_events(events, schema, sort=True)
     return events
 
 

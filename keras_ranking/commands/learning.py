@@ -158,11 +158,10 @@ def evaluate(args: argparse.Namespace) -> int:
     log = open_log_of(args, seed, folder=args.model_dir)
     log.is_split(args.split)
     start_keras(args)
-    from keras_ranking import models, training
+    from keras_ranking import training
 
-    model = models.load(args.model_dir)
     with step(f"scoring the {args.split} rows"):
-        results = training.evaluate(model, log, split=args.split, on_error=args.on_error or "raise")
+        results = training.evaluate(args.model_dir, log, split=args.split, on_error=args.on_error or "raise")
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")

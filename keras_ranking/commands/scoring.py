@@ -15,12 +15,13 @@ from keras_ranking.schema import Schema
 def score(args: argparse.Namespace) -> int:
     """Print the candidates of one request, ranked."""
     needs_server(args)
-    history, candidates, moment = _read_request(args)
+    history, candidates, moment, member = _read_request(args)
     if args.server:
         if not args.schema:
             raise ValueError("`--server` needs --schema FILE: the schema.json that training wrote.")
         with client_of(args, args.schema, signature=args.signature) as client:
             schema = client.schema
+            candidates = _counted(Path(args.schema), schema, history, candidates, moment, member)
             scores = client.score(history, candidates, moment)
     else:
         if args.task and (Path(args.model) / "schema.json").is_file():
@@ -30,6 +31,7 @@ def score(args: argparse.Namespace) -> int:
 
         model = models.load(args.model)
         schema = model.schema
+        candidates = _counted(Path(args.model), schema, history, candidates, moment, member)
         scores = score_here(model, history, candidates, moment)
     task = schema.task(args.task).name if args.task else str(scores.columns[0])
     if task not in scores:
@@ -50,8 +52,8 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_request(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(history, candidates, time) of the request in the arguments."""
+def _read_request(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """(history, candidates, time, member or None) of the request in the arguments."""
     import pandas as pd
 
     if args.request:
@@ -62,14 +64,33 @@ def _read_request(args: argparse.Namespace) -> tuple[Any, Any, Any]:
             content = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{args.request} is not JSON: {error}") from error
-        if not isinstance(content, dict) or not {"time", "candidates"} <= set(content) <= {"time", "history", "candidates"}:
+        if not isinstance(content, dict) or not {"time", "candidates"} <= set(content) <= {"time", "history", "candidates", "member"}:
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"a request must have the keys time, candidates and, optionally, history. Received: {found}")
-        return pd.DataFrame(content.get("history", [])), pd.DataFrame(content["candidates"]), content["time"]
+            raise ValueError(f"a request must have the keys time, candidates and, optionally, history and member. Received: {found}")
+        return pd.DataFrame(content.get("history", [])), pd.DataFrame(content["candidates"]), content["time"], content.get("member")
     if not args.candidates or args.time is None:
         raise ValueError("give a REQUEST file, or --candidates FILE and --time SECONDS (and optionally --history FILE).")
     history = read_rows(args.history) if args.history else pd.DataFrame()
-    return history, read_rows(args.candidates), args.time
+    return history, read_rows(args.candidates), args.time, None
+
+
+def _counted(run: Path, schema: Schema, history: Any, candidates: Any, moment: Any, member: Any) -> Any:
+    """The candidates with the columns that they lack, from the states that the run has saved, if it has."""
+    from keras_ranking.data import saved_counts
+
+    inputs = {feature.name for feature in schema.inputs()}
+    states = None if inputs <= set(candidates) else saved_counts(run)
+    if states is None or not [name for name in states.columns if name in inputs and name not in candidates]:
+        return candidates
+    # Keys that the candidates share, such as the member, may be those of the history.
+    shared = {name: history[name].iloc[0] for name in states.keys if name in history and history[name].nunique(dropna=False) == 1}
+    shared |= {} if member is None else {schema.member: member}
+    if schema.member in states.keys and schema.member not in {*candidates, *shared}:
+        raise ValueError(
+            f"counts of '{schema.member}' need the key member of the request, or this column in the history or the candidates."
+        )
+    shared = {name: value for name, value in shared.items() if name in states.keys and name not in candidates}
+    return states.with_features(candidates, moment, **shared)
 
 
 def score_here(model: Any, history: Any, candidates: Any, moment: Any) -> Any:

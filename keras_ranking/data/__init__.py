@@ -6,8 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from keras_ranking.data.checks import Report, check_events
+from keras_ranking.data.counted import saved_counts, with_counts
 from keras_ranking.data.counts import (
     ChoiceStrengths,
+    ColumnCounts,
     FoldIn,
     ItemFactors,
     PointInTime,
@@ -40,6 +42,7 @@ _LAZY = {"PackedDataset": "datasets", "PackedRequests": "packed_requests", "Requ
 
 __all__ = [
     "ChoiceStrengths",
+    "ColumnCounts",
     "FoldIn",
     "ItemFactors",
     "Log",
@@ -74,9 +77,11 @@ __all__ = [
     "read_retail",
     "requests",
     "sample_delays",
+    "saved_counts",
     "shuffle_sessions",
     "simulate",
     "split_by_time",
+    "with_counts",
 ]
 
 

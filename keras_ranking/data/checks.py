@@ -273,7 +273,7 @@ def checked_rows(
     if on_error not in ("raise", "drop"):
         raise ValueError(f"`on_error` must be 'raise' or 'drop'. Received: on_error={on_error!r}")
     for column in schema.columns:
-        require_column(events, column, "of the schema is not in the log")
+        require_column(events, column, f"of the schema is not in the log{schema.count_hint(column)}")
     events = native_frame(events, schema.columns)
     checker = _Checker(events, on_error, places)
     _check_keys(schema, events, checker)

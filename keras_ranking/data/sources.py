@@ -98,8 +98,7 @@ def _opened(
         log = _READERS[kind](place, **({} if release is None else {"release": release}))
     if schema is None:
         return log
-    for column in schema.columns:
-        require_column(log.events, column, "of the schema is not in the log")
+    _require_columns(log.events, schema)
     return Log(events=log.events, schema=schema, name=log.name, notes=log.notes, preset=log.preset)
 
 
@@ -111,8 +110,7 @@ def _read_parquet(place: str, schema: Schema, train_share: float) -> Log:
         events = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError("reading parquet files needs pyarrow: pip install pyarrow") from error
-    for column in schema.columns:
-        require_column(events, column, "of the schema is not in the log")
+    _require_columns(events, schema)
     if "split" in events.columns:
         return Log(events=events, schema=schema, name=path.stem)
     if not len(events):
@@ -121,3 +119,10 @@ def _read_parquet(place: str, schema: Schema, train_share: float) -> Log:
         return Log(events=events.assign(split="train"), schema=schema, name=path.stem, notes=("no column 'split': all rows are 'train'",))
     split, note = cut_by_time(events, schema, train_share)
     return Log(events=events.assign(split=split), schema=schema, name=path.stem, notes=(f"no column 'split': {note}",))
+
+
+def _require_columns(events: pd.DataFrame, schema: Schema) -> None:
+    """Check that a log has the columns of a schema, or, without its counts, those that they are counted from."""
+    counted = all(count.name in events for count in schema.counts)
+    for column in schema.columns if counted else schema.logged:
+        require_column(events, column, "of the schema is not in the log")

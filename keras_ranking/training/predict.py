@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_ranking import metrics, models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, pack, requests
+from keras_ranking.data.counted import counted_log, saved_counts
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences, require_sequences
@@ -160,7 +161,8 @@ def evaluate(
 
     Args:
         model: a `RankingModel`, or the path of a saved one.
-        log: with rows of the split, and their history.
+        log: with rows of the split, and their history. Counts that the schema states and the log lacks are counted: from the first row of
+            the log, or, for rows later than those that the run has read, from the states in the folder of the model.
         split: name of the split.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
@@ -182,7 +184,11 @@ def evaluate(
     require_log(log)
     require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
     ranker = model if isinstance(model, models.RankingModel) else models.load(model)
-    rows = rows_to_score(ranker, log, log.is_split(split), f"row of split '{split}'", row_length, on_error)
+    wanted = log.is_split(split)
+    if any(column not in log.events for column in ranker.schema.columns):
+        states = None if isinstance(model, models.RankingModel) else saved_counts(model)
+        log = counted_log(log, states, on_error, ranker.schema, wanted)
+    rows = rows_to_score(ranker, log, wanted, f"row of split '{split}'", row_length, on_error)
     tell_rows(rows.sequences, verbose=False)
     return metrics_of(ranker, rows)
 
@@ -200,7 +206,7 @@ def rows_to_score(
         row_length, on_error: as `evaluate`.
     """
     for column in ranker.schema.columns:
-        require_column(log.events, column, "of the model's schema is not in the log")
+        require_column(log.events, column, f"of the model's schema is not in the log{ranker.schema.count_hint(column)}")
     times, _ = ranker.schema.model_seconds(log.events[ranker.schema.time], log.round)  # 0 for a bad time, which the checks find
     known = times <= times[wanted].max()
     sequences = checked_sequences(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking import models
-from keras_ranking.data import PackedDataset, PackedRequests, Sequences
+from keras_ranking.data import PackedDataset, PackedRequests, PointInTime, Sequences
+from keras_ranking.data.counted import COUNTS, about_counts
+from keras_ranking.data.counts.point_in_time import FILE as STATES
 from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import FILE, checkpoint_writer, write_whole
 from keras_ranking.training.options import TrainingOptions
@@ -27,6 +29,7 @@ def history_of(
     dataset: PackedDataset | PackedRequests,
     report: Mapping[str, Any],
     seconds: float,
+    counts: PointInTime | None = None,
 ) -> dict[str, Any]:
     """The content of `history.json`."""
     checks = sequences.report
@@ -49,6 +52,7 @@ def history_of(
         "training": asdict(training),
         "arguments": ranker.arguments,
         **{name: about["fingerprint"][name] for name in ("recipe", "started_tables") if name in about["fingerprint"]},
+        **({} if counts is None else {"counts": about_counts(counts)}),
         **({} if counter.validation is None else counter.validation.report()),
     }
 
@@ -62,15 +66,21 @@ def _span(schema: Schema, sequences: Sequences) -> dict[str, list[str]]:
     }
 
 
-def write_folder(folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write the four files of a finished training."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_folder(
+    folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any], counts: PointInTime | None = None
+) -> None:
+    """Write the four files of a finished training, and the states of its counts."""
+    states = {} if counts is None else {folder / COUNTS / name: write for name, write in counts.files().items()}
+    (folder / COUNTS if states else folder).mkdir(parents=True, exist_ok=True)
     text = json.dumps(history, indent=2) + "\n"
     write_whole(
         {
+            **states,
             folder / "model.keras": ranker.save,
             folder / "schema.json": ranker.schema.save,
             folder / "history.json": lambda path: path.write_text(text, encoding="utf-8"),
             folder / FILE: checkpoint_writer(ranker, about),
         }
     )
+    if not states:  # those of an earlier training are no longer of this one
+        (folder / COUNTS / STATES).unlink(missing_ok=True)

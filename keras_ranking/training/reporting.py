@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_ranking import models
-from keras_ranking.data import PackedDataset, PackedRequests, Sequences
+from keras_ranking.data import Log, PackedDataset, PackedRequests, Sequences
 from keras_ranking.optimizers import TableOptimizer
 from keras_ranking.training.presets import preset_options
 
@@ -20,6 +20,15 @@ def tell_preset(model: str, preset: str | None, options: Mapping[str, Any]) -> N
     chosen = {name: value for name, value in preset_options(model, preset).items() if name not in options}
     if chosen:
         print(f"preset '{preset}' of the log: {', '.join(f'{name}={value}' for name, value in chosen.items())}", flush=True)
+
+
+def tell_counts(log: Log) -> None:
+    """Print what was counted, or that nothing was, where the log had the columns."""
+    named = [count.name for count in log.schema.counts]
+    if log.counts is not None:
+        print(f"counts of {log.counts.rows:,} rows, all splits: {', '.join(log.counts.columns)}", flush=True)
+    elif named:
+        print(f"counts as they are in the log: {', '.join(named)}; no state is saved for serving", flush=True)
 
 
 def tell_rows(sequences: Sequences, verbose: bool) -> None:

@@ -15,7 +15,8 @@ import keras
 import numpy as np
 
 from keras_ranking import models
-from keras_ranking.data import Log
+from keras_ranking.data import Log, saved_counts
+from keras_ranking.data.counted import counted_log
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
@@ -26,7 +27,7 @@ from keras_ranking.training.presets import preset_options
 from keras_ranking.training.progress import Progress, Rest
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
 from keras_ranking.training.record import history_of, write_folder
-from keras_ranking.training.reporting import describe, tell_preset, tell_rows, tell_tables
+from keras_ranking.training.reporting import describe, tell_counts, tell_preset, tell_rows, tell_tables
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.validation import Validation, validation_rows
@@ -55,10 +56,11 @@ def train(
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader, or a `Log` of your own. Rows out of the order of time are sorted into it, and
-            counted.
+            counted. Columns that the schema states as `Count` are counted, see `keras_ranking.data.with_counts`.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr', in any case; or the function that builds it, such as `kr.models.CADET`.
-        out: folder for `model.keras`, `schema.json`, `history.json` and `checkpoint.npz` (weights and the optimiser's state, for
-            `warm_start`); None: nothing is written. Files of an earlier run are replaced after all new ones are written.
+        out: folder for `model.keras`, `schema.json`, `history.json`, `checkpoint.npz` (weights and the optimiser's state, for
+            `warm_start`) and, with counts, their states; None: nothing is written. Files of an earlier run are replaced after all new ones
+            are written.
         seed: of weights, shuffling and dropout.
         epochs, batch_size: None: those of `options`.
         options: arguments of the builder, and fields of `TrainingOptions` and `Recipe`, by name; where none is given, those of
@@ -124,6 +126,7 @@ def train(
         batch_size=training.batch_size if batch_size is None else batch_size,
     )
     log.is_split("train")
+    log = counted_log(log, on_error=on_error)
     held = validation_rows(log, recipe.validation)
     kept = log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy() & (True if held is None else ~held)
     learned = (log.events["split"][kept] == "train").to_numpy()
@@ -147,6 +150,7 @@ def train(
     events = log.events.iloc[rows]
     if verbose:
         tell_preset(model, log.preset, options or {})
+        tell_counts(log)
     tell_rows(sequences, verbose)
     given = {"options": as_plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
@@ -194,9 +198,9 @@ def train(
     path = None if out is None else Path(out) / FILE
     counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress, validation, average)
     _fit(ranker, dataset, training.epochs, counter, callbacks, verbose)
-    history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
+    history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
     if out is not None:
-        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
+        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts)
     return ranker, history
 
 
@@ -219,7 +223,8 @@ def warm_start(
     run it again.
 
     Args:
-        log: old and new events, with the schema of the model; the fitted constants may be missing in the log's.
+        log: old and new events, with the schema of the model; the fitted constants may be missing in the log's. Counts go on from the
+            states in `folder` with the rows later than those that these have read; older rows are counted from the log's first row.
         folder: of the finished training.
         new: one bool per row of `log.events`: whether it is a target. Of the other rows, those with split 'train' or 'history' are
             history, the rest is ignored.
@@ -273,6 +278,7 @@ def warm_start(
     kept = marks | log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy()
     ranker = models.load(folder)
     check_schema(log.schema, ranker.schema, folder)
+    log = counted_log(log, saved_counts(folder), on_error, ranker.schema, marks)
     before = checkpoint.about
     steps = before["progress"]["step"]
     seed = before["seed"] + steps if seed is None else seed
@@ -311,9 +317,9 @@ def warm_start(
     counter = Progress(None, None, about, seed, len(dataset))
     counter.step = steps
     _fit(ranker, dataset, epochs, counter, callbacks, verbose)
-    history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start)
+    history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
     if out is not None:
-        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()})
+        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts)
     return ranker, history
 
 

@@ -1,6 +1,7 @@
 """What was known when a row was scored: counts, rates, strengths, vectors and a key's own past; and values relative to a list."""
 
 from keras_ranking.data.counts.choice_strengths import ChoiceStrengths
+from keras_ranking.data.counts.column_counts import ColumnCounts
 from keras_ranking.data.counts.expectation import RunningExpectation
 from keras_ranking.data.counts.exposure import exposure_corrected_rates
 from keras_ranking.data.counts.fold_in import FoldIn
@@ -14,6 +15,7 @@ from keras_ranking.data.counts.windowed import point_in_time_counts
 
 __all__ = [
     "ChoiceStrengths",
+    "ColumnCounts",
     "FoldIn",
     "ItemFactors",
     "PointInTime",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections import deque
 from collections.abc import Sequence
@@ -148,8 +149,20 @@ class ChoiceStrengths:
         found = state._shares(codes, np.zeros(min(1, len(codes)), dtype=np.int64))
         return pd.DataFrame(dict(zip(self.columns, found, strict=True)))
 
+    def anew(self) -> ChoiceStrengths:
+        """The same state before its first row."""
+        return ChoiceStrengths(**self._settings())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the state knows: equal digests mean equal columns for all later rows."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write the state to a JSON file."""
+        Path(path).write_text(self._text(), encoding="utf-8")
+
+    def _text(self) -> str:
         waiting = [
             {"due": w.due, "codes": w.codes.tolist(), "outcomes": [_or_none(y) for y in w.outcomes], "starts": w.starts.tolist()}
             for w in self._waiting
@@ -163,7 +176,7 @@ class ChoiceStrengths:
             "lists": self._lists.tolist(),
             "waiting": waiting,
         }
-        Path(path).write_text(json.dumps(state), encoding="utf-8")
+        return json.dumps(state)
 
     @classmethod
     def load(cls, path: str | Path) -> ChoiceStrengths:

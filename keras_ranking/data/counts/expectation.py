@@ -75,9 +75,9 @@ class RunningExpectation(State):
         for label, numbers in self.keys.items():
             codes = numbers.of_rows(events)
             rows = np.flatnonzero(counted & (codes >= 0))
-            self.sums[label].add(codes[rows], times[rows], amounts[rows], len(numbers))
+            self.sums[label].add(codes[rows], times[rows], np.take(amounts, rows, axis=0), len(numbers))
         rows = np.flatnonzero(counted)
-        self.sums[_ALL].add(np.zeros(len(rows), dtype=np.int64), times[rows], amounts[rows], 1)
+        self.sums[_ALL].add(np.zeros(len(rows), dtype=np.int64), times[rows], np.take(amounts, rows, axis=0), 1)
 
     def _outcome(self, events: pd.DataFrame) -> np.ndarray:
         outcome, no_number = numbers_of(events[self.outcome])

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking.data.counts.windowed import Key, point_in_time_counts, window_name
+from keras_ranking.count_column import window_name
+from keras_ranking.data.counts.windowed import Key, point_in_time_counts
 from keras_ranking.data.log_columns import key_codes, require_column, require_frame
 from keras_ranking.values import numbers_of, raise_first
 

@@ -23,6 +23,8 @@ class KeyNumbers:
     def __init__(self, columns: Sequence[str], keys: Sequence[Any] = ()) -> None:
         self.columns = tuple(columns)
         self._numbers: dict[Hashable, int] = {_key(key): number for number, key in enumerate(keys)}
+        self._watched: pd.DataFrame | None = None
+        self._codes: np.ndarray | None = None  # of the watched rows
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -33,20 +35,29 @@ class KeyNumbers:
         Raises:
             ValueError: a missing column, or values that cannot be told apart.
         """
+        if events is self._watched and self._codes is not None:
+            return self._codes
         for column in self.columns:
             require_column(events, column)
             raise_first(column, events[column], key_faults(events[column]))
         local = key_codes(events, self.columns)
         if not len(local):
             return local
-        columns = [native_series(events[column]).to_numpy() for column in self.columns]
-        found, first = np.unique(local, return_index=True)
-        numbers = np.full(int(found[-1]) + 2, -1, dtype=np.int64)  # the last place is that of a missing key, -1
-        for place, row in sorted(zip(found, first, strict=True), key=lambda pair: pair[1]):
-            if place >= 0:
-                value = _key(columns[0][row]) if len(columns) == 1 else tuple(_key(column[row]) for column in columns)
-                numbers[place] = self._numbers.setdefault(value, len(self._numbers)) if add else self._numbers.get(value, -1)
-        return np.asarray(numbers[local])
+        first = np.full(int(local.max()) + 2, -1, dtype=np.int64)  # row of each key; the last place is that of a missing key, -1
+        first[local[::-1]] = np.arange(len(local) - 1, -1, -1)
+        places = np.flatnonzero(first[:-1] >= 0)  # in order of first appearance
+        parts = [native_series(events[column]).to_numpy()[first[places]].tolist() for column in self.columns]
+        values = [_key(value) for value in (parts[0] if len(parts) == 1 else zip(*parts, strict=True))]
+        numbers, known = np.full(len(first), -1, dtype=np.int64), self._numbers
+        numbers[places] = [known.setdefault(value, len(known)) if add else known.get(value, -1) for value in values]
+        codes = np.asarray(numbers[local])
+        if add and events is self._watched:
+            self._codes = codes
+        return codes
+
+    def watch(self, rows: pd.DataFrame | None) -> None:
+        """Number these rows once, however often `of_rows` is asked for them; None: no rows."""
+        self._watched, self._codes = rows, None
 
     def as_json(self) -> list[Any]:
         """The keys in order, as JSON keeps them."""

@@ -10,10 +10,10 @@ import pandas as pd
 from keras_ranking.data.log_columns import key_codes, require_column, require_frame
 from keras_ranking.values import numbers_of, raise_first
 
-_KINDS = ("minus_mean", "minus_max", "rank")
+KINDS = ("minus_mean", "minus_max", "rank")
 
 
-def list_relative(events: pd.DataFrame, columns: Sequence[str], request: str, kinds: Sequence[str] = _KINDS) -> pd.DataFrame:
+def list_relative(events: pd.DataFrame, columns: Sequence[str], request: str, kinds: Sequence[str] = KINDS) -> pd.DataFrame:
     """Each number minus the mean and minus the maximum of its list, and its rank in it.
 
     For row i of a list R, over the rows of R whose number is known:
@@ -45,8 +45,8 @@ def list_relative(events: pd.DataFrame, columns: Sequence[str], request: str, ki
     columns, kinds = [columns] if isinstance(columns, str) else list(columns), [kinds] if isinstance(kinds, str) else list(kinds)
     for column in (*columns, request):
         require_column(events, column)
-    if unknown := [kind for kind in kinds if kind not in _KINDS]:
-        raise ValueError(f"`kinds` must be among {_KINDS}. Received: {unknown}")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"`kinds` must be among {KINDS}. Received: {unknown}")
     codes = key_codes(events, (request,))
     raise_first(request, events[request], [(codes < 0, "must name the list of each row")])
     out: dict[str, np.ndarray] = {}

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from keras_ranking.count_column import window_name
 from keras_ranking.data.counts.exposure import expected_outcomes
 from keras_ranking.data.counts.keys import KeyNumbers, key_columns
 from keras_ranking.data.counts.running_sums import RunningSums
 from keras_ranking.data.counts.state import State, check_delay
-from keras_ranking.data.counts.windowed import Key, amounts_of, priors_of, window_name
+from keras_ranking.data.counts.windowed import Key, amounts_of, priors_of, smoothed
 
 
 class RunningCounts(State):
@@ -112,21 +113,18 @@ class RunningCounts(State):
         for label, numbers in self.keys.items():
             codes = numbers.of_rows(events)
             rows = np.flatnonzero(counted & (codes >= 0))
-            self.sums[label].add(codes[rows], times[rows], amounts[rows], len(numbers))
+            self.sums[label].add(codes[rows], times[rows], np.take(amounts, rows, axis=0), len(numbers))
 
     def _columns(self, rows: pd.DataFrame, times: np.ndarray) -> dict[str, np.ndarray]:
         out = {}
         for label, numbers in self.keys.items():
-            codes, sums = numbers.of_rows(rows, add=False), self.sums[label]
-            until = sums.until(codes, times - self.delay)
-            for window in self.windows:
-                found = until if window is None else until - sums.until(codes, times - self.delay - window)
+            codes = numbers.of_rows(rows, add=False)
+            for window, found in self.sums[label].over(codes, times, self.delay, self.windows):
                 name = window_name(window)
                 out[f"{label}_views_{name}"] = found[:, 0]
                 for place, action in enumerate(self.actions, start=1):
-                    a, b = self.prior[action]
                     out[f"{label}_{action}_{name}"] = found[:, place]
-                    out[f"{label}_{action}_rate_{name}"] = (found[:, place] + a) / (found[:, 0] + b)
+                    out[f"{label}_{action}_rate_{name}"] = smoothed(found[:, place], found[:, 0], self.prior[action])
                     if self.expected is not None:
                         ratio = (found[:, place] + self.expected_prior) / (found[:, -1] + self.expected_prior)
                         out[f"{label}_{action}_per_{self.expected}_{name}"] = ratio

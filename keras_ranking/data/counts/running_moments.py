@@ -65,6 +65,11 @@ class RunningMoments(State):
         made._codes, made._times, made._rows, made._before = (arrays[f"moments_{name}"] for name in ("codes", "times", "rows", "before"))
         return made
 
+    def anew(self) -> RunningMoments:
+        made = super().anew()
+        made._codes, made._times, made._rows, made._before = self._codes[:0], self._times[:0], self._rows[:0], self._before[:0]
+        return made
+
     def _more(self) -> dict[str, np.ndarray]:
         return {"moments_codes": self._codes, "moments_times": self._times, "moments_rows": self._rows, "moments_before": self._before}
 

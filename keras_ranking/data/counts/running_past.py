@@ -71,6 +71,11 @@ class RunningPast(State):
         made._codes, made._times, made._rows = (arrays[f"moments_{name}"] for name in ("codes", "times", "rows"))
         return made
 
+    def anew(self) -> RunningPast:
+        made = super().anew()
+        made._codes, made._times, made._rows = self._codes[:0], self._times[:0], self._rows[:0]
+        return made
+
     def _more(self) -> dict[str, np.ndarray]:
         return {"moments_codes": self._codes, "moments_times": self._times, "moments_rows": self._rows}
 

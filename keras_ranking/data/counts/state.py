@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -73,8 +75,14 @@ class State:
         times = unix_seconds(events, self.time, round) if len(events) else np.zeros(0, dtype=np.int64)
         if self.last is not None and len(times) and times.min() < self.last:
             raise ValueError(f"rows must not be earlier than the newest one before, {self.last}. Received: {int(times.min())}")
-        self._take(events, times, mask)
-        out = self._columns(events, times)
+        for numbers in self.keys.values():
+            numbers.watch(events)
+        try:
+            self._take(events, times, mask)
+            out = self._columns(events, times)
+        finally:
+            for numbers in self.keys.values():
+                numbers.watch(None)
         if len(times):
             self.last = int(times.max())
             for sums in self.sums.values():
@@ -98,8 +106,31 @@ class State:
         out = self._columns(rows, np.full(len(rows), int(time), dtype=np.int64))
         return pd.DataFrame({name: out[name] for name in self.columns}, index=rows.index)
 
+    def anew(self) -> Self:
+        """The same state before its first row."""
+        made = copy.copy(self)
+        made.last = None
+        made.keys = {name: KeyNumbers(numbers.columns) for name, numbers in self.keys.items()}
+        made.sums = {name: RunningSums(sums.width, sums.reach) for name, sums in self.sums.items()}
+        return made
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the state knows: equal digests mean equal columns for all later rows."""
+        found = hashlib.sha256()
+        for name, array in sorted(self._contents().items()):
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write the state to a file, by convention `*.npz`."""
+        with Path(path).open("wb") as file:
+            contents: dict[str, Any] = self._contents()
+            np.savez(file, allow_pickle=False, **contents)
+
+    def _contents(self) -> dict[str, np.ndarray]:
+        """All that the state knows, as arrays."""
         about = {
             "version": _VERSION,
             "kind": type(self).__name__,
@@ -108,8 +139,7 @@ class State:
             "keys": {name: {"columns": numbers.columns, "keys": numbers.as_json()} for name, numbers in self.keys.items()},
         }
         arrays = {f"{name}/{part}": array for name, sums in self.sums.items() for part, array in sums.arrays().items()}
-        with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays, **self._more())
+        return {"about": np.array(json.dumps(about)), **arrays, **self._more()}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -8,52 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.count_column import window_name
+from keras_ranking.data.counts.running_sums import RunningSums
 from keras_ranking.data.log_columns import key_codes, require_column, require_frame, unix_seconds
 from keras_ranking.values import numbers_of, raise_first
 
 Prior = tuple[float, float]
 Key = str | tuple[str, ...]
-
-
-def window_name(window: int | None) -> str:
-    """'all' for None, else the window in its largest whole unit up to hours: '1h', '24h', '15m', '90s'."""
-    if window is None:
-        return "all"
-    for unit, seconds in (("h", 3600), ("m", 60)):
-        if window % seconds == 0:
-            return f"{window // seconds}{unit}"
-    return f"{window}s"
-
-
-class _Timeline:
-    """The counted rows of one key, sorted by (key, time), with running sums: how many there are up to time t.
-
-    (key, time) becomes one int64, key * span + (time - first) + 1, so that a single binary search finds the place of any
-    time inside any key; the +1 makes space for "before the first row".
-    """
-
-    def __init__(self, codes: np.ndarray, times: np.ndarray, counted: np.ndarray, amounts: list[np.ndarray]) -> None:
-        self.first = int(times.min())
-        self.span = int(times.max()) - self.first + 2
-        if (int(codes.max()) + 1) * self.span > 2**62:
-            raise ValueError("`time` spans too long a range for so many keys: are the times seconds?")
-        rows = np.flatnonzero(counted & (codes >= 0))
-        places = codes[rows] * self.span + (times[rows] - self.first) + 1
-        order = np.argsort(places, kind="stable")
-        self.places = places[order]
-        self.sums = [np.concatenate(([0.0], np.cumsum(amount[rows][order], dtype=np.float64))) for amount in amounts]
-        self.codes = codes
-        # Sorted bounds make the binary search read memory in order: several times faster on long logs.
-        self.order = np.lexsort((times, codes))
-        self.times = times
-
-    def rows_until(self, bounds: np.ndarray) -> np.ndarray:
-        """For each row, the number of counted rows of its key up to its bound."""
-        after = np.clip(bounds - self.first, -1, self.span - 2) + 1
-        wanted = (self.codes * self.span + after)[self.order]
-        found = np.empty(len(wanted), dtype=np.int64)
-        found[self.order] = np.searchsorted(self.places, wanted, side="right")
-        return found
 
 
 def point_in_time_counts(
@@ -79,8 +40,8 @@ def point_in_time_counts(
 
     Since delay >= 1, later rows, rows of the same second and the row itself are never counted; the order of the rows in the
     frame does not matter. `delay` should be at least the time after which an action is in the log: with a shorter one, counts in
-    training include actions that serving does not know yet. O(n log n); sums are running sums in float64, so counts
-    of whole numbers are exact.
+    training include actions that serving does not know yet. O(n log n), and the same
+    sums as those of `RunningCounts`: each is added up row by row in float64, so counts of whole numbers are exact.
 
     Args:
         events: one row per impression.
@@ -118,7 +79,7 @@ def point_in_time_counts(
     mask = np.ones(len(events), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
     if mask.shape != (len(events),):
         raise ValueError(f"`counted` must hold one boolean per row ({len(events)}). Received: shape {mask.shape}")
-    amounts = [amounts_of(events, action, mask) for action in actions]
+    amounts = np.column_stack([np.ones(len(events)), *(amounts_of(events, action, mask) for action in actions)])
     times = unix_seconds(events, time, round) if len(events) else np.zeros(0, dtype=np.int64)
 
     out: dict[str, np.ndarray] = {}
@@ -128,26 +89,23 @@ def point_in_time_counts(
             raise ValueError(f"two counts would be named '{name}': rename an action or key. Received: keys={keys}, actions={actions}")
         out[name] = values
 
+    lengths = [window if window is None else int(window) for window in windows]
     for key in wanted:
-        codes = key_codes(events, key)
-        lone = codes < 0
-        timeline = None if not len(events) or bool(lone.all()) else _Timeline(codes, times, mask, amounts)
-        until = np.zeros(len(events), dtype=np.int64) if timeline is None else timeline.rows_until(times - delay)
-        for window in windows:
-            if timeline is None:
-                since = until
-            else:
-                since = timeline.rows_until(times - delay - window if window is not None else np.full(len(times), timeline.first - 1))
-            views = np.where(lone, 0, until - since)
-            label = "_".join(key)
-            put(f"{label}_views_{window_name(window)}", views)
-            for index, action in enumerate(actions):
-                sums = np.zeros(len(events)) if timeline is None else timeline.sums[index][until] - timeline.sums[index][since]
-                sums = np.where(lone, 0.0, sums)
-                a, b = priors[action]
-                put(f"{label}_{action}_{window_name(window)}", sums)
-                put(f"{label}_{action}_rate_{window_name(window)}", (sums + a) / (views + b))
+        codes, label = key_codes(events, key), "_".join(key)
+        rows, sums = np.flatnonzero(mask & (codes >= 0)), RunningSums(amounts.shape[1], 0)
+        sums.add(codes[rows], times[rows], np.take(amounts, rows, axis=0), int(codes.max(initial=-1)) + 1)
+        for window, found in sums.over(codes, times, int(delay), lengths):
+            put(f"{label}_views_{window_name(window)}", found[:, 0].astype(np.int64))
+            for place, action in enumerate(actions, start=1):
+                put(f"{label}_{action}_{window_name(window)}", found[:, place])
+                put(f"{label}_{action}_rate_{window_name(window)}", smoothed(found[:, place], found[:, 0], priors[action]))
     return pd.DataFrame(out, index=events.index)
+
+
+def smoothed(action: np.ndarray, views: np.ndarray, prior: Sequence[float]) -> np.ndarray:
+    """The rate (action + a) / (views + b)."""
+    a, b = prior
+    return np.asarray((action + a) / (views + b), dtype=np.float64)
 
 
 def _check_arguments(
@@ -185,7 +143,7 @@ def priors_of(prior: Prior | Mapping[str, Prior], actions: Sequence[str]) -> dic
     return priors
 
 
-def amounts_of(events: pd.DataFrame, action: str, mask: np.ndarray) -> np.ndarray:
+def amounts_of(events: pd.DataFrame, action: str, mask: np.ndarray, remedy: str = "") -> np.ndarray:
     amounts, _ = numbers_of(events[action])
-    raise_first(action, events[action], [(mask & ~np.isfinite(amounts), "must hold finite numbers in every counted row")])
+    raise_first(action, events[action], [(mask & ~np.isfinite(amounts), "must hold finite numbers in every counted row")], remedy)
     return amounts

@@ -33,6 +33,7 @@ class Log:
         preset: options of models and of training that `kr.training.train` takes where none are given: "simulated" or "ebnerd". `simulate`
             and `read_ebnerd` set it. None: the defaults of the model.
         round: 'floor', 'ceil' or 'nearest': how training and evaluation round times that have a fraction of a second. None: it is a fault.
+        counts: the `PointInTime` states that have read these rows, see `with_counts`: training saves them with the run. None: none.
 
     Raises:
         TypeError: `events` is not a DataFrame, or `schema` not a `Schema`.
@@ -52,6 +53,7 @@ class Log:
     notes: tuple[str, ...] = ()
     preset: str | None = None
     round: str | None = None
+    counts: Any = None
 
     def __post_init__(self) -> None:
         require_frame(self.events)

@@ -105,6 +105,15 @@ class TestEveryState:
         np.testing.assert_array_equal(got[names], other[names])
         assert (got.fillna(-9).to_numpy() != STATES[name]().update(log).fillna(-9).to_numpy()).any()
 
+    def test_the_same_state_before_its_first_row(self, name: str) -> None:
+        log, state = make_log(), STATES[name]()
+        begin = state.digest
+        first = state.update(log)
+        anew = state.anew()
+        assert anew.digest == begin != state.digest
+        pd.testing.assert_frame_equal(anew.update(log), first)
+        assert anew.digest == state.digest
+
     def test_no_rows(self, name: str) -> None:
         state = STATES[name]()
         assert state.update(make_log()[:0]).shape == (0, len(state.columns))

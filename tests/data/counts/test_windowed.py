@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_ranking.data.counts.windowed import point_in_time_counts, window_name
+from keras_ranking.count_column import window_name
+from keras_ranking.data.counts.windowed import point_in_time_counts
 
 
 def make_log(rows: int = 400, seed: int = 0) -> pd.DataFrame:
