@@ -44,7 +44,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (schema(tasks=[{"nam": "a"}]),
      "Schema has 2 problems:\n  `name` must be given (in tasks[0])\n  there is no `nam`; did you mean `name`? "
      "It may have name, label, missing (in tasks[0])"),
-    (schema(features=[{"name": "a", "kind": "text"}]), "`kind` must be 'id', 'category', 'ids', 'number', 'vector' or 'count'. Received: 'text'"),
+    (schema(features=[{"name": "a", "kind": "text"}]),
+     "`kind` must be 'id', 'category', 'ids', 'number', 'vector' or 'count'. Received: 'text'"),
 ]  # fmt: skip
 
 
