@@ -37,7 +37,8 @@ def test_no_column_reads_an_outcome_of_its_second_or_later(tools, case, chosen):
     moment = int(events["time"].quantile(0.7))
     later = (events["time"] >= moment).to_numpy()
     flipped = events.assign(click=events["click"].where(~later, 1 - events["click"]))
-    one, other = (replace(case, log=replace(case.log, events=rows), chosen=chosen, made={}) for rows in (events, flipped))
+    changed = {"chosen": chosen, "amounts": ("age_hours",)}
+    one, other = (replace(case, log=replace(case.log, events=rows), made={}, **changed) for rows in (events, flipped))
     for group in tools[0].GROUPS:
         first, second = one.group(group), other.group(group)
         early = (events["time"] <= moment).to_numpy()[case.shown]
