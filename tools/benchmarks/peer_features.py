@@ -216,7 +216,7 @@ def visits(case: Case) -> pd.DataFrame:
     """Where a member takes several items at once: the rhythm and the size of visits, and of buying this item."""
     if not case.amounts:
         return pd.DataFrame(index=case.events.index[case.shown])
-    events = case.events
+    events = case.events.fillna(dict.fromkeys(case.amounts, 0.0))
     done = (events[case.label] == 1).to_numpy()
     pair = (case.member, case.item)
     quantity = case.amounts[0]
