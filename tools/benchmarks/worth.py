@@ -3,8 +3,8 @@
     python tools/benchmarks/worth.py FOLDER [--logs ebnerd ...] [--seeds 0 1 2] [--only peers|rankers] [--limit MINUTES]
     python tools/benchmarks/worth.py --page
 
-FOLDER holds the files of all logs. Finished fits and runs are lines of `docs/results/worth/peers.jsonl` and `rankers.jsonl`, with the
-options that they had: what is there with the same options is not run again. The page,
+FOLDER holds the files of all logs. Finished fits and runs are lines of `peers.jsonl` and `rankers.jsonl` in `tools/benchmarks/results`,
+with the options that they had: what is there with the same options is not run again. The page,
 `docs/results/worth.md`, is written from these two files, after each log and with `--page` alone.
 
 What runs is in `PEERS` and `RUNS`; what that is, in `peers.py` and `rankers.py`. A quarter of the members is held out and scored as
@@ -26,7 +26,30 @@ import rankers
 from peer_features import open_case
 from runs import holdout_of, mean_cell, read_lines
 
-PLACE = Path(__file__).resolve().parents[2] / "docs" / "results"
+LINES = Path(__file__).resolve().parent / "results"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "worth.md"
+HEAD = """# Four logs
+
+The rankers and their peers on the same rows and the same columns: means over seeds, ± half of the 95 % interval from three seeds on. Splits are by time. A quarter of the members, by hash, is held out and never trained on: `validation` has later rows of the others, `new_members` later rows of these. Where all members are trained on, a table says so. Nothing is chosen on these rows: peers are compared on the later training rows over ten settings each where a row does not say another number, ours with `rankers.py --tuning`.
+
+Sets of columns, each with those before it, all point in time ([guide](../guides/past.md)):
+
+| set | columns |
+|---|---|
+| `plain` | what the reader has, counts and rates of item and member |
+| `relative` | and each number relative to its list, where the log has lists |
+| `personal` | and the member's own past with this item and what it shares with others, times, visits, residuals of similar items |
+| `new` | and strengths and rates that know the list |
+| `fold_in` | and how member and item fit by vectors from the log |
+| `counts` | of MovieLens: all but personal columns |
+
+LightGBM LambdaRank, logistic regression, an MLP on the same columns, and `transformer`, a plain causal transformer over what the member did with the same columns beside it, are peers in common use. Minutes are of one core, training and scores of one seed.
+
+```bash
+python tools/benchmarks/worth.py FOLDER      # goes on where it stopped
+python tools/benchmarks/worth.py --page      # this page alone
+```
+"""
 TITLES = {
     "ebnerd": "EB-NeRD: lists of news",
     "movielens-1m": "MovieLens-1M: ratings of films",
@@ -63,13 +86,13 @@ def run_all(folder: str, logs: Sequence[str], seeds: Sequence[int], only: str | 
                     for of in sets:
                         if time.monotonic() > until:
                             return
-                        peers.run(case, models, (of,), seeds, PLACE / "worth" / "peers.jsonl", most_settings=settings)
+                        peers.run(case, models, (of,), seeds, LINES / "peers.jsonl", most_settings=settings)
             if only != "peers":
                 for name in names:
                     for seed in seeds:
                         if time.monotonic() > until:
                             return
-                        rankers.run_line(case, name, seed, PLACE / "worth" / "rankers.jsonl")
+                        rankers.run_line(case, name, seed, LINES / "rankers.jsonl")
             write_page()
 
 
@@ -133,19 +156,20 @@ def worth_of(log: str, of_rankers: Sequence[Line]) -> list[str]:
 
 def write_page() -> None:
     """`docs/results/worth.md` of the lines that there are."""
-    of_peers, of_rankers = (read_lines(PLACE / "worth" / f"{name}.jsonl") for name in ("peers", "rankers"))
-    text = (PLACE / "worth" / "head.md").read_text(encoding="utf-8").rstrip("\n").splitlines()
+    of_peers, of_rankers = (read_lines(LINES / f"{name}.jsonl") for name in ("peers", "rankers"))
+    text = HEAD.rstrip("\n").splitlines()
     for log, title in TITLES.items():
-        text += ["", f"## {title}"]
+        body: list[str] = []
         for holdout, split, words in (
             (0.25, "validation", "Later rows, a quarter of the members held out"),
             (0.25, "new_members", "Later rows of the members that were held out"),
             (0.0, "validation", "Later rows, all members trained on"),
         ):
             if rows := table_of(log, holdout, split, of_peers, of_rankers):
-                text += ["", f"{words} (`{split}`):", "", *rows]
-        text += worth_of(log, of_rankers)
-    (PLACE / "worth.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+                body += ["", f"{words} (`{split}`):", "", *rows]
+        body += worth_of(log, of_rankers)
+        text += ["", f"## {title}", *body] if body else []
+    PAGE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.page and args.folder is None:
         parser.error("FOLDER is needed, or --page")
+    LINES.mkdir(exist_ok=True)
     if not args.page:
         until = np.inf if args.limit is None else time.monotonic() + 60 * args.limit
         run_all(args.folder, args.logs, args.seeds, args.only, until)
