@@ -30,7 +30,10 @@ LINES = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "worth.md"
 HEAD = """# Four logs
 
-The rankers and their peers on the same rows and the same columns: means over seeds, ± half of the 95 % interval from three seeds on. Splits are by time. A quarter of the members, by hash, is held out and never trained on: `validation` has later rows of the others, `new_members` later rows of these. Where all members are trained on, a table says so. Nothing is chosen on these rows: peers are compared on the later training rows over ten settings each where a row does not say another number, ours with `rankers.py --tuning`.
+The rankers and their peers on the same rows and the same columns: means over seeds, ± half of the 95 % interval from three seeds on.
+Splits are by time. A quarter of the members, by hash, is held out and never trained on: `validation` has later rows of the others,
+`new_members` later rows of these. Where all members are trained on, a table says so. Nothing is chosen on these rows: peers are
+compared on the later training rows over ten settings each where a row does not say another number, ours with `rankers.py --tuning`.
 
 Sets of columns, each with those before it, all point in time ([guide](../guides/past.md)):
 
@@ -43,7 +46,8 @@ Sets of columns, each with those before it, all point in time ([guide](../guides
 | `fold_in` | and how member and item fit by vectors from the log |
 | `counts` | of MovieLens: all but personal columns |
 
-LightGBM LambdaRank, logistic regression, an MLP on the same columns, and `transformer`, a plain causal transformer over what the member did with the same columns beside it, are peers in common use. Minutes are of one core, training and scores of one seed.
+LightGBM LambdaRank, logistic regression, an MLP on the same columns, and `transformer`, a plain causal transformer over what the member
+did with the same columns beside it, are peers in common use. Minutes are of one core, training and scores of one seed.
 
 ```bash
 python tools/benchmarks/worth.py FOLDER      # goes on where it stopped
