@@ -15,7 +15,8 @@ from keras_ranking.data.requests import take_or_zero
 from keras_ranking.data.shuffling import session_order
 from keras_ranking.values import require_kind
 
-ON_REQUEST = ("position", "delay")
+SLOT = "request_slot"
+ON_REQUEST = ("position", "delay", SLOT)
 LENGTHS = ("row", "longest", "bucketed")
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
@@ -41,7 +42,8 @@ class PackedDataset(EpochDataset):
     |---------|--------------------------------------------------------------------------------------------------|
     | inputs  | `time`, `segment` (and `session`) int32 (B, T); features and actions by name, (B, T) or (B, T, size) |
     |         | only if `inputs` names them: `position` int32 (B, T), the rank shown, 0 = unknown, or the serving position;       |
-    |         | `delay` int32 (B, T), age in seconds from which an earlier event is visible to this one, at least 1  |
+    |         | `delay` int32 (B, T), age in seconds from which an earlier event is visible to this one, at least 1;  |
+    |         | `request_slot` int32 (B, T), request of the row, from 1 on, that an event belongs to, 0 = empty      |
     | targets | by task, float32 (B, T, 3): label, position (0 = none), request (counted within the row)         |
     | weights | by task, float32 (B, T): 0 for padding, context, history-only events and unknown labels, else the event's weight |
 
@@ -195,12 +197,14 @@ class PackedDataset(EpochDataset):
                 x[name] = take_or_zero(self._time, place)
             elif name == "delay" and self._delay is not None:
                 x[name] = np.maximum(take_or_zero(self._delay, event), 1)
-            else:
+            elif name != SLOT or name in columns:
                 x[name] = take_or_zero(columns[name], event)
         request = take_or_zero(sequences.request, event)
         change = np.ones(event.shape, dtype=bool)
         change[:, 1:] = (request[:, 1:] != request[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
         run = np.cumsum(change, axis=1)
+        if SLOT in self.inputs and SLOT not in columns:
+            x[SLOT] = np.where(segment > 0, run, 0).astype(np.int32)
         position = take_or_zero(sequences.position, event)
         y, weights = {}, {}
         for task in self.tasks:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_ranking.data.datasets import Batch, checked_weights
+from keras_ranking.data.datasets import SLOT, Batch, checked_weights
 from keras_ranking.data.epochs import EpochDataset
 from keras_ranking.data.histories import Streams, even_order, pack_streams, slots_by_length
 from keras_ranking.data.requests import Requests, take_or_zero
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH, STREAMS
 from keras_ranking.values import require_kind
 
-SLOT = "request_slot"
 _OF_SLOTS = (SLOT, *SLOTS_BY_LENGTH)
 _PLACES = (*STREAMS, "stream_begin", "stream_end")
 

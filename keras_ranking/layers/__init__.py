@@ -55,7 +55,7 @@ from keras_ranking.layers.interaction import (
     ResidualDCN,
     StackedDCN,
 )
-from keras_ranking.layers.lists import ListContext, ListPooling, SetwiseAttention
+from keras_ranking.layers.lists import ChoiceProbability, ListContext, ListPooling, SetwiseAttention
 from keras_ranking.layers.multi_task import PLE, GroupedTasks, MLPBank, MMoE, MultiTaskHead, SharedBottom, SparseMMoE
 from keras_ranking.layers.tokens import (
     ActionEmbedding,
@@ -86,6 +86,7 @@ __all__ = [
     "AttentionLowRankCross",
     "BaseRate",
     "BayesianLinear",
+    "ChoiceProbability",
     "DecoderBlock",
     "DenseGate",
     "EventEmbedding",

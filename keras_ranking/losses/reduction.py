@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.losses.packed import Observed, Reading, unpack
+from keras_ranking.losses.packed import Observed, Reading, check_arrays, unpack
 from keras_ranking.losses.values import LARGEST_GRADE, in_graph, is_host, known
 from keras_ranking.ops.replicas import refuse_replicas
 
@@ -34,6 +34,14 @@ class PackedLoss(keras.losses.Loss):
         super().__init__(name=name, reduction="mean_with_sample_weight", dtype=dtype or default_dtype())
         check_dtype(self.dtype)
         self._looked = False
+
+    def check(self, y_true: Any, sample_weight: Any) -> None:
+        """Check labels and weights in arrays, packed or plain.
+
+        Raises:
+            ValueError: a label that counts out of range, or a weight that is negative or not finite.
+        """
+        check_arrays(y_true, sample_weight, self.largest_label)
 
     def read(self, y_true: Any, y_pred: Any, sample_weight: Any, lists: bool) -> Observed:
         """The batch as tensors (B, T). `lists`: items of a request are compared, so that plain rows of one item are an error."""

@@ -5,6 +5,7 @@ from keras_ranking.models.cadet import CADET
 from keras_ranking.models.configuration import (
     Attention,
     Calibration,
+    Choice,
     Features,
     GatedBlocks,
     History,
@@ -33,6 +34,7 @@ __all__ = [
     "AmortizedDLRM",
     "Attention",
     "Calibration",
+    "Choice",
     "Features",
     "FeedSR",
     "GatedBlocks",

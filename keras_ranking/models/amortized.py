@@ -8,20 +8,20 @@ from typing import Any
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.amortized_history import AmortizedHistory
-from keras_ranking.models.configuration import Calibration, Features, HistoryBlocks, Interaction, Numbers, Past, TaskHeads
+from keras_ranking.models.configuration import Calibration, Choice, Features, HistoryBlocks, Interaction, Numbers, Past, TaskHeads
 from keras_ranking.models.configuration.presets import choose
 from keras_ranking.models.lirank import LiRankWiring, ranker_arguments
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import builder, policy_name, task_names
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (HistoryBlocks, Features, Interaction, TaskHeads, Calibration, Past, Numbers)
+_CONFIGURATION = (HistoryBlocks, Features, Interaction, TaskHeads, Calibration, Past, Numbers, Choice)
 
 
 @builder(*_CONFIGURATION)
 def AmortizedDLRM(
     schema: Schema,
-    *configuration: HistoryBlocks | Features | Interaction | TaskHeads | Calibration | Past | Numbers,
+    *configuration: HistoryBlocks | Features | Interaction | TaskHeads | Calibration | Past | Numbers | Choice,
     preset: str = "feed",
     tasks: Sequence[str] | None = None,
     random_effects: Mapping[str, str] | None = None,
@@ -45,8 +45,8 @@ def AmortizedDLRM(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `HistoryBlocks`, `Features`, `Interaction`, `TaskHeads`, `Calibration`, `Past` and `Numbers`, each at most
-            once.
+        configuration: objects of `HistoryBlocks`, `Features`, `Interaction`, `TaskHeads`, `Calibration`, `Past`, `Numbers` and `Choice`,
+            each at most once.
         preset: preset of `LiRank` for gates, heads and trunk. The cross net is 'low_rank', and there is no calibration, where nothing
             else is chosen.
         tasks, random_effects, explore, dropout, dtype: as `LiRank`.
@@ -69,13 +69,14 @@ def AmortizedDLRM(
     """
     if "history_options" in options:
         raise ValueError("`history_options` are those of LiRank's own encoder; here they are arguments: dim, num_layers, rotary, ...")
-    blocks, features, interaction, heads, calibration, past, numbers = gather(AmortizedDLRM, _CONFIGURATION, configuration, options)
+    found = gather(AmortizedDLRM, _CONFIGURATION, configuration, options)
+    blocks, features, interaction, heads, calibration, past, numbers, choice = found
     blocks = blocks.of(schema)
     encoder = {"max_history": blocks.max_history, "dropout": float(dropout), **blocks.encoder_options()}
     layers.HistoryEncoder(**encoder)  # its own errors, early
     names, dtype = task_names(schema, tasks), policy_name(dtype)
     defaults: dict[str, Any] = {"cross": "low_rank", "calibrated": False}
-    chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore, **defaults)
+    chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore, choice, **defaults)
     if not chosen.features.history_features:
         raise ValueError("AmortizedDLRM reads a history: the schema needs actions, and `history_features` a column known='item'.")
     past = past.of(schema, chosen.features.history_features, "history_features")

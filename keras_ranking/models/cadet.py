@@ -9,19 +9,19 @@ from typing import Any
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.causal_transformer import CausalTransformer
-from keras_ranking.models.configuration import Attention, Numbers, Past, Tokens, Towers, Trunk, Visibility
+from keras_ranking.models.configuration import Attention, Choice, Numbers, Past, Tokens, Towers, Trunk, Visibility
 from keras_ranking.models.configuration.sequence import GATES, OF_MODEL, check_together
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (Tokens, Trunk, Attention, Visibility, Towers, Past, Numbers)
+_CONFIGURATION = (Tokens, Trunk, Attention, Visibility, Towers, Past, Numbers, Choice)
 
 
 @builder(*_CONFIGURATION)
 def CADET(
     schema: Schema,
-    *configuration: Tokens | Trunk | Attention | Visibility | Towers | Past | Numbers,
+    *configuration: Tokens | Trunk | Attention | Visibility | Towers | Past | Numbers | Choice,
     tasks: Sequence[str] | None = None,
     auxiliary_tasks: Mapping[str, float] | None = None,
     dtype: str | None = None,
@@ -39,7 +39,8 @@ def CADET(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `Tokens`, `Trunk`, `Attention`, `Visibility`, `Towers`, `Past` and `Numbers`, each at most once.
+        configuration: objects of `Tokens`, `Trunk`, `Attention`, `Visibility`, `Towers`, `Past`, `Numbers` and `Choice`, each at most
+            once.
         tasks: names of the tasks to predict; None: all that are not auxiliary.
         auxiliary_tasks: task -> weight of its loss: trained next to `tasks` (stated; which ones: unknown) but not scored.
         dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
@@ -62,7 +63,7 @@ def CADET(
         True
         >>> model.compile(optimizer="adam", loss=model.losses_by_task(pairwise_weight=0.1))
     """
-    tokens, trunk, attention, visibility, towers, past, numbers = gather(CADET, _CONFIGURATION, configuration, options)
+    tokens, trunk, attention, visibility, towers, past, numbers, choice = gather(CADET, _CONFIGURATION, configuration, options)
     towers = towers.of(schema)
     auxiliary = {schema.task(task).name: float(weight) for task, weight in (auxiliary_tasks or {}).items()}
     scored = [task for task in task_names(schema, tasks) if tasks is not None or task not in auxiliary]
@@ -71,6 +72,8 @@ def CADET(
         raise ValueError(
             f"`auxiliary_tasks` must have positive weights, and no task of `tasks`, of which one is left. Received: {received}"
         )
+    trained = [*scored, *auxiliary]
+    choice = choice.of(trained, trained if towers.count > 1 else (), "a model with towers by position; `tower_boundaries=()` has one")
     trunk = replace(trunk, residual="plain") if trunk.residual == OF_MODEL else trunk
     attention = attention.of(gates=GATES["all"], rotate_by="time")
     check_together(tokens, attention)
@@ -78,9 +81,9 @@ def CADET(
     past = past.of(schema, tokens.token_features or ())
     numbers = numbers.of(schema, tokens.token_features, tokens.late_features, [action.name for action in schema.actions])
     dtype = policy_name(dtype)
-    wiring = CadetWiring(schema, tokens, trunk, attention, visibility, towers, past, numbers, [*scored, *auxiliary], scored, dtype)
+    wiring = CadetWiring(schema, tokens, trunk, attention, visibility, towers, past, numbers, choice, trained, scored, dtype)
     arguments = as_arguments(tokens, trunk, attention, visibility, towers)
-    arguments |= {"tasks": scored, "auxiliary_tasks": auxiliary, "dtype": dtype, **past.arguments()}
+    arguments |= {"tasks": scored, "auxiliary_tasks": auxiliary, "dtype": dtype, **past.arguments(), **choice.arguments()}
     arguments |= as_arguments(numbers) if numbers.embeds else {}
     return RankingModel(wiring, "CADET", schema, arguments, name=name)
 
@@ -98,11 +101,12 @@ class CadetWiring(CausalTransformer):
         towers: Towers,
         past: Past,
         numbers: Numbers,
+        choice: Choice,
         trained: Sequence[str],
         scored: Sequence[str],
         dtype: str,
     ) -> None:
-        super().__init__(schema, tokens, trunk, attention, visibility, past, numbers, dtype)
+        super().__init__(schema, tokens, trunk, attention, visibility, past, numbers, choice, dtype)
         self.scored = scored
         shared = towers.towers == "position_feature"
         sizes = {"hidden": towers.tower_hidden, "dropout": trunk.dropout, "shared": shared, **self.policy}

@@ -9,9 +9,10 @@ import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.configuration import Attention, Numbers, Past, Tokens, Trunk, Visibility
+from keras_ranking.models.configuration import Attention, Choice, Numbers, Past, Tokens, Trunk, Visibility
 from keras_ranking.models.past_reader import PastReader
-from keras_ranking.models.wiring import Tensors, input_columns, without_prefix
+from keras_ranking.models.task_logits import Choices, ListReader
+from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_least, at_most, int32
 from keras_ranking.schema import Schema
@@ -35,6 +36,10 @@ class CausalTransformer:
     its request (which is the position shown), nor on hidden events, nor on padding: a row of training and a request agree by
     construction. Without a delay, and with one item a request, the index is the place in the sequence.
 
+    Lists: candidates of a request meet at the heads alone (`list_context`, `list_pooling`, `choice`). In a row these are the events of
+    one number in the input `request_slot`, in a request its candidates. No block reads them, so that an event of a history is the same
+    whatever was shown next to it, and caches serve any list.
+
     `max_history`: of the events that it may see, an event or candidate sees the latest ones, so many in every block. The cache holds
     all; the part that a candidate reads is taken when it is scored.
     """
@@ -50,6 +55,7 @@ class CausalTransformer:
         visibility: Visibility,
         past: Past,
         numbers: Numbers,
+        choice: Choice,
         dtype: str,
     ) -> None:
         self.schema, self.visibility = schema, visibility
@@ -69,6 +75,23 @@ class CausalTransformer:
         self.past = None
         if past.reads:
             self.past = PastReader(schema, past, self._vector, self.policy, visibility.max_history)
+        self._make_lists(tokens, numbers, trunk.dropout, choice)
+
+    def _make_lists(self, tokens: Tokens, numbers: Numbers, dropout: float, choice: Choice) -> None:
+        """What candidates of a request read of each other."""
+        read = distinct([*self.token_features, *self.late_features])
+        plain = numbers.plain([feature for feature in read if feature.dtype != "int32"])
+        if tokens.list_context:
+            if not plain:
+                kept = "; with `number_plain=True` a number with a vector is one" if numbers.embeds else ""
+                raise ValueError(f"`list_context` needs a number among `token_features` and `late_features`{kept}. Received: none")
+            self.list_numbers = layers.FeatureConcat(plain, name="list_numbers", **self.policy)
+        self.lists, self.choices = ListReader(tokens.list_context, tokens.list_pooling, dropout, self.policy), Choices(choice)
+        self.reads_list = bool(tokens.list_context or tokens.list_pooling or choice.choice)
+        if self.reads_list:
+            if any(column.name == "request_slot" for column in (*self.schema.features, *self.schema.actions)):
+                raise ValueError("what reads the list gives rows an input 'request_slot', which is a column of the schema here: rename it.")
+            self.one_list = layers.OneSet(name="one_list")
 
     def _vector(self, columns: Tensors, keys: Sequence[str]) -> Any:
         return self.item.concat(columns, only=keys)
@@ -136,7 +159,7 @@ class CausalTransformer:
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
     def row_inputs(self) -> Tensors:
-        names = ("time", "segment", "delay") if self.visibility.sampled_delay else ("time", "segment")
+        names = ["time", "segment"] + ["delay"] * self.visibility.sampled_delay + ["request_slot"] * self.reads_list
         times = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
         return {**times, **input_columns((*self.token_features, *self.schema.actions, *self.late_features), "", None)}
 
@@ -148,8 +171,9 @@ class CausalTransformer:
         }
 
     def candidate_inputs(self) -> Tensors:
+        names = ["request_time"] + ["candidate_count"] * self.reads_list
         return {
-            "request_time": keras.Input((), dtype="int32", name="request_time"),
+            **{name: keras.Input((), dtype="int32", name=name) for name in names},
             **input_columns((*self.token_features, *self.late_features), "candidate_", None),
         }
 
@@ -194,14 +218,21 @@ class CausalTransformer:
                 caches.append((key, value))
         return self.read_out(x) if queries else x, events, read
 
-    def _states(self, hidden: Any, columns: Tensors, read: list[Any]) -> Any:
-        late = [] if self.late is None else [self.late(self._of(self.late_features, columns))]
-        parts = [self.final_norm(hidden), *late, *read]
+    def _joined(self, parts: list[Any]) -> Any:
         return self.join(parts) if len(parts) > 1 else parts[0]
+
+    def _logits(self, hidden: Any, columns: Tensors, read: list[Any], slot: Any, serving: bool) -> Tensors:
+        parts = [self.final_norm(hidden)]
+        if self.late is not None:
+            parts.append(self.late(self._of(self.late_features, columns)))
+        if self.lists.context is not None:
+            parts.append(self.lists.context(self.list_numbers(self._of(self.list_numbers.features, columns)), slot=slot))
+        states = self._joined(self.lists.pooled(self._joined([*parts, *read]), slot))
+        return self.choices(self.heads(states, read, serving), slot)
 
     def row(self, inputs: Tensors) -> Tensors:
         hidden, _, read = self._trunk(inputs, inputs["time"], inputs["segment"], None)
-        return self.heads(self._states(hidden, inputs, read), read, serving=False)
+        return self._logits(hidden, inputs, read, inputs.get("request_slot"), serving=False)
 
     def encode(self, history: Tensors) -> Tensors:
         length = history["history_length"]
@@ -223,7 +254,8 @@ class CausalTransformer:
             x = block(x, **places, cache=(keys[:, i], values[:, i], visible), see_self=self.layout != "value")
         columns = without_prefix(candidates, "candidate_")
         read = self._past(cache, candidates, columns)
-        return self.heads(self._states(x, columns, read), read, serving=True)
+        slot = self.one_list(x, count=candidates["candidate_count"]) if self.reads_list else None
+        return self._logits(x, columns, read, slot, serving=True)
 
     def _past(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> list[Any]:
         """What candidates read of the cached events that they see."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_ranking.losses.in_request_choice import InRequestChoice
 from keras_ranking.losses.reduction import PackedLoss
 from keras_ranking.metrics.observed_base import ObservedBase
 
@@ -64,6 +65,20 @@ def check_compiled(loss: Any, metrics: Any, weighted_metrics: Any, boundaries: S
                 )
             foreign.append(Foreign(argument, _name(item)))
     return tuple(foreign)
+
+
+def check_choices(loss: Any, tasks: Sequence[str], choice: Sequence[str]) -> None:
+    """Raise an error for the likelihood of a choice on logits of items that know nothing of each other.
+
+    Raises:
+        ValueError: `InRequestChoice` for a task that is not in the model's `choice`.
+    """
+    of_tasks = loss if isinstance(loss, Mapping) else dict.fromkeys(tasks, loss)
+    if wrong := [task for task, found in of_tasks.items() if isinstance(found, InRequestChoice) and task not in choice]:
+        raise ValueError(
+            f"`loss` must be InRequestChoice for tasks in the model's `choice` alone, {list(choice)}. Received: InRequestChoice for "
+            f"{wrong}; make the model with choice={wrong}"
+        )
 
 
 def check_targets(foreign: Sequence[Foreign], y: Any) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ranking.losses.packed import check_arrays
 from keras_ranking.losses.reduction import PackedLoss
-from keras_ranking.models.compile_checks import Foreign, check_compiled, check_targets
+from keras_ranking.models.compile_checks import Foreign, check_choices, check_compiled, check_targets
 from keras_ranking.models.graph import CheckedModel
 from keras_ranking.ops.whole import read
 
@@ -21,7 +20,7 @@ _BUILT = "built"
 class CompiledRanker(CheckedModel, keras.Model):
     """A model of several tasks with packed targets: losses with weights by task, auxiliary outputs, and checks of both.
 
-    The subclass gives `boundaries`, `auxiliary_tasks`, `auxiliary` and `arguments`.
+    The subclass gives `boundaries`, `auxiliary_tasks`, `auxiliary`, `choice` and `arguments`.
     """
 
     _foreign: tuple[Foreign, ...] = ()
@@ -30,11 +29,12 @@ class CompiledRanker(CheckedModel, keras.Model):
         """As `keras.Model.compile`; an auxiliary task has the weight it was given to the model, unless `loss_weights` has one.
 
         Raises:
-            ValueError: a loss or metric of probabilities (the outputs are logits), one with other boundaries than the model's towers, or a
-                metric of this package in `metrics`, where Keras passes no weights. A loss or metric of a library for packed targets
-                is an error at the first batch.
+            ValueError: a loss or metric of probabilities (the outputs are logits), one with other boundaries than the model's towers,
+                `InRequestChoice` for a task that is no choice, or a metric of this package in `metrics`, where Keras passes no weights. A
+                loss or metric of a library for packed targets is an error at the first batch.
         """
         foreign = check_compiled(loss, settings.get("metrics"), settings.get("weighted_metrics"), self.boundaries)
+        check_choices(loss, self.tasks, self.choice)
         if self.auxiliary_tasks and isinstance(loss, dict) and (loss_weights is None or isinstance(loss_weights, dict)):
             loss_weights = {**dict.fromkeys(loss, 1.0), **self.auxiliary_tasks, **(loss_weights or {})}
         optimizer = keras.optimizers.get(optimizer)
@@ -100,7 +100,7 @@ class CompiledRanker(CheckedModel, keras.Model):
                 label, weight = read(target), None if weight is None else read(weight)
                 if isinstance(loss, PackedLoss) and label is not None:
                     try:
-                        check_arrays(label, weight, loss.largest_label)
+                        loss.check(label, weight)
                     except ValueError as error:
                         raise ValueError(f"{error}" if task is None else f"task '{task}': {error}") from None
         return super().check_batch(x, y, sample_weight)

@@ -11,19 +11,19 @@ from keras import ops
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.causal_transformer import CausalTransformer
-from keras_ranking.models.configuration import Attention, Numbers, Past, PositionHead, Tokens, Trunk, Visibility
+from keras_ranking.models.configuration import Attention, Choice, Numbers, Past, PositionHead, Tokens, Trunk, Visibility
 from keras_ranking.models.configuration.sequence import OF_MODEL, check_together
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (Tokens, Trunk, Attention, Visibility, PositionHead, Past, Numbers)
+_CONFIGURATION = (Tokens, Trunk, Attention, Visibility, PositionHead, Past, Numbers, Choice)
 
 
 @builder(*_CONFIGURATION)
 def FeedSR(
     schema: Schema,
-    *configuration: Tokens | Trunk | Attention | Visibility | PositionHead | Past | Numbers,
+    *configuration: Tokens | Trunk | Attention | Visibility | PositionHead | Past | Numbers | Choice,
     tasks: Sequence[str] | None = None,
     dtype: str | None = None,
     name: str = "feedsr",
@@ -45,7 +45,8 @@ def FeedSR(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `Tokens`, `Trunk`, `Attention`, `Visibility`, `PositionHead`, `Past` and `Numbers`, each at most once.
+        configuration: objects of `Tokens`, `Trunk`, `Attention`, `Visibility`, `PositionHead`, `Past`, `Numbers` and `Choice`, each at most
+            once.
         tasks: names of the tasks to predict; None: all.
         dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
         name: of the model.
@@ -64,7 +65,7 @@ def FeedSR(
         >>> model = kr.models.FeedSR(log.schema.fit(log.events), trunk, head="mmoe", head_options={"hidden": (8,)})
         >>> model.compile(optimizer="adam", loss=model.losses_by_task())
     """
-    tokens, trunk, attention, visibility, head, past, numbers = gather(FeedSR, _CONFIGURATION, configuration, options)
+    tokens, trunk, attention, visibility, head, past, numbers, choice = gather(FeedSR, _CONFIGURATION, configuration, options)
     head = head.of(schema)
     trunk = replace(trunk, residual="scalar") if trunk.residual == OF_MODEL else trunk
     attention = attention.of(gates=(), rotate_by="index")
@@ -73,9 +74,10 @@ def FeedSR(
     past = past.of(schema, tokens.token_features or ())
     numbers = numbers.of(schema, tokens.token_features, tokens.late_features, [action.name for action in schema.actions])
     names, dtype = task_names(schema, tasks), policy_name(dtype)
+    choice = choice.of(names, names if head.position_offsets else (), "a model with offsets by position; `position_offsets=0` has none")
     arguments = as_arguments(tokens, trunk, attention, visibility, head) | {"tasks": names, "dtype": dtype}
-    arguments |= past.arguments() | (as_arguments(numbers) if numbers.embeds else {})
-    wiring = FeedSRWiring(schema, tokens, trunk, attention, visibility, head, past, numbers, names, dtype)
+    arguments |= past.arguments() | choice.arguments() | (as_arguments(numbers) if numbers.embeds else {})
+    wiring = FeedSRWiring(schema, tokens, trunk, attention, visibility, head, past, numbers, choice, names, dtype)
     return RankingModel(wiring, "FeedSR", schema, arguments, name=name)
 
 
@@ -97,10 +99,11 @@ class FeedSRWiring(CausalTransformer):
         head: PositionHead,
         past: Past,
         numbers: Numbers,
+        choice: Choice,
         tasks: Sequence[str],
         dtype: str,
     ) -> None:
-        super().__init__(schema, tokens, trunk, attention, visibility, past, numbers, dtype)
+        super().__init__(schema, tokens, trunk, attention, visibility, past, numbers, choice, dtype)
         settings = {"dropout": trunk.dropout, **(head.head_options or {})}
         self.head = layers.RankingHead(head.head, tasks, groups=head.groups, name="head", **self.policy, **settings)
         positions = head.position_offsets or 0

@@ -11,19 +11,19 @@ from keras import ops
 from keras_ranking import layers
 from keras_ranking.configuration import as_arguments, gather
 from keras_ranking.models.amortized_history import AmortizedHistory
-from keras_ranking.models.configuration import Calibration, Features, GatedBlocks, Interaction, Numbers, Past, Setwise, TaskHeads
+from keras_ranking.models.configuration import Calibration, Choice, Features, GatedBlocks, Interaction, Numbers, Past, Setwise, TaskHeads
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import Tensors, builder, policy_name, task_names, without_prefix
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads, Past, Numbers)
+_CONFIGURATION = (GatedBlocks, Setwise, Features, TaskHeads, Past, Numbers, Choice)
 
 
 @builder(*_CONFIGURATION)
 def LiGR(
     schema: Schema,
-    *configuration: GatedBlocks | Setwise | Features | TaskHeads | Past | Numbers,
+    *configuration: GatedBlocks | Setwise | Features | TaskHeads | Past | Numbers | Choice,
     tasks: Sequence[str] | None = None,
     dropout: float = 0.0,
     dtype: str | None = None,
@@ -49,8 +49,8 @@ def LiGR(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `GatedBlocks`, `Setwise`, `Features`, `TaskHeads` (of each of the two logits), `Past` and `Numbers`, each
-            at most once.
+        configuration: objects of `GatedBlocks`, `Setwise`, `Features`, `TaskHeads` (of each of the two logits), `Past`, `Numbers` and
+            `Choice` (of both logits, with one logit of no choice), each at most once.
         tasks: names of the tasks to predict; None: all.
         dropout: rate in blocks and heads.
         dtype: dtype policy, such as 'mixed_bfloat16'; None: Keras's global one.
@@ -71,7 +71,7 @@ def LiGR(
         >>> model.form
         'requests'
     """
-    blocks, setwise, features, heads, past, numbers = gather(LiGR, _CONFIGURATION, configuration, options)
+    blocks, setwise, features, heads, past, numbers, choice = gather(LiGR, _CONFIGURATION, configuration, options)
     names, dtype, dropout = task_names(schema, tasks), policy_name(dtype), float(dropout)
     blocks, setwise = blocks.of(schema), setwise.of(names)
     features = features.of(schema, reads_history=True, id_dim=16)
@@ -81,13 +81,13 @@ def LiGR(
         )
     past = past.of(schema, features.history_features or (), "history_features")
     numbers = numbers.of(schema, *features.read(schema))
-    heads = heads.of(names, head=heads.head or "grouped")
+    heads, choice = heads.of(names, head=heads.head or "grouped"), choice.of(names)
     arguments = as_arguments(blocks, setwise, features, heads) | {"tasks": names, "dropout": dropout, "dtype": dtype}
     for option in ("shared_tables", "batch_norm_momentum"):  # written where they are chosen, as checkpoints of earlier versions have it
         if arguments[option] == as_arguments(Features().of(schema, True, 16))[option]:
             del arguments[option]
-    arguments |= past.arguments() | (as_arguments(numbers) if numbers.embeds else {})
-    wiring = LigrWiring(schema, blocks, setwise, features, numbers, heads, past, names, dropout, dtype)
+    arguments |= past.arguments() | choice.arguments() | (as_arguments(numbers) if numbers.embeds else {})
+    wiring = LigrWiring(schema, blocks, setwise, features, numbers, heads, past, choice, names, dropout, dtype)
     return RankingModel(wiring, "LiGR", schema, arguments, name=name)
 
 
@@ -103,12 +103,13 @@ class LigrWiring(AmortizedHistory):
         numbers: Numbers,
         heads: TaskHeads,
         past: Past,
+        choice: Choice,
         tasks: Sequence[str],
         dropout: float,
         dtype: str,
     ) -> None:
         encoder = {"max_history": blocks.max_history, "dropout": dropout, **blocks.encoder_options()}
-        super().__init__(schema, features, numbers, encoder, blocks.delay or 0, (), past, dtype)
+        super().__init__(schema, features, numbers, encoder, blocks.delay or 0, (), past, choice, dtype)
         self.tasks, self.setwise = tasks, setwise
         # Made for its head. Its MLP takes part in no graph: it is made since weights at a fixed seed depend on what was made before.
         mlp = Interaction().of(cross="none", gate=None, shared_trunk=True)
@@ -160,6 +161,7 @@ class LigrWiring(AmortizedHistory):
         columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
         states, past = (self._alone(columns), []) if self.history is None else self._read(cache, candidates, columns)
         slot = None if self.sets is None else self.slots(states, count=candidates["candidate_count"])
+        slot = self.one_list(states, count=candidates["candidate_count"]) if slot is None and self.choices.tasks else slot
         return {task: ops.expand_dims(value, -1) for task, value in self._merged(states, past, slot, whole=True)[0].items()}
 
     def last_inputs(self, inputs: Tensors) -> Tensors:
@@ -181,7 +183,7 @@ class LigrWiring(AmortizedHistory):
         """Logits (B, N) by task, and point-wise ones."""
         first: Any = self._plus(self.logits.head(self._joined([states, *past])), past)
         if self.sets is None:
-            return first, first
+            return (self.choices(first, slot),) * 2
         moved, chosen = self.sets(states, slot=slot, score=ops.stop_gradient(first[self.setwise.choose_by]), whole=whole)
         second = self.set_head(self._joined([self.set_norm(moved), *past]))
         if self.setwise.merge == "replace":  # else the point-wise logit has it
@@ -190,7 +192,7 @@ class LigrWiring(AmortizedHistory):
         for task, logit in first.items():
             best = second[task] + logit if self.setwise.merge == "add" else second[task]
             merged[task] = ops.where(chosen > 0, best, logit)
-        return merged, first
+        return self.choices(merged, slot), self.choices(first, slot)
 
     def _plus(self, logits: Tensors, past: list[Any]) -> Tensors:
         """Logits (B, N) with what the past adds to them."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_ranking.configuration import as_arguments, gather
-from keras_ranking.models.configuration import Calibration, Features, History, Interaction, Numbers, Past, TaskHeads
+from keras_ranking.models.configuration import Calibration, Choice, Features, History, Interaction, Numbers, Past, TaskHeads
 from keras_ranking.models.configuration.presets import RankerChoices, choose
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.request_ranker import RequestRanker
@@ -14,13 +14,13 @@ from keras_ranking.models.task_logits import TaskLogits
 from keras_ranking.models.wiring import builder, distinct, policy_name, task_names
 from keras_ranking.schema import Schema
 
-_CONFIGURATION = (Features, Interaction, TaskHeads, Calibration, History, Past, Numbers)
+_CONFIGURATION = (Features, Interaction, TaskHeads, Calibration, History, Past, Numbers, Choice)
 
 
 @builder(*_CONFIGURATION)
 def LiRank(
     schema: Schema,
-    *configuration: Features | Interaction | TaskHeads | Calibration | History | Past | Numbers,
+    *configuration: Features | Interaction | TaskHeads | Calibration | History | Past | Numbers | Choice,
     preset: str = "feed",
     tasks: Sequence[str] | None = None,
     random_effects: Mapping[str, str] | None = None,
@@ -50,7 +50,8 @@ def LiRank(
 
     Args:
         schema: the log's columns. Inputs are named by it.
-        configuration: objects of `Features`, `Interaction`, `TaskHeads`, `Calibration`, `History`, `Past` and `Numbers`, each at most once.
+        configuration: objects of `Features`, `Interaction`, `TaskHeads`, `Calibration`, `History`, `Past`, `Numbers` and `Choice`, each at
+            most once.
         preset: 'feed', 'ads' or 'jobs': the choices of the table, where no other is made.
         tasks: names of the tasks to predict; None: all.
         random_effects: task -> id column whose popularity is added to its logit, 0 until `kr.training.fit_random_effects`.
@@ -75,10 +76,10 @@ def LiRank(
         >>> model.form
         'requests'
     """
-    features, interaction, heads, calibration, history, past, numbers = gather(LiRank, _CONFIGURATION, configuration, options)
+    features, interaction, heads, calibration, history, past, numbers, choice = gather(LiRank, _CONFIGURATION, configuration, options)
     names, dtype = task_names(schema, tasks), policy_name(dtype)
     history = history.of(schema)
-    chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore)
+    chosen = choose(schema, preset, names, features, interaction, heads, calibration, random_effects, explore, choice)
     past = past.of(schema, chosen.features.history_features or (), "history_features")
     numbers = numbers.of(schema, *chosen.features.read(schema))
     direct: dict[str, Any] = {"preset": preset, "tasks": names, "dropout": float(dropout), "dtype": dtype}
@@ -91,7 +92,7 @@ def LiRank(
 def ranker_arguments(chosen: RankerChoices, past: Past, numbers: Numbers, **direct: Any) -> dict[str, Any]:
     """The arguments of a ranker as a saved file holds them."""
     parts = as_arguments(chosen.features, chosen.interaction, chosen.heads, chosen.calibration)
-    parts |= past.arguments() | (as_arguments(numbers) if numbers.embeds else {})
+    parts |= past.arguments() | chosen.choice.arguments() | (as_arguments(numbers) if numbers.embeds else {})
     return {**parts, "random_effects": chosen.random_effects, "explore": chosen.explore, **direct}
 
 
@@ -111,7 +112,7 @@ class LiRankWiring(RequestRanker):
         dtype: str,
     ) -> None:
         effects = chosen.random_effects
-        super().__init__(schema, chosen.features, numbers, encoder, delay, list(effects.values()), past, dtype)
+        super().__init__(schema, chosen.features, numbers, encoder, delay, list(effects.values()), past, chosen.choice, dtype)
         self.logits = TaskLogits(
             schema, chosen.interaction, chosen.heads, chosen.calibration, tasks, effects, chosen.explore, dropout, dtype
         )

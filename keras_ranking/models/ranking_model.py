@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
-from keras_ranking.losses import ObservedTowerLoss
+from keras_ranking.losses import InRequestChoice, ObservedTowerLoss
+from keras_ranking.losses.reduction import PackedLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
 from keras_ranking.models.stream_inputs import RunsStreams
@@ -112,10 +113,22 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
         """Outputs of the training graph that learn the labels of a task next to its own: name -> (task, weight of the loss)."""
         return dict(getattr(self._graphs.wiring, "auxiliary", {}))
 
-    def losses_by_task(self, **settings: Any) -> dict[str, ObservedTowerLoss]:
-        """`ObservedTowerLoss` for each task with this model's towers, for `compile(loss=...)`; `settings` as that class takes."""
+    @property
+    def choice(self) -> list[str]:
+        """Tasks whose outputs are log-odds of a choice of one candidate of a request, or none; see `Choice`."""
+        return list(self._builder_call.arguments.get("choice") or ())
+
+    def losses_by_task(self, **settings: Any) -> dict[str, PackedLoss]:
+        """The loss of each task, for `compile(loss=...)`: `InRequestChoice` for those in `choice`, `ObservedTowerLoss` for others.
+
+        Args:
+            settings: of `ObservedTowerLoss`, with this model's towers. `InRequestChoice`, which compares a list already, takes only
+                `dtype`.
+        """
         settings = {**getattr(self._graphs.wiring, "loss_settings", {}), **settings}
-        return {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
+        losses: dict[str, PackedLoss] = {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
+        several = self._builder_call.arguments.get("choice_several", "refuse")
+        return losses | {task: InRequestChoice(several, dtype=settings.get("dtype")) for task in self.choice}
 
     # -- the two phases --------------------------------------------------------------------------------------------------
 
@@ -303,7 +316,7 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
             float32 (blocks, B, N, L): the weight on each event of the history, its tokens together. What is missing to 1 is
             the weight on the candidate itself.
         """
-        names = list(self._graphs.wiring.candidate_inputs())
+        names = [name for name in self._graphs.wiring.candidate_inputs() if name != "candidate_count"]
         tensors = {name: as_tensor(candidates[name]) for name in names}
         blocks = []
         for weights in self._graphs.wiring.attention(dict(cache), tensors):

@@ -10,10 +10,10 @@ import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.configuration import Features, Numbers, Past
+from keras_ranking.models.configuration import Choice, Features, Numbers, Past
 from keras_ranking.models.graph import Graph
 from keras_ranking.models.past_reader import RequestPast
-from keras_ranking.models.task_logits import TaskLogits
+from keras_ranking.models.task_logits import Choices, ListReader, TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
 from keras_ranking.ops.rows import take_in_rows
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH, STREAMS
@@ -33,6 +33,7 @@ class RequestRanker:
         delay: seconds after which an event is visible.
         effect_columns: id columns of random effects.
         past: with columns written out.
+        choice: with tasks of the model.
         dtype: dtype policy.
     """
 
@@ -49,6 +50,7 @@ class RequestRanker:
         delay: int,
         effect_columns: Sequence[str],
         past: Past,
+        choice: Choice,
         dtype: str,
     ) -> None:
         self.schema, self.dtype = schema, dtype
@@ -81,21 +83,16 @@ class RequestRanker:
         self.norm: Any = None
         if plain and features.batch_norm:
             self.norm = layers.MaskedBatchNormalization(momentum=features.batch_norm_momentum, name="number_norm", **policy)
-        self.context: Any = None
-        self.pooling: Any = None
-        for option in ("list_context", "list_pooling"):
-            if getattr(features, option) and encoder.get("fusion") == "append_self":
+        self.choices = Choices(choice)
+        options = {"list_context": features.list_context, "list_pooling": features.list_pooling, "choice": choice.choice}
+        for option, chosen in options.items():
+            if chosen and encoder.get("fusion") == "append_self":
                 raise ValueError(f"`{option}` does not go with fusion='append_self', which reads each candidate as a request of its own.")
-        if features.list_context:
-            if not plain:
-                kept = "; with `number_plain=True` a number with a vector is one" if embedded else ""
-                raise ValueError(f"`list_context` needs at least one number among `features`{kept}. Received: none")
-            self.context = layers.ListContext(name="list_context", **policy)
-        if features.list_pooling:
-            self.pooled_state = keras.layers.Dense(features.list_pooling, name="pooled_state", **policy)
-            self.pooling = layers.ListPooling(dropout=encoder.get("dropout", 0.0), name="list_pooling", **policy)
-            self.pooling_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="pooling_norm", **policy)
-        self.reads_list = bool(features.list_context or features.list_pooling)
+        if features.list_context and not plain:
+            kept = "; with `number_plain=True` a number with a vector is one" if embedded else ""
+            raise ValueError(f"`list_context` needs at least one number among `features`{kept}. Received: none")
+        self.lists = ListReader(features.list_context, features.list_pooling, encoder.get("dropout", 0.0), policy)
+        self.reads_list = any(options.values())
         if self.reads_list:
             self.one_list = layers.OneSet(name="one_list")
         self.past = history
@@ -208,8 +205,8 @@ class RequestRanker:
         if self.numbers is not None:
             numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
             numbers = numbers if self.norm is None else self.norm(numbers, real=real)
-            if self.context is not None:
-                numbers = self.context(numbers, slot=self._slot(numbers, columns, real))
+            if self.lists.context is not None:
+                numbers = self.lists.context(numbers, slot=self._slot(numbers, columns, real))
             parts.append(numbers)
         if self.candidate_vectors:
             parts.append(self._of(self.vectors, columns, self.candidate_vectors))
@@ -340,10 +337,11 @@ class RequestRanker:
             state, past = self._read(cache, candidates, columns) if read is None else read
             parts += [state, *past]
         x = self._joined(parts)
-        if self.pooling is not None:
-            state = self.pooling(self.pooled_state(x), slot=self._slot(x, columns, real))
-            x = self.join([x, self.pooling_norm(state)])
-        return self.logits(x, columns, seed, plus=None if self.reader is None else functools.partial(self.reader.plus, read=past))
+        slot = self._slot(x, columns, real) if self.reads_list else None
+        x = self._joined(self.lists.pooled(x, slot))
+        plus = None if self.reader is None else functools.partial(self.reader.plus, read=past)
+        logits, hidden = self.logits(x, columns, seed, plus=plus)
+        return self.choices(logits, slot), hidden
 
     def explore(self, name: str) -> keras.Model:
         """Serving tensors and `seed` -> probabilities of the `explore` tasks under weights drawn from their posterior."""

@@ -9,9 +9,50 @@ import keras
 from keras import ops
 
 from keras_ranking import layers
-from keras_ranking.models.configuration import Calibration, Interaction, TaskHeads
+from keras_ranking.models.configuration import Calibration, Choice, Interaction, TaskHeads
 from keras_ranking.models.wiring import Tensors
 from keras_ranking.schema import Schema
+
+
+class ListReader:
+    """What a candidate reads of the others of its request, see `ListContext` and `ListPooling`.
+
+    Args:
+        context: whether numbers are set against those of the request.
+        pooling: width of the states whose mean and maximum are read; 0: none.
+        dropout: rate in the pooling.
+        policy: dtype policy of layers.
+    """
+
+    def __init__(self, context: bool, pooling: int, dropout: float, policy: Mapping[str, Any]) -> None:
+        self.context = layers.ListContext(name="list_context", **policy) if context else None
+        self.pooling = None
+        if pooling:
+            self.state = keras.layers.Dense(pooling, name="pooled_state", **policy)
+            self.pooling = layers.ListPooling(dropout=dropout, name="list_pooling", **policy)
+            self.norm = keras.layers.LayerNormalization(epsilon=1e-6, name="pooling_norm", **policy)
+
+    def pooled(self, x: Any, slot: Any) -> list[Any]:
+        """[x], with what is pooled of x (B, N, C) behind it; `slot` int32 (B, N) is the request of each candidate."""
+        return [x] if self.pooling is None else [x, self.norm(self.pooling(self.state(x), slot=slot))]
+
+
+class Choices:
+    """The log-odds of a choice for the tasks of `Choice`, in place of their logits; other tasks pass as they are."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.tasks = list(choice.choice)
+        settings: dict[str, Any] = {"no_choice": choice.choice_none, "logits": True, "dtype": "float32"}
+        self.layers = {task: layers.ChoiceProbability(name=f"choice_{task}", **settings) for task in self.tasks}
+
+    def __call__(self, logits: Tensors, slot: Any) -> Tensors:
+        """Of logits (B, N) or (B, N, 1) by task; `slot` int32 (B, N) is the request of each candidate."""
+        return {task: self._of(task, logit, slot) if task in self.layers else logit for task, logit in logits.items()}
+
+    def _of(self, task: str, logit: Any, slot: Any) -> Any:
+        if len(logit.shape) == 2:
+            return self.layers[task](logit, slot=slot)
+        return ops.expand_dims(self.layers[task](ops.squeeze(logit, -1), slot=slot), -1)
 
 
 class TaskLogits:

@@ -73,6 +73,36 @@ class Lists(NamedTuple):
         rank = ops.take_along_axis(share, back, axis=1)
         return ops.cast(ops.where(self.real[:, :, None], rank, ops.zeros_like(rank)), values.dtype)
 
+    def choice(self, values: Any) -> tuple[Any, Any]:
+        """Log-odds of exp(v_i) / (1 + sum_j exp(v_j)) of each item, and 1 / (1 + sum_j exp(v_j)) of its list, from v (B, S).
+
+        The log-odds are v_i - log(1 + sum of exp(v_j) over the others of the list): exact also where an item has nearly all of the mass.
+        0 where there is no item; 1 where a list has none.
+        """
+        shape = ops.shape(values)
+        held = ops.where(self.real, values, ops.full_like(values, -1e30))
+        # What is subtracted against overflow cancels, so it has no gradient.
+        top = ops.segment_max(ops.reshape(ops.stop_gradient(held), (-1,)), self.segment, self.count)
+        top = ops.reshape(ops.take(top, self.segment, axis=0), shape)
+        top = ops.where(self.real, ops.maximum(top, ops.zeros_like(top)), ops.zeros_like(top))
+        nothing = ops.zeros_like(values)
+        shifted = ops.where(self.real, values - top, nothing)
+        mass, none = ops.where(self.real, ops.exp(shifted), nothing), ops.exp(-top)
+        # The largest terms are 1: apart from the others, so that a difference leaves no small number to rounding.
+        largest = ops.equal(ops.stop_gradient(held), top)
+        large, small = ops.where(largest, mass, nothing), ops.where(largest, nothing, mass)
+        of_none = ops.equal(top, nothing)
+        many = self._summed(large) + ops.where(of_none, none, nothing)
+        few = self._summed(small) + ops.where(of_none, nothing, none)
+        others = few + (many - large) - small
+        odds = shifted - ops.log(ops.maximum(others, ops.full_like(others, 1e-30)))
+        return ops.where(self.real, odds, nothing), none / (few + many)
+
+    def _summed(self, values: Any) -> Any:
+        """Sum over each slot's list of values (B, S), 0 in slots without an item."""
+        flat = ops.segment_sum(ops.reshape(values, (-1,)), self.segment, self.count)
+        return ops.reshape(ops.take(flat, self.segment, axis=0), ops.shape(values))
+
     def clean(self, values: Any) -> Any:
         """The values, 0 in slots without an item."""
         return ops.where(self.real[:, :, None], values, ops.zeros_like(values))

@@ -46,10 +46,12 @@ def training_data(
         epoch: number of the first epoch.
 
     Raises:
-        ValueError: as the datasets; targets without a position for a model that reads positions; delays for a model without the input;
+        ValueError: as the datasets; targets without a position for a model that reads positions; requests with several positives of a task
+            of which one candidate is chosen; delays for a model without the input;
             options for models trained on rows with a model trained on requests.
     """
     _check_positions(ranker, sequences)
+    _check_choices(ranker, sequences)
     if delays is not None and "delay" not in ranker.input_columns:
         raise ValueError(
             "`delay_column` is for a model that is trained on drawn delays, CADET or FeedSR with sampled_delay=True. "
@@ -113,6 +115,25 @@ def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:
             f"column '{sequences.schema.position}' has no position at row {int(sequences.rows[unknown.argmax()])} ({int(unknown.sum())} "
             f"training rows); {what} by position need one. Use {off} or leave out such rows."
         )
+
+
+def _check_choices(ranker: models.RankingModel, sequences: Sequences) -> None:
+    """Raise an error for requests with several positives of a task of which one candidate is chosen, unless they are shared out."""
+    if ranker.arguments.get("choice_several", "refuse") != "refuse":
+        return
+    starts = sequences.request_starts
+    for task in ranker.choice:
+        label = np.where(sequences.target, np.nan_to_num(sequences.labels[task]), 0.0)
+        positives = np.add.reduceat(label, starts[:-1]) if sequences.num_events else label
+        several = np.flatnonzero(positives > 1 + 1e-5)
+        if len(several):
+            events = [np.arange(starts[request], starts[request + 1]) for request in several[:3]]
+            examples = "; ".join(f"rows {sequences.rows[each[label[each] > 0]].tolist()} of the log" for each in events)
+            raise ValueError(
+                f"task '{task}' is a choice of one candidate of a request, or none. Received: {len(several)} of {len(positives)} requests "
+                f"with several positives: {examples}. choice_several='split' shares them out; "
+                "without `choice` each has a probability of its own"
+            )
 
 
 def compile_for(

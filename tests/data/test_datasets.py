@@ -118,7 +118,9 @@ def test_content() -> None:
 
 def test_request_numbers_are_equal_exactly_within_a_request() -> None:
     log, rows = packed(seed=1)
-    _, y, _ = concatenated(PackedDataset(rows, batch_size=4, shuffle=False))
+    x, y, _ = concatenated(PackedDataset(rows, batch_size=4, shuffle=False, inputs=["segment", "request_slot"]))
+    assert x["request_slot"].dtype == np.int32
+    np.testing.assert_array_equal(x["request_slot"], np.where(x["segment"] > 0, y["click"][..., 2], 0))
     numbers = y["click"][: len(rows.index), :, 2]
     np.testing.assert_array_equal(numbers, np.round(numbers))
     assert numbers.min() >= 1

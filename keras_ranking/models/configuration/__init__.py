@@ -1,5 +1,6 @@
 """What a model is built from, in small frozen classes that check themselves."""
 
+from keras_ranking.models.configuration.choice import Choice
 from keras_ranking.models.configuration.heads import Calibration, PositionHead, TaskHeads, Towers
 from keras_ranking.models.configuration.numbers import Numbers
 from keras_ranking.models.configuration.past import Past
@@ -9,6 +10,7 @@ from keras_ranking.models.configuration.sequence import Attention, Tokens, Trunk
 __all__ = [
     "Attention",
     "Calibration",
+    "Choice",
     "Features",
     "GatedBlocks",
     "History",

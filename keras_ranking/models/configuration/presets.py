@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from keras_ranking.models.configuration.choice import Choice
 from keras_ranking.models.configuration.heads import Calibration, TaskHeads
 from keras_ranking.models.configuration.requests import Features, Interaction
 from keras_ranking.schema import Schema
@@ -40,6 +41,7 @@ class RankerChoices:
     calibration: Calibration
     random_effects: dict[str, str]
     explore: list[str]
+    choice: Choice
 
 
 def choose(
@@ -52,13 +54,14 @@ def choose(
     calibration: Calibration,
     random_effects: Mapping[str, str] | None,
     explore: Sequence[str],
+    choice: Choice,
     cross: str | None = None,
     calibrated: bool | None = None,
 ) -> RankerChoices:
     """Fill what the caller left open: from the preset, but for a model's own `cross` and `calibrated`.
 
     Raises:
-        ValueError: an unknown preset, a head without a shared trunk, effects or exploration of tasks that there are not.
+        ValueError: an unknown preset, a head without a shared trunk, effects, exploration or choices of tasks that there are not.
     """
     if preset not in PRESETS:
         raise ValueError(f"`preset` must be of {tuple(PRESETS)}. Received: preset={preset!r}")
@@ -83,4 +86,5 @@ def choose(
         calibration=calibration.of(schema, of_preset.calibration, calibrated),
         random_effects=effects,
         explore=list(explore),
+        choice=choice.of(tasks, {*effects, *explore}, "`random_effects` or `explore`, which are fitted to a logit of each item alone"),
     )

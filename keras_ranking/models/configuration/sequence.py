@@ -37,9 +37,14 @@ class Tokens:
         action_masking: with layout='fused', the rate at which actions are hidden in training, see `FuseActions`.
         id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training, in tokens, late features and
             what `Past` reads. Choice.
+        list_context: at the heads a candidate also reads each number of `token_features` and `late_features` against those of its
+            request: difference to mean and maximum, rank, and the size of the request, see `ListContext`. Choice.
+        list_pooling: width of a state of each candidate, made of what its heads read, that reads the mean and the maximum of the states of
+            its request, see `ListPooling`, and joins it; 0: none. With either, a candidate's score depends on the others of its request.
+            Histories and caches stay as they are: nothing of a list enters the blocks. Choice.
 
     Raises:
-        ValueError: `action_masking` with another layout, or a rate out of range.
+        ValueError: `action_masking` with another layout, a rate out of range, or a negative width.
 
     Example:
         >>> kr.models.Tokens(layout="value", id_dim=8).layout
@@ -54,8 +59,10 @@ class Tokens:
     action_hidden: int | None = 64
     action_masking: float = 0.0
     id_dropout: float = 0.0
+    list_context: bool = False
+    list_pooling: int = 0
 
-    NEWER: ClassVar[tuple[str, ...]] = ("id_dropout",)
+    NEWER: ClassVar[tuple[str, ...]] = ("id_dropout", "list_context", "list_pooling")
 
     def __post_init__(self) -> None:
         if self.action_masking and self.layout != "fused":
@@ -63,6 +70,8 @@ class Tokens:
             raise ValueError(f"`action_masking` is for layout='fused'. Received: {received}")
         if not 0 <= self.id_dropout < 1:
             raise ValueError(f"`id_dropout` must be from 0 to below 1. Received: id_dropout={self.id_dropout}")
+        if self.list_pooling < 0:
+            raise ValueError(f"`list_pooling` must be a positive width, or 0. Received: list_pooling={self.list_pooling}")
 
     def of(self, schema: Schema) -> Tokens:
         """The same with columns written out."""
@@ -72,6 +81,8 @@ class Tokens:
             late_features=[feature.name for feature in schema.inputs(self.late_features, known=("context",))],
             action_masking=float(self.action_masking),
             id_dropout=float(self.id_dropout),
+            list_context=bool(self.list_context),
+            list_pooling=int(self.list_pooling),
         )
 
 
