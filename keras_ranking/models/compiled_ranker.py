@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,9 +20,11 @@ _BUILT = "built"
 class CompiledRanker(CheckedModel, keras.Model):
     """A model of several tasks with packed targets: losses with weights by task, auxiliary outputs, and checks of both.
 
-    The subclass gives `boundaries`, `auxiliary_tasks`, `auxiliary`, `choice` and `arguments`.
+    The subclass gives `boundaries`, `auxiliary_tasks`, `auxiliary` and `arguments`, and may give `tasks` and `choice`.
     """
 
+    tasks: Sequence[str] = ()
+    choice: Sequence[str] = ()
     _foreign: tuple[Foreign, ...] = ()
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, **settings: Any) -> None:

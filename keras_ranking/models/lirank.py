@@ -46,7 +46,8 @@ def LiRank(
     net and MLP (stated: two towers, with the same normalised dense features). That cross net and MLP are parallel, and that
     calibration follows the logit, is our reading (figure 8 of the paper is not available). Defaults without a mark are ours.
 
-    It is trained on requests (`PackedRequests`), histories and their shown lists, and scores every candidate alone.
+    It is trained on requests (`PackedRequests`), histories and their shown lists, and scores every candidate alone, unless
+    `list_context`, `list_pooling` or `choice` let candidates of a request see each other.
 
     Args:
         schema: the log's columns. Inputs are named by it.

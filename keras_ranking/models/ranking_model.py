@@ -221,8 +221,8 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
 
         Args:
             cache: from `encode`.
-            candidates: `candidate_<name>` (B, N[, size]) and `request_time` int32 (B,); for a set-wise model also `candidate_count`
-                int32 (B,), without which all count.
+            candidates: `candidate_<name>` (B, N[, size]) and `request_time` int32 (B,); for a model that reads the list (set-wise layers,
+                `list_context`, `list_pooling`, `choice`) also `candidate_count` int32 (B,), without which all count.
 
         Returns:
             Logits float32 (B, N, K) by task.

@@ -194,7 +194,9 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Which events an event or candidate sees, in training and in serving alike. Items of one request never see each other.
+    """Which events an event or candidate sees, in training and in serving alike.
+
+    In the blocks, items of one request never see each other; at the heads they do with `list_context`, `list_pooling` or `choice`.
 
     Attributes:
         mask: 'delay' (CADET: stated): events whose actions were known by then. 'session' (Feed-SR: stated as one of two remedies
