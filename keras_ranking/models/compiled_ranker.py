@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -23,8 +23,6 @@ class CompiledRanker(CheckedModel, keras.Model):
     The subclass gives `boundaries`, `auxiliary_tasks`, `auxiliary` and `arguments`, and may give `tasks` and `choice`.
     """
 
-    tasks: Sequence[str] = ()
-    choice: Sequence[str] = ()
     _foreign: tuple[Foreign, ...] = ()
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, **settings: Any) -> None:
@@ -36,7 +34,7 @@ class CompiledRanker(CheckedModel, keras.Model):
                 loss or metric of a library for packed targets is an error at the first batch.
         """
         foreign = check_compiled(loss, settings.get("metrics"), settings.get("weighted_metrics"), self.boundaries)
-        check_choices(loss, self.tasks, self.choice)
+        check_choices(loss, getattr(self, "tasks", ()), getattr(self, "choice", ()))
         if self.auxiliary_tasks and isinstance(loss, dict) and (loss_weights is None or isinstance(loss_weights, dict)):
             loss_weights = {**dict.fromkeys(loss, 1.0), **self.auxiliary_tasks, **(loss_weights or {})}
         optimizer = keras.optimizers.get(optimizer)
