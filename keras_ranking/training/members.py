@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_ranking import models
+from keras_ranking.data.counted import COUNTS
 from keras_ranking.models.ensemble import offsets_of
 from keras_ranking.training.checkpoint import FILE, read_checkpoint, write_whole
 
@@ -94,10 +96,19 @@ def joined(
     history["parameters"] = int(ranker.count_params())
     if out is not None:
         text = json.dumps(history, indent=2) + "\n"
+        counted = Path(out) / FOLDER / "0" / COUNTS  # all members have the same
+        states = sorted(path for path in counted.iterdir() if path.is_file()) if counted.is_dir() else []
+        if states:
+            (Path(out) / COUNTS).mkdir(exist_ok=True)
         files: dict[Path, Callable[[Path], Any]] = {
+            **{Path(out) / COUNTS / path.name: partial(_copy, path) for path in states},
             Path(out) / "model.keras": ranker.save,
             Path(out) / "schema.json": ranker.schema.save,
             Path(out) / "history.json": lambda path: path.write_text(text, encoding="utf-8"),
         }
         write_whole(files)
     return ranker, history
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())

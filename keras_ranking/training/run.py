@@ -116,7 +116,7 @@ def train(
             "verbose": verbose,
         }
         each |= {"checkpoint_every": checkpoint_every, "callbacks": callbacks, "on_error": on_error}
-        return train_members(partial(train, log, model), recipe.ensemble, seed, out, resume, **each)
+        return train_members(partial(train, counted_log(log, on_error=on_error), model), recipe.ensemble, seed, out, resume, **each)
     if recipe.validation is None:
         callbacks = checked_callbacks(callbacks, recipe.rate)
     model_options, training = split_options(model, rest, log.preset)
