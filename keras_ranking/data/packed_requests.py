@@ -50,7 +50,8 @@ class PackedRequests(EpochDataset):
         tasks: names of the tasks; None: all of the schema.
         row_requests: Q; None: 1.5 times the mean number in S slots, at most S.
         single: one target event per row, S = Q = 1, and `row_length` is not read: for gradients of single samples, as
-            `keras_ranking.training.FisherSnapshot` needs them. Losses that compare items of a request are then 0.
+            `keras_ranking.training.FisherSnapshot` needs them. Losses that compare items of a request are then 0, and a model that reads
+            the list (`list_context`, `choice`) sees lists of one.
         shuffle, seed, epoch, weights: as `PackedDataset`. Without `shuffle`, requests are packed in their order, or,
             with inputs by length of history, in one that depends on the lengths alone.
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.invariants.conftest import Case, make_case, to_numpy
+from tests.invariants.conftest import Case, before_a_release, make_case, to_numpy
 from tests.invariants.test_exactness import CLEARLY, TOLERANCE, changed_actions, long_requests, middle_request, shown, sigmoid
 
 SETS: dict[str, dict[str, Any]] = {
@@ -27,8 +27,14 @@ SETS: dict[str, dict[str, Any]] = {
     },
 }
 
+CASES = {
+    "torch": [before_a_release(name) if name == "choice" else name for name in SETS],
+    "tensorflow": ["best", before_a_release("cadet")],
+    "jax": ["best", before_a_release("cadet")],
+}[keras.backend.backend()]
 
-@pytest.fixture(scope="module", params=list(SETS) if keras.backend.backend() == "torch" else ["best"])
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request: Any, log: Any) -> Case:
     plain = {"builder": "LiGR", "dim": 16, "num_heads": 2, "id_dim": 4, "max_history": 1000, "delay": 120, "tasks": ("click",)}
     return make_case(log, **(SETS[request.param] if "builder" in SETS[request.param] else {**plain, **SETS[request.param]}))

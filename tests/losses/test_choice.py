@@ -72,6 +72,7 @@ def test_the_gradient_in_logits_is_that_of_a_softmax() -> None:
     np.testing.assert_allclose(gradient * slot.size, chosen - plain[..., 0], rtol=0, atol=2e-5)
 
 
+@pytest.mark.release("jax")
 def test_one_item_is_a_cross_entropy_and_no_weight_is_zero() -> None:
     y_true = targets([[1, 0]], request=[[1, 2]])
     odds = np.array([[[0.3], [-1.0]]], "float32")
@@ -79,6 +80,7 @@ def test_one_item_is_a_cross_entropy_and_no_weight_is_zero() -> None:
     assert value_of(InRequestChoice(), y_true, odds, np.zeros((1, 2), "float32")) == 0
 
 
+@pytest.mark.release("jax")
 def test_an_unknown_label_leaves_its_item_in_the_softmax() -> None:
     odds = np.array(ops.convert_to_numpy(ChoiceProbability(logits=True)(np.zeros((1, 3), "float32"), slot=np.ones((1, 3), "int32"))))
     y_true = targets([[0, 0, np.nan]], request=[[1, 1, 1]])

@@ -13,7 +13,8 @@ from keras_ranking.serving import export, quantize_embeddings
 from keras_ranking.serving.protocol.model_folder import read_card
 
 tf = pytest.importorskip("tensorflow")
-pytestmark = [pytest.mark.one_backend, pytest.mark.slow]  # an export with all its checks
+# An export with all its checks; before a release, since test_past.py has a LiGR with both.
+pytestmark = [pytest.mark.one_backend, pytest.mark.slow, pytest.mark.release]
 
 LISTS: dict[str, Any] = {"list_context": True, "list_pooling": 8, "choice": ("click",), "id_dim": 4}
 MODELS: dict[str, dict[str, Any]] = {
@@ -23,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="loads the graph in this process")
-@pytest.mark.parametrize(("kind", "quantize"), [("CADET", None), pytest.param("LiRank", "int8", marks=pytest.mark.release)])
+@pytest.mark.parametrize(("kind", "quantize"), [("CADET", None), ("LiRank", "int8")])
 def test_signatures(kind: str, quantize: str | None, tmp_path: Any) -> None:
     log = kr.data.simulate(members=10, days=4, seed=0, feedback_delay=60)
     keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""Models that read the past, exported: every signature, int8 tables, and a cache whose values beyond its length are not read."""
+"""Models that read the past, and a choice, exported: every signature, int8 tables, and a cache with other values beyond its length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {"id_dim": 4, "action_dim": 4, "max_history": 6, "tasks"
 MODELS: dict[str, dict[str, Any]] = {
     "LiRank": {"hidden": (8,), "cross": "none", "history_options": {"num_layers": 1}},
     "AmortizedDLRM": {"hidden": (8,), "cross": "none", "dim": 8, "num_layers": 1},
-    "LiGR": {"dim": 8, "num_layers": 1, "num_heads": 2, "setwise_layers": 0},
+    "LiGR": {"dim": 8, "num_layers": 1, "num_heads": 2, "setwise_layers": 0, "list_context": True, "choice": ("click",)},
 }
 
 
