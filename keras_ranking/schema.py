@@ -25,7 +25,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keras_ranking.column_base import Known
-from keras_ranking.columns import Count, Feature, Number, Task
+from keras_ranking.columns import Count, Feature, Ids, Number, Task, Vector
 from keras_ranking.configuration import is_integer
 from keras_ranking.field_errors import PlainWords
 from keras_ranking.number_edges import MOST_BINS
@@ -168,6 +168,10 @@ class Schema(BaseModel, metaclass=PlainWords):
                     raise ValueError(
                         f"`key` of count '{count.name}' must be known when a row is scored. Received: '{column}', {after[column]}"
                     )
+                if kind := next(
+                    (type(one).__name__ for one in self.features if one.name == column and isinstance(one, (Ids, Vector))), None
+                ):
+                    raise ValueError(f"`key` of count '{count.name}' must hold single values. Received: '{column}', of kind {kind}")
                 if column in (self.time, self.request):
                     raise ValueError(f"`key` of count '{count.name}' must come again in later requests. Received: '{column}'")
             if count.name in (self.member, self.session, *count.sources):

@@ -160,7 +160,8 @@ def train_parser(subparsers: Any) -> None:
         f"""\
 {_DATA_HELP}
 writes DIR/model.keras, DIR/schema.json (with constants fitted on the training rows), DIR/history.json (losses by epoch, seconds,
-counts, options) and DIR/checkpoint.npz (with the optimiser's state), each file atomically.
+counts, options) and DIR/checkpoint.npz (with the optimiser's state), each file atomically. Columns that the schema states as `count` are
+counted from the log, and their state is written to DIR/counts.
 
 --resume DIR continues the training in DIR, with its model and options:
   a training that was stopped by Ctrl-C, or that crashed (with --checkpoint-every), reaches the weights of an uninterrupted one; the
@@ -355,7 +356,8 @@ REQUEST is JSON with values of the log (not encoded), oldest event first:
    "history": [{"item_id": 17, "time": 1767290000, "click": 1, ...}, ...],
    "candidates": [{"item_id": 42, ...}, ...]}
 `time` is in Unix seconds. A candidate has the item and context columns of the schema, a history event the actions and its time
-as well. --history, --candidates and --time take the same rows as tables.
+as well. --history, --candidates and --time take the same rows as tables. Counts that the candidates lack are read from the folder of
+--model or --schema, at a time that is not before the newest row of the log; "member": 17 in REQUEST names the member for them.
 
 examples:
   keras-ranking score request.json --model runs/cadet

@@ -27,7 +27,8 @@ def with_counts(log: Log, counts: PointInTime | None = None, on_error: str = "ra
 
     `kr.training.train`, `evaluate` and `warm_start` call it by themselves. All rows count, whatever their split: an impression of a
     validation row, of the history or of a held-out member was an impression. `Count(where=)` leaves rows out. A log that has all the
-    columns is taken as it is: the columns of a service that has logged them, or of a larger log from which rows were drawn.
+    columns is taken as it is: the columns of a service that has logged them, or of a larger log from which rows were drawn. States of other
+    kinds go on too where `counts` has them; for them rows of split 'history' do not count, as in `PointInTime.added_to`.
 
     Args:
         log: rows in any order.
