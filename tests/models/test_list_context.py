@@ -29,7 +29,8 @@ def log() -> Any:
 
 def make(log: Any, kind: str, **settings: Any) -> Any:
     keras.utils.set_random_seed(0)
-    model = getattr(kr.models, kind)(log.schema.fit(log.events), tasks=("click",), id_dim=4, **{**SIZES[kind], **settings})
+    options = {"tasks": ("click",), "id_dim": 4, **SIZES[kind], **settings}
+    model = getattr(kr.models, kind)(log.schema.fit(log.events), **options)
     rng = np.random.default_rng(0)
     model.set_weights([w + (0.05 * rng.normal(size=w.shape)).astype(w.dtype) if w.dtype == "float32" else w for w in model.get_weights()])
     return model
@@ -159,6 +160,29 @@ def test_training_on_choices(log: Any, kind: str, tmp_path: Any) -> None:
     first = offline(model, sequences)
     np.testing.assert_array_equal(offline(again, sequences), first)
     assert not {"choice", "list_context", "choice_several"} & set(make(log, {"cadet": "CADET", "ligr": "LiGR"}[kind]).arguments)
+
+
+@pytest.mark.quickest
+@pytest.mark.parametrize("kind", list(SIZES))
+def test_a_listwise_loss_next_to_binary_ones(log: Any, kind: str) -> None:
+    """`listwise_weight` of every model: one weighted sum of all tasks, each with its list."""
+    model = make(log, kind, tasks=("click", "like"), **({"history_features": ()} if kind == "LiRank" else {}))
+    sequences = build_sequences(log.events, model.schema)
+    if model.form == "requests":
+        data = kr.data.PackedRequests(kr.training.model_requests(model, sequences), 64, 4, names=model.input_columns, tasks=model.tasks)
+    else:
+        data = kr.data.PackedDataset(pack(sequences, 64), 4, inputs=model.input_columns, tasks=model.tasks)
+    x, y, weights = data[0]
+    model.compile(loss=model.losses_by_task(listwise_weight=0.5), loss_weights={"click": 1.0, "like": 0.25})
+    outputs = {task: keras.ops.convert_to_tensor(value) for task, value in model(x, training=False).items()}
+    whole = float(model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weights, training=False))
+    parts = {"click": 1.0, "like": 0.25}
+    binary, lists = (
+        sum(part * float(loss(y[task], outputs[task], weights[task])) for task, part in parts.items())
+        for loss in (kr.losses.ObservedTowerLoss(), kr.losses.InRequestSoftmax())
+    )
+    assert whole == pytest.approx(binary + 0.5 * lists, rel=1e-5)
+    assert lists > 0.1
 
 
 @pytest.mark.quickest
