@@ -39,12 +39,12 @@ class Column(BaseModel, metaclass=PlainWords):
 
     @property
     def dtype(self) -> str:
-        """Data type of the encoded column: 'int32' for ids and categories, 'float32' for numbers and vectors."""
+        """Data type of the encoded column: 'int32' for ids, categories and sets of ids, 'float32' for numbers and vectors."""
         return "float32"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one encoded value: `()`, or `(size,)` for a vector."""
+        """Shape of one encoded value: `()`; `(size,)` of a vector or a set of ids; one axis of 2 more for ids without buckets."""
         return ()
 
     def encode(self, values: Any) -> np.ndarray:
