@@ -131,9 +131,20 @@ def _joined(lists: list[Collection[Any]]) -> tuple[pd.Series, np.ndarray]:
         whole = np.concatenate([np.asarray(found) for found in lists if len(found)])
         return pd.Series(whole), np.zeros(len(whole), dtype=bool)
     flat = list(chain.from_iterable(lists))
-    series = as_series(flat)
     narrow = np.zeros(len(flat), dtype=bool)
-    if series.dtype.kind == "f":
-        narrow = np.fromiter((isinstance(value, np.float16 | np.float32) for value in flat), dtype=bool, count=len(flat))
-        narrow &= series.notna().to_numpy(dtype=bool)
-    return series, narrow
+    if any(issubclass(kind, float | np.floating) for kind in set(map(type, flat))):
+        narrow[:] = [isinstance(value, np.float16 | np.float32) and not np.isnan(value) for value in flat]
+        flat = list(map(_without_fraction, flat))
+    return as_series(flat), narrow
+
+
+def _without_fraction(value: Any) -> Any:
+    """A float64 that is an integer as this integer, and one that is missing as None: an integer list with gaps arrives as floats.
+
+    Every list is read by itself: what other rows hold does not decide whether a float is an id.
+    """
+    if not isinstance(value, float | np.floating):
+        return value
+    if np.isnan(value) or isinstance(value, np.float16 | np.float32):
+        return None
+    return int(value) if value == np.floor(value) and abs(value) < 2**53 else value

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from keras_ranking.columns import Category, Id, Number, Task, Vector
+from keras_ranking.columns import Category, Id, Ids, Number, Task, Vector
 from keras_ranking.schema import Schema
 
 START = 1_600_000_000
@@ -37,6 +37,7 @@ SCHEMAS = (
         features=[
             Id("author", buckets=None),
             Category("topic", buckets=16),
+            Ids("tags", buckets=64, size=3, separator="|"),
             Number("score", missing=0.5),
             Number("price", transform="standardise", mean=2.0, std=0.5),
         ],
@@ -55,6 +56,12 @@ NOT_FINITE: tuple[Any, ...] = (
 NOT_IDS: tuple[Any, ...] = (
     1.5, 2.0, np.float32(3), [1], (1, "a"), {"a"}, b"\xff\xfe", "\ud800", "a\udfffb", decimal.Decimal(3), dt.datetime(2020, 1, 1),
     np.array([1]), 1j, 10**5000, np.inf, object(), pd.Timestamp(5), fractions.Fraction(1, 2),
+)  # fmt: skip
+NOT_SETS: tuple[Any, ...] = (
+    [1, 2, 3, 4], "a|b|c|d", np.arange(4), {1, 2, 3, 4}, ["a", None, "b", "c", "d"], [1.5], np.array([1.5]), 1.5, np.inf, [2.0**53], [[1]],
+    np.ones((2, 1), dtype=int), np.array([1.0], "float32"), [np.float16(1)], {}, {"a": 1}, object(), [object()], 1j, b"\xff", "a|\ud800",
+    ["\ud800"], [b"\xff"], [decimal.Decimal(3)], decimal.Decimal(3), dt.datetime(2020, 1, 1), [pd.Timestamp(5)], [10**5000],
+    np.array(["2020"], "M8[D]"), pa.scalar({"a": 1}), bytearray(b"a"),
 )  # fmt: skip
 NOT_KEYS: tuple[Any, ...] = ([1], {"a": 1}, {1}, np.array([1, 2]), np.float32(7), np.float16(7), float(2**53), 1e300, np.inf, ([1],))
 NOT_TIMES: tuple[Any, ...] = (
@@ -95,6 +102,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "author": NOT_IDS,
     "device": NOT_IDS,
     "topic": NOT_IDS,
+    "tags": NOT_SETS,
     "age": (*NONE, *NOT_NUMBERS, *NOT_FINITE[:7], -1, -0.001, "-5", np.float32(-2), decimal.Decimal(-1)),
     "score": (*NOT_NUMBERS, *NOT_FINITE),
     "price": (*NONE, *NOT_NUMBERS, *NOT_FINITE, 3e38, -3e38),
@@ -148,6 +156,21 @@ COLUMNS: dict[str, tuple[Callable[[pd.Series], Any], ...]] = {
         lambda s: s.astype(pd.ArrowDtype(pa.list_(pa.float64()))),
         lambda s: s.map(pd.Series),
     ),
+    "set": (
+        lambda s: s.map(tuple),
+        lambda s: s.map(set),
+        lambda s: s.map(lambda value: np.asarray(value, dtype=np.int32)),
+        lambda s: s.map(lambda value: np.asarray([*value, np.nan])),
+        lambda s: s.map(lambda value: [*map(str, value), None, ""]),
+        lambda s: s.map(lambda value: "|".join(map(str, value))),
+        lambda s: s.map(lambda value: "|".join(map(str, value)).encode()).astype(object),
+        lambda s: s.map(lambda value: "|".join(map(str, value))).astype("category"),
+        lambda s: s.map(lambda value: value or None),
+        lambda s: s.map(lambda value: value[0] if len(value) == 1 else value),
+        lambda s: s.astype(pd.ArrowDtype(pa.list_(pa.int64()))),
+        lambda s: s.map(pa.scalar),
+        lambda s: s.map(lambda value: pd.Series(value, dtype="Int64")),
+    ),
     "label": (
         lambda s: s.astype(bool),
         lambda s: s.astype("boolean"),
@@ -162,6 +185,7 @@ KINDS = {
     "id": ("item", "author", "topic", "member", "request", "session"),
     "time": ("time",),
     "vector": ("embedding",),
+    "set": ("tags",),
     "label": ("click", "like"),
 }
 
@@ -182,6 +206,7 @@ def clean_frame(rng: np.random.Generator) -> pd.DataFrame:
             "author": rng.integers(0, 1000, rows),
             "device": rng.choice(["m", "d"], rows),
             "topic": rng.integers(0, 9, rows),
+            "tags": [rng.choice(9, rng.integers(0, 4), replace=False).tolist() for _ in range(rows)],
             "age": rng.integers(0, 50, rows) / 2,
             "score": rng.integers(-50, 50, rows) / 4,
             "price": rng.integers(0, 50, rows) / 8,

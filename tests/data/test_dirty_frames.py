@@ -43,6 +43,8 @@ def test_what_the_check_keeps_every_encoder_takes(part: int) -> None:
         for name, right in right_values(values).items() if good else ():
             if name in built.columns:
                 np.testing.assert_allclose(built.columns[name], right, rtol=1e-6, err_msg=f"{seed} {name}")
+        if "tags" in built.columns:
+            assert (built.columns["tags"] >= 0).sum(axis=1).tolist() == [len(ids) for ids in values["tags"]], seed
         if seed // PARTS % 8 == 0:  # the public check is the same one
             rows, report = check_events(frame, schema, on_error="drop")
             assert list(rows.index) == list(frame.index[good]) and report.dropped == built.report.dropped
