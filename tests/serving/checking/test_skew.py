@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import keras
 import pytest
 
-from keras_ranking import cli, columns, models
+from keras_ranking import cli, id_columns, models
 from keras_ranking.serving import check_skew, export
 from keras_ranking.serving.checking import saved_model
 from keras_ranking.serving.checking.worker_process import ExportError
@@ -48,12 +48,12 @@ def planted(small, **changes):
 
 def another_hash(monkeypatch):
     """The data pipeline of this process hashes other texts than the graph."""
-    whole = columns.hash_buckets
+    whole = id_columns.hash_buckets
 
     def other(values, buckets, name="values"):
         return whole([f"{value}." for value in values], buckets, name)
 
-    monkeypatch.setattr(columns, "hash_buckets", other)
+    monkeypatch.setattr(id_columns, "hash_buckets", other)
 
 
 def named(report):
