@@ -156,17 +156,32 @@ def words_of(name: str) -> str:
 
 
 def with_columns(case: Case, features: str) -> Log:
-    """The log with the columns of a set as numbers of the context, missing in rows that were not shown; `counts`: without personal ones."""
+    """The log with the columns of a set as numbers of the context, missing in rows that were not shown; `counts`: without personal ones.
+
+    As the peers' networks get them: logarithms, of both signs, of what is long-tailed, and nothing further than six deviations from the mean
+    of the training rows. Where a column is unknown in some rows that were shown, a column of 0 and 1 says so, one for all that are
+    unknown in the same rows.
+    """
     columns = pd.concat([case.group("plain"), case.group("new")], axis=1) if features == "counts" else case.columns(features)
     columns = columns[[name for name in columns if name not in case.events and not name.startswith(("category_", "genres_"))]]
-    numbers, kept = [], {}
+    trained = (case.events["split"] == "train").to_numpy()[case.shown]
+    numbers, kept, unknown = [], {}, set()
     for name in columns:
         values = columns[name].astype(np.float64)
-        if not values.notna().any():  # such as the last outcome of a film, which a member rates once
+        known = values[trained & values.notna().to_numpy()]
+        if not len(known):  # such as the last outcome of a film, which a member rates once
             continue
-        amount = bool((values.dropna() >= 0).all()) and bool(values.max() > 50)
-        kept[name] = np.log1p(values) if amount else values
-        numbers.append(Number(name, transform="standardise", missing=float(kept[name].mean()), known="context"))
+        if known.abs().max() > 20:
+            values, known = (np.sign(each) * np.log1p(each.abs()) for each in (values, known))
+        middle, spread = float(known.mean()), float(known.std())
+        kept[name] = values.clip(middle - 6 * spread, middle + 6 * spread)
+        numbers.append(Number(name, transform="standardise", missing=middle, known="context"))
+        absent = values.isna()
+        digest = hash(absent.to_numpy().tobytes())
+        if absent[trained].mean() > 0.005 and digest not in unknown:
+            unknown.add(digest)
+            kept[f"{name}_unknown"] = absent.astype(np.float64)
+            numbers.append(Number(f"{name}_unknown", missing=1.0, known="context"))
     schema = case.log.schema
     schema = schema.model_copy(update={"features": (*schema.features, *numbers)})
     events = pd.concat([case.events, pd.DataFrame(kept).reindex(case.events.index)], axis=1)
