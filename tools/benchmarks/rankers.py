@@ -158,9 +158,9 @@ def words_of(name: str) -> str:
 def with_columns(case: Case, features: str) -> Log:
     """The log with the columns of a set as numbers of the context, missing in rows that were not shown; `counts`: without personal ones.
 
-    As the peers' networks get them: logarithms, of both signs, of what is long-tailed, and nothing further than six deviations from the mean
-    of the training rows. Where a column is unknown in some rows that were shown, a column of 0 and 1 says so, one for all that are
-    unknown in the same rows.
+    As the peers' networks get them: logarithms, of both signs, of what is long-tailed, and nothing further than six deviations from the
+    mean of the training rows. Where a column is unknown in some rows that were shown, a column of 0 and 1 says so, one for all that
+    are unknown in the same rows.
     """
     columns = pd.concat([case.group("plain"), case.group("new")], axis=1) if features == "counts" else case.columns(features)
     columns = columns[[name for name in columns if name not in case.events and not name.startswith(("category_", "genres_"))]]
