@@ -9,8 +9,8 @@ numbers of the context.
 | run of movielens-1m | what |
 |---|---|
 | `cadet trunk` | CADET on films, genres, years, and counts and expectations of film, member and decade: no personal columns |
-| `cadet past` | and `Past`: target attention and a linear sum over the member's ratings, with residuals |
-| `cadet factors`, `feedsr factors` | and the table of films starts from `item_factors` of the training rows |
+| `cadet past` | and `Past`: target attention and a linear sum over the member's ratings: likes, stars, and residuals of both |
+| `cadet factors`, `feedsr factors` | and the table of films starts from `item_factors` of the residuals of stars of the training rows |
 | `cadet factors without history` | the same with `max_history=0` |
 | `cadet personal` | `cadet factors` with the set `new` of the peers, which has personal columns |
 
@@ -47,13 +47,13 @@ FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error
 _PAST: dict[str, Any] = {
     "past_heads": 4,
     "past_linear": 1,
-    "past_dim": 64,
-    "past_keys": ("item_id",),
-    "past_numbers": ("known_like", "residual"),
+    "past_dim": 96,
+    "past_keys": ("item_id", "genres"),
+    "past_numbers": ("known_like", "residual", "known_stars", "stars_residual"),
 }
 _FILMS: dict[str, Any] = {
     "token_features": ("item_id", "genres", "release_year"),
-    "id_dim": 64,
+    "id_dim": 96,
     "dim": 32,
     "num_layers": 1,
     "num_heads": 2,
@@ -101,10 +101,10 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "movielens-1m": {
         "cadet trunk": {},
         "cadet past": {"options": _PAST},
-        "cadet factors": {"options": _PAST, "factors": 64},
-        "cadet factors without history": {"options": {**_PAST, "max_history": 0}, "factors": 64},
-        "feedsr factors": {"options": _PAST, "factors": 64},
-        "cadet personal": {"options": _PAST, "factors": 64, "features": "new"},
+        "cadet factors": {"options": _PAST, "factors": 96},
+        "cadet factors without history": {"options": {**_PAST, "max_history": 0}, "factors": 96},
+        "feedsr factors": {"options": _PAST, "factors": 96},
+        "cadet personal": {"options": _PAST, "factors": 96, "features": "new"},
     },
     "ebnerd": {
         **{f"{model} fold_in": {"features": "fold_in"} for model in _OF_MODEL},
@@ -212,7 +212,7 @@ def earlier(log: Log) -> Log:
 
 def options_of(log: str, name: str, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything that a run is made with, but the columns of `LISTS`: `features`, `factors`, `of`, and the options of `train`."""
-    model, settings = name.split()[0], {"factors": None, "of": "residual", "features": "counts", **RUNS[log][name]}
+    model, settings = name.split()[0], {"factors": None, "of": "stars_residual", "features": "counts", **RUNS[log][name]}
     changed = dict(changed or {})
     settings |= {key: changed.pop(key) for key in ("factors", "of") if key in changed}
     if log == "movielens-1m":
