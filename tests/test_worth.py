@@ -29,6 +29,8 @@ def moved(by: float) -> dict[str, dict[str, float]]:
 
 def test_a_page_of_peers_rankers_and_parts(tools: Any) -> None:
     worth, runs, folder = tools
+    import rankers
+
     for seed in range(3):
         line = {"log": "retail", "holdout": 0.25, "seconds": 60.0, "seed": seed}
         peer = {**line, "stage": "scored", "model": "LightGBM LambdaRank", "features": "fold_in", "setting": {}}
@@ -37,8 +39,10 @@ def test_a_page_of_peers_rankers_and_parts(tools: Any) -> None:
             of_split["log_loss"] = None
         runs.add_line(folder / "peers.jsonl", {**peer, "figures": figures})
         for name, by in (("cadet fold_in", 0.02), ("cadet fold_in without history", 0.01)):
-            runs.add_line(folder / "rankers.jsonl", {**line, "run": name, "tuning": False, "figures": moved(by + 0.001 * seed)})
-    runs.add_line(folder / "rankers.jsonl", {**line, "run": "cadet fold_in", "tuning": True, "figures": moved(0.2)})
+            own = {**line, "run": name, "made_with": rankers.made_with("retail", name)}
+            runs.add_line(folder / "rankers.jsonl", {**own, "tuning": False, "figures": moved(by + 0.001 * seed)})
+    runs.add_line(folder / "rankers.jsonl", {**own, "tuning": True, "figures": moved(0.2)})
+    runs.add_line(folder / "rankers.jsonl", {**own, "tuning": False, "made_with": {}, "figures": moved(0.2)})  # of other options
     worth.write_page()
     page = (folder / "worth.md").read_text(encoding="utf-8")
     assert page.startswith("# Four logs") and "## Online Retail" in page and "## EB-NeRD" not in page

@@ -227,6 +227,16 @@ def options_of(log: str, name: str, changed: Mapping[str, Any] | None = None) ->
     return {**settings, "options": {**base, **settings.get("options", {}), **changed}}
 
 
+def made_with(log: str, name: str, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same as a line has it."""
+    return dict(json.loads(json.dumps(options_of(log, name, changed))))
+
+
+def is_current(line: Mapping[str, Any]) -> bool:
+    """Whether a line is of a run as it is defined now."""
+    return line["run"] in RUNS[line["log"]] and line["made_with"] == made_with(line["log"], line["run"])
+
+
 def run(case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train and score one run, with some options changed; `tuning`: on training rows alone."""
     model, settings = name.split()[0], options_of(case.name, name, changed)
@@ -250,7 +260,7 @@ def run_line(
 ) -> dict[str, Any]:
     """The line of a run: that of the file, if it has one with the same options, or of a new run, which is added to the file."""
     about = {"log": case.name, "holdout": case.holdout, "tuning": tuning, "run": name, "seed": seed}
-    about |= {"made_with": json.loads(json.dumps(options_of(case.name, name, changed)))}
+    about |= {"made_with": made_with(case.name, name, changed)}
     for line in read_lines(path):
         if {key: line.get(key) for key in about} == about:
             return line

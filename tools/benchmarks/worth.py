@@ -160,7 +160,8 @@ def worth_of(log: str, of_rankers: Sequence[Line]) -> list[str]:
 
 def write_page() -> None:
     """`docs/results/worth.md` of the lines that there are."""
-    of_peers, of_rankers = (read_lines(LINES / f"{name}.jsonl") for name in ("peers", "rankers"))
+    of_peers = read_lines(LINES / "peers.jsonl")
+    of_rankers = [line for line in read_lines(LINES / "rankers.jsonl") if rankers.is_current(line)]
     text = HEAD.rstrip("\n").splitlines()
     for log, title in TITLES.items():
         body: list[str] = []
