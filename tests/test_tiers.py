@@ -152,3 +152,14 @@ def test_a_test_that_is_named_runs_in_all_its_cases(run: Run) -> None:
     assert len(cases(names, "test_with_a_fixture")) == 6
     assert {"test_variation", "test_options[3]"} <= names
     assert "left to" not in printed
+
+
+def test_files_with_most_slow_tests_come_first(tmp_path: Path) -> None:
+    quick, slow = "def test_a(): pass\n", "import pytest\n@pytest.mark.slow\ndef test_b(): pass\n"
+    for name, text in (("test_1", quick), ("test_2", slow), ("test_3", quick), ("test_4", slow + slow.replace("test_b", "test_c"))):
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "tests.tiers", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    files = [line.split("::")[0] for line in done.stdout.splitlines() if "::" in line]
+    assert files == ["test_4.py", "test_4.py", "test_2.py", "test_1.py", "test_3.py"]

@@ -15,6 +15,7 @@ A test that the command line names, as `file.py::test` or `file.py::test[case]`,
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,12 @@ def plain(items: Sequence[pytest.Item], named: Sequence[str] = (), backend: str 
     return [item for item in items if item.nodeid in taken], [item for item in items if item.nodeid not in taken]
 
 
+def long_files_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The tests with the files of most slow tests first, so that no process is left with one of them at the end."""
+    slow = Counter(item.nodeid.split("::")[0] for item in items if item.get_closest_marker("slow"))
+    return sorted(items, key=lambda item: -slow[item.nodeid.split("::")[0]])
+
+
 def is_named(item: pytest.Item, named: Sequence[str]) -> bool:
     """Whether the command line has the test or the case itself: `file.py::test_name` or `file.py::test_name[case]`."""
     file, _, name = item.nodeid.partition("::")
@@ -113,6 +120,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:], left = plain(items, config.args)
         config.stash[LEFT] = len(left)
         config.hook.pytest_deselected(items=left)
+    items[:] = long_files_first(items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
