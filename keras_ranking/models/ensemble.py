@@ -31,8 +31,8 @@ def ensemble(models: Sequence[RankingModel], base_rate: bool = False, name: str 
         A `RankingModel`, not compiled.
 
     Raises:
-        ValueError: no model, models that differ in more than their weights, a model with int8 tables (quantise the result), or an
-            ensemble.
+        ValueError: no model, models that differ in more than their weights, a model with int8 tables (quantise the result), an
+            ensemble, or `base_rate` for a model with `choice`.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -54,6 +54,8 @@ def ensemble(models: Sequence[RankingModel], base_rate: bool = False, name: str 
     for config in configs[1:]:
         if different := [key for key in ("builder", "schema", "arguments") if config[key] != configs[0][key]]:
             raise ValueError(f"`models` must differ in their weights alone. Received: models that differ in {different}")
+    if base_rate and models[0].choice:
+        raise ValueError(f"`base_rate` is not for tasks that are choices: their probabilities sum to 1. Received: {models[0].choice}")
     settings: dict[str, Any] = {"of": configs[0]["builder"], "members": len(models), "base_rate": base_rate}
     made: RankingModel = Ensemble(models[0].schema, **settings, name=name, **models[0].arguments)
     for member, model in zip(members_of(made), models, strict=True):

@@ -154,6 +154,10 @@ def test_what_cannot_be_joined_is_refused(log: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             kr.models.ensemble(wrong)
+    of_choice = kr.models.LiRank(model.schema, **MODELS["LiRank"], choice=("click",))
+    with pytest.raises(ValueError, match="`base_rate` is not for tasks that are choices"):
+        kr.models.ensemble([of_choice], base_rate=True)
+    assert kr.models.ensemble([of_choice, of_choice]).choice == ["click"]
     with pytest.raises(ValueError, match="a model without offsets"):
         kr.training.follow_base_rate(members[0], kr.data.build_sequences(log.events, model.schema))
     small = kr.serving.quantize_embeddings(model)
