@@ -38,7 +38,7 @@ import numpy as np
 from peer_features import LOGS, SETS, Case, open_case, sets_of
 from peer_models import FOREST, LOGISTIC, MLP, Rows, Setting, fit_forest, forest_scores, forest_settings, logistic, mlp, rows_of, take
 from peer_networks import TRANSFORMER, Streams, streams_of, transformer
-from runs import add_line, holdout_of, log_arguments, mean_cell, parsed, read_lines
+from runs import add_line, followed_log_loss, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import metrics
 
@@ -74,6 +74,7 @@ class Data:
             edge = first + (last - first) // 86_400 * 86_400
         else:
             edge = np.quantile(moment[trained], 0.8)
+        self.time = moment
         self.trained, self.later = trained, trained & (moment >= edge)
         self.scored = {name: np.flatnonzero((split == name) & known) for name in case.splits}
         request = np.unique(events[case.request].to_numpy(), return_inverse=True)[1]
@@ -90,6 +91,11 @@ class Data:
         found = metrics.summary(self.rows.y[which], score, self.rows.request[which])
         ranking, lists = ("impression_auc", "ndcg_at_10", "mrr"), self.lists
         kept = [name for name in found if (lists or name not in ranking) and (probabilities or name in ranking)]
+        if probabilities:
+            clipped = np.clip(score.astype(np.float64), 1e-9, 1 - 1e-9)
+            logit = np.log(clipped) - np.log1p(-clipped)
+            found["followed_log_loss"] = followed_log_loss(self.rows.y[which], logit, self.time[which], self._case.delay)
+            kept.append("followed_log_loss")
         return {name: float(found[name]) if math.isfinite(found[name]) else None for name in kept}
 
 

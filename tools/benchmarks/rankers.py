@@ -37,11 +37,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from peer_features import DAY, Case, open_case
-from runs import add_line, holdout_of, log_arguments, mean_cell, parsed, read_lines
+from runs import add_line, followed_log_loss, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import data, training
 from keras_ranking.columns import Number
 from keras_ranking.data import Log
+from keras_ranking.training.predict import logits_of_targets, metrics_of, rows_to_score
 
 FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error")
 _PAST: dict[str, Any] = {
@@ -237,6 +238,16 @@ def is_current(line: Mapping[str, Any]) -> bool:
     return line["run"] in RUNS[line["log"]] and line["made_with"] == made_with(line["log"], line["run"])
 
 
+def figures_of(case: Case, trained: Any, log: Log, split: str) -> dict[str, float]:
+    """What `evaluate` gives, and the log loss with an offset that follows the base rate."""
+    rows = rows_to_score(trained, log, log.is_split(split), f"row of split '{split}'")
+    sequences, logits = rows.sequences, logits_of_targets(trained, rows)[case.label]
+    label = sequences.labels[case.label]
+    scored = sequences.target & ~np.isnan(label)
+    followed = followed_log_loss(label[scored], logits[scored], sequences.time[scored], case.delay)
+    return {**metrics_of(trained, rows)[case.label], "followed_log_loss": followed}
+
+
 def run(case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train and score one run, with some options changed; `tuning`: on training rows alone."""
     model, settings = name.split()[0], options_of(case.name, name, changed)
@@ -251,7 +262,7 @@ def run(case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping
         options["features"] = tuple(one.name for one in log.schema.features if one.kind != "id")
     trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
     splits = ("validation",) if tuning else case.splits
-    scored = {split: training.evaluate(trained, log, split=split)[case.label] for split in splits}
+    scored = {split: figures_of(case, trained, log, split) for split in splits}
     return {"figures": scored, "parameters": history["parameters"], "loss": history["epochs"]["loss"]}
 
 

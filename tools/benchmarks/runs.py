@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_ranking.data import Log
+from keras_ranking.layers import fit_base_rate
 
 # Half of a 95 % interval over a few values is this times the standard error.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -31,6 +32,25 @@ def mean_cell(values: Sequence[float], least: int = 3) -> str:
     """'mean ± half'; only the mean for fewer values than `least`."""
     mean = f"{np.mean(values):.4f}"
     return f"{mean} ± {half_interval(values):.4f}" if len(values) >= least else mean
+
+
+def followed_log_loss(label: np.ndarray, logit: np.ndarray, time: np.ndarray, delay: int, parts: int = 100, prior: float = 1000.0) -> float:
+    """Log loss with an offset that follows the base rate: see `kr.layers.fit_base_rate`.
+
+    Rows in order of time in `parts`; before each part the offset is fitted on the rows that became known since the last fit, those up to
+    `delay` seconds before its first row, and is drawn to the one before as if by `prior` rows.
+    """
+    order = np.argsort(time, kind="stable")
+    y, z, t = label[order].astype(np.float64), logit[order].astype(np.float64), time[order]
+    begins = np.unique(np.searchsorted(t, t[np.linspace(0, len(t), parts, endpoint=False).astype(int)]))
+    offset, read, losses = 0.0, 0, np.empty(len(y))
+    for begin, end in zip(begins, [*begins[1:], len(y)], strict=True):
+        known = int(np.searchsorted(t, t[begin] - delay, side="right"))
+        if known > read:
+            offset, read = fit_base_rate(y[read:known], z[read:known], prior, offset), known
+        at = z[begin:end] + offset
+        losses[begin:end] = np.logaddexp(0, at) - y[begin:end] * at
+    return float(losses.mean())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -46,6 +46,9 @@ Sets of columns, each with those before it, all point in time ([guide](../guides
 | `fold_in` | and how member and item fit by vectors from the log |
 | `counts` | of MovieLens: all but personal columns |
 
+"With offset" is the log loss with an offset of the logit that follows the base rate, fitted on what was known at each hundredth of the
+rows ([daily training](../guides/daily.md)), for peers and ours alike.
+
 LightGBM LambdaRank, logistic regression, an MLP on the same columns, and `transformer`, a plain causal transformer over what the member
 did with the same columns beside it, are peers in common use. Minutes are of one core, training and scores of one seed.
 
@@ -73,6 +76,7 @@ COLUMNS = {
     "auc": "AUC",
     "ndcg_at_10": "NDCG@10",
     "log_loss": "log loss",
+    "followed_log_loss": "with offset",
     "calibration_error": "calibration error",
 }
 Line = Mapping[str, Any]
