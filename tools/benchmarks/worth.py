@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,13 @@ def cells(found: Sequence[Line], split: str, log: str) -> list[str]:
 def table_of(log: str, holdout: float, split: str, of_peers: Sequence[Line], of_rankers: Sequence[Line]) -> list[str]:
     """Rows of the models that have figures, each with its mean over seeds."""
     rows: dict[str, list[Line]] = {}
-    for line in of_peers:
-        if (line["log"], holdout_of(line), line["stage"]) == (log, holdout, "scored"):
-            rows.setdefault(f"{line['model']}, `{line['features']}`", []).append(line)
+    own = [line for line in of_peers if (line["log"], holdout_of(line)) == (log, holdout)]
+    tried = Counter((line["model"], line["features"]) for line in own if line["stage"] == "compared")
+    for line in own:
+        if line["stage"] == "scored":
+            count = tried[line["model"], line["features"]]
+            settings = f", best of {count} settings" if 1 < count < 10 else ""
+            rows.setdefault(f"{line['model']}, `{line['features']}`{settings}", []).append(line)
     for name, found in rows.items():
         rows[name] = [line for line in found if line["setting"] == found[-1]["setting"]]
     for line in of_rankers:
