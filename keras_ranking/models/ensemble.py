@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_ranking import layers
+from keras_ranking.models.quantization import copied
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import BUILDERS, Tensors, builder
 from keras_ranking.schema import Schema
@@ -60,7 +61,7 @@ def ensemble(models: Sequence[RankingModel], base_rate: bool = False, name: str 
     made: RankingModel = Ensemble(models[0].schema, **settings, name=name, **models[0].arguments)
     for member, model in zip(members_of(made), models, strict=True):
         for target, source in zip(member.variables, model.variables, strict=True):
-            target.assign(source.value)
+            target.assign(copied(source))
     return made
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 def quantize_embeddings(model: Any) -> Any:
     """The same model with every embedding table in row-wise int8 (`QuantizedEmbedding`); other weights are unchanged.
@@ -51,8 +53,15 @@ def quantize_embeddings(model: Any) -> Any:
             continue
         own, taken = ([*layer._trainable_variables, *layer._non_trainable_variables] for layer in (old, new))
         for source, target in zip(own, taken, strict=True):
-            target.assign(source.value)
+            target.assign(copied(source))
     return small
+
+
+def copied(variable: Any) -> np.ndarray:
+    """A variable's numbers in memory of their own: on JAX a step may give up the array of a variable, which a copy would still hold."""
+    import keras
+
+    return np.array(keras.ops.convert_to_numpy(variable.value))
 
 
 def _layers(model: Any) -> list[Any]:

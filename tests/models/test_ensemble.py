@@ -205,3 +205,15 @@ def test_train_makes_an_ensemble_that_goes_on(log: Any, tmp_path: Any) -> None:
     assert kr.training.evaluate(tmp_path / "next", log)["click"]["log_loss"] > 0
     with pytest.raises(ValueError, match="`ensemble` must be a positive number"):
         kr.training.train(log, "lirank", options={**options, "ensemble": 0})
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("copy", ["int8", "ensemble"])
+def test_copies_have_numbers_of_their_own(log: Any, copy: str) -> None:
+    """On JAX a step gives up the arrays of its model: those of a copy stay."""
+    model = kr.models.LiRank(log.schema.fit(log.events), **MODELS["LiRank"])
+    other = kr.serving.quantize_embeddings(model) if copy == "int8" else kr.models.ensemble([model])
+    rows = kr.training.model_requests(model, kr.data.build_sequences(log.events, model.schema))
+    first, second, again = (kr.training.predict_events(each, rows)["click"] for each in (model, other, model))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(second, first, rtol=0, atol=2e-2 if copy == "int8" else 2e-6)

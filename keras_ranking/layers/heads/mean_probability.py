@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import PassesMask
+
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class MeanProbability(keras.layers.Layer):
+class MeanProbability(PassesMask, keras.layers.Layer):
     """The logit of the mean of several models' probabilities, from their logits.
 
         out = logit( mean_m sigmoid(z_m) ) = logsumexp_m log sigmoid(z_m) - logsumexp_m log sigmoid(-z_m)
