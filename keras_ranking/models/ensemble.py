@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_ranking import layers
-from keras_ranking.models.quantization import copied
 from keras_ranking.models.ranking_model import RankingModel
-from keras_ranking.models.wiring import BUILDERS, Tensors, builder
+from keras_ranking.models.wiring import BUILDERS, Tensors, builder, copied
 from keras_ranking.schema import Schema
 
 _OF_WIRING = ("boundaries", "serving_tower", "loss_settings", "returns_towers", "encodes_at_moment")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 
 def quantize_embeddings(model: Any) -> Any:
     """The same model with every embedding table in row-wise int8 (`QuantizedEmbedding`); other weights are unchanged.
@@ -33,6 +31,7 @@ def quantize_embeddings(model: Any) -> Any:
 
     from keras_ranking.layers import QuantizedEmbedding, quantize_rows
     from keras_ranking.models import RankingModel
+    from keras_ranking.models.wiring import copied
 
     if not isinstance(model, RankingModel):
         raise ValueError(f"`model` must be a RankingModel. Received: {type(model).__name__}")
@@ -55,14 +54,3 @@ def quantize_embeddings(model: Any) -> Any:
         for source, target in zip(own, taken, strict=True):
             target.assign(copied(source))
     return small
-
-
-def copied(variable: Any) -> np.ndarray:
-    """A variable's numbers in memory of their own: on JAX a step may give up the array of a variable, which a copy would still hold."""
-    import keras
-
-    return np.array(keras.ops.convert_to_numpy(variable.value))
-
-
-def _layers(model: Any) -> list[Any]:
-    return list(model._flatten_layers(include_self=False))

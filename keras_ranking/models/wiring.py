@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 
 from keras_ranking.configuration import option_names
 from keras_ranking.layers.embedding.quantized_embedding import tables_are_quantized
@@ -169,3 +170,12 @@ def without_prefix(tensors: Mapping[str, Any], prefix: str) -> Tensors:
 def distinct(features: Any) -> list[Any]:
     """Features without those whose name another one has."""
     return list({feature.name: feature for feature in features}.values())
+
+
+def copied(variable: Any) -> np.ndarray:
+    """A variable's numbers in memory of their own: on JAX a step may give up the array of a variable, which a copy would still hold."""
+    return np.array(keras.ops.convert_to_numpy(variable.value))
+
+
+def _layers(model: Any) -> list[Any]:
+    return list(model._flatten_layers(include_self=False))
