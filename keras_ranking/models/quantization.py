@@ -54,3 +54,7 @@ def quantize_embeddings(model: Any) -> Any:
         for source, target in zip(own, taken, strict=True):
             target.assign(copied(source))
     return small
+
+
+def _layers(model: Any) -> list[Any]:
+    return list(model._flatten_layers(include_self=False))

@@ -175,7 +175,3 @@ def distinct(features: Any) -> list[Any]:
 def copied(variable: Any) -> np.ndarray:
     """A variable's numbers in memory of their own: on JAX a step may give up the array of a variable, which a copy would still hold."""
     return np.array(keras.ops.convert_to_numpy(variable.value))
-
-
-def _layers(model: Any) -> list[Any]:
-    return list(model._flatten_layers(include_self=False))
