@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.data.counts.keys import KeyNumbers, key_columns
+from keras_ranking.data.counts.moments import merged_moments, places_up_to
 from keras_ranking.data.counts.state import State, check_delay
 from keras_ranking.data.counts.windowed import amounts_of
 
@@ -103,11 +104,7 @@ class RunningMoments(State):
         rows = np.flatnonzero(counted & (codes >= 0))
         codes, times = np.concatenate([self._codes, codes[rows]]), np.concatenate([self._times, times[rows]])
         amounts = np.concatenate([self._rows, amounts[rows]])
-        order = np.lexsort((times, codes))
-        codes, times, amounts = codes[order], times[order], amounts[order]
-        begins = np.flatnonzero(np.r_[True, (codes[1:] != codes[:-1]) | (times[1:] != times[:-1])]) if len(codes) else codes
-        self._codes, self._times = codes[begins], times[begins]
-        self._rows = np.add.reduceat(amounts, begins, axis=0) if len(codes) else amounts
+        self._codes, self._times, self._rows = merged_moments(codes, times, amounts)
         new = len(self.keys["key"]) - len(self._before)
         empty = np.zeros((new, self._before.shape[1]))
         empty[:, 2] = -np.inf
@@ -144,8 +141,5 @@ class RunningMoments(State):
 
     def _newest(self, codes: np.ndarray, moments: np.ndarray) -> np.ndarray:
         """Place of the newest kept moment of each key up to a time; -1 where there is none."""
-        first = int(self._times.min())
-        span = int(self._times.max()) - first + 2
-        kept = self._codes * span + (self._times - first) + 1
-        at = np.searchsorted(kept, codes * span + np.clip(moments - first, -1, span - 2) + 1, side="right") - 1
+        at = places_up_to(self._codes, self._times, codes, moments)
         return np.where((codes >= 0) & (at >= 0) & (self._codes[np.maximum(at, 0)] == codes), at, -1)

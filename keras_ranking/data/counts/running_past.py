@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.data.counts.keys import KeyNumbers, key_columns
+from keras_ranking.data.counts.moments import merged_moments, places_up_to
 from keras_ranking.data.counts.state import State, check_delay
 from keras_ranking.data.counts.windowed import amounts_of
 
@@ -103,11 +104,7 @@ class RunningPast(State):
         rows = np.flatnonzero(counted & (codes >= 0))
         codes, times = np.concatenate([self._codes, codes[rows]]), np.concatenate([self._times, times[rows]])
         amounts = np.concatenate([self._rows, amounts[rows]])
-        order = np.lexsort((times, codes))
-        codes, times, amounts = codes[order], times[order], amounts[order]
-        begins = np.flatnonzero(np.r_[True, (codes[1:] != codes[:-1]) | (times[1:] != times[:-1])]) if len(codes) else codes
-        self._codes, self._times = codes[begins], times[begins]
-        self._rows = np.add.reduceat(amounts, begins, axis=0) if len(codes) else amounts
+        self._codes, self._times, self._rows = merged_moments(codes, times, amounts)
 
     def _columns(self, rows: pd.DataFrame, times: np.ndarray) -> dict[str, np.ndarray]:
         codes, moments = self.keys["key"].of_rows(rows, add=False), times - self.delay
@@ -115,10 +112,7 @@ class RunningPast(State):
         out[self.columns[0]][:] = self.never
         if not len(self._codes) or not len(rows):
             return out
-        first = int(self._times.min())
-        span = int(self._times.max()) - first + 2
-        kept = self._codes * span + (self._times - first) + 1
-        newest = np.searchsorted(kept, codes * span + np.clip(moments - first, -1, span - 2) + 1, side="right") - 1
+        newest = places_up_to(self._codes, self._times, codes, moments)
         for place in range(self.last_moments):
             at = np.maximum(newest - place, 0)
             there = (newest - place >= 0) & (codes >= 0) & (self._codes[at] == codes)
