@@ -22,6 +22,7 @@ from keras_ranking.layers.embedding import (
     quantize_rows,
     quantized_tables,
 )
+from keras_ranking.layers.forests import Forest
 from keras_ranking.layers.heads import (
     BaseRate,
     BayesianLinear,
@@ -93,6 +94,7 @@ __all__ = [
     "EventSpans",
     "FeatureConcat",
     "FlattenRows",
+    "Forest",
     "FuseActions",
     "GatedMLP",
     "GatedResidual",

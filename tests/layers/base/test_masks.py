@@ -14,6 +14,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking import layers
 from keras_ranking.layers.base import PassesMask, RefusesMask
+from keras_ranking.layers.forests import Tree, Trees
 from keras_ranking.ops.masks import mask_of
 
 WIDTH, REAL, PADDING = 8, 5, 40
@@ -26,6 +27,13 @@ def numpy(value: Any) -> np.ndarray:
 def spans(count: int) -> Any:
     """Padding is right of the tokens and no key of theirs."""
     return kr.ops.Spans.causal(np.array([[1] * REAL + [0] * (count - REAL)], "int32"))
+
+
+def small_forest() -> Any:
+    """One tree without a node."""
+    none = np.zeros(0, int)
+    tree = Tree(none, none.astype("float32"), none, none, (), none > 0, np.ones((1, 1)))
+    return layers.Forest.from_trees(Trees([tree], [f"x{at}" for at in range(WIDTH)], np.zeros(1)))
 
 
 # layer -> (the layer, what else a call takes for `count` tokens)
@@ -57,6 +65,7 @@ EACH_TOKEN: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]]
         lambda: layers.SetwiseAttention(num_heads=2),
         lambda n: {"slot": np.array([[1] * REAL + [0] * (n - REAL)], "int32")},
     ),
+    "Forest": (small_forest, lambda n: {}),
     "NumericEmbedding": (lambda: layers.NumericEmbedding("periodic", width=2, flatten=True), lambda n: {}),
     "MultiTaskHead": (lambda: layers.MultiTaskHead("mmoe", ["click", "like"], num_experts=2), lambda n: {}),
 }
