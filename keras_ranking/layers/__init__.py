@@ -33,9 +33,11 @@ from keras_ranking.layers.heads import (
     RandomEffect,
     RandomEffectFit,
     RankingHead,
+    StackedLogits,
     TowerCalibration,
     fit_base_rate,
     fit_random_effect,
+    fit_stack,
 )
 from keras_ranking.layers.history import (
     AppendEvents,
@@ -142,6 +144,7 @@ __all__ = [
     "SlotOwners",
     "SparseMMoE",
     "StackedDCN",
+    "StackedLogits",
     "SwiGLU",
     "TableEmbedding",
     "TimestampRotaryEmbedding",
@@ -153,6 +156,7 @@ __all__ = [
     "dequantize_rows",
     "fit_base_rate",
     "fit_random_effect",
+    "fit_stack",
     "quantize_rows",
     "quantized_tables",
 ]

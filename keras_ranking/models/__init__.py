@@ -2,6 +2,7 @@
 
 from keras_ranking.models.amortized import AmortizedDLRM
 from keras_ranking.models.cadet import CADET
+from keras_ranking.models.combined import ensemble, with_forest
 from keras_ranking.models.configuration import (
     Attention,
     Calibration,
@@ -21,7 +22,6 @@ from keras_ranking.models.configuration import (
     Trunk,
     Visibility,
 )
-from keras_ranking.models.ensemble import ensemble
 from keras_ranking.models.feedsr import FeedSR
 from keras_ranking.models.ligr import LiGR
 from keras_ranking.models.lirank import LiRank
@@ -57,4 +57,5 @@ __all__ = [
     "ensemble",
     "load",
     "model_options",
+    "with_forest",
 ]

@@ -7,7 +7,7 @@ from keras_ranking.training.checkpoint import Checkpoint, read_checkpoint
 from keras_ranking.training.incremental.fisher import FisherSnapshot
 from keras_ranking.training.incremental.penalty import IncrementalPenalty, fit_incremental
 from keras_ranking.training.options import TrainingOptions
-from keras_ranking.training.post_training import fit_exploration, fit_random_effects, follow_base_rate
+from keras_ranking.training.post_training import fit_exploration, fit_random_effects, fit_stack, follow_base_rate, forest_rows
 from keras_ranking.training.predict import evaluate, model_requests, predict_events
 from keras_ranking.training.recipe import Recipe
 from keras_ranking.training.run import train, warm_start
@@ -40,7 +40,9 @@ __all__ = [
     "fit_exploration",
     "fit_incremental",
     "fit_random_effects",
+    "fit_stack",
     "follow_base_rate",
+    "forest_rows",
     "inverse_propensity_weights",
     "keep_freed_memory",
     "long_dwell_labels",

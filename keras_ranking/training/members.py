@@ -13,7 +13,7 @@ import keras
 
 from keras_ranking import models
 from keras_ranking.data.counted import COUNTS
-from keras_ranking.models.ensemble import offsets_of
+from keras_ranking.models.combined.ensemble import offsets_of
 from keras_ranking.training.checkpoint import FILE, read_checkpoint, write_whole
 
 FOLDER = "members"

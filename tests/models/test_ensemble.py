@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
-from keras_ranking.models.ensemble import members_of, offsets_of
+from keras_ranking.models.combined.ensemble import members_of, offsets_of
 from keras_ranking.training.members import member_folders
 
 TRUNK: dict[str, Any] = {"dim": 8, "num_layers": 1, "num_heads": 2, "id_dim": 4, "tasks": ("click",)}

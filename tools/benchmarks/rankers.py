@@ -18,6 +18,9 @@ numbers of the context.
 |---|---|
 | `MODEL SET` | the columns of a set of `peers.py`; LiGR and LiRank without a history; kuairand-pure has no lists: nothing reads one |
 | `cadet fold_in without history` | the same with `max_history=0` |
+| `MODEL SET with forest` | and a LightGBM on the same columns in the same graph, half of the logit each (`kr.models.with_forest`) |
+
+Networks are kept in the folder of `--models`, and taken from there where a run needs the same one.
 
 Options are chosen with `--tuning --change JSON`: fitted on the earlier training rows, compared on the last of them (ebnerd:
 two days; else an eighth). `LISTS` was chosen on ebnerd, and retail and kuairand-pure have the same; those of movielens-1m on its own.
@@ -26,6 +29,7 @@ Nothing is chosen on `validation` or `new_members`. One JSON object per finished
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -37,9 +41,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from peer_features import DAY, Case, open_case
+from peer_models import forest_settings
 from runs import add_line, followed_log_loss, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
-from keras_ranking import data, training
+from keras_ranking import data, layers, models, training
 from keras_ranking.columns import Number
 from keras_ranking.data import Log
 from keras_ranking.training.predict import logits_of_targets, metrics_of, rows_to_score
@@ -112,9 +117,10 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "ebnerd": {
         **{f"{model} fold_in": {"features": "fold_in"} for model in _OF_MODEL},
+        **{f"{model} fold_in": {"features": "fold_in", "options": _CHOICE} for model in ("cadet", "feedsr")},
         **{f"ligr {of}": {"features": of, "options": _CHOICE} for of in ("plain", "relative", "new", "fold_in")},
         "ligr fold_in without choice": {"features": "fold_in"},
-        "cadet fold_in without history": {"features": "fold_in", "options": {"max_history": 0}},
+        "cadet fold_in without history": {"features": "fold_in", "options": {**_CHOICE, "max_history": 0}},
     },
     "retail": {
         **{f"{model} fold_in": {"features": "fold_in"} for model in _OF_MODEL},
@@ -131,12 +137,31 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "ligr new": {"features": "new", "options": {"epochs": 1}},
     },
 }
-# Runs that are made once more with all members, and the peers' set of columns there.
-WHOLE = {
-    "ebnerd": ("ligr relative", "ligr new", "ligr fold_in", "cadet fold_in"),
-    "movielens-1m": ("cadet factors", "cadet factors without history", "cadet personal"),
+# LightGBM's best settings in `peers.py`, for `MODEL SET with forest`.
+_FOREST = {"num_leaves": 31, "learning_rate": 0.05, "min_child_samples": 200, "colsample_bytree": 0.8}
+FORESTS: dict[str, dict[str, Any]] = {
+    "movielens-1m": {**_FOREST, "trees": 400},
+    "ebnerd": {**_FOREST, "trees": 387},
+    "retail": {**_FOREST, "trees": 287},
+    "kuairand-pure": {**_FOREST, "num_leaves": 15, "min_child_samples": 500, "trees": 237},
+    "simulated": {**_FOREST, "trees": 5},
+}
+_BEST = {
+    "movielens-1m": ("cadet factors", "cadet personal"),
+    "ebnerd": ("ligr fold_in",),
     "retail": ("ligr fold_in",),
     "kuairand-pure": ("lirank fold_in",),
+    "simulated": ("ligr new",),
+}
+WITH = " with forest"
+for _log, _names in _BEST.items():
+    RUNS[_log] |= {_name + WITH: {**RUNS[_log][_name], "forest": FORESTS[_log]} for _name in _names}
+# Runs that are made once more with all members, and the peers' set of columns there.
+WHOLE = {
+    "ebnerd": ("ligr relative", "ligr new", "ligr fold_in", "ligr fold_in with forest", "cadet fold_in"),
+    "movielens-1m": ("cadet factors", "cadet factors without history", "cadet personal", "cadet personal with forest"),
+    "retail": ("ligr fold_in", "ligr fold_in with forest"),
+    "kuairand-pure": ("lirank fold_in", "lirank fold_in with forest"),
 }
 WHOLE_SET = {"ebnerd": "fold_in", "movielens-1m": "personal", "retail": "fold_in", "kuairand-pure": "fold_in"}
 # (what it is, a run with it, the same without it)
@@ -256,8 +281,21 @@ def figures_of(case: Case, trained: Any, log: Log, split: str) -> dict[str, floa
     return {**metrics_of(trained, rows)[case.label], "followed_log_loss": followed}
 
 
-def run(case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Train and score one run, with some options changed; `tuning`: on training rows alone."""
+def with_forest(case: Case, network: Any, log: Log, setting: Mapping[str, Any], seed: int) -> Any:
+    """The network, and LightGBM on the training rows of the log, in one model."""
+    from lightgbm import LGBMClassifier
+
+    label = log.events[case.label]
+    rows = log.events[case.shown & (log.events["split"] == "train").to_numpy() & label.notna().to_numpy()]
+    x = training.forest_rows(rows, network.schema)
+    forest = LGBMClassifier(**forest_settings(dict(setting), seed)).fit(x, rows[case.label])
+    return models.with_forest(network, layers.Forest.from_lightgbm(forest), case.label)
+
+
+def run(
+    case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping[str, Any] | None = None, kept: Path | None = None
+) -> dict[str, Any]:
+    """Train and score one run, with some options changed; `tuning`: on training rows alone; `kept`: the folder of networks."""
     model, settings = name.split()[0], options_of(case.name, name, changed)
     callbacks: list[Any] = []
     log = of_movielens(case, settings["features"]) if case.name == "movielens-1m" else with_columns(case, settings["features"])
@@ -268,14 +306,35 @@ def run(case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping
         callbacks.append(training.StartTables({case.item: factors}, deviation=0.2))
     if "features" in options and options["features"] is None:
         options["features"] = tuple(one.name for one in log.schema.features if one.kind != "id")
-    trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
+    network = made_with(case.name, name.removesuffix(WITH), changed)
+    digest = hashlib.sha256(json.dumps([case.name, case.holdout, tuning, seed, network], sort_keys=True).encode()).hexdigest()[:16]
+    file = None if kept is None else kept / f"{name.removesuffix(WITH).replace(' ', '_')}_{digest}"
+    if file is not None and (file / "history.json").exists():
+        trained, history = models.load(file), json.loads((file / "history.json").read_text(encoding="utf-8"))
+    else:
+        trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
+        if file is not None:
+            file.mkdir(parents=True, exist_ok=True)
+            trained.save(file / "model.keras")
+            (file / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    if "forest" in settings:
+        trained = with_forest(case, trained, log, settings["forest"], seed)
     splits = ("validation",) if tuning else case.splits
     scored = {split: figures_of(case, trained, log, split) for split in splits}
-    return {"figures": scored, "parameters": history["parameters"], "loss": history["epochs"]["loss"]}
+    line = {"figures": scored, "parameters": history["parameters"], "loss": history["epochs"]["loss"]}
+    if "forest" in settings and tuning:  # what the later training rows would weigh the two with
+        line["stack"] = training.fit_stack(trained, rows_to_score(trained, log, log.is_split("validation"), "row").sequences)
+    return line
 
 
 def run_line(
-    case: Case, name: str, seed: int, path: Path, tuning: bool = False, changed: Mapping[str, Any] | None = None
+    case: Case,
+    name: str,
+    seed: int,
+    path: Path,
+    tuning: bool = False,
+    changed: Mapping[str, Any] | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """The line of a run: that of the file, if it has one with the same options, or of a new run, which is added to the file."""
     about = {"log": case.name, "holdout": case.holdout, "tuning": tuning, "run": name, "seed": seed}
@@ -284,7 +343,7 @@ def run_line(
         if {key: line.get(key) for key in about} == about:
             return line
     begin = time.process_time()
-    line = {**about, "changed": dict(changed or {}), **run(case, name, seed, tuning, changed)}
+    line = {**about, "changed": dict(changed or {}), **run(case, name, seed, tuning, changed, kept)}
     line["seconds"] = round(time.process_time() - begin, 1)
     add_line(path, line)
     print(case.name, name, seed, line["figures"], file=sys.stderr, flush=True)
@@ -320,6 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", nargs="+")
     parser.add_argument("--tuning", action="store_true", help="fit on the earlier training rows and score the last of them")
     parser.add_argument("--change", type=json.loads, default={}, metavar="JSON", help="options that differ from those of the runs")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="where trained networks are kept, for runs that share one")
     args = parsed(parser, arguments)
     if args.table:
         print_table(args.table)
@@ -330,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     case = open_case(args.log, args.folder, args.holdout)
     for seed in args.seeds:
         for name in names:
-            run_line(case, name, seed, args.json, args.tuning, args.change)
+            run_line(case, name, seed, args.json, args.tuning, args.change, args.models)
     print_table(args.json)
 
 

@@ -60,7 +60,7 @@ def lightgbm_trees(model: Any, iterations: int | None = None) -> Trees:
 
 
 def _fields(text: str) -> dict[str, str]:
-    return dict(line.split("=", 1) if "=" in line else (line, "") for line in text.splitlines())
+    return {name: value for name, _, value in (line.partition("=") for line in text.splitlines())}
 
 
 def _tree(about: dict[str, str], output: int, outputs: int) -> Tree:

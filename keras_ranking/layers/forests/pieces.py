@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Columns:
                     held.append(key)
         return found
 
-    def _place(self, tree: Tree, node: int, feature: int) -> tuple[list, int | bytes]:
+    def _place(self, tree: Tree, node: int, feature: int) -> tuple[list[Any], int | bytes]:
         if node in tree.categories:
             return self.sets.setdefault(feature, []), np.sort(tree.categories[node]).astype(np.int64).tobytes()
         kind = tree.missing[node]
@@ -51,14 +52,14 @@ class Columns:
 
     def starts(self) -> dict[str | int, int]:
         """The number of the first column of each group, then of each column of categories."""
-        held: list[tuple[str | int, list]] = [*self.numbers.items(), *self.sets.items()]
+        held: list[tuple[str | int, list[Any]]] = [*self.numbers.items(), *self.sets.items()]
         ends = np.cumsum([0, *(len(columns) for _, columns in held)])
         return {key: int(end) for (key, _), end in zip(held, ends, strict=False)}
 
     def index(self, trees: Sequence[Tree]) -> list[np.ndarray]:
         """Of each tree, the column of each node."""
         starts = self.starts()
-        held: list[tuple[str | int, list]] = [*self.numbers.items(), *self.sets.items()]
+        held: list[tuple[str | int, list[Any]]] = [*self.numbers.items(), *self.sets.items()]
         at = {(id(columns), key): starts[group] + number for group, columns in held for number, key in enumerate(columns)}
         out = []
         for tree in trees:

@@ -46,11 +46,11 @@ class Tree:
         unknown = np.isnan(value)
         if node in self.categories:
             whole = np.trunc(np.where(unknown, -1.0, value.astype(np.float64)))
-            return (value > -1) & np.isin(whole, self.categories[node])
+            return np.asarray((value > -1) & np.isin(whole, self.categories[node]))
         kind = self.missing[node]
         value = np.where(unknown & (kind != "nan"), 0.0, value)
         absent = unknown if kind == "nan" else np.abs(value) <= NEAR_ZERO if kind == "zero" else np.zeros_like(unknown)
-        return np.where(absent, self.missing_left[node], value <= self.threshold[node])
+        return np.asarray(np.where(absent, self.missing_left[node], value <= self.threshold[node]))
 
     def leaf_of(self, x: np.ndarray) -> np.ndarray:
         """The leaf of each row, float32 (B, F) -> int64 (B,)."""

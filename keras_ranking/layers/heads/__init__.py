@@ -8,6 +8,7 @@ from keras_ranking.layers.heads.position_offset import PositionOffset
 from keras_ranking.layers.heads.position_towers import PositionTowers
 from keras_ranking.layers.heads.random_effect import RandomEffect, RandomEffectFit, fit_random_effect
 from keras_ranking.layers.heads.ranking_head import RankingHead
+from keras_ranking.layers.heads.stacked_logits import StackedLogits, fit_stack
 from keras_ranking.layers.heads.tower_calibration import TowerCalibration
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "RandomEffect",
     "RandomEffectFit",
     "RankingHead",
+    "StackedLogits",
     "TowerCalibration",
     "fit_base_rate",
     "fit_random_effect",
+    "fit_stack",
 ]

@@ -116,7 +116,7 @@ def test_as_scikit_learn(kind: str) -> None:
     x = x if missing else np.nan_to_num(x)
     trees = {"max_iter": 8} if kind.startswith("Hist") else {"n_estimators": 8}
     classes = np.digitize(score, (0, 1))
-    for label in ([classes, classes > 0] if kind.endswith("Classifier") else [score]):
+    for label in [classes, classes > 0] if kind.endswith("Classifier") else [score]:
         fitted = getattr(ensemble, kind)(random_state=0, **trees).fit(x, label)
         want = fitted.predict_proba(x) if kind.endswith("Classifier") else fitted.predict(x)[:, None]
         boosted = "Boosting" in kind

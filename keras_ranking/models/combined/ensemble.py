@@ -10,7 +10,7 @@ from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import BUILDERS, Tensors, builder, copied
 from keras_ranking.schema import Schema
 
-_OF_WIRING = ("boundaries", "serving_tower", "loss_settings", "returns_towers", "encodes_at_moment")
+OF_WIRING = ("boundaries", "serving_tower", "loss_settings", "returns_towers", "encodes_at_moment")
 _OWN = ("of", "members", "base_rate")
 
 
@@ -95,7 +95,7 @@ class EnsembleWiring:
     def __init__(self, models: Sequence[RankingModel], base_rate: bool) -> None:
         self.models, self.first = list(models), models[0]._graphs.wiring
         self.form = self.first.form
-        for each in _OF_WIRING:
+        for each in OF_WIRING:
             if hasattr(self.first, each):
                 setattr(self, each, getattr(self.first, each))
         if hasattr(self.first, "stream_inputs"):
@@ -119,13 +119,13 @@ class EnsembleWiring:
         return self._merged([model(inputs) for model in self.models])
 
     def encode(self, history: Tensors) -> Tensors:
-        return {f"{at}_{name}": x for at, model in enumerate(self.models) for name, x in _run(model.encoder, history).items()}
+        return {f"{at}_{name}": x for at, model in enumerate(self.models) for name, x in run_graph(model.encoder, history).items()}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         found = []
         for at, model in enumerate(self.models):
             own = {f"cache_{name}": x for name, x in self._of_member(at, cache).items()}
-            found.append(_run(model.scorer, {**own, **candidates}))
+            found.append(run_graph(model.scorer, {**own, **candidates}))
         return self._merged(found)
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
@@ -135,7 +135,7 @@ class EnsembleWiring:
         longer: Tensors = {}
         for at, model in enumerate(self.models):
             named = {f"cache_{name}": x for name, x in self._of_member(at, cache).items()}
-            longer |= {f"{at}_{name}": x for name, x in _run(model.extender, {**named, **history}).items()}
+            longer |= {f"{at}_{name}": x for name, x in run_graph(model.extender, {**named, **history}).items()}
         return longer
 
     @staticmethod
@@ -147,6 +147,6 @@ class EnsembleWiring:
         return {task: self.offsets[task](x) if task in self.offsets else x for task, x in merged.items()}
 
 
-def _run(graph: Any, tensors: Mapping[str, Any]) -> Tensors:
+def run_graph(graph: Any, tensors: Mapping[str, Any]) -> Tensors:
     """What a functional model makes of the tensors that it has inputs for."""
     return dict(graph({name: tensors[name] for name in graph.input}))

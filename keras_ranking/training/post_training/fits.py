@@ -11,7 +11,7 @@ import numpy as np
 from keras_ranking.data import Sequences, pack
 from keras_ranking.layers import RandomEffectFit, fit_base_rate, fit_random_effect
 from keras_ranking.models import RankingModel
-from keras_ranking.models.ensemble import offsets_of
+from keras_ranking.models.combined.ensemble import offsets_of
 from keras_ranking.training.predict import logits_of_targets, model_requests, scored_rows
 
 
