@@ -19,10 +19,11 @@ KERAS = {"keras", "keras_rs"}
 ARRAYS = {"numpy", "pandas"}
 BASE = {"schema", "configuration", "ops"}
 LAYERS = {
-    f"layers.{room}" for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads")
+    f"layers.{room}"
+    for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads", "forests")
 }
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
-TRAINING = {"training", "training.incremental", "training.weighting"}
+TRAINING = {"training", "training.incremental", "training.post_training", "training.weighting"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "server")}
 DATA = {"data", "data.counts", "data.readers"}
 
@@ -42,18 +43,21 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "layers.tokens": (BASE | {"layers.base", "layers.embedding"}, KERAS | {"numpy", "pydantic"}),
     "layers.history": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
     "layers.lists": (BASE | {"layers.base", "layers.attention"}, KERAS | {"numpy"}),
+    "layers.forests": (BASE | {"layers.base"}, KERAS | {"numpy"}),
     "layers.heads": (BASE | {"layers.base", "layers.interaction"}, KERAS | {"numpy"}),
     "optimizers": (BASE, {"keras"}),
     "losses": ({"metrics", "ops"}, KERAS | {"numpy"}),
     "metrics": ({"losses", "ops"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),
-    "models": (MODELS | {"models.configuration"}, KERAS | {"numpy"}),
+    "models.combined": (MODELS | {"models"}, KERAS),
+    "models": (MODELS | {"models.configuration", "models.combined"}, KERAS | {"numpy"}),
     "data": (BASE | {"data.counts", "data.readers"}, ARRAYS | {"pyarrow"}),
     "data.counts": (BASE | {"data"}, ARRAYS),
     "data.readers": (BASE | {"data", "data.counts"}, ARRAYS | {"pyarrow"}),
     "training.incremental": (MODELS | {"models", "ops.backends"} | DATA, {"keras", "numpy"}),
+    "training.post_training": (MODELS | {"models", "models.combined", "training"} | DATA, {"keras"} | ARRAYS),
     "training.weighting": (MODELS | {"models"} | DATA, ARRAYS),
-    "training": (MODELS | {"models"} | DATA | TRAINING, KERAS | ARRAYS),
+    "training": (MODELS | {"models", "models.combined"} | DATA | TRAINING, KERAS | ARRAYS),
     "serving": ({"serving.protocol"}, set()),
     "serving.protocol": (BASE | DATA, ARRAYS | {"google", "grpc", "ml_dtypes", "orjson", "tensorflow_serving"}),
     "serving.client": (BASE | DATA | {"serving.protocol"}, ARRAYS | {"grpc", "google"}),
