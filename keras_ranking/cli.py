@@ -1,4 +1,4 @@
-"""`keras-ranking simulate | train | evaluate | export | skew | serve | score | promote | rollback`: from a log to a served score.
+"""`keras-ranking schema | simulate | train | evaluate | export | skew | serve | score | promote | rollback`: from a log to a served score.
 
 Exit codes: 0 done; 1 failed (for example a server that cannot be reached, an export with other scores than Keras, a full disk);
 2 wrong usage or bad input; 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug` shows the traceback. Results go to stdout,
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from keras_ranking import __version__
 from keras_ranking.commands.label_parsers import LABEL_PARSERS
 from keras_ranking.commands.parsers import BACKENDS, PARSERS, Help
+from keras_ranking.commands.schemas import SCHEMA_PARSERS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (*PARSERS, *LABEL_PARSERS):
+    for add in (*PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS):
         add(subparsers)
     return parser
 

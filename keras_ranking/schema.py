@@ -30,6 +30,7 @@ from keras_ranking.configuration import is_integer
 from keras_ranking.field_errors import PlainWords
 from keras_ranking.number_edges import MOST_BINS
 from keras_ranking.schema_file import read_model
+from keras_ranking.schema_inference import infer_columns
 from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, require_frame, seconds_of
 
 
@@ -347,6 +348,33 @@ class Schema(BaseModel, metaclass=PlainWords):
     def save(self, path: str | Path) -> None:
         """Write the schema as JSON."""
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def infer(cls, events: pd.DataFrame, member: str, time: str, tasks: Sequence[str], verbose: bool = True, **stated: Any) -> Schema:
+        """A first schema of a log: kinds guessed from names, types and values of its first 200,000 rows, drawn at random where there are
+        more. Each guess is printed with its reason, and columns that seem to tell a label are left out. Look at it before it is used.
+
+        Args:
+            events: the log.
+            member, time, tasks: columns with the member, the time and the labels.
+            verbose: whether the table of guesses is printed.
+            stated: `request`, `session`, `position`, `item` (columns, else found by their usual names), `actions` (names), and
+                `feedback_delay`.
+
+        Raises:
+            ValueError: a stated column that the log lacks, no row, no column left for a feature.
+
+        Example:
+            >>> log = kr.data.simulate(members=20, days=2, seed=0)
+            >>> schema = kr.Schema.infer(log.events, "member_id", "time", ["click"], verbose=False, actions=["dwell_seconds"])
+            >>> schema.request, schema.position
+            ('request_id', 'position')
+        """
+        delay = {name: stated.pop(name) for name in ("feedback_delay",) if name in stated}
+        found = infer_columns(events, member, time, tasks, **stated)
+        if verbose:
+            print(found.table())
+        return cls(**found.roles, features=found.features, actions=tuple(stated.get("actions", ())), tasks=found.tasks, **delay)
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:

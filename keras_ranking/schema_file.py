@@ -16,12 +16,13 @@ from keras_ranking.field_errors import Place, errors_of_parts, field_words, writ
 
 _MOST_PROBLEMS = 10
 _CLASSES: dict[str, type[BaseModel]] = {"id": Id, "category": Category, "ids": Ids, "number": Number, "vector": Vector, "count": Count}
+_COMMENT = re.compile(r"(?m)^[ \t]*//.*$")
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,\]}]+")
 
 
 def read_model(kind: type[BaseModel], path: str | Path) -> Any:
-    """An object of a pydantic class from a JSON file.
+    """An object of a pydantic class from a JSON file, in which lines that begin with `//` are comments.
 
     Raises:
         ValueError: with up to ten problems, each with its line.
@@ -30,6 +31,7 @@ def read_model(kind: type[BaseModel], path: str | Path) -> Any:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be a JSON file of a schema. Received: a file that is not UTF-8 text") from error
+    text = _COMMENT.sub("", text)  # its line stays, so that the lines of errors are those of the file
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -46,6 +48,23 @@ def read_model(kind: type[BaseModel], path: str | Path) -> Any:
         if len(lines) == 1:
             raise ValueError(f"{path}, {lines[0]}") from None
         raise ValueError(f"{path} has {len(problems)} problems:\n  " + "\n  ".join(lines) + more) from None
+
+
+def commented(schema: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    """A schema as JSON, a line a column, with a comment above those of `comments`: what `read_model` reads."""
+    lines = []
+    for key, value in schema.items():
+        if isinstance(value, list) and value:
+            parts = []
+            for one in value:
+                name = one.get("label") or one["name"] if isinstance(one, Mapping) else ""
+                told = f"    // {comments[name]}\n" if name in comments else ""
+                parts.append(f"{told}    {json.dumps(one)}")
+            lines.append(f"  {json.dumps(key)}: [\n" + ",\n".join(parts) + "\n  ]")
+            continue
+        told = f"  // {comments[value]}\n" if isinstance(value, str) and value in comments else ""
+        lines.append(f"{told}  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _line(kind: type[BaseModel], text: str, problem: Mapping[str, Any]) -> str:

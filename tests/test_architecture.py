@@ -96,6 +96,7 @@ def room_of(path: Path) -> str:
             "number_column",
             "number_edges",
             "schema_file",
+            "schema_inference",
             "values",
         )
         return {"__init__": "", **dict.fromkeys(of_schema, "schema")}.get(parts[0], parts[0])

@@ -15,7 +15,7 @@ from tests.commands.shell import ROOT, usage_error
 
 pytestmark = pytest.mark.one_backend
 
-COMMANDS = ("simulate", "train", "evaluate", "export", "skew", "serve", "score", "promote", "rollback")
+COMMANDS = ("simulate", "train", "evaluate", "export", "skew", "serve", "score", "promote", "rollback", "schema")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
