@@ -1,4 +1,4 @@
-"""`keras-ranking schema | simulate | train | evaluate | export | skew | serve | score | promote | rollback`: from a log to a served score.
+"""`keras-ranking schema | simulate | prepare | train | evaluate | score-log | export | ...`: from a log to a served score.
 
 Exit codes: 0 done; 1 failed (for example a server that cannot be reached, an export with other scores than Keras, a full disk);
 2 wrong usage or bad input; 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug` shows the traceback. Results go to stdout,
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from keras_ranking import __version__
 from keras_ranking.commands.label_parsers import LABEL_PARSERS
 from keras_ranking.commands.parsers import BACKENDS, PARSERS, Help
+from keras_ranking.commands.scale_parsers import SCALE_PARSERS
 from keras_ranking.commands.schemas import SCHEMA_PARSERS
 
 
@@ -38,7 +39,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (*PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS):
+    for add in (*PARSERS, *SCALE_PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS):
         add(subparsers)
     return parser
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def in_shell(message: str, args: argparse.Namespace) -> str:
     """A message with arguments of Python as those of the command: `--data` for `source`, `--on-error drop` for on_error='drop'."""
-    if args.command not in ("simulate", "train", "evaluate"):
+    if args.command not in ("simulate", "prepare", "train", "evaluate", "score-log"):
         return message
     message = message.replace("on_error='drop'", "--on-error drop").replace("`source`", "`--data`")
     message = message.replace("`Log(..., round='floor')` rounds down to whole seconds.", "Remove fractions from the file first.")
@@ -99,7 +100,14 @@ def _explain(error: Exception) -> tuple[int, str]:
     return (2 if wrong_input else 1), line
 
 
-_EXTRA_OF = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch", "pyarrow": "data", "grpc": "serving", "aiohttp": "serving"}
+_EXTRA_OF = {
+    **{name: name for name in BACKENDS},
+    "pyarrow": "data",
+    "duckdb": "scale",
+    "pyspark": "spark",
+    "grpc": "serving",
+    "aiohttp": "serving",
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -67,8 +67,10 @@ def start_keras(args: argparse.Namespace) -> None:
 def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8, folder: str | None = None) -> Any:
     """The log of `--data`; prints its size and notes on stderr. Needs no Keras.
 
-    A parquet log without `--schema` has that of the trained model in `folder`.
+    A parquet log without `--schema` has that of the trained model in `folder`. `shards:FOLDER` is a `ShardedLog`.
     """
+    if args.data.startswith("shards:"):
+        return _open_shards(args)
     schema = args.schema
     if schema is None and folder is not None and args.data.startswith("parquet:"):
         stored = Path(folder) / "schema.json"
@@ -79,6 +81,19 @@ def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8, f
     print(f"log {log.name}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " rows", file=sys.stderr)
     for note in getattr(log, "notes", ()):
         print(f"  {note}", file=sys.stderr)
+    return log
+
+
+def _open_shards(args: argparse.Namespace) -> Any:
+    from keras_ranking.data import ShardedLog
+
+    for name in ("schema", "release", "holdout_members", "holdout_seed", "on_error"):
+        if getattr(args, name, None) is not None:
+            flag = name.replace("_", "-")
+            raise ValueError(f"`--{flag}` is that of `keras-ranking prepare`, where the log is in shards. Received: {getattr(args, name)}")
+    log = ShardedLog(args.data.removeprefix("shards:"))
+    counts = ", ".join(f"{name} {count:,}" for name, count in log.splits.items())
+    print(f"log {log.name}: {counts} rows in {log.shards} shards", file=sys.stderr)
     return log
 
 

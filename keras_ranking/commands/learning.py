@@ -109,18 +109,41 @@ def _resume(args: argparse.Namespace) -> int:
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
         print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
         return 0
-    log, new = _with_new_events(args, seed)
-    print(f"{int(new.sum()):,} new events", file=sys.stderr)
+    if args.data.startswith("shards:"):
+        log, new = _new_in_shards(args, seed)
+    else:
+        log, new = _with_new_events(args, seed)
+        print(f"{int(new.sum()):,} new events", file=sys.stderr)
     settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet, "on_error": args.on_error or "raise"}
     _, history = training.warm_start(log, args.resume, new, args.out, **settings)
     print(f"{about['model']} trained further in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
 
 
+def _new_in_shards(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
+    """The shards, and the Unix time or the split of the new events."""
+    log = open_log_of(args, seed)
+    if not args.new_events[:1].isdigit():
+        log.require_split(args.new_events)
+        return log, args.new_events
+    return log, _unix_time(args.new_events)
+
+
+def _unix_time(text: str) -> int:
+    from datetime import datetime
+
+    import pandas as pd
+
+    try:
+        day = pd.Timestamp(datetime.fromisoformat(text))  # pandas would parse "1st of May" as a day of this year
+    except ValueError as error:
+        raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {text!r}") from error
+    return int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp())
+
+
 def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     """The log, and which of its rows are new targets: those from a day on, or those of another source."""
     import dataclasses
-    from datetime import datetime
 
     import numpy as np
     import pandas as pd
@@ -129,11 +152,7 @@ def _with_new_events(args: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     log = open_log_of(args, seed, train_share=1.0, folder=getattr(args, "resume", None))
     events = log.events
     if args.new_events[:1].isdigit():
-        try:
-            day = pd.Timestamp(datetime.fromisoformat(args.new_events))  # pandas would parse "1st of May" as a day of this year
-        except ValueError as error:
-            raise ValueError(f"`--new-events` must be a day, YYYY-MM-DD, or a SOURCE. Received: {args.new_events!r}") from error
-        begin = int((day.tz_convert("UTC") if day.tzinfo else day.tz_localize("UTC")).timestamp()) - log.schema.epoch
+        begin = _unix_time(args.new_events) - log.schema.epoch
         times, _ = log.schema.model_seconds(events[log.schema.time], round="floor")  # 0 for a bad time, which the checks of the log find
         return log, np.asarray((times >= begin) & (events["split"] == "train").to_numpy())
     with step(f"reading {args.new_events}"):
@@ -156,7 +175,10 @@ def evaluate(args: argparse.Namespace) -> int:
         except (OSError, ValueError, KeyError):
             seed = 0
     log = open_log_of(args, seed, folder=args.model_dir)
-    log.is_split(args.split)
+    if hasattr(log, "require_split"):
+        log.require_split(args.split)
+    else:
+        log.is_split(args.split)
     start_keras(args)
     from keras_ranking import training
 

@@ -14,7 +14,7 @@ from keras_ranking.commands import exports, learning, scoring
 from keras_ranking.commands.recipe_arguments import recipe_arguments
 
 BACKENDS = ("tensorflow", "jax", "torch")
-_DATA_HELP = """\
+DATA_HELP = """\
 source of the log:
   simulated             the simulator of this package; the log depends on --seed
   ebnerd:FOLDER         EB-NeRD, the published folders or ebnerd_*.csv.gz
@@ -23,6 +23,7 @@ source of the log:
   retail:FOLDER         Online Retail, which of a customer's earlier items are bought again
   parquet:FILE          your log, with --schema FILE: one row per impression; `split` is train, validation, test or history
                         (without this column the last fifth of the requests by time is validation)
+  shards:FOLDER         a log of any size, which `keras-ranking prepare` has written
 
 --holdout-members SHARE: members who are never trained on, chosen by a hash of the member. Their rows to train on are history, their later
 rows are the split new_members. Give train and evaluate the same share.
@@ -66,7 +67,12 @@ def _port(text: str) -> int:
     return number
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
+    """A seed.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
     number = int(text) if text.isascii() and text.isdigit() else -1
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**32 - 1. Received: {text!r}")
@@ -102,13 +108,14 @@ def command(
     return made
 
 
-def _data_arguments(made: argparse.ArgumentParser, schema: str) -> None:
-    sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER, retail:FOLDER or parquet:FILE (see below)"
+def data_arguments(made: argparse.ArgumentParser, schema: str) -> None:
+    """Arguments that choose a log."""
+    sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER, retail:FOLDER, parquet:FILE or shards:FOLDER (see below)"
     made.add_argument("--data", required=True, metavar="SOURCE", help=sources)
     made.add_argument("--schema", metavar="FILE", help=schema)
     made.add_argument("--release", metavar="NAME", help="which release of kuairand: or movielens: to read, where the folder has several")
     made.add_argument("--holdout-members", type=_share, metavar="SHARE", help="share of the members never trained on (default: none)")
-    made.add_argument("--holdout-seed", type=_seed, metavar="N", help="another seed holds out other members (default: 0)")
+    made.add_argument("--holdout-seed", type=seed, metavar="N", help="another seed holds out other members (default: 0)")
     made.add_argument(
         "--on-error", choices=["raise", "drop"], help="rows with bad values: stop (default), or leave them out and report them on stderr"
     )
@@ -146,7 +153,7 @@ example:
     made.add_argument("--schema", metavar="FILE", help="schema to write (default: NAME.schema.json in the folder of the log)")
     made.add_argument("--members", type=positive, default=1200, metavar="N", help="members (default: 1200)")
     made.add_argument("--days", type=positive, default=14, metavar="N", help="days (default: 14)")
-    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the random numbers (default: 0)")
+    made.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random numbers (default: 0)")
     _setting_arguments(made, "any other argument of keras_ranking.data.simulate")
 
 
@@ -158,7 +165,7 @@ def train_parser(subparsers: Any) -> None:
         learning.train,
         "train a ranker on the `train` rows of a log",
         f"""\
-{_DATA_HELP}
+{DATA_HELP}
 writes DIR/model.keras, DIR/schema.json (with constants fitted on the training rows), DIR/history.json (losses by epoch, seconds,
 counts, options) and DIR/checkpoint.npz (with the optimiser's state), each file atomically. Columns that the schema states as `count` are
 counted from the log, and their state is written to DIR/counts.
@@ -185,10 +192,10 @@ examples:
     )
     made.add_argument("--model", metavar="NAME", help="architecture: cadet, lirank, amortized, ligr or feedsr (default: cadet)")
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
-    _data_arguments(made, "schema of a parquet log, as JSON (with --resume: default that of the training); replaces that of another source")
+    data_arguments(made, "schema of a parquet log, as JSON (with --resume: default that of the training); replaces that of another source")
     made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
     made.add_argument(
-        "--seed", type=_seed, metavar="N", help="seed of weights, shuffling, simulator (default: 0; a daily step has another default)"
+        "--seed", type=seed, metavar="N", help="seed of weights, shuffling, simulator (default: 0; a daily step has another default)"
     )
     made.add_argument("--epochs", type=positive, metavar="N", help="passes over the log (default: the model's; with --new-events 1)")
     made.add_argument("--batch-size", type=positive, metavar="N", help="packed rows per step (default: the model's)")
@@ -212,7 +219,7 @@ def evaluate_parser(subparsers: Any) -> None:
         learning.evaluate,
         "compute metrics of a trained model on one split of a log",
         f"""\
-{_DATA_HELP}
+{DATA_HELP}
 metrics per task: auc, impression_auc (mean over requests), ndcg_at_10, mrr, log_loss, normalized_entropy, calibration_error,
 observed_over_expected. Every event is scored from earlier data only.
 
@@ -223,9 +230,9 @@ examples:
         keras=True,
     )
     made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
-    _data_arguments(made, "schema of a parquet log, as JSON (default: that of the model); replaces that of another source")
+    data_arguments(made, "schema of a parquet log, as JSON (default: that of the model); replaces that of another source")
     made.add_argument("--split", default="validation", metavar="NAME", help="rows of the metrics (default: validation)")
-    made.add_argument("--seed", type=_seed, metavar="N", help="seed of the simulator (default: that of `train`)")
+    made.add_argument("--seed", type=seed, metavar="N", help="seed of the simulator (default: that of `train`)")
     made.add_argument("--json", metavar="FILE", help="also write {task: {metric: number}} to FILE; null if undefined")
 
 
@@ -296,7 +303,7 @@ examples:
     made.add_argument("--events", required=True, metavar="FILE", help="log rows: .parquet, .csv, .csv.gz or .json")
     made.add_argument("--sample", type=positive, default=64, metavar="N", help="requests to replay (default: 64)")
     made.add_argument("--bound", type=float, metavar="X", help="largest difference of a score (default: the bound of the export)")
-    made.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the sample (default: 0)")
+    made.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the sample (default: 0)")
     made.add_argument("--json", metavar="FILE", help="also write the report to FILE")
 
 

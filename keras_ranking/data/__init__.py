@@ -27,18 +27,27 @@ from keras_ranking.data.packing import PackedRows, pack, pad
 from keras_ranking.data.readers import Log, hold_out_members, read_ebnerd, read_kuairand, read_movielens, read_retail, split_by_time
 from keras_ranking.data.requests import Requests, requests
 from keras_ranking.data.sequences import Sequences, build_sequences
+from keras_ranking.data.shards.log import ShardedLog
+from keras_ranking.data.shards.prepare import prepare
 from keras_ranking.data.shuffling import shuffle_sessions
 from keras_ranking.data.simulate import simulate
 from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes
 from keras_ranking.data.sources import open_log
+from keras_ranking.schema_sums import SchemaSums
 
 if TYPE_CHECKING:
     from keras_ranking.data.datasets import PackedDataset
     from keras_ranking.data.packed_requests import PackedRequests
     from keras_ranking.data.request_dataset import RequestDataset
+    from keras_ranking.data.shards.dataset import ShardedDataset
 
 # A log is read and checked without Keras: the datasets, which import it, are loaded on first use.
-_LAZY = {"PackedDataset": "datasets", "PackedRequests": "packed_requests", "RequestDataset": "request_dataset"}
+_LAZY = {
+    "PackedDataset": "datasets",
+    "PackedRequests": "packed_requests",
+    "RequestDataset": "request_dataset",
+    "ShardedDataset": "shards.dataset",
+}
 
 __all__ = [
     "ChoiceStrengths",
@@ -57,7 +66,10 @@ __all__ = [
     "RunningExpectation",
     "RunningMoments",
     "RunningPast",
+    "SchemaSums",
     "Sequences",
+    "ShardedDataset",
+    "ShardedLog",
     "SimulatedItems",
     "SimulatedLists",
     "SimulatedTastes",
@@ -71,6 +83,7 @@ __all__ = [
     "pack",
     "pad",
     "point_in_time_counts",
+    "prepare",
     "read_ebnerd",
     "read_kuairand",
     "read_movielens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,25 +108,68 @@ class _Checker:
         Raises:
             ValueError: there are problems, and `on_error` is 'raise'.
         """
-        problems = self.report.dropped
-        if self.on_error != "raise" or not problems:
-            return
-        lines = []
-        for reason, count in list(problems.items())[:_MOST_PROBLEMS]:
-            lines.append(f"{reason}. Received: {self.report.examples[reason]}" + (f"; {count} such rows" if count > 1 else ""))
-        hints = []
-        if any(FRACTION in reason for reason in problems):
-            argument = next((offer for offer in offers if offer in _ROUNDING), "")
-            hints.append(_ROUNDING.get(argument, "Remove fractions first, with `.dt.floor('s')`."))
-        if "sort" in offers and any("go back in time" in reason for reason in problems):
-            hints.append("sort=True sorts them.")
-        if "on_error" in offers:
-            hints.append("on_error='drop' leaves such rows out and counts them.")
-        if len(problems) == 1:
-            raise ValueError(" ".join([f"{lines[0]}.", *hints]))
-        more = f"\n  and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
-        numbered = "".join(f"\n  ({number}) {line}." for number, line in enumerate(lines, start=1))
-        raise ValueError("\n".join([f"the log has {len(problems)} problems:{numbered}{more}", *([" ".join(hints)] if hints else [])]))
+        if self.on_error == "raise":
+            raise_problems(self.report, offers)
+
+
+def raise_problems(report: Report, offers: tuple[str, ...] = ()) -> None:
+    """Raise one error with all problems of a report.
+
+    Args:
+        report: of the checks.
+        offers: as `checked_rows`.
+
+    Raises:
+        ValueError: there are problems.
+    """
+    problems = report.dropped
+    if not problems:
+        return
+    lines = []
+    for reason, count in list(problems.items())[:_MOST_PROBLEMS]:
+        lines.append(f"{reason}. Received: {report.examples[reason]}" + (f"; {count} such rows" if count > 1 else ""))
+    hints = []
+    if any(FRACTION in reason for reason in problems):
+        argument = next((offer for offer in offers if offer in _ROUNDING), "")
+        hints.append(_ROUNDING.get(argument, "Remove fractions first, with `.dt.floor('s')`."))
+    if "sort" in offers and any("go back in time" in reason for reason in problems):
+        hints.append("sort=True sorts them.")
+    if "on_error" in offers:
+        hints.append("on_error='drop' leaves such rows out and counts them.")
+    if len(problems) == 1:
+        raise ValueError(" ".join([f"{lines[0]}.", *hints]))
+    more = f"\n  and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
+    numbered = "".join(f"\n  ({number}) {line}." for number, line in enumerate(lines, start=1))
+    raise ValueError("\n".join([f"the log has {len(problems)} problems:{numbered}{more}", *([" ".join(hints)] if hints else [])]))
+
+
+def merged_reports(reports: Iterable[Report]) -> Report:
+    """One report of the checks of several parts of a log, with the first row of each reason."""
+    made = Report(rows=0)
+    for report in reports:
+        made.rows += report.rows
+        made.reordered += report.reordered
+        made.notes = tuple(dict.fromkeys([*made.notes, *report.notes]))
+        order: list[str] = list(made.dropped)
+        for place, reason in enumerate(report.dropped):
+            if reason not in order:  # after the reason that is before it in this report
+                before = list(report.dropped)[place - 1] if place else None
+                order.insert(0 if before is None else order.index(before) + 1, reason)
+        for reason, count in report.dropped.items():
+            rows, known = report.places[reason], made.places.get(reason)
+            if known is None or (len(rows) and rows[0] < known[0]):
+                made.examples[reason] = report.examples[reason]
+            made.places[reason] = rows if known is None else np.union1d(known, rows)
+            made.dropped[reason] = made.dropped.get(reason, 0) + count
+        made.dropped = {reason: made.dropped[reason] for reason in order}
+    return made
+
+
+def check_members(events: pd.DataFrame, schema: Schema, on_error: str, places: np.ndarray) -> Report:
+    """Of whole requests, in the order of the log, those that have two members; as the checks of the whole log report them."""
+    checker = _Checker(events, on_error, places)
+    _check_requests(schema, events, np.zeros(len(events), dtype=np.int64), checker)
+    return checker.report
 
 
 def _check_keys(schema: Schema, events: pd.DataFrame, checker: _Checker) -> None:
@@ -259,6 +303,7 @@ def checked_rows(
     round: str | None = None,
     offers: tuple[str, ...] = (),
     places: np.ndarray | None = None,
+    whole: bool = True,
 ) -> tuple[np.ndarray, Report]:
     """The places of the rows that pass the checks of `check_events`, in the order that it returns, and its report.
 
@@ -267,6 +312,7 @@ def checked_rows(
         offers: those of the arguments `on_error`, `sort` and `round` that the caller's caller can give, 'log' for the `round` of its `Log`:
             errors name no other.
         places: (rows,) where each row is in the frame that the user has; None: this is it.
+        whole: whether faults and notes are raised and warned of here; False: of a part of a log, they are in the report alone.
     """
     require_frame(events)
     require_kind(schema, Schema, "schema", "`Schema.load(path)` reads a file")
@@ -288,9 +334,10 @@ def checked_rows(
     _check_requests(schema, events, seconds, checker)
     _check_places(schema, events, positions, checker)
     rows = _in_order(schema, events, seconds, checker, sort)
-    checker.finish(offers)
+    if whole:
+        checker.finish(offers)
     checker.report.notes = vocabulary_notes(schema, events, checker.alive)
-    for note in checker.report.notes:
+    for note in checker.report.notes if whole else ():
         warnings.warn(note, UserWarning, stacklevel=3)
     return rows, checker.report
 

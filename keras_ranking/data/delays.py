@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,42 @@ def sample_delays(distribution: Any, n: int, seed: int | Sequence[int] = 0) -> n
     return np.asarray(logged[np.random.default_rng(seed).integers(0, len(logged), size=n)])
 
 
-def checked_delays(distribution: Any) -> np.ndarray:
-    """Logged delays as (M,) int32 whole seconds, at least 1."""
+@dataclass(frozen=True)
+class LoggedDelays:
+    """Logged delays as the distinct ones and how many there are of each: of a log of any size. `sample_delays` draws from it.
+
+    Attributes:
+        values: (K,) int32 whole seconds of at least 1, increasing.
+        ends: (K,) how many are at most as long.
+    """
+
+    values: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def merged(cls, parts: Sequence[Any]) -> LoggedDelays:
+        """The delays of all parts.
+
+        Raises:
+            ValueError: as `sample_delays`.
+        """
+        found = [np.unique(checked_delays(part), return_counts=True) for part in parts if len(part)]
+        if not found:
+            raise ValueError("a distribution of delays must hold at least one delay. Received: none")
+        values, place = np.unique(np.concatenate([values for values, _ in found]), return_inverse=True)
+        return cls(values, np.cumsum(np.bincount(place, weights=np.concatenate([counts for _, counts in found])).astype(np.int64)))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return np.asarray(self.values[np.searchsorted(self.ends, index, side="right")])
+
+
+def checked_delays(distribution: Any) -> Any:
+    """Logged delays as (M,) int32 whole seconds, at least 1, or as they are if they are `LoggedDelays`."""
+    if isinstance(distribution, LoggedDelays):
+        return distribution
     logged = np.atleast_1d(np.asarray(distribution, dtype=np.float64))
     if logged.ndim != 1 or not len(logged):
         raise ValueError(f"a distribution of delays must hold at least one delay. Received: shape {logged.shape}")

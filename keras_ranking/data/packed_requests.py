@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,31 @@ from keras_ranking.values import require_kind
 
 _OF_SLOTS = (SLOT, *SLOTS_BY_LENGTH)
 _PLACES = (*STREAMS, "stream_begin", "stream_end")
+
+
+@dataclass(frozen=True)
+class RequestSizes:
+    """Sizes of the batches of `PackedRequests`, which datasets of several parts of a log share, so that a step is compiled once.
+
+    Attributes:
+        row_length: S.
+        row_requests: Q.
+        history: L.
+        tokens: T of shared streams, 0 = none.
+        slots: by input of slots by length, their number.
+    """
+
+    row_length: int
+    row_requests: int
+    history: int = 1
+    tokens: int = 0
+    slots: Mapping[str, int] = field(default_factory=dict)
+
+    def widest(self, other: RequestSizes) -> RequestSizes:
+        """Sizes that hold both."""
+        slots = {name: max(self.slots.get(name, 1), other.slots.get(name, 1)) for name in {*self.slots, *other.slots}}
+        sizes = {name: max(getattr(self, name), getattr(other, name)) for name in ("row_length", "row_requests", "history", "tokens")}
+        return RequestSizes(**sizes, slots=slots)
 
 
 class PackedRequests(EpochDataset):
@@ -70,6 +96,8 @@ class PackedRequests(EpochDataset):
         >>> x["candidate_item_id"].shape, weights["click"].shape
         ((2, 64), (2, 64))
     """
+
+    members: np.ndarray
 
     def __init__(
         self,
@@ -160,6 +188,24 @@ class PackedRequests(EpochDataset):
         of_slots = np.take_along_axis(lengths, np.maximum(self._request - 1, 0), axis=1)
         return slots_by_length(np.where(self._request > 0, of_slots, 0), self.history, self._lengths)
 
+    @property
+    def sizes(self) -> RequestSizes:
+        """Sizes of the batches."""
+        tokens = 0 if self._streams is None else int(self._streams.tokens.shape[1])
+        slots = {name: int(values.shape[1]) for name, values in self._by_length.items()}
+        return RequestSizes(self.row_length, self.row_requests, self.history, tokens, slots)
+
+    def widen(self, sizes: RequestSizes) -> None:
+        """Make batches of at least these sizes, with empty places; `row_length` stays."""
+        self.row_requests, self.history = max(self.row_requests, sizes.row_requests), max(self.history, sizes.history)
+        self.members = _wider(self.members, self.row_requests, -1)
+        if self._streams is not None:
+            tokens, stream = (
+                _wider(values, sizes.tokens, empty) for values, empty in ((self._streams.tokens, -1), (self._streams.stream, 0))
+            )
+            self._streams = replace(self._streams, tokens=tokens, stream=stream)
+        self._by_length = {name: _wider(values, sizes.slots.get(name, 1), 0) for name, values in self._divided().items()}
+
     def _begin(self) -> None:
         self._order = self._ordered()
 
@@ -246,3 +292,7 @@ class PackedRequests(EpochDataset):
                 weights[task] *= take_or_zero(self.weights[task], index)
             y[task] = np.stack([np.nan_to_num(label), take_or_zero(sequences.position, index), request], axis=-1).astype(np.float32)
         return x, y, weights
+
+
+def _wider(values: np.ndarray, width: int, empty: int) -> np.ndarray:
+    return np.pad(values, ((0, 0), (0, max(0, width - values.shape[1]))), constant_values=empty)

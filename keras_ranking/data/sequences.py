@@ -162,20 +162,22 @@ def checked_sequences(
     if fit:
         unfitted = [feature.name for feature in (*schema.features, *schema.actions) if not getattr(feature, "fitted", True)]
         schema = schema.fit(events.iloc[rows[wanted[rows]]])
-        if unfitted and not all(_within_float32(schema, name, events[name].iloc[rows]) for name in unfitted):
+        if unfitted and not all(within_float32(schema, name, events[name].iloc[rows]) for name in unfitted):
             rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
     checked = native_frame(events, schema.columns)
     if not np.array_equal(rows, np.arange(len(events))):
         checked = checked.iloc[rows]
-    return _encoded(checked, rows if places is None else places[rows], wanted[rows], schema, round, report)
+    return encoded(checked, rows if places is None else places[rows], wanted[rows], schema, round, report)
 
 
-def _within_float32(schema: Schema, name: str, values: pd.Series) -> bool:
+def within_float32(schema: Schema, name: str, values: pd.Series) -> bool:
+    """Whether a number of the schema stays within float32 after standardising."""
     column = next(feature for feature in (*schema.features, *schema.actions) if feature.name == name)
     return not any(rows.any() for rows, _ in column.faults(values))
 
 
-def _encoded(checked: pd.DataFrame, rows: np.ndarray, wanted: np.ndarray, schema: Schema, round: str | None, report: Report) -> Sequences:
+def encoded(checked: pd.DataFrame, rows: np.ndarray, wanted: np.ndarray, schema: Schema, round: str | None, report: Report) -> Sequences:
+    """The streams of rows that have passed the checks."""
     time = schema.encode_time(checked[schema.time], round)
     member, _ = pd.factorize(checked[schema.member])
     request, _ = pd.factorize(checked[schema.request])

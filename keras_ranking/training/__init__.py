@@ -8,11 +8,13 @@ from keras_ranking.training.incremental.fisher import FisherSnapshot
 from keras_ranking.training.incremental.penalty import IncrementalPenalty, fit_incremental
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.post_training import fit_exploration, fit_random_effects, fit_stack, follow_base_rate, forest_rows
-from keras_ranking.training.predict import evaluate, model_requests, predict_events
+from keras_ranking.training.predict import model_requests, predict_events
 from keras_ranking.training.recipe import Recipe
 from keras_ranking.training.run import train, warm_start
 from keras_ranking.training.served_parity import predict_served
 from keras_ranking.training.start_tables import StartTables
+from keras_ranking.training.streaming.evaluate import evaluate
+from keras_ranking.training.streaming.score_log import score_log
 from keras_ranking.training.weighting.event_weights import (
     EventWeights,
     age_weights,
@@ -52,6 +54,7 @@ __all__ = [
     "predict_events",
     "predict_served",
     "read_checkpoint",
+    "score_log",
     "train",
     "warm_start",
 ]

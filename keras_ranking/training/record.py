@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking import models
-from keras_ranking.data import PackedDataset, PackedRequests, PointInTime, Sequences
+from keras_ranking.data import PackedDataset, PackedRequests, PointInTime, Report, Sequences
 from keras_ranking.data.counted import COUNTS, about_counts
 from keras_ranking.data.counts.point_in_time import FILE as STATES
 from keras_ranking.schema import Schema
@@ -32,22 +32,55 @@ def history_of(
     counts: PointInTime | None = None,
 ) -> dict[str, Any]:
     """The content of `history.json`."""
-    checks = sequences.report
+    read = read_of(sequences.report, int(sequences.target.sum()), _span(ranker.schema, sequences), filled(dataset))
+    return history_with(ranker, about, counter, training, read, report, seconds, counts)
+
+
+def read_of(checks: Report, targets: int, span: Mapping[str, list[str]], efficiency: float) -> dict[str, Any]:
+    """What `history.json` says of the rows that were read.
+
+    Args:
+        checks: report of the checks.
+        targets: number of target events.
+        span: first and last time, of targets and of all.
+        efficiency: share of the slots that hold an event.
+    """
+    left_out = {
+        reason: {"rows": rows, "first": checks.examples[reason], "places": checks.places[reason][:100].tolist()}
+        for reason, rows in checks.dropped.items()
+    }
+    return {
+        "train_events": targets,
+        "left_out": left_out,
+        "reordered": checks.reordered,
+        "data_span": dict(span),
+        "packing_efficiency": efficiency,
+    }
+
+
+def history_with(
+    ranker: models.RankingModel,
+    about: Mapping[str, Any],
+    counter: Progress,
+    training: TrainingOptions,
+    read: Mapping[str, Any],
+    report: Mapping[str, Any],
+    seconds: float,
+    counts: PointInTime | None = None,
+) -> dict[str, Any]:
+    """The content of `history.json`, with what `read_of` says."""
     return {
         **{name: about[name] for name in ("model", "log", "seed", "backend")},
         "log_seed": about.get("log_seed", about["seed"]),
         "epochs": counter.epochs,
         "seconds": seconds,
-        "train_events": int(sequences.target.sum()),
+        "train_events": read["train_events"],
         "preset": about.get("preset"),
-        "left_out": {
-            reason: {"rows": rows, "first": checks.examples[reason], "places": checks.places[reason][:100].tolist()}
-            for reason, rows in checks.dropped.items()
-        },
-        "reordered": checks.reordered,
-        "data_span": _span(ranker.schema, sequences),
+        "left_out": read["left_out"],
+        "reordered": read["reordered"],
+        "data_span": read["data_span"],
         "parameters": int(ranker.count_params()),
-        "packing_efficiency": filled(dataset),
+        "packing_efficiency": read["packing_efficiency"],
         "propensities": dict(report),
         "training": asdict(training),
         "arguments": ranker.arguments,
@@ -60,10 +93,12 @@ def history_of(
 def _span(schema: Schema, sequences: Sequences) -> dict[str, list[str]]:
     """First and last time, UTC, of the target events and of all events read."""
     times = {"learned": sequences.time[sequences.target], "read": sequences.time}
-    return {
-        name: [datetime.fromtimestamp(schema.epoch + int(at), UTC).isoformat() for at in (found.min(), found.max())]
-        for name, found in times.items()
-    }
+    return {name: stamps(schema, found.min(), found.max()) for name, found in times.items()}
+
+
+def stamps(schema: Schema, *times: int) -> list[str]:
+    """Model times as UTC."""
+    return [datetime.fromtimestamp(schema.epoch + int(at), UTC).isoformat() for at in times]
 
 
 def write_folder(

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_ranking import models
-from keras_ranking.data import Log, saved_counts
+from keras_ranking.data import Log, ShardedLog, saved_counts
 from keras_ranking.data.counted import counted_log
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences
@@ -30,6 +30,7 @@ from keras_ranking.training.record import history_of, write_folder
 from keras_ranking.training.reporting import describe, tell_counts, tell_preset, tell_rows, tell_tables
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.start_tables import StartTables
+from keras_ranking.training.streaming.run import Settings, train_on_shards, warm_start_on_shards
 from keras_ranking.training.validation import Validation, validation_rows
 from keras_ranking.training.weight_average import WeightAverage, averages_of
 from keras_ranking.values import require_kind
@@ -39,7 +40,7 @@ _CONTINUED = ("optimizer", "schedule", "metrics")  # of the recipe, in a daily s
 
 
 def train(
-    log: Log,
+    log: Log | ShardedLog,
     model: str | Callable[..., models.RankingModel] = "cadet",
     out: str | Path | None = None,
     seed: int = 0,
@@ -56,7 +57,8 @@ def train(
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader, or a `Log` of your own. Rows out of the order of time are sorted into it, and
-            counted. Columns that the schema states as `Count` are counted, see `keras_ranking.data.with_counts`.
+            counted. Columns that the schema states as `Count` are counted, see `keras_ranking.data.with_counts`. Or a `ShardedLog`, which
+            is read one shard after the other, in a random order each epoch, and has been checked and fitted already.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr', in any case; or the function that builds it, such as `kr.models.CADET`.
         out: folder for `model.keras`, `schema.json`, `history.json`, `checkpoint.npz` (weights and the optimiser's state, for
             `warm_start`) and, with counts, their states; None: nothing is written. Files of an earlier run are replaced after all new ones
@@ -95,7 +97,8 @@ def train(
         >>> sorted(model.tasks), len(history["epochs"]["loss"])
         (['click', 'like'], 1)
     """
-    require_log(log)
+    if not isinstance(log, ShardedLog):
+        require_log(log)
     require_kind(options or {}, Mapping, "options", "a mapping of names to values")
     if resume and out is None:
         raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")
@@ -106,6 +109,9 @@ def train(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value is not None and name in (options or {}):
             raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
+    if isinstance(log, ShardedLog):
+        arguments = Settings(out, seed, epochs, batch_size, options, verbose, checkpoint_every, resume, callbacks)
+        return train_on_shards(log, model, arguments, _fit)
     model = model_name(model)
     rest, recipe = split_recipe(options or {}, preset_options(model, log.preset))
     if recipe.ensemble > 1:
@@ -205,7 +211,7 @@ def train(
 
 
 def warm_start(
-    log: Log,
+    log: Log | ShardedLog,
     folder: str | Path,
     new: Any,
     out: str | Path | None = None,
@@ -227,7 +233,7 @@ def warm_start(
             states in `folder` with the rows later than those that these have read; older rows are counted from the log's first row.
         folder: of the finished training.
         new: one bool per row of `log.events`: whether it is a target. Of the other rows, those with split 'train' or 'history' are
-            history, the rest is ignored.
+            history, the rest is ignored. Of a `ShardedLog`, the Unix time of the first new event among the training rows, or a split.
         out: folder to write, as `train` does; it may be `folder`. None: nothing is written.
         epochs: passes over the new events. Not known from the paper; our choice: 1.
         seed: of shuffling and dropout; None: the seed of `folder` plus the number of its steps.
@@ -251,6 +257,9 @@ def warm_start(
         >>> history["train_events"] == int(new.sum())
         True
     """
+    if isinstance(log, ShardedLog):
+        step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks)
+        return warm_start_on_shards(log, folder, new, epochs, step, _fit)
     require_log(log)
     if member_folders(folder):
         each: dict[str, Any] = {

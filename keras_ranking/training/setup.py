@@ -13,6 +13,7 @@ import pandas as pd
 from keras_ranking import metrics, models
 from keras_ranking.data import PackedDataset, PackedRequests, Sequences, pack, pad
 from keras_ranking.data.log_columns import require_column
+from keras_ranking.data.packed_requests import RequestSizes
 from keras_ranking.metrics.observed_base import ObservedBase
 from keras_ranking.optimizers import AdamW, TableOptimizer
 from keras_ranking.schema import Schema
@@ -36,6 +37,8 @@ def training_data(
     weights: Mapping[str, np.ndarray] | None = None,
     delays: Any = None,
     epoch: int = 0,
+    sizes: RequestSizes | None = None,
+    checked: bool = False,
 ) -> tuple[PackedDataset | PackedRequests, int]:
     """The data for `ranker.fit`, packed rows or requests depending on the model's form; and the size of the largest request.
 
@@ -44,14 +47,16 @@ def training_data(
         weights: of events by task, see `weights_for`.
         delays: logged delays for a model with an input `delay`. None: always the model's `delay`.
         epoch: number of the first epoch.
+        sizes: of a model trained on requests, that several such datasets share; None: those of this one.
+        checked: whether `check_targets` has checked these events.
 
     Raises:
         ValueError: as the datasets; targets without a position for a model that reads positions; requests with several positives of a task
             of which one candidate is chosen; delays for a model without the input;
             options for models trained on rows with a model trained on requests.
     """
-    _check_positions(ranker, sequences)
-    _check_choices(ranker, sequences)
+    if not checked:
+        check_targets(ranker, sequences)
     if delays is not None and "delay" not in ranker.input_columns:
         raise ValueError(
             "`delay_column` is for a model that is trained on drawn delays, CADET or FeedSR with sampled_delay=True. "
@@ -64,10 +69,14 @@ def training_data(
             raise ValueError(f"`{ranker.name}` is trained on requests; these options are for models trained on rows. Received: {received}")
         found = model_requests(ranker, sequences)
         longest = int((found.candidate_end - found.candidate_begin).max(initial=1))
-        size = max(training.row_length, longest)
+        size = max(training.row_length, longest) if sizes is None else sizes.row_length
         # One long list makes all rows longer: fewer of them keep the number of slots of a step.
         count = max(1, round(training.batch_size * training.row_length / size))
-        return PackedRequests(found, size, count, names=ranker.stream_columns or ranker.input_columns, **common), longest
+        common["row_requests"] = None if sizes is None else sizes.row_requests
+        made = PackedRequests(found, size, count, names=ranker.stream_columns or ranker.input_columns, **common)
+        if sizes is not None:
+            made.widen(sizes)
+        return made, longest
     make, length = {"packed": (pack, "row"), "padded": (pad, "longest"), "bucketed": (pad, "bucketed")}[training.batching]
     rows = make(sequences, training.row_length, context=training.context)
     delays = ranker.arguments["delay"] if delays is None else delays
@@ -104,6 +113,17 @@ def delays_for(events: pd.DataFrame, training: TrainingOptions, places: np.ndarr
     reason = f"must hold delays in seconds, 0 to {INT32_MAX}"
     raise_first(training.delay_column, events[training.delay_column], [(bad, reason)], places=places)
     return delays
+
+
+def check_targets(ranker: models.RankingModel, sequences: Sequences) -> None:
+    """Check that targets have what the model needs.
+
+    Raises:
+        ValueError: targets without a position for a model that reads positions; requests with several positives of a task of which one
+            candidate is chosen.
+    """
+    _check_positions(ranker, sequences)
+    _check_choices(ranker, sequences)
 
 
 def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:

@@ -93,6 +93,15 @@ class Validation(keras.callbacks.Callback):
         self.values: list[float] = list((progress or {}).get("epochs", {}).get(self.name, ()))
         self.kept: dict[str, np.ndarray] = dict(kept or {})
 
+    def measured(self, ranker: models.RankingModel) -> dict[str, dict[str, float]]:
+        """Metrics of the rows by task."""
+        return metrics_of(ranker, self.rows)
+
+    @property
+    def events(self) -> int:
+        """Number of rows."""
+        return int(self.rows.sequences.target.sum())
+
     def _check_defined(self, ranker: models.RankingModel) -> None:
         sequences, known = self.rows.sequences, {}
         for task in ranker.tasks:
@@ -100,7 +109,11 @@ class Validation(keras.callbacks.Callback):
             scored = sequences.target & ~np.isnan(label)
             if scored.any():
                 known[task] = metrics.summary(label[scored], np.full(int(scored.sum()), 0.5), sequences.request[scored])
-        self.names = set(_named(known))
+        self.check_names(known)
+
+    def check_names(self, known: Mapping[str, Mapping[str, float]]) -> None:
+        """Check that what is monitored is among metrics of the rows, by task."""
+        self.names = set(named_metrics(known))
         if self.name not in self.names:
             raise ValueError(
                 f"`monitor` must be a metric that the validation rows define, one of {sorted(n.removeprefix('val_') for n in self.names)}. "
@@ -125,7 +138,7 @@ class Validation(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         model = self.model
         with contextlib.nullcontext() if self.average is None else self.average.in_place(model):
-            found = _named(metrics_of(model, self.rows))
+            found = named_metrics(self.measured(model))
             if logs is not None:
                 logs.update(found)
             self.values.append(found.get(self.name, math.nan))
@@ -141,15 +154,14 @@ class Validation(keras.callbacks.Callback):
 
     def report(self) -> dict[str, Any]:
         """For `history.json`."""
-        sequences = self.rows.sequences
-        rows = {"rows": self.choice, "events": int(sequences.target.sum())}
+        rows = {"rows": self.choice, "events": self.events}
         if self.best is None:
             return {"validation": rows}
         best = {"epoch": self.best + 1, "monitor": self.name, "value": self.values[self.best], "saved": self.recipe.keeps_best}
         return {"validation": rows, "best": best}
 
 
-def _named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def named_metrics(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """'val_click_auc' -> value, by task, and 'val_auc', the mean over tasks; what is undefined is left out."""
     named: dict[str, float] = {}
     for metric in METRICS:

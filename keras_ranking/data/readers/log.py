@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,7 @@ class Log:
                 "`keras_ranking.data.split_by_time(events, schema)` makes one, and `events.assign(split='train')` trains on all rows. "
                 f"Received: columns {sorted(map(str, self.events.columns))}"
             )
-        counts = self.events["split"].value_counts(dropna=False, sort=False)
-        wrong = {word: int(rows) for word, rows in counts.items() if word not in SPLITS and rows}
-        if wrong:
-            found = ", ".join(f"{shown(word)} in {rows:,} rows" for word, rows in list(wrong.items())[:10])
-            near = [_nearest(word) for word in wrong]
-            rename = {word: to for word, to in zip(wrong, near, strict=True) if to}
-            hint = f"; rename them: `events['split'].replace({rename})`" if rename else ""
-            raise ValueError(f"column 'split' must hold 'train', 'validation', 'test', 'history' or 'new_members'. Received: {found}{hint}")
+        check_splits(self.events["split"].value_counts(dropna=False, sort=False).to_dict())
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split.
@@ -100,6 +93,24 @@ class Log:
                 why += "; `hold_out_members`, or `--holdout-members` of the command line, makes them"
             raise ValueError(f"the log '{self.name}' has no rows with split '{name}'. It has: {known}{why}")
         return rows
+
+
+def check_splits(counts: Mapping[Any, int]) -> None:
+    """Check the words of a column `split`.
+
+    Args:
+        counts: rows by word.
+
+    Raises:
+        ValueError: another word, with what it probably means.
+    """
+    wrong = {word: int(rows) for word, rows in counts.items() if word not in SPLITS and rows}
+    if wrong:
+        found = ", ".join(f"{shown(word)} in {rows:,} rows" for word, rows in list(wrong.items())[:10])
+        near = [_nearest(word) for word in wrong]
+        rename = {word: to for word, to in zip(wrong, near, strict=True) if to}
+        hint = f"; rename them: `events['split'].replace({rename})`" if rename else ""
+        raise ValueError(f"column 'split' must hold 'train', 'validation', 'test', 'history' or 'new_members'. Received: {found}{hint}")
 
 
 def require_log(log: Any) -> None:

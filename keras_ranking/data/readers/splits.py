@@ -52,20 +52,31 @@ def hold_out_members(log: Log, share: float = 0.25, seed: int = 0) -> Log:
     words = log.events["split"].to_numpy(dtype=object)
     if (words == NEW_MEMBERS).any():
         raise ValueError(f"`log` has rows with split '{NEW_MEMBERS}' already: hold members out of the log as it was read.")
-    found = distinct_ids(log.events[log.schema.member])
-    known = np.array([text != "" for text in found.texts], dtype=bool)  # a missing member, which the checks of a log find, is not held out
-    salted = fingerprint64(np.array([f"{seed}:{text}" for text in found.texts], dtype=object))
-    chosen = known & (salted.astype(np.float64) < share * 2.0**64)
-    held = found.at_rows(chosen, False)
-    trained, later = held & (words == "train"), held & ((words == "validation") | (words == "test"))
+    held, chosen, known = held_out(log.events[log.schema.member], share, seed)
+    split = split_of_held_out(words, held)
+    trained, later = held & (words == "train"), held & (split == NEW_MEMBERS)
     if not ((words == "train") & ~held).any():
-        raise ValueError(f"`share` must leave rows to train on. Received: share={share} of {int(known.sum())} members")
-    split = np.where(trained, HISTORY, np.where(later, NEW_MEMBERS, words)).astype(object)
+        raise ValueError(f"`share` must leave rows to train on. Received: share={share} of {known} members")
     note = (
-        f"{int(chosen.sum()):,} of {int(known.sum()):,} members are held out (share {share}, seed {seed}): {int(later.sum()):,} of their "
+        f"{chosen:,} of {known:,} members are held out (share {share}, seed {seed}): {int(later.sum()):,} of their "
         f"rows are '{NEW_MEMBERS}', {int(trained.sum()):,} rows to train on became '{HISTORY}'"
     )
     return replace(log, events=log.events.assign(split=split), notes=(*log.notes, note))
+
+
+def held_out(members: pd.Series, share: float, seed: int) -> tuple[np.ndarray, int, int]:
+    """Which rows are of members that `hold_out_members` holds out, and how many members are, of how many."""
+    found = distinct_ids(members)
+    known = np.array([text != "" for text in found.texts], dtype=bool)  # a missing member, which the checks of a log find, is not held out
+    salted = fingerprint64(np.array([f"{seed}:{text}" for text in found.texts], dtype=object))
+    chosen = known & (salted.astype(np.float64) < share * 2.0**64)
+    return found.at_rows(chosen, False), int(chosen.sum()), int(known.sum())
+
+
+def split_of_held_out(words: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """The splits of rows, of which those of held-out members are not trained on."""
+    trained, later = held & (words == "train"), held & ((words == "validation") | (words == "test"))
+    return np.where(trained, HISTORY, np.where(later, NEW_MEMBERS, words)).astype(object)
 
 
 def split_by_time(events: pd.DataFrame, schema: Schema, train_share: float = 0.8) -> pd.DataFrame:

@@ -89,7 +89,12 @@ def age_weights(sequences: Sequences, half_life_days: float = 60.0, now: int | N
 
 
 def inverse_propensity_weights(
-    position: np.ndarray, propensity: np.ndarray, clip: float = 10.0, label: np.ndarray | None = None, counted: np.ndarray | None = None
+    position: np.ndarray,
+    propensity: np.ndarray,
+    clip: float = 10.0,
+    label: np.ndarray | None = None,
+    counted: np.ndarray | None = None,
+    mean: float | None = None,
 ) -> tuple[np.ndarray, int]:
     """min(1 / propensity(position), clip), scaled to mean 1; and how many were clipped.
 
@@ -108,6 +113,7 @@ def inverse_propensity_weights(
         clip: largest weight before scaling.
         label: (E,) 0 or 1, to weight the positives alone.
         counted: (E,) bool, over which events the mean is 1 and the clipped ones are counted; None: all.
+        mean: of the weights before scaling, where these are some of the events of a log; None: theirs.
 
     Returns:
         (E,) float32 weights, and the number clipped.
@@ -140,7 +146,8 @@ def inverse_propensity_weights(
         weighted = np.asarray(label) > 0
         weight = np.where(weighted, weight, 1.0)
     clipped = int((weighted & chosen & (raw > clip)).sum())
-    mean = weight[chosen].mean() if chosen.any() else 1.0
+    if mean is None:
+        mean = weight[chosen].mean() if chosen.any() else 1.0
     return np.asarray(weight / mean, dtype=np.float32), clipped
 
 
@@ -170,6 +177,8 @@ def event_weights(
     propensities: Mapping[str, np.ndarray] | None = None,
     ipw: str = "all",
     ipw_clip: float = 10.0,
+    now: int | None = None,
+    means: Mapping[str, float] | None = None,
 ) -> EventWeights:
     """The product of the chosen weights, by task.
 
@@ -180,6 +189,8 @@ def event_weights(
         propensities: (K,) by task, of positions 1 to K, such as `position_propensities` gives; None: none.
         ipw: 'all' or 'positives', see `inverse_propensity_weights`.
         ipw_clip: largest inverse propensity.
+        now: of `age_weights`; None: the newest target event of these.
+        means: by task, `mean` of `inverse_propensity_weights`; None: those of these events.
 
     Returns:
         `EventWeights`.
@@ -202,7 +213,7 @@ def event_weights(
     if position_half_life is not None:
         common = common * place_weights(sequences, position_half_life)
     if age_half_life_days is not None:
-        common = common * age_weights(sequences, age_half_life_days)
+        common = common * age_weights(sequences, age_half_life_days, now)
     by_task: dict[str, np.ndarray] = {}
     report: dict[str, Any] = {}
     for task in names:
@@ -212,7 +223,8 @@ def event_weights(
                 raise ValueError(f"`propensities` must be given for each task. Received: none for '{task}', of {sorted(propensities)}")
             counted = sequences.target & ~np.isnan(label)
             positives = np.nan_to_num(label) if ipw == "positives" else None
-            inverse, clipped = inverse_propensity_weights(sequences.position, propensities[task], ipw_clip, positives, counted)
+            mean = (means or {}).get(task)
+            inverse, clipped = inverse_propensity_weights(sequences.position, propensities[task], ipw_clip, positives, counted, mean)
             weight = weight * inverse
             report[task] = {"clipped": clipped, "of": int(counted.sum()), "largest": float(inverse[counted].max(initial=0.0))}
         by_task[task] = weight

@@ -152,23 +152,60 @@ def position_propensities(
             raise ValueError(
                 f"task '{task.name}' has no row with a position and a label{' that is randomised' if method == 'random' else ''}."
             )
-        pools = _pools(int(place[rows].max()), boundaries)
-        pool = pools[place[rows] - 1]
-        shown = np.bincount(pool, minlength=pools[-1] + 1)
-        acted = np.bincount(pool, weights=label[rows], minlength=pools[-1] + 1).astype(np.int64)
-        if (shown == 0).any() or not acted[0]:
-            what = f"no row at place {int(shown.argmin()) + 1}" if (shown == 0).any() else "no label 1 at position 1"
-            raise ValueError(f"task '{task.name}' has {what} to compare with; pool positions with `boundaries`, or lower `last`.")
-        extra: dict[str, Any] = {}
-        low = high = np.full(len(shown), np.nan)
-        if method == "em":
-            theta, gamma, steps = _fit(group[rows], pool, label[rows], len(groups) if groups is not None else 1, prior, iterations)
-            extra = {"groups": groups, "attractiveness": gamma, "iterations": steps}
-        else:
-            theta = (acted / shown) / (acted[0] / shown[0])
-            low, high = _ratio_interval(theta, acted, shown)
-        curves[task.name] = PositionCurve(task.name, method, theta[pools], low[pools], high[pools], shown[pools], acted[pools], **extra)
+        cells = cells_of(group[rows], place[rows], label[rows])
+        curves[task.name] = curve_of_cells(task.name, method, cells, boundaries, prior, iterations, groups)
     return curves
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows with a position and a label, counted by group and position.
+
+    Attributes:
+        group: (N,) int64 from 0 on, increasing.
+        place: (N,) int64 from 1 on, increasing within a group.
+        shown, acted: (N,) rows, and rows with label 1.
+    """
+
+    group: np.ndarray
+    place: np.ndarray
+    shown: np.ndarray
+    acted: np.ndarray
+
+
+def cells_of(group: np.ndarray, place: np.ndarray, label: np.ndarray, shown: np.ndarray | None = None) -> Cells:
+    """The cells of rows, or of cells that are added up: then `label` and `shown` are those of the cells."""
+    width = int(place.max(initial=1)) + 1
+    cell, inverse = np.unique(group * width + place, return_inverse=True)
+    count = np.bincount(inverse, weights=shown).astype(np.int64)
+    return Cells(cell // width, cell % width, count, np.bincount(inverse, weights=label))
+
+
+def curve_of_cells(
+    task: str, method: str, cells: Cells, boundaries: Sequence[int] | None, prior: float, iterations: int, groups: pd.Index | None = None
+) -> PositionCurve:
+    """The curve of one task; see `position_propensities`.
+
+    Raises:
+        ValueError: a position without rows below the last one, or no label 1 at position 1.
+    """
+    pools = _pools(int(cells.place.max()), boundaries)
+    pool = pools[cells.place - 1]
+    shown = np.bincount(pool, weights=cells.shown, minlength=pools[-1] + 1).astype(np.int64)
+    acted = np.bincount(pool, weights=cells.acted, minlength=pools[-1] + 1).astype(np.int64)
+    if (shown == 0).any() or not acted[0]:
+        what = f"no row at place {int(shown.argmin()) + 1}" if (shown == 0).any() else "no label 1 at position 1"
+        raise ValueError(f"task '{task}' has {what} to compare with; pool positions with `boundaries`, or lower `last`.")
+    extra: dict[str, Any] = {}
+    low = high = np.full(len(shown), np.nan)
+    if method == "em":
+        pooled = cells_of(cells.group, pool + 1, cells.acted, cells.shown)
+        theta, gamma, steps = _fit(pooled, len(groups) if groups is not None else int(cells.group.max()) + 1, prior, iterations)
+        extra = {"groups": groups, "attractiveness": gamma, "iterations": steps}
+    else:
+        theta = (acted / shown) / (acted[0] / shown[0])
+        low, high = _ratio_interval(theta, acted, shown)
+    return PositionCurve(task, method, theta[pools], low[pools], high[pools], shown[pools], acted[pools], **extra)
 
 
 def _random_rows(events: pd.DataFrame, randomised: Any) -> np.ndarray:
@@ -226,15 +263,11 @@ def _ratio_interval(theta: np.ndarray, acted: np.ndarray, shown: np.ndarray) -> 
     return np.where(acted > 0, low, 0.0), np.where(acted > 0, high, np.inf)
 
 
-def _fit(
-    group: np.ndarray, pool: np.ndarray, label: np.ndarray, groups: int, prior: float, iterations: int
-) -> tuple[np.ndarray, np.ndarray, int]:
+def _fit(cells: Cells, groups: int, prior: float, iterations: int) -> tuple[np.ndarray, np.ndarray, int]:
     """EM over cells of (group, position): the rows of a cell have one posterior."""
-    pools = int(pool.max()) + 1
-    cell, inverse = np.unique(group * pools + pool, return_inverse=True)
-    of_group, of_pool = cell // pools, cell % pools
-    shown = np.bincount(inverse).astype(np.float64)
-    acted = np.bincount(inverse, weights=label)
+    of_group, of_pool = cells.group, cells.place - 1
+    pools = int(of_pool.max()) + 1
+    shown, acted = cells.shown.astype(np.float64), cells.acted
     rows, places = np.bincount(of_group, weights=shown, minlength=groups), np.bincount(of_pool, weights=shown, minlength=pools)
     theta = np.minimum(
         np.bincount(of_pool, weights=acted, minlength=pools) / places / max(acted[of_pool == 0].sum() / places[0], 1e-12), 1.0

@@ -1,0 +1,1 @@
+"""Logs beyond one machine's memory: shards on disk, and how they are prepared and read."""

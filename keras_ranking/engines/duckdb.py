@@ -1,0 +1,107 @@
+"""Preparing a log that is larger than the memory of one machine: DuckDB divides it by member, and `keras_ranking.data` computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_ranking.data.shards.ids import shard_of
+from keras_ranking.data.shards.log import ShardedLog
+from keras_ranking.data.shards.parts import Plan
+from keras_ranking.data.shards.prepare import build, teller
+from keras_ranking.engines.files import PART, ROW, ParquetLog, parquet_log, part_reader
+from keras_ranking.schema import Schema
+
+_MEMORY = 4e9
+
+
+def prepare(
+    place: str | Path,
+    schema: Schema,
+    out: str | Path,
+    shards: int | None = None,
+    memory: float = _MEMORY,
+    keep: Sequence[str] = (),
+    on_error: str = "raise",
+    verbose: bool = False,
+    **settings: Any,
+) -> ShardedLog:
+    """Write a log of parquet files as shards, with bounded memory; the result is that of `keras_ranking.data.prepare`, bit for bit.
+
+    Only the columns that the schema names are read. Needs the extra `scale`.
+
+    Args:
+        place: a folder of .parquet files, a pattern, or a file. Rows are in the order of the paths, then as in the file.
+        schema: what the columns are.
+        out, shards, keep, on_error, verbose: as `keras_ranking.data.prepare`.
+        memory: bytes that DuckDB may use, about; it writes what does not fit to files beside `out`.
+        settings: `round`, `train_share`, `name`, `holdout` (share of members, seed).
+
+    Returns:
+        `ShardedLog`.
+
+    Raises:
+        ModuleNotFoundError: without the extra.
+        FileNotFoundError, FileExistsError: no such files; `out` exists.
+        ValueError: as `keras_ranking.data.prepare`.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> Path("logs").mkdir()
+        >>> log.events.to_parquet("logs/day1.parquet", index=False)
+        >>> kr.engines.duckdb.prepare("logs", log.schema, "runs/duckdb_shards").events == len(log.events)
+        True
+    """
+    if memory < 2e8:
+        raise ValueError(f"`memory` must be at least 200 MB, in bytes. Received: memory={memory}")
+    engine = _imported()
+    log = parquet_log(place)
+    plan = log.plan(
+        schema, settings.pop("name", Path(place).stem or "log"), shards, memory, keep=tuple(keep), on_error=on_error, **settings
+    )
+
+    def split(folder: Path) -> None:
+        _split(engine, log, plan, folder, memory)
+
+    return build(out, plan, log.source, split, part_reader, tell=teller(verbose))
+
+
+def _imported() -> Any:
+    try:
+        import duckdb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the engine 'duckdb' needs DuckDB: pip install 'keras-ranking[scale]'", name="duckdb") from error
+    return duckdb
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _split(engine: Any, log: ParquetLog, plan: Plan, folder: Path, memory: float) -> None:
+    """Write the rows of each part below a folder, with their numbers in the log."""
+    with engine.connect(config={"memory_limit": f"{int(memory * 0.6)}B", "temp_directory": str(folder.parent / "spilled")}) as connection:
+        connection.execute("SET preserve_insertion_order = false")
+        connection.execute(f"SET partitioned_write_flush_threshold = {max(20_000, int(memory / 4e9 * 200_000))}")
+        connection.execute(f"SET partitioned_write_max_open_files = {min(plan.shards, 500)}")
+        files = f"read_parquet([{', '.join(map(_text, log.files))}], union_by_name = true, file_row_number = true, filename = true)"
+        member = _quoted(plan.schema.member)
+        kind = connection.execute(f"SELECT typeof({member}) FROM {files} LIMIT 1").fetchall()[0][0]
+
+        def part(members: Any) -> Any:
+            import pyarrow as pa
+
+            return pa.array(shard_of(members.to_pandas(), plan.shards))
+
+        connection.create_function("kr_part", part, [kind], "INTEGER", type="arrow", null_handling="special")
+        connection.execute("CREATE TEMP TABLE firsts (filename VARCHAR, first BIGINT)")
+        connection.executemany("INSERT INTO firsts VALUES (?, ?)", [list(pair) for pair in zip(log.files, log.first, strict=True)])
+        named = ", ".join(_quoted(name) for name in plan.columns)
+        chosen = f"SELECT {named}, first + file_row_number AS {ROW}, kr_part({member}) AS {PART} FROM {files} JOIN firsts USING (filename)"
+        how = f"FORMAT parquet, PARTITION_BY ({PART}), COMPRESSION zstd, OVERWRITE_OR_IGNORE true"
+        connection.execute(f"COPY ({chosen}) TO {_text(str(folder))} ({how})").fetchall()
