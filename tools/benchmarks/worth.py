@@ -1,6 +1,6 @@
 """The page of results on four logs: peers and rankers on `validation` and `new_members`, by one command that goes on where it stopped.
 
-    python tools/benchmarks/worth.py FOLDER [--logs ebnerd ...] [--seeds 0 1 2] [--only peers|rankers] [--limit MINUTES]
+    python tools/benchmarks/worth.py FOLDER [--logs ebnerd ...] [--seeds 0 1 2] [--only peers|rankers] [--limit MINUTES] [--models FOLDER]
     python tools/benchmarks/worth.py --page
 
 FOLDER holds the files of all logs. Finished fits and runs are lines of `peers.jsonl` and `rankers.jsonl` in `tools/benchmarks/results`,
@@ -83,7 +83,7 @@ COLUMNS = {
 Line = Mapping[str, Any]
 
 
-def run_all(folder: str, logs: Sequence[str], seeds: Sequence[int], only: str | None, until: float) -> None:
+def run_all(folder: str, logs: Sequence[str], seeds: Sequence[int], only: str | None, until: float, kept: Path | None) -> None:
     """All jobs of the logs in turn, those with all members last; stops before the first that begins after `until`."""
     for holdout in (0.25, 0.0):
         for log in logs:
@@ -101,7 +101,7 @@ def run_all(folder: str, logs: Sequence[str], seeds: Sequence[int], only: str | 
                     for seed in seeds:
                         if time.monotonic() > until:
                             return
-                        rankers.run_line(case, name, seed, LINES / "rankers.jsonl")
+                        rankers.run_line(case, name, seed, LINES / "rankers.jsonl", kept=kept)
             write_page()
 
 
@@ -193,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", choices=["peers", "rankers"])
     parser.add_argument("--limit", type=float, metavar="MINUTES", help="begin nothing after so many minutes")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="where trained networks are kept, for runs that share one")
     parser.add_argument("--page", action="store_true", help="write the page of the lines that there are")
     args = parser.parse_args(arguments)
     if not args.page and args.folder is None:
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     LINES.mkdir(exist_ok=True)
     if not args.page:
         until = np.inf if args.limit is None else time.monotonic() + 60 * args.limit
-        run_all(args.folder, args.logs, args.seeds, args.only, until)
+        run_all(args.folder, args.logs, args.seeds, args.only, until, args.models)
         print("done" if time.monotonic() <= until else "stopped at --limit: run it again to go on", file=sys.stderr)
     write_page()
 
