@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from keras_ranking.column_base import NAME, Column, usable
 from keras_ranking.count_column import Count
@@ -24,18 +25,28 @@ class Vector(Column):
     Args:
         name: column of the log; each value a sequence of `size` numbers.
         size: length of the vector.
+        missing: the number that fills the vector of a row that has none (None, NaN), such as 0.0. None: such a row is an error.
         known: 'item', 'context' or 'after'.
 
     Example:
         >>> kr.Vector("text_embedding", size=2).encode([[0.5, 1.0], [0.0, 2.0]]).tolist()
         [[0.5, 1.0], [0.0, 2.0]]
+        >>> kr.Vector("text_embedding", size=2, missing=0.0).encode([[0.5, 1.0], None]).tolist()
+        [[0.5, 1.0], [0.0, 0.0]]
     """
 
     kind: Literal["vector"] = "vector"
     size: int = Field(ge=1)
+    missing: float | None = Field(default=None, allow_inf_nan=False)
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
+
+    @model_serializer(mode="wrap")
+    def _as_dict(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """`missing` is written where it is stated: other schemas keep their files and digests."""
+        found = plain(self)
+        return found if self.missing is not None else {name: value for name, value in found.items() if name != "missing"}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,6 +66,9 @@ class Vector(Column):
         rows = values if whole else list(values)
         wrong = np.zeros(len(rows), dtype=bool)
         if not whole:
+            absent = [self.missing is not None and (value is None or value is pd.NA or _is_nan(value)) for value in rows]
+            fill = [self.missing] * self.size
+            rows = [fill if none else value for value, none in zip(rows, absent, strict=True)] if any(absent) else rows
             wrong[:] = [not self._is_vector(value) for value in rows]
         out = np.zeros((len(rows), self.size), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # a value beyond float32 becomes infinite and is a fault below
@@ -87,6 +101,10 @@ class Vector(Column):
         if array.dtype.kind not in "fiu" or array.shape != (self.size,):
             return False
         return isinstance(value, np.ndarray) or not any(isinstance(number, bool | np.bool_) for number in value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
 
 
 Feature = Annotated[Id | Category | Ids | Number | Vector | Count, Field(discriminator="kind")]

@@ -181,7 +181,7 @@ def _guess(name: str, rows: pd.DataFrame, item: str | None, labels: Mapping[str,
         why = f"{told}: known only after scoring? If the member did it, state it in `actions`"
         return Guess(name, "left out", why, warning="suspected to tell the label")
     known = "item" if name == item or _is_of_item(rows, name, item) else "context"
-    made = _set_or_vector(name, present, known) or _scalar(name, values, present, known)
+    made = _set_or_vector(name, present, known, len(present) < len(values)) or _scalar(name, values, present, known)
     if isinstance(made, Guess):
         return made
     column, reason = made
@@ -199,13 +199,15 @@ def _is_of_item(rows: pd.DataFrame, name: str, item: str | None) -> bool:
     return bool(len(each) < len(rows) and (each <= 1).mean() > 0.99)
 
 
-def _set_or_vector(name: str, present: pd.Series, known: str) -> tuple[Any, str] | None:
+def _set_or_vector(name: str, present: pd.Series, known: str, gaps: bool) -> tuple[Any, str] | None:
     first = present.iloc[0]
     if isinstance(first, (list, tuple, set, frozenset, np.ndarray)):
         lengths = present.map(len)
         parts = [part for cell in present.iloc[:1000] for part in cell]
         if parts and all(isinstance(part, (float, np.floating)) for part in parts) and lengths.nunique() == 1:
-            return Vector(name, size=int(lengths.iloc[0]), known=known), f"lists of {int(lengths.iloc[0])} fractions"
+            told, settings = f"lists of {int(lengths.iloc[0])} fractions", {"missing": 0.0} if gaps else {}
+            told += "; some are missing and become zeros" if gaps else ""
+            return Vector(name, size=int(lengths.iloc[0]), known=known, **settings), told
         most = int(max(lengths.max(), 1))
         return Ids(name, buckets=_buckets(len(set(map(str, parts)))), size=most, known=known), f"lists of up to {most} ids"
     if not isinstance(first, str):

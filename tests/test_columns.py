@@ -90,6 +90,7 @@ def test_number(column: Number, values: Any, expected: list[float]) -> None:
         (Number("x", transform="standardise"), [1], "column 'x' has transform='standardise' without `mean` and `std`"),
         (Number("x", transform="standardise", mean=1), [1], "without `mean` and `std`"),
         (Vector("v", size=2), [[1, 2], [3]], r"column 'v' must hold vectors of 2 numbers. Received: \[3\] at row 1"),
+        (Vector("v", size=2, missing=0.0), [[1, 2], [3]], r"column 'v' must hold vectors of 2 numbers. Received: \[3\] at row 1"),
         (Vector("v", size=2), [[1, 2], None], "must hold vectors of 2 numbers. Received: None at row 1"),
         (Vector("v", size=2), ["ab"], "must hold vectors of 2 numbers. Received: 'ab' at row 0"),
         (Vector("v", size=2), [["1", "2"]], "must hold vectors of 2 numbers"),
@@ -154,3 +155,10 @@ def test_labels() -> None:
 def test_wrong_labels(missing: Any, values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Task("t", label="y", missing=missing).encode(values)
+
+
+def test_vectors_of_rows_without_one() -> None:
+    column = Vector("v", size=2, missing=0.5)
+    np.testing.assert_array_equal(column.encode([[1, 2], None, np.nan, pd.NA]), [[1, 2], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
+    assert column.encode([None, None]).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert "missing" not in Vector("v", size=2).model_dump() and Vector.model_validate(column.model_dump()) == column

@@ -56,6 +56,7 @@ def _values(column: Any, values: pd.Series, dtype: np.dtype, size: tuple[int, ..
         encoded[:] = [text.encode() for text in texts.reshape(-1)]
         return encoded.reshape(texts.shape)
     if size:
+        values = pd.Series(list(column.encode(values))) if getattr(column, "missing", None) is not None else values
         rows = [np.asarray(row, dtype=dtype) for row in values]
         wrong = next((row for row, value in enumerate(rows) if value.shape != size), None)
         if wrong is not None:
