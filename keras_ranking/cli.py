@@ -1,4 +1,4 @@
-"""`keras-ranking schema | simulate | prepare | train | evaluate | score-log | export | ...`: from a log to a served score.
+"""`keras-ranking schema | simulate | prepare | train | tune | evaluate | score-log | export | ...`: from a log to a served score.
 
 Exit codes: 0 done; 1 failed (for example a server that cannot be reached, an export with other scores than Keras, a full disk);
 2 wrong usage or bad input; 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug` shows the traceback. Results go to stdout,
@@ -18,6 +18,7 @@ from keras_ranking.commands.label_parsers import LABEL_PARSERS
 from keras_ranking.commands.parsers import BACKENDS, PARSERS, Help
 from keras_ranking.commands.scale_parsers import SCALE_PARSERS
 from keras_ranking.commands.schemas import SCHEMA_PARSERS
+from keras_ranking.commands.tune_parser import TUNE_PARSERS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (*PARSERS, *SCALE_PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS):
+    for add in (*PARSERS, *SCALE_PARSERS, *TUNE_PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS):
         add(subparsers)
     return parser
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "train" and not (args.out or args.resume):
         parser.error("train: one of the arguments --out and --resume is required")
+    if args.command == "train" and not (args.data or args.from_study):
+        parser.error("train: the following arguments are required: --data")
     try:
         with warnings.catch_warnings():
             # One line for each warning, as for an error, without the place in the source.
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def in_shell(message: str, args: argparse.Namespace) -> str:
     """A message with arguments of Python as those of the command: `--data` for `source`, `--on-error drop` for on_error='drop'."""
-    if args.command not in ("simulate", "prepare", "train", "evaluate", "score-log"):
+    if args.command not in ("simulate", "prepare", "train", "tune", "evaluate", "score-log"):
         return message
     message = message.replace("on_error='drop'", "--on-error drop").replace("`source`", "`--data`")
     message = message.replace("`Log(..., round='floor')` rounds down to whole seconds.", "Remove fractions from the file first.")

@@ -7,7 +7,7 @@ import inspect
 
 import keras_ranking as kr
 
-ROOMS = ("data", "layers", "losses", "metrics", "models", "ops", "serving", "training")
+ROOMS = ("data", "layers", "losses", "metrics", "models", "ops", "serving", "training", "tuning")
 
 
 def public_objects() -> list[tuple[str, object]]:

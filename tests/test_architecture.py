@@ -61,6 +61,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "training.weighting": (MODELS | {"models"} | DATA, ARRAYS),
     "training.streaming": (MODELS | {"models"} | DATA | TRAINING, ARRAYS | {"keras", "pyarrow"}),
     "training": (MODELS | {"models", "models.combined"} | DATA | TRAINING, KERAS | ARRAYS),
+    "tuning": (
+        MODELS | {"models"} | DATA | TRAINING,
+        {"keras", "numpy", "pandas", "optuna", "optuna_dashboard", "optuna_integration", "sqlalchemy", "scipy", "matplotlib"},
+    ),
     "serving": ({"serving.protocol"}, set()),
     "serving.protocol": (BASE | DATA, ARRAYS | {"google", "grpc", "ml_dtypes", "orjson", "tensorflow_serving"}),
     "serving.client": (BASE | DATA | {"serving.protocol"}, ARRAYS | {"grpc", "google"}),
@@ -73,13 +77,14 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"configuration", "serving.protocol", "serving.checking", "serving.exporting"},
         {"numpy", "tensorflow", "grpc", "grpc_health", "aiohttp", "prometheus_client", "orjson", "google"},
     ),
-    "commands": (MODELS | DATA | TRAINING | SERVING | {"engines", "models", "serving"}, ARRAYS | {"keras"}),
+    "commands": (MODELS | DATA | TRAINING | SERVING | {"engines", "models", "serving", "tuning"}, ARRAYS | {"keras"}),
     "cli": ({"", "commands"}, set()),
 }
 # Files that may import more than their room, and what.
 EXCEPTIONS = {
     "data/epochs.py": {"keras"},
     "data/counts/item_factors.py": {"scipy"},
+    "tuning/samplers.py": {"botorch", "gpytorch", "torch"},
     "data/readers/retail_lines.py": {"openpyxl"},
 }
 MOST_FILES, MOST_LINES = 20, 400

@@ -39,6 +39,10 @@ def simulate(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train a ranker on the `train` rows of a log, or resume a training."""
+    if args.from_study:
+        from keras_ranking.commands.tuning import train_from_study
+
+        return train_from_study(args)
     if args.resume:
         return _resume(args)
     if args.new_events:

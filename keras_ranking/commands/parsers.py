@@ -60,7 +60,8 @@ def positive(text: str) -> int:
     return number
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
+    """A port, or ArgumentTypeError."""
     number = int(text) if text.isascii() and text.isdigit() else -1
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"must be a port, 0 to 65535 (0 = any free one). Received: {text!r}")
@@ -68,11 +69,7 @@ def _port(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A seed.
-
-    Raises:
-        ArgumentTypeError: anything else.
-    """
+    """A seed, or ArgumentTypeError."""
     number = int(text) if text.isascii() and text.isdigit() else -1
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**32 - 1. Received: {text!r}")
@@ -108,10 +105,10 @@ def command(
     return made
 
 
-def data_arguments(made: argparse.ArgumentParser, schema: str) -> None:
+def data_arguments(made: argparse.ArgumentParser, schema: str, required: bool = True) -> None:
     """Arguments that choose a log."""
     sources = "simulated, ebnerd:FOLDER, kuairand:FOLDER, movielens:FOLDER, retail:FOLDER, parquet:FILE or shards:FOLDER (see below)"
-    made.add_argument("--data", required=True, metavar="SOURCE", help=sources)
+    made.add_argument("--data", required=required, metavar="SOURCE", help=sources)
     made.add_argument("--schema", metavar="FILE", help=schema)
     made.add_argument("--release", metavar="NAME", help="which release of kuairand: or movielens: to read, where the folder has several")
     made.add_argument("--holdout-members", type=_share, metavar="SHARE", help="share of the members never trained on (default: none)")
@@ -121,7 +118,8 @@ def data_arguments(made: argparse.ArgumentParser, schema: str) -> None:
     )
 
 
-def _setting_arguments(made: argparse.ArgumentParser, text: str) -> None:
+def setting_arguments(made: argparse.ArgumentParser, text: str) -> None:
+    """`--set`."""
     made.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
@@ -154,7 +152,7 @@ example:
     made.add_argument("--members", type=positive, default=1200, metavar="N", help="members (default: 1200)")
     made.add_argument("--days", type=positive, default=14, metavar="N", help="days (default: 14)")
     made.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random numbers (default: 0)")
-    _setting_arguments(made, "any other argument of keras_ranking.data.simulate")
+    setting_arguments(made, "any other argument of keras_ranking.data.simulate")
 
 
 def train_parser(subparsers: Any) -> None:
@@ -185,6 +183,7 @@ examples:
   keras-ranking train --data simulated --out runs/short --epochs 20 --validation last_day --early-stopping 2
   keras-ranking train --data simulated --out runs/long --checkpoint-every 500
   keras-ranking train --data simulated --resume runs/long
+  keras-ranking train --from-study runs/study --out runs/tuned
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
 """,
@@ -192,7 +191,9 @@ examples:
     )
     made.add_argument("--model", metavar="NAME", help="architecture: cadet, lirank, amortized, ligr or feedsr (default: cadet)")
     made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
-    data_arguments(made, "schema of a parquet log, as JSON (with --resume: default that of the training); replaces that of another source")
+    help_of_schema = "schema of a parquet log, as JSON (with --resume: default that of the training); replaces that of another source"
+    data_arguments(made, help_of_schema, required=False)
+    made.add_argument("--from-study", metavar="DIR", help="train the chosen setting of a study that `tune` made, on all training rows")
     made.add_argument("--out", metavar="DIR", help="folder to write; files of an earlier run in it are replaced")
     made.add_argument(
         "--seed", type=seed, metavar="N", help="seed of weights, shuffling, simulator (default: 0; a daily step has another default)"
@@ -206,7 +207,7 @@ examples:
         metavar="WHEN",
         help="with --resume: first day of the new rows (YYYY-MM-DD, or with a time; UTC), or a SOURCE of new rows",
     )
-    _setting_arguments(made, "any other option of training or of the model; an unknown name lists them all")
+    setting_arguments(made, "any other option of training or of the model; an unknown name lists them all")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     recipe_arguments(made)
 
@@ -327,8 +328,8 @@ examples:
     made.add_argument("folder", metavar="FOLDER", help="the served model, as `export` writes it")
     made.add_argument("--name", metavar="NAME", help="name of the model in paths and messages (default: the folder's name)")
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    made.add_argument("--rest-port", type=_port, default=8501, metavar="PORT", help="default: 8501; 0 = any free port")
-    made.add_argument("--grpc-port", type=_port, default=8500, metavar="PORT", help="default: 8500; 0 = any free port")
+    made.add_argument("--rest-port", type=port, default=8501, metavar="PORT", help="default: 8501; 0 = any free port")
+    made.add_argument("--grpc-port", type=port, default=8500, metavar="PORT", help="default: 8500; 0 = any free port")
     made.add_argument("--threads", type=int, default=0, metavar="N", help="TensorFlow threads (default: 0 = one per core)")
     made.add_argument(
         "--label", action="append", type=_setting, default=[], metavar="NAME=VERSION", help="keep VERSION loaded under the label NAME"

@@ -1,0 +1,185 @@
+"""The value of a trial of a ranker: a training whose last training rows are held out, judged on these."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from keras_ranking.data import Log
+from keras_ranking.data.counted import counted_log
+from keras_ranking.training.checkpoint import FILE, read_checkpoint
+from keras_ranking.training.options import MODELS, split_options
+from keras_ranking.training.presets import preset_options
+from keras_ranking.training.recipe import METRICS, split_recipe
+from keras_ranking.training.run import train
+from keras_ranking.training.validation import validation_rows
+from keras_ranking.tuning.running import Objective, Run, TrialFailed
+from keras_ranking.tuning.settings import Settings
+from keras_ranking.tuning.spaces import Choice
+
+OF_THE_STUDY = ("validation", "monitor", "ensemble", "init_from", "seed")
+_MOST_BUILT = 24
+
+
+class Told(keras.callbacks.Callback):
+    """Tells the trial's study the value after each epoch; a trial that was cancelled, or whose loss is no number, ends.
+
+    Args:
+        run: the trial.
+        name: of the metric in the logs.
+        first: number of values that were told of earlier seeds.
+        epochs: of the training.
+    """
+
+    def __init__(self, run: Run, name: str, first: int, epochs: int) -> None:
+        super().__init__()
+        self.run, self.name, self.first, self.epochs = run, name, first, epochs
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.run.check()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(values.get("loss", 0.0)):
+            raise TrialFailed(f"the loss is {values['loss']} after epoch {epoch + 1}")
+        self.run.note("epoch", f"{epoch + 1} of {self.epochs}")
+        if self.name not in values:
+            raise TrialFailed(f"{self.name} is not defined after epoch {epoch + 1}")
+        self.run.report(values[self.name], self.first + epoch)
+
+
+def direction_of(metric: str) -> str:
+    """'minimize' or 'maximize' for a metric of a validation, of all tasks or of one.
+
+    Raises:
+        ValueError: no such metric.
+    """
+    for name, mode in sorted({**METRICS, "grouped_auc": "max"}.items(), key=lambda pair: -len(pair[0])):
+        if metric == name or metric.endswith(f"_{name}"):
+            return "minimize" if mode == "min" else "maximize"
+    raise ValueError(f"`metric` must be one of {list(METRICS)}, or of one task, such as 'click_log_loss'. Received: metric={metric!r}")
+
+
+def trial_options(settings: Settings, tried: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `train` for a trial: those that do not vary, those that are tried, and the rows that judge."""
+    search = settings.search
+    return {**settings.options, **tried, "validation": search.validation, "monitor": search.metric}
+
+
+def check_ranker(log: Log, settings: Settings) -> Log:
+    """Check a study of a ranker before its first trial: each end of each range and each choice makes a model, and rows are left to judge.
+
+    Returns:
+        The log, with its counts.
+
+    Raises:
+        ValueError, TypeError: naming the option.
+    """
+    direction_of(settings.search.metric)
+    for where, names in (("space", settings.space), ("options", settings.options)):
+        for name in OF_THE_STUDY:
+            if name in names:
+                hint = {"validation": "`validation` of the study says", "monitor": "`metric` of the study says", "seed": "`seed` says"}
+                why = hint.get(name, "a study tunes one model;")
+                raise ValueError(f"`{where}` must not have '{name}': {why} it is not varied. Received: {name}={names[name]}")
+    for name in settings.space:
+        if name in settings.options:
+            raise ValueError(f"`{name}` must be in `space` or in `options`. Received: both")
+    counted = counted_log(log, on_error=settings.search.on_error)
+    held = validation_rows(counted, settings.search.validation)
+    rows = counted.events[(counted.events["split"] == "train").to_numpy() & (True if held is None else ~held)]
+    for number, tried in enumerate(_corners(settings)):
+        try:
+            rest, recipe = split_recipe(trial_options(settings, tried), preset_options(settings.model, counted.preset))
+            model_options, training = split_options(settings.model, rest, counted.preset)
+            if number < _MOST_BUILT:
+                schema = counted.schema if training.number_bins is None else counted.schema.binned(training.number_bins)
+                if number == 0:
+                    fitted = schema.fit(rows)
+                ranker = MODELS[settings.model](fitted if training.number_bins is None else schema.fit(rows), **model_options)
+                recipe.monitored(ranker.tasks)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"the space does not fit: with {dict(tried)}: {error}") from error
+        finally:
+            keras.utils.clear_session()
+    return counted
+
+
+def _corners(settings: Settings) -> list[dict[str, Any]]:
+    """All options at their first value, all at their last, and each other choice next to first values."""
+    ends = {name: list(one.values) if isinstance(one, Choice) else [one.low, one.high] for name, one in settings.space.items()}
+    first = {name: values[0] for name, values in ends.items()}
+    found = [first, {name: values[-1] for name, values in ends.items()}]
+    found += [{**first, name: value} for name, values in ends.items() for value in values[1:]]
+    return [one for number, one in enumerate(found) if one not in found[:number]]
+
+
+def ranker_objective(log: Log, settings: Settings) -> Objective:
+    """The objective of a study of a ranker; `log` has its counts."""
+
+    def objective(run: Run) -> float:
+        options = trial_options(settings, run.options)
+        values = []
+        for number, seed in enumerate(run.seeds):
+            try:
+                history = _trained(log, settings, options, seed, run, number)
+            finally:
+                keras.utils.clear_session()  # models of earlier trials are not needed, and one may have run out of memory
+            for name, series in history["epochs"].items():
+                if name.startswith("val_"):
+                    run.found[name] = run.found.get(name, 0.0) + series[_chosen(history)] / len(run.seeds)
+            values.append(_value(history, settings))
+        for name, value in run.found.items():
+            run.note(name, value)
+        return sum(values) / len(values)
+
+    return objective
+
+
+def _trained(log: Log, settings: Settings, options: Mapping[str, Any], seed: int, run: Run, number: int) -> dict[str, Any]:
+    folder = run.folder / f"seed_{seed}"
+    checkpoint = folder / FILE
+    begun = checkpoint.is_file()
+    if begun and read_checkpoint(folder).about["finished"]:  # a worker died between the end of a training and the end of its trial
+        found: dict[str, Any] = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        return found
+    epochs = _epochs(log, settings, options)
+    name = _metric_name(settings)
+    # An interval of steps that no training has: a checkpoint after each epoch.
+    every = settings.search.checkpoint_every or 10**9
+    told = Told(run, name, number * epochs, epochs)
+    common: dict[str, Any] = {"seed": seed, "options": dict(options), "verbose": False, "checkpoint_every": every}
+    _, history = train(log, settings.model, folder, callbacks=[told], resume=begun, on_error=settings.search.on_error, **common)
+    return history
+
+
+def _epochs(log: Log, settings: Settings, options: Mapping[str, Any]) -> int:
+    rest, _ = split_recipe(options, preset_options(settings.model, log.preset))
+    return split_options(settings.model, rest, log.preset)[1].epochs
+
+
+def _metric_name(settings: Settings) -> str:
+    return f"val_{settings.search.metric.replace('grouped_auc', 'impression_auc')}"
+
+
+def _chosen(history: Mapping[str, Any]) -> int:
+    """Number of the epoch whose weights are kept."""
+    best = history.get("best")
+    return best["epoch"] - 1 if best is not None and best["saved"] else -1
+
+
+def _value(history: Mapping[str, Any], settings: Settings) -> float:
+    series = history["epochs"].get(_metric_name(settings))
+    if not series:
+        raise TrialFailed(f"{_metric_name(settings)} is not defined on the validation rows")
+    return float(series[_chosen(history)])
+
+
+def with_metric(settings: Settings) -> Settings:
+    """The settings with the direction of their metric."""
+    return replace(settings, direction=direction_of(settings.search.metric))
