@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,10 @@ def interval(values: np.ndarray) -> str:
     return f"{values.mean():.3f} ± {1.96 * values.std(ddof=1) / len(values) ** 0.5:.3f}" if len(values) > 1 else "–"
 
 
-def tables(lines: list[dict[str, Any]]) -> str:
-    """Regret and flattery by method, and paired differences of regret, as Markdown."""
+def tables(lines: list[dict[str, Any]], least: int = 2) -> str:
+    """Regret and flattery by method, and paired differences of regret, as Markdown; of methods with so many repetitions at least."""
+    counts = Counter(key_of(line)[1:] for line in lines)
+    lines = [line for line in lines if min(counts[(noise, *key_of(line)[2:])] for noise in NOISES) >= least]
     at = {key_of(line): line for line in lines}
     repetitions = sorted({line["repetition"] for line in lines})
 
@@ -165,9 +168,9 @@ def tables(lines: list[dict[str, Any]]) -> str:
     def table(title: str, cell: Callable[[float, str, str], str], chosen: list[tuple[str, str]]) -> str:
         rows = [f"| {title} | noise {NOISES[0]} | noise {NOISES[1]} | repetitions |", "|---|---|---|---|"]
         for sampler, way in chosen:
-            counts = sorted({len(values(noise, sampler, way, "regret")) for noise in NOISES})
+            sizes = sorted({len(values(noise, sampler, way, "regret")) for noise in NOISES})
             cells = [cell(noise, sampler, way) for noise in NOISES]
-            rows.append(f"| {sampler}, {way} | {cells[0]} | {cells[1]} | {' and '.join(map(str, counts))} |")
+            rows.append(f"| {sampler}, {way} | {cells[0]} | {cells[1]} | {' and '.join(map(str, sizes))} |")
         return "\n".join(rows)
 
     def regret(noise: float, sampler: str, way: str) -> str:
@@ -206,12 +209,14 @@ def main() -> None:
     made.add_argument("--first", type=int, default=0, metavar="N", help="number of the first repetition")
     made.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     made.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    commands.add_parser("table").add_argument("json", type=Path, metavar="FILE")
+    shown = commands.add_parser("table")
+    shown.add_argument("json", type=Path, metavar="FILE")
+    shown.add_argument("--least", type=int, default=2, metavar="N", help="leave out methods with fewer repetitions")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if args.command == "table":
-        print(tables(read(args.json)))
+        print(tables(read(args.json), args.least))
     else:
         run(args.json, args.repetitions, args.first, args.samplers, args.ways)
 
