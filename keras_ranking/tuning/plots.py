@@ -106,7 +106,7 @@ def _slices(figure: Any, report: Report, finished: list[Any]) -> None:
         if not numeric:
             place.set_xticks(range(len(labels)), labels)
             place.set_xlim(-0.5, len(labels) - 0.5)
-        elif min(tried) > 0 and max(tried) / min(tried) > 30:
+        elif min(tried) > 0 and max(tried) > 30 * min(tried) and max(tried) > 4 * float(np.median(tried)):
             place.set_xscale("log")
         place.set(xlabel=name, ylim=limits)
         if number % columns == 0:
