@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,18 @@ def plots_of(report: Report) -> dict[str, Any]:
     makers = {"history": _history, "curves": _curves, "slices": _slices}
     if report.fresh is not None:
         makers["fresh"] = _fresh
+
+    class Picture(Figure):
+        """A figure that a notebook shows without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=90)
+            return file.getvalue()
+
     found = {}
     for name, maker in makers.items():
-        figure = Figure(layout="constrained")
+        figure = Picture(layout="constrained")
         maker(figure, report, finished)
         found[name] = figure
     return found
