@@ -30,6 +30,7 @@ from keras_ranking.training.record import history_of, write_folder
 from keras_ranking.training.reporting import describe, tell_counts, tell_preset, tell_rows, tell_tables
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.start_tables import StartTables
+from keras_ranking.training.streaming.evaluate import check_prepared
 from keras_ranking.training.streaming.run import Settings, train_on_shards, warm_start_on_shards
 from keras_ranking.training.validation import Validation, validation_rows
 from keras_ranking.training.weight_average import WeightAverage, averages_of
@@ -110,6 +111,7 @@ def train(
         if value is not None and name in (options or {}):
             raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
     if isinstance(log, ShardedLog):
+        check_prepared(on_error)
         arguments = Settings(out, seed, epochs, batch_size, options, verbose, checkpoint_every, resume, callbacks)
         return train_on_shards(log, model, arguments, _fit)
     model = model_name(model)
@@ -258,6 +260,7 @@ def warm_start(
         True
     """
     if isinstance(log, ShardedLog):
+        check_prepared(on_error)
         step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks)
         return warm_start_on_shards(log, folder, new, epochs, step, _fit)
     require_log(log)

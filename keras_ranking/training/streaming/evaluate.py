@@ -26,6 +26,16 @@ from keras_ranking.values import require_kind
 _DAY = 86_400
 
 
+def check_prepared(on_error: str) -> None:
+    """Check that no rows are to be left out of shards, whose rows have been checked.
+
+    Raises:
+        ValueError: `on_error` that is not 'raise'.
+    """
+    if on_error != "raise":
+        raise ValueError(f"`on_error` is that of `prepare`, where the log is in shards. Received: on_error={on_error!r}")
+
+
 def check_encoding(log: ShardedLog, schema: Schema, what: str) -> None:
     """Check that shards are encoded as a model reads them.
 
@@ -123,6 +133,7 @@ def evaluate(
     if not isinstance(log, ShardedLog):
         return evaluate_log(model, log, split, row_length, on_error)
     require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
+    check_prepared(on_error)
     log.require_split(split)
     return evaluate_shards(model if isinstance(model, models.RankingModel) else models.load(model), log, split, row_length)
 

@@ -222,6 +222,8 @@ def test_what_shards_cannot_have_is_refused(log: kr.data.Log, one: kr.data.Shard
     for options, message in refused:
         with pytest.raises(ValueError, match=message):
             kr.training.train(one, "cadet", options={**TINY["cadet"], **options}, verbose=False)
+    with pytest.raises(ValueError, match="`on_error` is that of `prepare`"):
+        kr.training.train(one, "cadet", on_error="drop", verbose=False)
     model, _, _ = trained(one)
     other = kr.data.Log(log.events, log.schema.fit(log.events.head(100)), log.name)
     with pytest.raises(ValueError, match="must be encoded with the schema of the model"):
