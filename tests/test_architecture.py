@@ -17,13 +17,15 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 BACKENDS = {"tensorflow", "jax", "torch"}
 KERAS = {"keras", "keras_rs"}
 ARRAYS = {"numpy", "pandas"}
-BASE = {"schema", "configuration", "ops"}
+BASE = {"schema", "configuration", "ops", "ops.replicas"}
 LAYERS = {
     f"layers.{room}"
     for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads", "forests")
 }
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
-TRAINING = {"training", "training.incremental", "training.post_training", "training.streaming", "training.weighting"}
+TRAINING = {
+    f"training.{room}" for room in ("distribution", "incremental", "post_training", "streaming", "weighting")
+} | {"training"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "server")}
 DATA = {"data", "data.counts", "data.readers", "data.shards"}
 
@@ -32,8 +34,9 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "": ({"schema"}, set()),
     "schema": ({"configuration", "ops"}, ARRAYS | {"pydantic"}),
     "configuration": (set(), set()),
-    "ops": ({"ops.backends"}, ARRAYS | {"keras", "farmhash"}),
-    "ops.backends": ({"ops"}, {"keras", "numpy"} | BACKENDS),
+    "ops": ({"ops.backends", "ops.replicas"}, ARRAYS | {"keras", "farmhash"}),
+    "ops.backends": ({"ops", "ops.replicas"}, {"keras", "numpy"} | BACKENDS),
+    "ops.replicas": ({"ops"}, {"keras", "numpy"} | BACKENDS),
     "layers": (LAYERS, set()),
     "layers.base": (BASE, {"keras", "numpy"}),
     "layers.embedding": (BASE | {"layers.base"}, KERAS | {"numpy"}),
@@ -46,7 +49,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "layers.forests": (BASE | {"layers.base"}, KERAS | {"numpy"}),
     "layers.heads": (BASE | {"layers.base", "layers.interaction"}, KERAS | {"numpy"}),
     "optimizers": (BASE, {"keras"}),
-    "losses": ({"metrics", "ops"}, KERAS | {"numpy"}),
+    "losses": ({"metrics", "ops", "ops.replicas"}, KERAS | {"numpy"}),
     "metrics": ({"losses", "ops"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),
     "models.combined": (MODELS | {"models"}, KERAS),
@@ -56,6 +59,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "data.readers": (BASE | {"data", "data.counts"}, ARRAYS | {"pyarrow"}),
     "data.shards": (BASE | {"data", "data.readers"}, ARRAYS),
     "engines": (BASE | DATA, ARRAYS | {"pyarrow", "duckdb", "pyspark"}),
+    "training.distribution": (MODELS | {"models", "training"} | DATA, KERAS | ARRAYS | BACKENDS),
     "training.incremental": (MODELS | {"models", "ops.backends"} | DATA, {"keras", "numpy"}),
     "training.post_training": (MODELS | {"models", "models.combined", "training"} | DATA, {"keras"} | ARRAYS),
     "training.weighting": (MODELS | {"models"} | DATA, ARRAYS),

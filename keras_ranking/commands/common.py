@@ -64,6 +64,19 @@ def start_keras(args: argparse.Namespace) -> None:
         raise ValueError(f"`--backend` cannot change once keras is imported. Received: {args.backend}; running: {keras.backend.backend()}")
 
 
+def start_processes(distribution: str | None) -> bool:
+    """Join the other processes of a training; whether this is the one that writes and prints."""
+    if distribution is None:
+        return True
+    import keras
+
+    if keras.backend.backend() == "jax" and int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", "1")) > 1:
+        keras.distribution.initialize()
+    from keras_ranking.training.distribution import plan_for
+
+    return plan_for(distribution).writes
+
+
 def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8, folder: str | None = None) -> Any:
     """The log of `--data`; prints its size and notes on stderr. Needs no Keras.
 

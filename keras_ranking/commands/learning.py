@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_ranking.commands.common import finite, open_log_of, open_source, start_keras, step, table
+from keras_ranking.commands.common import finite, open_log_of, open_source, start_keras, start_processes, step, table
 from keras_ranking.commands.recipe_arguments import NAMES, recipe_options
 
 
@@ -50,6 +50,7 @@ def train(args: argparse.Namespace) -> int:
     seed = args.seed or 0
     log = open_log_of(args, seed)  # before Keras starts, which takes longer than to find that a file or a column is missing
     start_keras(args)
+    tells = start_processes(args.distribution)
     from keras_ranking import training
 
     training.keep_freed_memory()
@@ -65,8 +66,10 @@ def train(args: argparse.Namespace) -> int:
         verbose=not args.quiet,
         checkpoint_every=args.checkpoint_every,
         on_error=args.on_error or "raise",
+        distribution=args.distribution,
     )
-    print(f"{model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    if tells:
+        print(f"{model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
 
 
@@ -98,6 +101,7 @@ def _resume(args: argparse.Namespace) -> int:
 
         Schema.load(args.schema)  # before Keras starts
     start_keras(args)
+    tells = start_processes(args.distribution)
     from keras_ranking import training
     from keras_ranking.training.members import ensemble_about, member_folders
 
@@ -109,9 +113,10 @@ def _resume(args: argparse.Namespace) -> int:
             raise ValueError(f"the training in '{args.resume}' is finished. To train it on newer events, give --new-events and --out.")
         log = open_log_of(args, seed, folder=args.resume)
         settings = {name: about[name] for name in ("model", "seed", "epochs", "batch_size", "options", "checkpoint_every")}
-        settings["on_error"] = about.get("on_error", "raise")
+        settings |= {"on_error": about.get("on_error", "raise"), "distribution": args.distribution}
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
-        print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
+        if tells:
+            print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
         return 0
     if args.data.startswith("shards:"):
         log, new = _new_in_shards(args, seed)
@@ -119,8 +124,10 @@ def _resume(args: argparse.Namespace) -> int:
         log, new = _with_new_events(args, seed)
         print(f"{int(new.sum()):,} new events", file=sys.stderr)
     settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet, "on_error": args.on_error or "raise"}
+    settings["distribution"] = args.distribution
     _, history = training.warm_start(log, args.resume, new, args.out, **settings)
-    print(f"{about['model']} trained further in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
+    if tells:
+        print(f"{about['model']} trained further in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
 
 

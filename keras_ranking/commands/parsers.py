@@ -155,6 +155,14 @@ example:
     setting_arguments(made, "any other argument of keras_ranking.data.simulate")
 
 
+def _distribution_argument(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--distribution",
+        choices=("data", "tables"),
+        help="several devices: 'data', parts of each batch; 'tables' (JAX), also parts of large tables; torch: start this with torchrun -m",
+    )
+
+
 def train_parser(subparsers: Any) -> None:
     """Arguments of `train`."""
     made = command(
@@ -186,6 +194,7 @@ examples:
   keras-ranking train --from-study runs/study --out runs/tuned
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
+  torchrun --nproc-per-node=2 -m keras_ranking.cli train --data simulated --out runs/two --backend torch --distribution data
 """,
         keras=True,
     )
@@ -202,6 +211,7 @@ examples:
     made.add_argument("--batch-size", type=positive, metavar="N", help="packed rows per step (default: the model's)")
     made.add_argument("--checkpoint-every", type=positive, metavar="N", help="number of steps between checkpoints, for --resume")
     made.add_argument("--resume", metavar="DIR", help="continue the training in DIR (see below)")
+    _distribution_argument(made)
     made.add_argument(
         "--new-events",
         metavar="WHEN",

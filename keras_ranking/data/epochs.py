@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
+import numpy as np
 
 
 class EpochDataset(keras.utils.PyDataset):
@@ -37,6 +40,20 @@ class EpochDataset(keras.utils.PyDataset):
         self.epoch = 0
         self._read_to_end = self._in_epoch = False
         self._lock, self._pool, self._made = threading.Lock(), None, {}
+        self._parts, self._own = 1, (0, 1)
+
+    def share_out(self, parts: int, own: tuple[int, int]) -> None:
+        """From now on a batch is one of `parts` equal parts, of which this process reads those from `own[0]` to before `own[1]`.
+
+        Rows are filled up to a multiple of the parts with empty ones, which have weight 0.
+        """
+        if not 0 <= own[0] < own[1] <= parts:
+            raise ValueError(f"`own` must be a range of the parts, 0 to {parts}. Received: own={own}")
+        self._parts, self._own = parts, own
+
+    def _made_whole(self, batch: int) -> Any:
+        made = self.make(batch)
+        return made if self._parts == 1 else shared_out(made, self._parts, self._own)
 
     def make(self, batch: int) -> Any:
         """The batch of this number in the current epoch."""
@@ -66,7 +83,7 @@ class EpochDataset(keras.utils.PyDataset):
     def __getitem__(self, batch: int) -> Any:
         self._read_to_end |= batch == len(self) - 1
         if self.threads < 2:
-            return self.make(batch)
+            return self._made_whole(batch)
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="batches")
@@ -75,7 +92,7 @@ class EpochDataset(keras.utils.PyDataset):
                 self._made.pop(number).cancel()
             for number in wanted:
                 if number not in self._made:
-                    self._made[number] = self._pool.submit(self.make, number)
+                    self._made[number] = self._pool.submit(self._made_whole, number)
             found = self._made.pop(batch)
         return found.result()
 
@@ -93,6 +110,17 @@ class EpochDataset(keras.utils.PyDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock, self._pool, self._made = threading.Lock(), None, {}
+
+
+def shared_out(made: Any, parts: int, own: tuple[int, int]) -> Any:
+    """The own parts of a batch, arrays in mappings and tuples, with empty rows at its end up to a multiple of `parts`."""
+    if isinstance(made, Mapping):
+        return {name: shared_out(value, parts, own) for name, value in made.items()}
+    if isinstance(made, tuple):
+        return tuple(shared_out(value, parts, own) for value in made)
+    size = math.ceil(len(made) / parts)
+    mine = made[own[0] * size : own[1] * size]
+    return np.pad(mine, [(0, (own[1] - own[0]) * size - len(mine)), *[(0, 0)] * (made.ndim - 1)])
 
 
 def _before_the_first_epoch() -> bool:

@@ -11,6 +11,7 @@ from keras import ops
 from keras_ranking.losses.packed import request_segments
 from keras_ranking.losses.reduction import PackedLoss, reported
 from keras_ranking.losses.values import is_host, known
+from keras_ranking.ops import replicas
 from keras_ranking.ops.rows import for_own_rows
 
 SEVERAL = ("refuse", "split")
@@ -75,7 +76,7 @@ class InRequestChoice(PackedLoss):
         look = self.several == "refuse" and not self._looked
         observed = self.read(y_true, y_pred, sample_weight, lists=True)
         top, total, most = for_own_rows(_sums, observed.request, observed.label, observed.logit, observed.weight)
-        total, wrong = ops.sum(total), ops.max(most) > _MORE_THAN_ONE
+        total, wrong = replicas.total(ops.sum(total)), ops.max(most) > _MORE_THAN_ONE
         value = ops.sum(top) / ops.where(total > 0, total, ops.ones_like(total))
         if self.several == "refuse":
             if is_host(y_true) or (look and known(wrong)):

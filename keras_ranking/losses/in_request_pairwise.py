@@ -11,6 +11,7 @@ from keras import ops
 from keras_ranking.losses.packed import Observed, check_boundaries
 from keras_ranking.losses.reduction import PackedLoss, reported
 from keras_ranking.losses.request_pairs import pair_sums
+from keras_ranking.ops import replicas
 
 _FEW = 8  # tokens: all pairs within so few cost less than to order them by request
 
@@ -53,13 +54,14 @@ def pairwise_loss(observed: Observed, same_bucket: bool = True, window: int | No
     pair = pair * ops.abs(order)
     # Masked before the softplus, so that the gradient is exactly zero if there is no pair.
     margin = ops.where(pair > 0, order * (first[1] - second[1]), ops.zeros_like(pair))
-    total = ops.sum(pair)
+    total = replicas.total(ops.sum(pair))
     return ops.sum(pair * ops.softplus(-margin)) / ops.where(total > 0, total, ops.ones_like(total))
 
 
 def _by_request(observed: Observed, same_bucket: bool, window: int | None) -> Any:
     """The same from sums over the pairs that there are. Its gradient is with respect to the logits."""
     loss, total, slope = pair_sums(observed, same_bucket, window)
+    total = replicas.total(total)
     total = ops.where(total > 0, total, ops.ones_like(total))
     # A term of value 0 with the gradient of the loss. An infinite logit has none, since the difference would be NaN.
     logit = ops.where(ops.isfinite(observed.logit), observed.logit, ops.zeros_like(observed.logit))

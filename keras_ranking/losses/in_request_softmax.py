@@ -10,12 +10,14 @@ from keras import ops
 
 from keras_ranking.losses.packed import Observed, check_boundaries, request_segments
 from keras_ranking.losses.reduction import PackedLoss, reported
+from keras_ranking.ops import replicas
 from keras_ranking.ops.rows import for_own_rows
 
 
 def softmax_loss(observed: Observed) -> Any:
     """The scalar of `InRequestSoftmax` from tensors (B, T)."""
     loss, total = (ops.sum(part) for part in for_own_rows(_sums, observed.request, observed.label, observed.logit, observed.weight))
+    total = replicas.total(total)
     return loss / ops.where(total > 0, total, ops.ones_like(total))
 
 

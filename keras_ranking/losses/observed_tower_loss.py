@@ -13,6 +13,7 @@ from keras_ranking.losses.in_request_pairwise import check_window, pairwise_loss
 from keras_ranking.losses.in_request_softmax import softmax_loss
 from keras_ranking.losses.packed import Observed, check_boundaries
 from keras_ranking.losses.reduction import PackedLoss, reported
+from keras_ranking.ops import replicas
 
 
 def cross_entropy(observed: Observed) -> Any:
@@ -20,7 +21,7 @@ def cross_entropy(observed: Observed) -> Any:
     label, logit, weight = observed.label, observed.logit, observed.weight
     # Two softplus: no difference of large numbers, exact for large logits of both signs.
     loss = label * ops.softplus(-logit) + (1.0 - label) * ops.softplus(logit)
-    total = ops.sum(weight)
+    total = replicas.total(ops.sum(weight))
     return ops.sum(weight * loss) / ops.where(total > 0, total, ops.ones_like(total))
 
 

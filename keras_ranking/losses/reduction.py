@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_ranking.losses.packed import Observed, Reading, check_arrays, unpack
 from keras_ranking.losses.values import LARGEST_GRADE, in_graph, is_host, known
-from keras_ranking.ops.replicas import refuse_replicas
+from keras_ranking.ops.replicas import loss_of_all, refuse_replicas, together
 
 
 class _Mean(keras.losses.Loss):
@@ -62,12 +62,14 @@ def reported(value: Any, observed: Observed) -> Any:
 
 
 def across_replicas(value: Any) -> Any:
-    """A scalar mean, scaled like the means of Keras.
+    """A scalar mean, scaled like the means of Keras; where replicas are added up, of the whole batch.
 
     Raises:
-        NotImplementedError: in a `tf.distribute` strategy of several replicas, each of which would divide by its own weights.
+        NotImplementedError: several replicas, each of which would divide by its own weights.
     """
     refuse_replicas("keras_ranking.losses", "each replica would divide by the weights of its own part of the batch")
+    if together() > 1:
+        return loss_of_all(value)
     values = ops.reshape(value, (1,))
     return _Mean(name="mean", dtype=keras.backend.standardize_dtype(value.dtype))(values, values)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 from keras import ops
 
 _OWNER = "_updated_by_rows"
+_ROWS = "_rows_without_spare"
 
 
 def _backend() -> Any:
@@ -50,6 +53,34 @@ def update_whole(table: Any) -> None:
     """Gradients of look-ups in the table are those of the whole table again."""
     if hasattr(table, _OWNER):
         delattr(table, _OWNER)
+
+
+def rows_over_devices(path: str, rows: int, width: int) -> int:
+    """Number of rows of a table that the active `keras.distribution` can share out: rounded up to a multiple of the devices.
+
+    Args:
+        path: of the variable that is to be made.
+        rows, width: its shape.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return rows
+    layout = distribution.get_variable_layout(SimpleNamespace(path=path, shape=(rows, width), _layout=None))
+    axes = () if layout is None or layout.device_mesh is None else layout.axes[:1]
+    mesh = {} if layout is None or layout.device_mesh is None else dict(zip(layout.device_mesh.axis_names, layout.device_mesh.shape))
+    devices = math.prod(mesh[axis] for axis in axes if axis is not None)
+    return -(-rows // devices) * devices
+
+
+def mark_spare_rows(table: Any, rows: int) -> None:
+    """Note that a table has spare rows from `rows` on, which no id looks up and no file holds."""
+    setattr(table, _ROWS, rows)
+
+
+def rows_without_spare(table: Any) -> int | None:
+    """Number of rows of a table without its spare ones; None: it has none."""
+    rows: int | None = getattr(table, _ROWS, None)
+    return rows
 
 
 def fill(variable: Any, start: int, rows: Any) -> None:

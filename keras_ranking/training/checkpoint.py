@@ -11,15 +11,16 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_ranking.data import Sequences
+from keras_ranking.ops.replicas import whole_array
+from keras_ranking.ops.tables import rows_without_spare
 
 FILE = "checkpoint.npz"
 _BEST = "best/"
@@ -72,16 +73,48 @@ def _named(model: Any) -> dict[str, Any]:
 
 
 def arrays_of(model: Any) -> dict[str, np.ndarray]:
-    """A copy of the current state of a compiled model and its optimiser, by "model/N" and "optimizer/N"."""
-    arrays = {name: np.array(keras.ops.convert_to_numpy(variable.value)) for name, variable in _named(model).items()}
+    """A copy of the current state of a compiled model and its optimiser, by "model/N" and "optimizer/N".
+
+    It is the same whatever the devices: without spare rows of tables. Of tables that are shared out over processes the parts are gathered,
+    so that all processes must call this.
+    """
+    rows = _rows_of_tables(model)
+    arrays = {name: np.array(_cut(whole_array(variable.value), rows.get(name))) for name, variable in _named(model).items()}
     # numpy's files have no bfloat16; float32 represents it exactly.
     return {name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()}
 
 
 def assign_arrays(arrays: Mapping[str, np.ndarray], model: Any) -> None:
     """Set a compiled model and its optimiser to a state of `arrays_of`."""
+    rows = _rows_of_tables(model)
     for name, variable in _named(model).items():
-        variable.assign(arrays[name])
+        variable.assign(_filled_up(arrays[name], variable, rows.get(name)))
+
+
+def set_weights(arrays: Sequence[np.ndarray], model: Any) -> None:
+    """As `set_weights` of a model, of arrays without spare rows of tables."""
+    for array, variable in zip(arrays, model.weights, strict=True):
+        variable.assign(_filled_up(array, variable, rows_without_spare(variable)))
+
+
+def _rows_of_tables(model: Any) -> dict[str, int]:
+    """Number of rows without spare ones, by name, of tables that have such and of the optimiser's variables of their shape."""
+    tables = {v.path.replace("/", "_"): (int(v.shape[0]), rows) for v in model.variables if (rows := rows_without_spare(v)) is not None}
+    found = {}
+    for name, variable in _named(model).items() if tables else ():
+        for path, (whole, rows) in tables.items():
+            if path in variable.path.replace("/", "_") and variable.shape and int(variable.shape[0]) == whole:
+                found[name] = rows
+    return found
+
+
+def _cut(array: np.ndarray, rows: int | None) -> np.ndarray:
+    return array if rows is None else array[:rows]
+
+
+def _filled_up(array: Any, variable: Any, rows: int | None) -> Any:
+    """An array as long as the variable: spare rows have the variable's numbers."""
+    return array if rows is None else np.concatenate([array, whole_array(variable.value)[rows:].astype(array.dtype)])
 
 
 def checkpoint_writer(
@@ -148,15 +181,17 @@ def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
+    rows = _rows_of_tables(model)
     for name, variable in _named(model).items():
         if not weights and name.startswith("model/"):
             continue
         array = checkpoint.arrays.get(name)
-        if array is None or array.shape != tuple(variable.shape):
+        shape = (rows.get(name, variable.shape[0]), *variable.shape[1:]) if variable.shape else ()
+        if array is None or array.shape != shape:
             found = "none" if array is None else f"shape {array.shape}"
-            wanted = f"'{name}' ({variable.path}) must have shape {tuple(variable.shape)}"
+            wanted = f"'{name}' ({variable.path}) must have shape {shape}"
             raise ValueError(f"the checkpoint does not fit the model: {wanted}. Received: {found}")
-        variable.assign(array)
+        variable.assign(_filled_up(array, variable, rows.get(name)))
 
 
 def fingerprint(sequences: Sequences, weights: Mapping[str, np.ndarray], delays: np.ndarray | None) -> str:

@@ -14,6 +14,8 @@ from keras_ranking.data.counted import counted_log, saved_counts
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences, require_sequences
+from keras_ranking.training.distribution.choice import plan_for
+from keras_ranking.training.distribution.plan import ONE, Plan
 from keras_ranking.training.reporting import tell_rows
 from keras_ranking.values import require_kind
 
@@ -99,15 +101,15 @@ def _check_data(ranker: models.RankingModel, data: Any) -> None:
 
 
 def _target_probabilities(
-    ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int, row_length: int, shown: bool
+    ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int, row_length: int, shown: bool, plan: Plan = ONE
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Batch by batch: target events (n,), each of which comes once, and their probabilities (n, K) in float64 by task."""
-    for events, logits in _target_logits(ranker, data, batch_size, row_length, shown):
+    for events, logits in _target_logits(ranker, data, batch_size, row_length, shown, plan):
         yield events, {task: _sigmoid(values) for task, values in logits.items()}
 
 
 def _target_logits(
-    ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int, row_length: int, shown: bool
+    ranker: models.RankingModel, data: PackedRows | Requests, batch_size: int, row_length: int, shown: bool, plan: Plan = ONE
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """The same with logits."""
     _check_data(ranker, data)
@@ -119,11 +121,11 @@ def _target_logits(
         delay = ranker.arguments["delay"]  # that of serving, also for a model trained on sampled delays
         dataset = PackedDataset(data, batch_size, inputs=ranker.input_columns, tasks=ranker.tasks, shuffle=False, delays=delay)
         index, target = data.index, data.target
-    for batch in range(len(dataset)):
+    for batch in plan.turns(len(dataset)):
         x: dict[str, Any] = dataset[batch][0]
         if not shown and "position" in x and "position" not in dataset_columns(dataset):
             x["position"] = np.zeros_like(x["position"])
-        found = ranker.predict_on_batch(x)
+        found = plan.predict_on_batch(ranker, x)
         rows = slice(batch * batch_size, (batch + 1) * batch_size)
         wanted = target[rows]  # without the empty rows that fill the last batch
         yield index[rows][wanted], {task: np.asarray(found[task])[: len(wanted)][wanted].astype(np.float64) for task in ranker.tasks}
@@ -149,7 +151,12 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    model: str | Path | models.RankingModel, log: Log, split: str = "validation", row_length: int = 2048, on_error: str = "raise"
+    model: str | Path | models.RankingModel,
+    log: Log,
+    split: str = "validation",
+    row_length: int = 2048,
+    on_error: str = "raise",
+    distribution: Any = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of a trained model on one split, by task.
 
@@ -166,6 +173,8 @@ def evaluate(
         split: name of the split.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
+        distribution: as in `train`. With several processes, all of which must call this, each scores its share of the batches, and each
+            has the metrics of all.
 
     Returns:
         Task -> metric -> value; NaN for a task without a known label in the split.
@@ -182,6 +191,7 @@ def evaluate(
         (['click', 'like'], ['auc', 'calibration_error', 'impression_auc'])
     """
     require_log(log)
+    plan = plan_for(distribution).by_turns()
     require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
     ranker = model if isinstance(model, models.RankingModel) else models.load(model)
     wanted = log.is_split(split)
@@ -190,7 +200,7 @@ def evaluate(
         log = counted_log(log, states, on_error, ranker.schema, wanted)
     rows = rows_to_score(ranker, log, wanted, f"row of split '{split}'", row_length, on_error)
     tell_rows(rows.sequences, verbose=False)
-    return metrics_of(ranker, rows)
+    return metrics_of(ranker, rows, plan)
 
 
 def rows_to_score(
@@ -224,10 +234,10 @@ def rows_to_score(
     return pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
 
 
-def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests) -> dict[str, dict[str, float]]:
-    """What `evaluate` returns, of the targets in `rows`."""
+def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests, plan: Plan = ONE) -> dict[str, dict[str, float]]:
+    """What `evaluate` returns, of the targets in `rows`, scored by `plan`."""
     sequences, results = rows.sequences, {}
-    served, logged = _scores(ranker, rows)
+    served, logged = _scores(ranker, rows, plan)
     for task in ranker.tasks:
         label = sequences.labels[task]
         scored = sequences.target & ~np.isnan(label)
@@ -241,17 +251,17 @@ def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests) -> dict
     return results
 
 
-def _scores(ranker: models.RankingModel, data: PackedRows | Requests) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _scores(ranker: models.RankingModel, data: PackedRows | Requests, plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """By task, two numbers (E,) of each target event: the score of serving, and the probability at the position shown."""
     sequences = data.sequences
     bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), sequences.position, side="left")
     served, logged = ({task: np.full(sequences.num_events, np.nan) for task in ranker.tasks} for _ in range(2))
     passes = (True, False) if "position" in ranker.input_columns else (True,)
     for shown in passes:
-        for events, towers in _target_probabilities(ranker, data, batch_size=8, row_length=512, shown=shown):
+        for events, towers in _target_probabilities(ranker, data, batch_size=8, row_length=512, shown=shown, plan=plan):
             for task, values in towers.items():
                 if shown:
                     logged[task][events] = np.take_along_axis(values, bucket[events][:, None], axis=1)[:, 0]
                 if not shown or len(passes) == 1:
                     served[task][events] = ranker.served(values)
-    return served, logged
+    return plan.merged(served), plan.merged(logged)

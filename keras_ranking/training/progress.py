@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from keras_ranking.training.checkpoint import checkpoint_writer, write_whole
+from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.validation import Validation
 from keras_ranking.training.weight_average import WeightAverage
 
@@ -71,6 +72,7 @@ class Progress(keras.callbacks.Callback):
         average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
+        self.plan = active()
         self.validation, self.average, self.interrupt = validation, average, Interrupt()
         self.path, self.every, self.about, self.seed, self.batches = path, every, dict(about), seed, batches
         state = resumed or {"epoch": 0, "batch": 0, "step": 0, "losses": {}, "epochs": {}}
@@ -86,14 +88,16 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if keras.backend.backend() == "torch":
-            keras.utils.set_random_seed((self.seed * 1_000_003 + self.step) % 2**32)
+            keras.utils.set_random_seed((self.seed * 1_000_003 + self.step + self.plan.rank * 998_244_353) % 2**32)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.batch, self.step = self.batch + 1, self.step + 1
         # Not before the last step of an epoch: with one batch left, `fit` on JAX and torch would take the batch that it reads to build
         # the losses for a whole epoch.
         due = self.every is not None and self.step % self.every == 0
-        if (due or self.interrupt.asked) and self.batch < self.batches - 1:
+        # Several processes must stop after the same step: they ask one another where all write a checkpoint.
+        asked = self.interrupt.asked if self.plan.ranks == 1 else due and self._asked()
+        if (due or asked) and self.batch < self.batches - 1:
             self.means = self._whole(logs)
             self._write()
             self._stop_if_asked()
@@ -102,8 +106,14 @@ class Progress(keras.callbacks.Callback):
         for name, value in self._whole(logs).items():
             self.epochs.setdefault(name, []).append(value)
         self.epoch, self.batch, self.begun, self.before, self.means = self.epoch + 1, 0, 0, {}, {}
+        self._asked()
         self._write()
         self._stop_if_asked()
+
+    def _asked(self) -> bool:
+        """Whether there was a Ctrl-C, in any of the processes."""
+        self.interrupt.asked = self.plan.anywhere(self.interrupt.asked)
+        return self.interrupt.asked
 
     def _stop_if_asked(self) -> None:
         if self.path is not None and self.interrupt.asked:
@@ -127,11 +137,12 @@ class Progress(keras.callbacks.Callback):
 
     def _write(self) -> None:
         if self.path is not None and (self.every is not None or self.interrupt.asked):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             best = None if self.validation is None else self.validation.kept
             average = None if self.average is None else self.average.arrays()
             write = checkpoint_writer(self.model, {**self.about, "finished": False, "progress": self.state()}, best, average)
-            write_whole({self.path: write})
+            if self.plan.writes:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole({self.path: write})
 
 
 class Rest(keras.utils.PyDataset):

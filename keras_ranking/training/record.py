@@ -15,6 +15,7 @@ from keras_ranking.data.counted import COUNTS, about_counts
 from keras_ranking.data.counts.point_in_time import FILE as STATES
 from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import FILE, checkpoint_writer, write_whole
+from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.reporting import filled
@@ -104,7 +105,16 @@ def stamps(schema: Schema, *times: int) -> list[str]:
 def write_folder(
     folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any], counts: PointInTime | None = None
 ) -> None:
-    """Write the four files of a finished training, and the states of its counts."""
+    """Write the four files of a finished training, and the states of its counts. One process writes, and the others wait."""
+    plan = active()
+    if plan.writes:
+        _write_folder(folder, ranker, history, about, counts)
+    plan.wait()
+
+
+def _write_folder(
+    folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any], counts: PointInTime | None
+) -> None:
     states = {} if counts is None else {folder / COUNTS / name: write for name, write in counts.files().items()}
     (folder / COUNTS if states else folder).mkdir(parents=True, exist_ok=True)
     text = json.dumps(history, indent=2) + "\n"

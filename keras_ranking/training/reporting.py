@@ -40,6 +40,22 @@ def tell_rows(sequences: Sequences, verbose: bool) -> None:
         warnings.warn(str(replace(report, notes=())), UserWarning, stacklevel=3)
 
 
+def tell_start(
+    ranker: models.RankingModel,
+    sequences: Sequences,
+    dataset: PackedDataset | PackedRequests,
+    report: Mapping[str, Any],
+    devices: str | None,
+    verbose: bool,
+) -> None:
+    """Print model and data, the devices if there are several, and which tables are updated by rows."""
+    if verbose:
+        print(describe(ranker, sequences, dataset, report), flush=True)
+        if devices is not None:
+            print(devices, flush=True)
+        tell_tables(ranker)
+
+
 def tell_tables(ranker: models.RankingModel) -> None:
     """Print which embedding tables are updated by rows."""
     optimizer = ranker.optimizer

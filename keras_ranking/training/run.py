@@ -20,14 +20,15 @@ from keras_ranking.data.counted import counted_log
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
-from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore
+from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore, set_weights
+from keras_ranking.training.distribution import active, plan_for
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
 from keras_ranking.training.progress import Progress, Rest
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
 from keras_ranking.training.record import history_of, write_folder
-from keras_ranking.training.reporting import describe, tell_counts, tell_preset, tell_rows, tell_tables
+from keras_ranking.training.reporting import tell_counts, tell_preset, tell_rows, tell_start
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.streaming.evaluate import check_prepared
@@ -53,6 +54,7 @@ def train(
     resume: bool = False,
     callbacks: Any = (),
     on_error: str = "raise",
+    distribution: Any = None,
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a ranker on the `train` rows of a log; `history` rows are read as history, other rows are ignored.
 
@@ -77,6 +79,9 @@ def train(
             rate `schedule='constant'`. What they remember is not in a checkpoint.
         on_error: 'raise', or 'drop': bad rows are left out; how many, why and the first of each are printed (a warning if not `verbose`),
             and in `history["left_out"]`.
+        distribution: 'data': each device has a part of each batch; 'tables': also a part of the rows of large embedding tables; or a
+            `keras.distribution` object; None: one device. The guide "Several devices" says what each backend does. `resume` goes on with
+            any other.
 
     With `out`, Ctrl-C ends the training after the step in progress and a checkpoint, from which `resume` goes on.
 
@@ -86,6 +91,7 @@ def train(
     Raises:
         TypeError: `log` is not a `Log`.
         KeyboardInterrupt: after Ctrl-C.
+        NotImplementedError: a `distribution` that Keras cannot do on this backend, with the way that works.
         ValueError: no training rows, a bad option or one without effect, or bad values in the log, named by row and label in `log.events`;
             a callback that monitors what is not computed; a checkpoint of another model, log, seed or options, or of a training that is
             finished.
@@ -123,8 +129,14 @@ def train(
             "options": {**(options or {}), "ensemble": 1},
             "verbose": verbose,
         }
-        each |= {"checkpoint_every": checkpoint_every, "callbacks": callbacks, "on_error": on_error}
+        each |= {"checkpoint_every": checkpoint_every, "callbacks": callbacks, "on_error": on_error, "distribution": distribution}
         return train_members(partial(train, counted_log(log, on_error=on_error), model), recipe.ensemble, seed, out, resume, **each)
+    if distribution is not None:
+        with plan_for(distribution).scope() as plan:
+            settings = {"checkpoint_every": checkpoint_every, "resume": resume, "callbacks": callbacks, "on_error": on_error}
+            return train(log, model, out, seed, epochs, batch_size, options, verbose and plan.writes, **settings)
+    plan = active()
+    plan.check(recipe)
     if recipe.validation is None:
         callbacks = checked_callbacks(callbacks, recipe.rate)
     model_options, training = split_options(model, rest, log.preset)
@@ -174,10 +186,11 @@ def train(
         made_with["recipe"] = chosen
     if source is not None:
         check_built_alike(ranker, source, str(recipe.init_from))
-        ranker.set_weights(source.get_weights())
+        set_weights(source.get_weights(), ranker)
         made_with["started_weights"] = _digest(source.get_weights())
     about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "preset": log.preset, "on_error": on_error}
     about["fingerprint"] = made_with
+    plan.agree(made_with)
     stopped = None
     if resume and out is not None:
         stopped = read_checkpoint(out)
@@ -195,17 +208,16 @@ def train(
         callbacks = checked_callbacks(callbacks, recipe.rate, validation.names)
     first = 0 if progress is None else progress["epoch"]
     dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays, epoch=first)
-    if verbose:
-        print(describe(ranker, sequences, dataset, weights.report), flush=True)
-    compile_for(ranker, training, len(dataset) * training.epochs, window, recipe)
-    if verbose:
-        tell_tables(ranker)
+    compiled = partial(compile_for, training=training, steps=len(dataset) * training.epochs, window=window, recipe=recipe)
+    compiled(ranker)
+    tell_start(ranker, sequences, dataset, weights.report, plan.start(ranker, dataset), verbose)
     if stopped is not None:
         restore(stopped, ranker)
     start = time.perf_counter()
     path = None if out is None else Path(out) / FILE
     counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress, validation, average)
     _fit(ranker, dataset, training.epochs, counter, callbacks, verbose)
+    ranker = plan.finished(ranker, lambda: MODELS[model](schema, **model_options), compiled)
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
     if out is not None:
         write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts)
@@ -222,6 +234,7 @@ def warm_start(
     verbose: bool = True,
     callbacks: Any = (),
     on_error: str = "raise",
+    distribution: Any = None,
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a finished model further, on newer events: the daily step.
 
@@ -239,7 +252,7 @@ def warm_start(
         out: folder to write, as `train` does; it may be `folder`. None: nothing is written.
         epochs: passes over the new events. Not known from the paper; our choice: 1.
         seed: of shuffling and dropout; None: the seed of `folder` plus the number of its steps.
-        verbose, callbacks, on_error: as `train`.
+        verbose, callbacks, on_error, distribution: as `train`.
 
     Returns:
         The model, and the content of `history.json`.
@@ -272,8 +285,13 @@ def warm_start(
             "verbose": verbose,
             "callbacks": callbacks,
             "on_error": on_error,
+            "distribution": distribution,
         }
         return warm_start_members(partial(warm_start, log), folder, out, **each)
+    if distribution is not None:
+        with plan_for(distribution).scope() as plan:
+            return warm_start(log, folder, new, out, epochs, seed, verbose and plan.writes, callbacks, on_error)
+    plan = active()
     checkpoint = read_checkpoint(folder)
     stored = checkpoint.about["fingerprint"].get("recipe", {})
     recipe = Recipe(**{name: stored[name] for name in _CONTINUED if name in stored})
@@ -319,16 +337,15 @@ def warm_start(
     dataset, window = training_data(
         ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training, rows[learned])
     )
-    if verbose:
-        print(describe(ranker, sequences, dataset, weights.report), flush=True)
-    compile_for(ranker, training, len(dataset) * epochs, window, recipe, made=steps)
-    if verbose:
-        tell_tables(ranker)
+    compiled = partial(compile_for, training=training, steps=len(dataset) * epochs, window=window, recipe=recipe, made=steps)
+    compiled(ranker)
+    tell_start(ranker, sequences, dataset, weights.report, plan.start(ranker, dataset), verbose)
     restore(checkpoint, ranker, weights=False)
     start = time.perf_counter()
     counter = Progress(None, None, about, seed, len(dataset))
     counter.step = steps
     _fit(ranker, dataset, epochs, counter, callbacks, verbose)
+    ranker = plan.finished(ranker, partial(models.load, folder), compiled)
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
     if out is not None:
         write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts)
@@ -339,7 +356,7 @@ def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progre
     # If `fit` has something to build, it reads one batch first, two for JAX on an accelerator. The rest of a resumed epoch may have no
     # more batches than that, so everything is built here.
     if keras.backend.backend() == "tensorflow" or (counter.batch and len(dataset) - counter.batch <= 2):
-        build_for(ranker, dataset[0])
+        counter.plan.build(ranker, dataset[0], build_for)
     validation, average = counter.validation, counter.average
     first = [one for one in (average, validation, counter) if one is not None]
     settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [*first, *callbacks]}

@@ -15,6 +15,7 @@ from keras_ranking.configuration import is_real
 from keras_ranking.data import Log
 from keras_ranking.data.readers.splits import cut_by_time
 from keras_ranking.training.checkpoint import arrays_of, assign_arrays
+from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.predict import metrics_of, rows_to_score
 from keras_ranking.training.recipe import LAST_DAY, METRICS, Recipe, better
 from keras_ranking.training.reporting import tell_rows
@@ -95,7 +96,7 @@ class Validation(keras.callbacks.Callback):
 
     def measured(self, ranker: models.RankingModel) -> dict[str, dict[str, float]]:
         """Metrics of the rows by task."""
-        return metrics_of(ranker, self.rows)
+        return metrics_of(ranker, self.rows, active())
 
     @property
     def events(self) -> int:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_ranking.ops.averages import Averages
+from keras_ranking.ops.replicas import whole_array
 
 _PREFIX = "average/"
 
@@ -56,7 +57,7 @@ class WeightAverage(keras.callbacks.Callback):
     def in_place(self, model: Any) -> Iterator[None]:
         """Inside, the model has the averages as weights."""
         variables = model.trainable_variables
-        own = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
+        own = [np.array(whole_array(variable.value)) for variable in variables]
         self.finish(model)
         try:
             yield

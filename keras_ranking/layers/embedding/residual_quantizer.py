@@ -156,7 +156,7 @@ class ResidualQuantizer(RefusesMask, keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:
-            refuse_replicas("ResidualQuantizer", "each replica would move the codewords by its own part of the batch")
+            refuse_replicas("ResidualQuantizer", "each replica would move the codewords by its own part of the batch", always=True)
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
         z = ops.cast(self._through(flat, self.encoder), "float32")
         residual, total = z, ops.zeros_like(z)

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.name_scope import current_path
 
 from keras_ranking.layers.base import WholeInputs
-from keras_ranking.ops.tables import fill, look_up
+from keras_ranking.ops.replicas import whole_array
+from keras_ranking.ops.tables import fill, look_up, mark_spare_rows, rows_over_devices, rows_without_spare
 
 # Initialisers whose numbers do not depend on the shape of the whole.
 _BY_PARTS = (keras.initializers.RandomUniform, keras.initializers.RandomNormal, keras.initializers.TruncatedNormal)
@@ -23,7 +25,8 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
 
     Values, weights and saved weights are those of `keras.layers.Embedding`; with another optimiser gradients are too. With LoRA or
     quantisation it is that layer. The first values of a table with more than 2^25 numbers are drawn in parts of 262,144 rows, each with a
-    seed made of the initialiser's and the part's number: the table is never held twice.
+    seed made of the initialiser's and the part's number: the table is never held twice. A `keras.distribution` that shares rows out over
+    devices has a multiple of them: spare rows, that no id looks up and no file holds, fill the table up.
 
     Args:
         As those of `keras.layers.Embedding`: `input_dim`, `output_dim`, `embeddings_initializer`, `mask_zero`, ...
@@ -49,7 +52,10 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
 
     def build(self, input_shape: Any = None) -> None:
         initial: Any = self.embeddings_initializer  # type: ignore[has-type]
-        large = self.input_dim * self.output_dim > self.most_weights and keras.distribution.distribution() is None
+        if keras.distribution.distribution() is not None:
+            self._build_over_devices(input_shape)
+            return
+        large = self.input_dim * self.output_dim > self.most_weights
         if self.built or not large or type(initial) not in _BY_PARTS or self.quantization_mode is not None:
             super().build(input_shape)
             return
@@ -62,6 +68,36 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
         for part, start in enumerate(range(0, self.input_dim, self.rows_at_once)):
             rows = min(self.rows_at_once, self.input_dim - start)
             fill(self._embeddings, start, _of_part(initial, part)((rows, self.output_dim), dtype=self._embeddings.dtype))
+
+    def _build_over_devices(self, input_shape: Any) -> None:
+        """With spare rows, if the rows are shared out over devices of which they are no multiple."""
+        rows, initial = self.input_dim, self.embeddings_initializer
+        whole = rows_over_devices(f"{current_path()}/embeddings", rows, self.output_dim)
+        if self.built or whole == rows or self.quantization_mode is not None:
+            super().build(input_shape)
+            return
+
+        def with_spare(shape: Any, dtype: Any = None) -> Any:
+            return ops.pad(initial((rows, self.output_dim), dtype=dtype), [[0, whole - rows], [0, 0]])
+
+        self.input_dim, self.embeddings_initializer = whole, with_spare
+        try:
+            super().build(input_shape)
+        finally:
+            self.input_dim, self.embeddings_initializer = rows, initial
+        mark_spare_rows(self._embeddings, rows)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        if self.built and rows_without_spare(self._embeddings) is not None:
+            store["0"] = whole_array(self._embeddings.value)[: self.input_dim]
+
+    def load_own_variables(self, store: Any) -> None:
+        if not self.built or rows_without_spare(self._embeddings) is None:
+            super().load_own_variables(store)
+            return
+        spare = whole_array(self._embeddings.value)[self.input_dim :]
+        self._embeddings.assign(np.concatenate([np.asarray(store["0"]), spare]))
 
     def call(self, inputs: Any) -> Any:
         if self.lora_enabled or self.quantization_mode is not None:

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.multi_task.mmoe import MMoE
+from keras_ranking.ops.replicas import refuse_replicas
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -87,6 +88,7 @@ class SparseMMoE(MMoE):
             scores = scores + draw * self.deviation(x)
         chosen = self.selected(scores)
         if training and self.balance > 0:
+            refuse_replicas("balance", "it is no sum over the parts of a batch; set balance=0", always=True)
             share = ops.mean(ops.cast(chosen, "float32"), axis=0)
             probability = ops.mean(ops.softmax(scores, axis=-1), axis=0)
             balance = ops.mean(ops.sum(share * probability, axis=-1)) * (self.num_experts / self.top_k)

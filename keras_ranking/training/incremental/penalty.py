@@ -113,7 +113,7 @@ class IncrementalPenalty:
             RuntimeError: this penalty, or another one for the model, is attached already.
             NotImplementedError: in a `tf.distribute` strategy of several replicas.
         """
-        refuse_replicas("IncrementalPenalty", "each replica would add the whole penalty")
+        refuse_replicas("IncrementalPenalty", "each replica would add the whole penalty", always=True)
         self._checked(model)
         if self._attached is not None or _ATTACHED in vars(model):
             raise RuntimeError(f"a penalty is attached to '{model.name}' already; detach it first.")
