@@ -26,7 +26,7 @@ MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
 TRAINING = {
     f"training.{room}" for room in ("distribution", "incremental", "post_training", "streaming", "weighting")
 } | {"training"}
-SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "server")}
+SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "histories", "server")}
 DATA = {"data", "data.counts", "data.readers", "data.shards"}
 
 # room -> (rooms it may import from, packages from outside it may import)
@@ -72,6 +72,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "serving": ({"serving.protocol"}, set()),
     "serving.protocol": (BASE | DATA, ARRAYS | {"google", "grpc", "ml_dtypes", "orjson", "tensorflow_serving"}),
     "serving.client": (BASE | DATA | {"serving.protocol"}, ARRAYS | {"grpc", "google"}),
+    "serving.histories": (BASE | DATA | {"serving.protocol", "serving.client"}, ARRAYS | {"redis"}),
     "serving.checking": (MODELS | {"models", "serving.protocol"} | DATA, ARRAYS | {"keras", "tensorflow"}),
     "serving.exporting": (
         MODELS | {"", "models", "serving.protocol", "serving.checking"} | DATA,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from keras_ranking.serving.exporting.export import export
     from keras_ranking.serving.exporting.options import GraphOptions, Verification
     from keras_ranking.serving.exporting.warmup import write_warmup
+    from keras_ranking.serving.histories.history_client import HistoryClient
+    from keras_ranking.serving.histories.redis_store import RedisHistories
+    from keras_ranking.serving.histories.store import History, HistoryStore, MemoryHistories
     from keras_ranking.serving.protocol.errors import ServingError
     from keras_ranking.serving.protocol.requests import Request, pad_requests, request_tensors
     from keras_ranking.serving.server.limits import Limits, Stopping
@@ -40,7 +43,12 @@ _MODULES = {
     "Stopping": "keras_ranking.serving.server.limits",
     "GraphOptions": "keras_ranking.serving.exporting.options",
     "Verification": "keras_ranking.serving.exporting.options",
+    "History": "keras_ranking.serving.histories.store",
+    "HistoryClient": "keras_ranking.serving.histories.history_client",
+    "HistoryStore": "keras_ranking.serving.histories.store",
     "Limits": "keras_ranking.serving.server.limits",
+    "MemoryHistories": "keras_ranking.serving.histories.store",
+    "RedisHistories": "keras_ranking.serving.histories.redis_store",
     "Request": "keras_ranking.serving.protocol.requests",
     "ServingError": "keras_ranking.serving.protocol.errors",
     "pad_requests": "keras_ranking.serving.protocol.requests",
@@ -58,7 +66,12 @@ __all__ = [
     "Client",
     "ClientTls",
     "GraphOptions",
+    "History",
+    "HistoryClient",
+    "HistoryStore",
     "Limits",
+    "MemoryHistories",
+    "RedisHistories",
     "Request",
     "Retry",
     "Server",

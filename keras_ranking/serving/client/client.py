@@ -79,7 +79,9 @@ class Client:
         target = make_target(address, model, version, label, timeout, token, tls, retry)
         self.schema = schema if isinstance(schema, Schema) else Schema.load(schema)
         self._tasks = None if tasks is None else [self.schema.task(task).name for task in tasks]
-        self._signature, self._timeout = signature, timeout
+        self._signature, self._timeout, self.version, self.label = signature, timeout, version, label
+        self._made_with: dict[str, Any] = {"address": address, "model": model, "protocol": protocol, "timeout": timeout}
+        self._made_with |= {"tasks": tasks, "signature": signature, "token": token, "tls": tls, "retry": retry}
         self._transport: Transport = GrpcTransport(target) if protocol == "grpc" else RestTransport(target)
         self._signatures: dict[str, Signature] | None = None
 
@@ -243,6 +245,10 @@ class Client:
             if error.code in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"):
                 return None
             raise
+
+    def of_version(self, version: int) -> Client:
+        """A client with the same settings for one version, with connections of its own."""
+        return Client(schema=self.schema, version=version, **self._made_with)
 
     def close(self) -> None:
         """Close the connections."""

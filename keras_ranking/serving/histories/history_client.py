@@ -1,0 +1,174 @@
+"""HistoryClient: scores of a member's candidates, whose history is in a store and is encoded once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_ranking.serving.client.client import ENCODE, SCORE, Client
+from keras_ranking.serving.client.encoding import chosen, positive
+from keras_ranking.serving.histories.store import HistoryStore
+from keras_ranking.serving.protocol.errors import ServingError
+
+_Key = tuple[int, Any, str, Any]
+
+
+class HistoryClient:
+    """Scores candidates after the history that a store has of their member.
+
+    The history is encoded by the signature `encode_history`, and what that returns is kept by version of the model, member and events. As
+    long as these stay the same, a request sends and computes the candidates alone (`score_candidates`). The result is that of the whole
+    request. A model whose encoded history depends on the time of the request (`AmortizedDLRM` with a summary that looks ahead) is encoded
+    anew for each time. Threads may share a client.
+
+    Encoding and scoring are calls of one version: the one that the client names, or the newest that the server has, asked for every
+    `poll_seconds`. A version that is gone is noticed at once.
+
+    Args:
+        client: of the served model, with the signatures `encode_history` and `score_candidates`.
+        store: where the events are.
+        events: newest events of a history, such as the model's `max_history`, strictly before the request.
+        most_kept: encoded histories kept; beyond it the one not used for longest is dropped.
+        keep_seconds: an encoded history is dropped after this time; None: never.
+        poll_seconds: between two questions for the version.
+        clock: seconds.
+
+    Attributes:
+        found, encoded: how many requests found their history encoded, and how many did not.
+
+    Raises:
+        ValueError: a number that is not positive.
+
+    Example:
+        >>> log = kr.data.simulate(members=20, days=2, seed=0)
+        >>> schema = log.schema.fit(log.events)
+        >>> model = kr.models.CADET(schema, dim=16, num_layers=1, num_heads=2)
+        >>> version = kr.serving.export(model, "saved_models/cadet", verify=False)
+        >>> store = kr.serving.MemoryHistories(schema)
+        >>> _ = store.append(log.events)
+        >>> with kr.serving.serve("saved_models/cadet", rest_port=0, grpc_port=0) as server:
+        ...     with kr.serving.Client(f"127.0.0.1:{server.grpc_port}", schema, model="cadet") as client:
+        ...         scorer = kr.serving.HistoryClient(client, store, events=64)
+        ...         last = log.events.iloc[-1]
+        ...         shown = log.events[log.events["request_id"] == last["request_id"]]
+        ...         scores = [scorer.score(last["member_id"], shown, int(last["time"])) for _ in range(2)]
+        >>> scorer.encoded, scorer.found
+        (1, 1)
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        store: HistoryStore,
+        events: int = 512,
+        most_kept: int = 10_000,
+        keep_seconds: float | None = None,
+        poll_seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        positive(events=events, most_kept=most_kept)
+        for name, value in (("keep_seconds", keep_seconds), ("poll_seconds", poll_seconds)):
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
+        self.client, self.store, self.events, self.most_kept = client, store, events, most_kept
+        self.keep_seconds, self.poll_seconds, self._clock = keep_seconds, poll_seconds, clock
+        self.found = self.encoded = 0
+        self._kept: OrderedDict[_Key, tuple[dict[str, np.ndarray], float]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pinned: tuple[Client, int, float] | None = None
+
+    def score(self, member: Any, candidates: pd.DataFrame, request_time: Any) -> pd.DataFrame:
+        """Scores of candidates for a member.
+
+        Args:
+            member: its id, as in the log. One of whom nothing is known has an empty history.
+            candidates, request_time: see `Request`.
+
+        Returns:
+            As `Client.score`.
+
+        Raises:
+            ValueError: errors of `request_tensors`; nothing was sent.
+            ServingError: as `Client.score`; FAILED_PRECONDITION for a model without the two signatures, NOT_FOUND without a version.
+        """
+        try:
+            return self._score(member, candidates, request_time)
+        except ServingError as error:
+            # The version may have been unloaded since it was asked for.
+            if error.code != "NOT_FOUND" or self._pinned is None:
+                raise
+            self._pinned = None
+            return self._score(member, candidates, request_time)
+
+    def forget(self) -> None:
+        """Drop all encoded histories."""
+        with self._lock:
+            self._kept.clear()
+
+    def __len__(self) -> int:
+        """Number of encoded histories kept."""
+        with self._lock:
+            return len(self._kept)
+
+    def _score(self, member: Any, candidates: pd.DataFrame, request_time: Any) -> pd.DataFrame:
+        client, version = self._of_version()
+        signature = chosen(client.signatures(), ENCODE)
+        chosen(client.signatures(), SCORE)
+        history = self.store.latest(member, self.events, before=request_time)
+        moment = request_time if "request_time" in signature.inputs else None
+        key = version, member, history.mark, moment
+        encoded = self._known(key)
+        if encoded is None:
+            encoded = client.encode(history.events if len(history.events) else None, request_time)
+            self._keep(key, encoded)
+        return client.score_cached(encoded, candidates, request_time)
+
+    def _of_version(self) -> tuple[Client, int]:
+        """A client of the version that scores now, and its number."""
+        with self._lock:
+            now, pinned = self._clock(), self._pinned
+            if pinned is not None and now < pinned[2]:
+                return pinned[0], pinned[1]
+        version = self._current()
+        with self._lock:
+            before = self._pinned
+            client = before[0] if before is not None and before[1] == version else self.client.of_version(version)
+            self._pinned = client, version, now + self.poll_seconds
+            return client, version
+
+    def _current(self) -> int:
+        label, version = self.client.label, self.client.version
+        if version is not None:
+            return version
+        if label is not None:
+            found = self.client.version_of(label)
+            if found is None:
+                raise ServingError("NOT_FOUND", f"no version has the label '{label}'")
+            return found
+        ready = [number for number, (state, _) in self.client.versions().items() if state == "AVAILABLE"]
+        if not ready:
+            raise ServingError("NOT_FOUND", "no version of the model is available")
+        return max(ready)
+
+    def _known(self, key: _Key) -> dict[str, np.ndarray] | None:
+        with self._lock:
+            kept = self._kept.pop(key, None)
+            if kept is None or (self.keep_seconds is not None and self._clock() - kept[1] >= self.keep_seconds):
+                self.encoded += 1
+                return None
+            self._kept[key] = kept  # the last to be dropped
+            self.found += 1
+            return kept[0]
+
+    def _keep(self, key: _Key, encoded: dict[str, np.ndarray]) -> None:
+        with self._lock:
+            self._kept[key] = encoded, self._clock()
+            self._kept.move_to_end(key)
+            while len(self._kept) > self.most_kept:
+                self._kept.popitem(last=False)
