@@ -34,6 +34,9 @@ class HistoryClient:
         client: of the served model, with the signatures `encode_history` and `score_candidates`.
         store: where the events are.
         events: newest events of a history, such as the model's `max_history`, strictly before the request.
+        delay: leave out events younger than this number of seconds at the request, as `score_frame` does; None: keep them. The model masks
+            what it may not see in any case; but of one whose encoded history serves later requests (`AmortizedDLRM` with
+            history_mask='causal'), events that it may not see take the places of others.
         most_kept: encoded histories kept; beyond it the one not used for longest is dropped.
         keep_seconds: an encoded history is dropped after this time; None: never.
         poll_seconds: between two questions for the version.
@@ -67,6 +70,7 @@ class HistoryClient:
         client: Client,
         store: HistoryStore,
         events: int = 512,
+        delay: int | None = None,
         most_kept: int = 10_000,
         keep_seconds: float | None = None,
         poll_seconds: float = 1.0,
@@ -77,6 +81,9 @@ class HistoryClient:
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
         self.client, self.store, self.events, self.most_kept = client, store, events, most_kept
+        if delay is not None and (isinstance(delay, bool) or not isinstance(delay, int) or delay < 0):
+            raise ValueError(f"`delay` must be a number of seconds, at least 0, or None. Received: delay={delay!r}")
+        self.delay = delay
         self.keep_seconds, self.poll_seconds, self._clock = keep_seconds, poll_seconds, clock
         self.found = self.encoded = 0
         self._kept: OrderedDict[_Key, tuple[dict[str, np.ndarray], float]] = OrderedDict()
@@ -120,7 +127,7 @@ class HistoryClient:
         client, version = self._of_version()
         signature = chosen(client.signatures(), ENCODE)
         chosen(client.signatures(), SCORE)
-        history = self.store.latest(member, self.events, before=request_time)
+        history = self.store.latest(member, self.events, before=self._end(request_time))
         moment = request_time if "request_time" in signature.inputs else None
         key = version, member, history.mark, moment
         encoded = self._known(key)
@@ -128,6 +135,13 @@ class HistoryClient:
             encoded = client.encode(history.events if len(history.events) else None, request_time)
             self._keep(key, encoded)
         return client.score_cached(encoded, candidates, request_time)
+
+    def _end(self, request_time: Any) -> Any:
+        """The time before which events are read."""
+        if not self.delay:
+            return request_time
+        schema = self.client.schema
+        return int(schema.encode_time(pd.Series([request_time]))[0]) + schema.epoch - self.delay + 1
 
     def _of_version(self) -> tuple[Client, int]:
         """A client of the version that scores now, and its number."""

@@ -34,9 +34,7 @@ class RedisHistories(Histories):
         >>> # store = kr.serving.RedisHistories("redis://127.0.0.1:6379/0", "saved_models/feed/1/...", most=500)
     """
 
-    def __init__(
-        self, redis: Any, schema: Schema, most: int = 1000, keep_seconds: float | None = None, prefix: str = "histories:"
-    ) -> None:
+    def __init__(self, redis: Any, schema: Schema, most: int = 1000, keep_seconds: float | None = None, prefix: str = "histories:") -> None:
         super().__init__(schema, most, keep_seconds)
         if isinstance(redis, str):
             try:

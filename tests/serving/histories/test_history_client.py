@@ -130,7 +130,7 @@ def test_a_new_version_is_encoded_anew(served: Any, client: Any, logged: Any, sm
     store.append(logged.events)
     scorer, call = HistoryClient(client, store, events=32, poll_seconds=0.01), requests_of(logged.events, 1)[0]
     before = scorer.score(*call)
-    running, folder = served
+    _, folder = served
     shutil.copytree(small.version, folder / ".copy")
     (folder / ".copy").rename(folder / "2")
     until(lambda: client.versions().get(2, ("",))[0] == "AVAILABLE")

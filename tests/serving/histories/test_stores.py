@@ -109,7 +109,8 @@ def test_control_ties_by_chance_would_be_seen(log: Any) -> None:
 
 
 def test_marks_follow_the_events(make: Any, log: Any) -> None:
-    events = log.events[log.events["member_id"] == log.events["member_id"].iloc[0]].sort_values("time").head(30)
+    events = log.events[log.events["member_id"] == log.events["member_id"].iloc[0]]
+    events = events.drop_duplicates("time").sort_values("time").head(30)
     member, store = events["member_id"].iloc[0], make(log.schema)
     store.append(events.iloc[3:])
     before = store.latest(member, 50)
