@@ -1,6 +1,6 @@
-"""What the tests of several devices run in processes of their own: `python -m tests.training.on_devices JOB.json`.
+"""What the tests of several devices run in processes of their own: `python -m tests.training.on_devices JOBS.json FOUND.json`.
 
-The job: `models` to train, the `distribution`, the folder `out` for each model's run, and further settings. Process 0 writes as JSON, by
+A job: `models` to train, the `distribution`, the folder `out` for each model's run, and further settings. Each process writes as JSON, by
 model, the loss after each step, the metrics of `evaluate` by the model that was returned and by the one reloaded, and what was printed.
 """
 
@@ -107,8 +107,7 @@ def main() -> None:
     rank = start_processes(jobs[0])
     log = kr.data.simulate(members=40, days=3, seed=3, feedback_delay=60)
     found = [trained(log, job, rank) for job in jobs]
-    if rank == 0:
-        Path(sys.argv[2]).write_text(json.dumps(found))
+    Path(sys.argv[2] + (f".{rank}" if rank else "")).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

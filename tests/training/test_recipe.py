@@ -100,7 +100,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """The validation finds these values, one after the other."""
     values = iter(losses)
 
-    def found(model: Any, rows: Any) -> dict[str, dict[str, float]]:
+    def found(model: Any, rows: Any, plan: Any) -> dict[str, dict[str, float]]:
         loss = next(values)
         return {
             task: {"auc": 1 - loss, "impression_auc": 1 - loss, "log_loss": loss, "normalized_entropy": loss} for task in ("click", "like")

@@ -27,6 +27,10 @@ class History(NamedTuple):
         events: oldest first, those of one time in the order in which they were appended; the columns that a history has, and the time in
             Unix seconds. No rows: nothing is known of the member.
         mark: of these events: equal marks are equal events. A client keeps what it has encoded by it.
+
+    Example:
+        >>> kr.serving.History(pd.DataFrame({"item": [4, 9], "t": [10, 20]}), mark="a digest").mark
+        'a digest'
     """
 
     events: pd.DataFrame
@@ -38,6 +42,10 @@ class HistoryStore(Protocol):
     """Where a service keeps the events of members: `append` as they happen, `latest` for a request.
 
     A class with these two methods can be given to `HistoryClient`. This package has `MemoryHistories` and `RedisHistories`.
+
+    Attributes:
+        append: adds events, a DataFrame with rows of any members.
+        latest: (member, count, before) -> `History`, the newest events strictly before a time.
 
     Example:
         >>> schema = kr.Schema(member="m", time="t", request="r", features=[kr.Id("item")], actions=[], tasks=["click"])

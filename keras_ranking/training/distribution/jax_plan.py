@@ -85,13 +85,15 @@ class JaxPlan(Plan):
             received = f"parts {own} in process {self.rank}"
             raise ValueError(f"devices of a process must be neighbours on the axis '{axis}' of the mesh. Received: {received}")
         self.own = own[0], own[-1] + 1
+        self._inside = contextlib.ExitStack()
         self._calls: dict[int, tuple[Any, Any]] = {}
 
     @contextlib.contextmanager
     def devices(self) -> Iterator[None]:
         sharded, self.distribution.auto_shard_dataset = self.distribution.auto_shard_dataset, False
         try:
-            with self.distribution.scope():
+            with contextlib.ExitStack() as self._inside:
+                self._inside.enter_context(self.distribution.scope())
                 yield
         finally:
             self.distribution.auto_shard_dataset = sharded
@@ -115,19 +117,16 @@ class JaxPlan(Plan):
 
     def finished(self, ranker: Any, again: Callable[[], Any], compiled: Callable[[Any], None]) -> Any:
         arrays = arrays_of(ranker)
-        keras.distribution.set_distribution(None)
-        try:
-            # Tables that no single device may hold are in the memory of the host.
-            shared = any(_is_shared_out(variable) for variable in ranker.variables)
-            with jax.default_device(jax.local_devices(backend="cpu")[0]) if shared else contextlib.nullcontext():
-                plain = again()
-                compiled(plain)
-                if not plain.optimizer.built:
-                    plain.optimizer.build(plain.trainable_variables)
-                assign_arrays(arrays, plain)
-            return plain
-        finally:
-            keras.distribution.set_distribution(self.distribution)
+        # Tables that no single device may hold are in the memory of the host.
+        shared = any(_is_shared_out(variable) for variable in ranker.variables)
+        self._inside.close()  # what one process writes must ask nothing of the others
+        with jax.default_device(jax.local_devices(backend="cpu")[0]) if shared else contextlib.nullcontext():
+            plain = again()
+            compiled(plain)
+            if not plain.optimizer.built:
+                plain.optimizer.build(plain.trainable_variables)
+            assign_arrays(arrays, plain)
+        return plain
 
     def by_turns(self) -> Plan:
         return ByTurns(self.rank, self.ranks, self.gathered)
