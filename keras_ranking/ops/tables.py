@@ -68,7 +68,7 @@ def rows_over_devices(path: str, rows: int, width: int) -> int:
     layout = distribution.get_variable_layout(SimpleNamespace(path=path, shape=(rows, width), _layout=None))
     axes = () if layout is None or layout.device_mesh is None else layout.axes[:1]
     mesh = {} if layout is None or layout.device_mesh is None else dict(zip(layout.device_mesh.axis_names, layout.device_mesh.shape))
-    devices = math.prod(mesh[axis] for axis in axes if axis is not None)
+    devices = math.prod(int(mesh[axis]) for axis in axes if axis is not None)
     return -(-rows // devices) * devices
 
 

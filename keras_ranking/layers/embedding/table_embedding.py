@@ -45,6 +45,7 @@ class TableEmbedding(WholeInputs, keras.layers.Embedding):
         (1, 3, 4)
     """
 
+    input_dim: int  # of Keras
     whole = ("inputs",)
     rows_at_once = 2**18  # drawn at once for a table with more than `most_weights`
     most_weights = 2**25

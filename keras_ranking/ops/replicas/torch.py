@@ -45,13 +45,14 @@ def sum_gradients(gradients: list[Any]) -> list[Any]:
             dense.setdefault(gradient.dtype, []).append(number)
     for numbers in dense.values():
         while numbers:
-            taken, size = [], 0
+            taken: list[int] = []
+            size = 0
             while numbers and (not taken or size + gradients[numbers[0]].numel() <= _AT_ONCE):
                 size += gradients[numbers[0]].numel()
                 taken.append(numbers.pop(0))
             flat = torch.cat([gradients[number].reshape(-1) for number in taken])
             distributed.all_reduce(flat)
-            parts = flat.split([gradients[number].numel() for number in taken])
+            parts = torch.split(flat, [gradients[number].numel() for number in taken])
             for number, part in zip(taken, parts, strict=True):
                 out[number] = part.view_as(gradients[number])
     return out
