@@ -23,9 +23,7 @@ LAYERS = {
     for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads", "forests")
 }
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
-TRAINING = {
-    f"training.{room}" for room in ("distribution", "incremental", "post_training", "streaming", "weighting")
-} | {"training"}
+TRAINING = {f"training.{room}" for room in ("distribution", "incremental", "post_training", "streaming", "weighting")} | {"training"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "histories", "server")}
 DATA = {"data", "data.counts", "data.readers", "data.shards"}
 

@@ -155,14 +155,6 @@ example:
     setting_arguments(made, "any other argument of keras_ranking.data.simulate")
 
 
-def _distribution_argument(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
-        "--distribution",
-        choices=("data", "tables"),
-        help="several devices: 'data', parts of each batch; 'tables' (JAX), also parts of large tables; torch: start this with torchrun -m",
-    )
-
-
 def train_parser(subparsers: Any) -> None:
     """Arguments of `train`."""
     made = command(
@@ -211,7 +203,6 @@ examples:
     made.add_argument("--batch-size", type=positive, metavar="N", help="packed rows per step (default: the model's)")
     made.add_argument("--checkpoint-every", type=positive, metavar="N", help="number of steps between checkpoints, for --resume")
     made.add_argument("--resume", metavar="DIR", help="continue the training in DIR (see below)")
-    _distribution_argument(made)
     made.add_argument(
         "--new-events",
         metavar="WHEN",

@@ -16,7 +16,9 @@ def _number_or_text(text: str) -> float | str:
 
 
 def recipe_arguments(made: argparse.ArgumentParser) -> None:
-    """Add the arguments, in a group of their own."""
+    """Add the arguments, in a group of their own, and `--distribution`."""
+    text = "several devices: data, a part of each batch; tables (JAX), also parts of large tables; torch: see the example with torchrun"
+    made.add_argument("--distribution", choices=("data", "tables"), help=text)
     group = made.add_argument_group("validation, early stopping, optimiser")
     rows = "rows to measure the model on after each epoch, not trained on: last_day, a share such as 0.1, or a split (default: none)"
     group.add_argument("--validation", type=_number_or_text, metavar="ROWS", help=rows)

@@ -21,7 +21,8 @@ from keras_ranking.data.readers.log import require_log
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore, set_weights
-from keras_ranking.training.distribution import active, plan_for
+from keras_ranking.training.distribution.choice import plan_for, refuse_shards
+from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
@@ -118,6 +119,7 @@ def train(
             raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
+        refuse_shards(distribution)
         arguments = Settings(out, seed, epochs, batch_size, options, verbose, checkpoint_every, resume, callbacks)
         return train_on_shards(log, model, arguments, _fit)
     model = model_name(model)
@@ -274,6 +276,7 @@ def warm_start(
     """
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
+        refuse_shards(distribution)
         step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks)
         return warm_start_on_shards(log, folder, new, epochs, step, _fit)
     require_log(log)

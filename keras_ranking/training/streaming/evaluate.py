@@ -16,6 +16,7 @@ from keras_ranking.configuration import is_real
 from keras_ranking.data import Log, ShardedLog
 from keras_ranking.data.shards.log import TRAINING, Chosen
 from keras_ranking.schema import Schema
+from keras_ranking.training.distribution.choice import refuse_shards
 from keras_ranking.training.predict import evaluate as evaluate_log
 from keras_ranking.training.recipe import LAST_DAY, Recipe
 from keras_ranking.training.streaming.scores import metrics_of_shards
@@ -97,6 +98,7 @@ def evaluate(
     split: str = "validation",
     row_length: int = 2048,
     on_error: str = "raise",
+    distribution: Any = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of a trained model on one split, by task.
 
@@ -115,11 +117,14 @@ def evaluate(
         split: name of the split.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
+        distribution: as in `train`. With several processes, all of which must call this, each scores its share of the batches, and each
+            has the metrics of all. Not for a `ShardedLog`.
 
     Returns:
         Task -> metric -> value; NaN for a task without a known label in the split.
 
     Raises:
+        NotImplementedError: a `ShardedLog` with a `distribution`.
         TypeError: `log` is not a `Log`.
         ValueError: no such split, no rows in it, or bad values in the log.
 
@@ -131,7 +136,8 @@ def evaluate(
         (['click', 'like'], ['auc', 'calibration_error', 'impression_auc'])
     """
     if not isinstance(log, ShardedLog):
-        return evaluate_log(model, log, split, row_length, on_error)
+        return evaluate_log(model, log, split, row_length, on_error, distribution)
+    refuse_shards(distribution)
     require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
     check_prepared(on_error)
     log.require_split(split)
