@@ -79,8 +79,9 @@ class JaxPlan(Plan):
         mesh, axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
         self.devices_of_mesh = list(mesh.devices.flat)
         self.parts = int(mesh.shape[axis])
-        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
-        own = sorted({(index[0].start or 0) for index in rows.addressable_devices_indices_map((self.parts,)).values()})
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))  # type: ignore[no-untyped-call]
+        places: Any = rows.addressable_devices_indices_map((self.parts,)).values()
+        own = sorted({(place[0].start or 0) for place in places})
         if not own or own != list(range(own[0], own[-1] + 1)):
             received = f"parts {own} in process {self.rank}"
             raise ValueError(f"devices of a process must be neighbours on the axis '{axis}' of the mesh. Received: {received}")
@@ -141,7 +142,7 @@ class JaxPlan(Plan):
 
     def _placed(self, own: np.ndarray) -> Any:
         layout = self.distribution.get_data_layout(own.shape).backend_layout
-        return jax.make_array_from_process_local_data(layout, own)
+        return jax.make_array_from_process_local_data(layout, own)  # type: ignore[no-untyped-call]
 
     def _call(self, ranker: Any) -> Any:
         kept = self._calls.get(id(ranker))
