@@ -65,17 +65,17 @@ def test_an_event_later_and_an_unknown_member(client: Any, logged: Any) -> None:
     events = logged.events.sort_values("time", kind="stable")
     member, candidates, at = requests_of(events, 1)[0]
     own = events[events["member_id"] == member]
+    old = own[own["time"] < at].tail(20)
     store = MemoryHistories(logged.schema)
     scorer = HistoryClient(client, store, events=64)
     nobody = scorer.score(member, candidates, at)
     np.testing.assert_allclose(nobody, client.score(None, candidates, at), rtol=1e-5, atol=1e-6)
-    old = own[own["time"] < at]
     store.append(old.iloc[5:])
     first = scorer.score(member, candidates, at)
     store.append(old.iloc[:5])  # late events, before those that are there
     second = scorer.score(member, candidates, at)
     assert np.abs(first - second).to_numpy().max() > 0
-    np.testing.assert_allclose(second, whole(client, own, member, candidates, at), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second, whole(client, store_order(store, logged, member), member, candidates, at), rtol=1e-5, atol=1e-6)
     store.append(own[own["time"] >= at])  # events of this moment and after it are none of this request
     np.testing.assert_array_equal(scorer.score(member, candidates, at), second)
     assert (scorer.encoded, scorer.found) == (3, 1)
