@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.serving import Client, HistoryClient, MemoryHistories, ServingError, serve
+from tests.serving.calling import until
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.slow]
 
@@ -60,6 +61,26 @@ def store_order(store: Any, logged: Any, member: Any) -> Any:
     return store.latest(member, 1000).events
 
 
+def test_an_event_later_and_an_unknown_member(client: Any, logged: Any) -> None:
+    events = logged.events.sort_values("time", kind="stable")
+    member, candidates, at = requests_of(events, 1)[0]
+    own = events[events["member_id"] == member]
+    old = own[own["time"] < at].tail(20)
+    store = MemoryHistories(logged.schema)
+    scorer = HistoryClient(client, store, events=64)
+    nobody = scorer.score(member, candidates, at)
+    np.testing.assert_allclose(nobody, client.score(None, candidates, at), rtol=1e-5, atol=1e-6)
+    store.append(old.iloc[5:])
+    first = scorer.score(member, candidates, at)
+    store.append(old.iloc[:5])  # late events, before those that are there
+    second = scorer.score(member, candidates, at)
+    assert np.abs(first - second).to_numpy().max() > 0
+    np.testing.assert_allclose(second, whole(client, store_order(store, logged, member), member, candidates, at), rtol=1e-5, atol=1e-6)
+    store.append(own[own["time"] >= at])  # events of this moment and after it are none of this request
+    np.testing.assert_array_equal(scorer.score(member, candidates, at), second)
+    assert (scorer.encoded, scorer.found) == (3, 1)
+
+
 def test_bounds_and_expiry(client: Any, logged: Any) -> None:
     now, store = [0.0], MemoryHistories(logged.schema)
     store.append(logged.events)
@@ -102,6 +123,20 @@ def test_two_threads_share_a_client(client: Any, logged: Any) -> None:
     for thread in threads:
         thread.join()
     assert failed == [] and scorer.found >= 16
+
+
+def test_a_new_version_is_encoded_anew(served: Any, client: Any, logged: Any, small: Any) -> None:
+    store = MemoryHistories(logged.schema)
+    store.append(logged.events)
+    scorer, call = HistoryClient(client, store, events=32, poll_seconds=0.01), requests_of(logged.events, 1)[0]
+    before = scorer.score(*call)
+    _, folder = served
+    shutil.copytree(small.version, folder / ".copy")
+    (folder / ".copy").rename(folder / "2")
+    until(lambda: client.versions().get(2, ("",))[0] == "AVAILABLE")
+    until(lambda: client.versions().get(1, ("",))[0] != "AVAILABLE")
+    np.testing.assert_allclose(scorer.score(*call), before, rtol=1e-6)  # the same weights
+    assert scorer.encoded == 2 and scorer._pinned[1] == 2
 
 
 def test_a_model_without_phases(server: Any, logged: Any) -> None:
