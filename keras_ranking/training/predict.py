@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from keras_ranking import metrics, models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, PackedRows, Requests, Sequences, pack, requests
 from keras_ranking.data.counted import counted_log, saved_counts
 from keras_ranking.data.log_columns import require_column
-from keras_ranking.data.readers.log import require_log
+from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.sequences import checked_sequences, require_sequences
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import ONE, Plan
@@ -152,7 +153,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def evaluate(
     model: str | Path | models.RankingModel,
-    log: Log,
+    log: Log | pd.DataFrame,
     split: str = "validation",
     row_length: int = 2048,
     on_error: str = "raise",
@@ -168,8 +169,9 @@ def evaluate(
 
     Args:
         model: a `RankingModel`, or the path of a saved one.
-        log: with rows of the split, and their history. Counts that the schema states and the log lacks are counted: from the first row of
-            the log, or, for rows later than those that the run has read, from the states in the folder of the model.
+        log: with rows of the split, and their history; or a DataFrame, all of whose rows are scored if it has no column `split`. Counts
+            that the schema states and the log lacks are counted: from the first row of the log, or, for rows later than those that the run
+            has read, from the states in the folder of the model.
         split: name of the split.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
@@ -190,10 +192,14 @@ def evaluate(
         >>> sorted(results), sorted(results["click"])[:3]
         (['click', 'like'], ['auc', 'calibration_error', 'impression_auc'])
     """
-    require_log(log)
+    if not isinstance(log, pd.DataFrame):
+        require_log(log)
     plan = plan_for(distribution).by_turns()
     require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
     ranker = model if isinstance(model, models.RankingModel) else models.load(model)
+    if isinstance(log, pd.DataFrame):
+        made: Log = as_log(log, ranker.schema, split)
+        log = made
     wanted = log.is_split(split)
     if any(column not in log.events for column in ranker.schema.columns):
         states = None if isinstance(model, models.RankingModel) else saved_counts(model)

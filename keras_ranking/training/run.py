@@ -13,12 +13,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 
 from keras_ranking import models
 from keras_ranking.data import Log, ShardedLog, saved_counts
 from keras_ranking.data.counted import counted_log
-from keras_ranking.data.readers.log import require_log
+from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.sequences import checked_sequences
+from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore, set_weights
 from keras_ranking.training.distribution.choice import plan_for, refuse_shards
@@ -227,7 +229,7 @@ def train(
 
 
 def warm_start(
-    log: Log | ShardedLog,
+    log: Log | ShardedLog | pd.DataFrame,
     folder: str | Path,
     new: Any,
     out: str | Path | None = None,
@@ -246,8 +248,9 @@ def warm_start(
     run it again.
 
     Args:
-        log: old and new events, with the schema of the model; the fitted constants may be missing in the log's. Counts go on from the
-            states in `folder` with the rows later than those that these have read; older rows are counted from the log's first row.
+        log: old and new events, with the schema of the model; the fitted constants may be missing in the log's. Or a DataFrame, which
+            is read by the schema in `folder`. Counts go on from the states in `folder` with the rows later than those that these have read;
+            older rows are counted from the log's first row.
         folder: of the finished training.
         new: one bool per row of `log.events`: whether it is a target. Of the other rows, those with split 'train' or 'history' are
             history, the rest is ignored. Of a `ShardedLog`, the Unix time of the first new event among the training rows, or a split.
@@ -279,6 +282,9 @@ def warm_start(
         refuse_shards(distribution)
         step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks)
         return warm_start_on_shards(log, folder, new, epochs, step, _fit)
+    if isinstance(log, pd.DataFrame):
+        made: Log = as_log(log, Schema.load(Path(folder) / "schema.json"), "train")
+        log = made
     require_log(log)
     if member_folders(folder):
         each: dict[str, Any] = {

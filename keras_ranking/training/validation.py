@@ -13,7 +13,7 @@ import numpy as np
 from keras_ranking import metrics, models
 from keras_ranking.configuration import is_real
 from keras_ranking.data import Log
-from keras_ranking.data.readers.splits import cut_by_time
+from keras_ranking.data.readers.cuts import cut_by_time
 from keras_ranking.training.checkpoint import arrays_of, assign_arrays
 from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.predict import metrics_of, rows_to_score

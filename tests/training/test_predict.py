@@ -80,3 +80,19 @@ def test_scores_of_shared_histories_are_those_of_a_history_for_each_request(name
     assert found[0][0] < 0.7 * found[1][0], "events are read less often"
     for shared, copies in zip(found[0][1], found[1][1], strict=True):
         np.testing.assert_allclose(shared, copies, rtol=1e-4, atol=2e-6)
+
+
+def test_a_frame_in_place_of_a_log(tmp_path: Any) -> None:
+    log = kr.data.simulate(members=20, days=2, seed=0)
+    options = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1}
+    model, _ = kr.training.train(log, "lirank", tmp_path / "run", epochs=1, options=options, verbose=False)
+    assert kr.training.evaluate(model, log.events) == kr.training.evaluate(model, log)
+    later = log.split("validation")
+    want = kr.training.evaluate(tmp_path / "run", kr.data.Log(later.assign(split="validation"), log.schema))
+    assert kr.training.evaluate(tmp_path / "run", later.drop(columns="split")) == want
+    new = (log.events["split"] == "validation").to_numpy()
+    steps = [kr.training.warm_start(given, tmp_path / "run", new, verbose=False)[0] for given in (log, log.events)]
+    for one, other in zip(steps[0].get_weights(), steps[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(TypeError, match=r"`keras_ranking.data.Log\(events, schema\)` makes one of a DataFrame"):
+        kr.training.train(log.events, "lirank")

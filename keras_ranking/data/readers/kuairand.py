@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.columns import Category, Id, Number, Task
+from keras_ranking.data.readers.cuts import cut_by_time
 from keras_ranking.data.readers.kuairand_tables import (
     USER_FEATURES,
     VIDEO_FEATURES,
@@ -20,7 +21,6 @@ from keras_ranking.data.readers.kuairand_tables import (
     video_columns,
 )
 from keras_ranking.data.readers.log import HISTORY, Log, require_columns
-from keras_ranking.data.readers.splits import cut_by_time
 from keras_ranking.data.readers.tables import earlier_counts
 from keras_ranking.schema import Schema
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.data.log_columns import require_column, require_frame
+from keras_ranking.data.readers.cuts import TRAIN_SHARE, cut_by_time
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
 from keras_ranking.values import ROUND
@@ -26,7 +28,8 @@ class Log:
     Args:
         events: one row per impression. Besides the schema's columns it has a `split` column: "train", "validation", "test",
             "history" for rows that are read as history and never trained on, or "new_members" for rows of members who are never trained
-            on. See `split_by_time` and `hold_out_members`.
+            on. See `split_by_time` and `hold_out_members`. Without the column the first 80 % of the requests by time are "train" and the
+            rest "validation", as the command line cuts, and a warning says so.
         schema: what the columns are; standardising numbers are not fitted yet (`schema.fit(training_rows)`).
         name: the log's name, for tables and messages.
         notes: one line, with counts, for everything that the reader left out, merged or derived.
@@ -37,7 +40,7 @@ class Log:
 
     Raises:
         TypeError: `events` is not a DataFrame, or `schema` not a `Schema`.
-        ValueError: no column `split`, or another word in it; another word for `round`.
+        ValueError: another word in the column `split`, or another word for `round`.
 
     Example:
         >>> log = kr.data.simulate(members=20, days=2, seed=0)
@@ -49,7 +52,7 @@ class Log:
 
     events: pd.DataFrame
     schema: Schema
-    name: str
+    name: str = "log"
     notes: tuple[str, ...] = ()
     preset: str | None = None
     round: str | None = None
@@ -64,12 +67,20 @@ class Log:
         if self.round not in ROUND:
             raise ValueError(f"`round` must be one of {ROUND}. Received: round={self.round!r}")
         if "split" not in self.events.columns:
-            raise ValueError(
-                "`events` must have a column 'split' with the words 'train', 'validation', 'test', 'history' and 'new_members': "
-                "`keras_ranking.data.split_by_time(events, schema)` makes one, and `events.assign(split='train')` trains on all rows. "
-                f"Received: columns {sorted(map(str, self.events.columns))}"
-            )
+            self._cut()
         check_splits(self.events["split"].value_counts(dropna=False, sort=False).to_dict())
+
+    def _cut(self) -> None:
+        """Add the column `split`, and say so."""
+        for column in (self.schema.time, self.schema.request):
+            require_column(self.events, column, "of the schema is not in the log")
+        if not len(self.events):
+            raise ValueError("`events` must hold rows. Received: none")
+        split, note = cut_by_time(self.events, self.schema, TRAIN_SHARE)
+        object.__setattr__(self, "events", self.events.assign(split=split))
+        object.__setattr__(self, "notes", (*self.notes, f"no column 'split': {note}"))
+        other = "`split_by_time(events, schema, train_share)` cuts elsewhere, and `events.assign(split='train')` trains on all rows"
+        warnings.warn(f"the log '{self.name}' has no column 'split': {note}; {other}", UserWarning, stacklevel=4)
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split.
@@ -113,6 +124,13 @@ def check_splits(counts: Mapping[Any, int]) -> None:
         raise ValueError(f"column 'split' must hold 'train', 'validation', 'test', 'history' or 'new_members'. Received: {found}{hint}")
 
 
+def as_log(log: Any, schema: Schema, split: str) -> Any:
+    """A DataFrame as a `Log` of this schema, all of its rows of this split where it has no column `split`; anything else as it is."""
+    if not isinstance(log, pd.DataFrame):
+        return log
+    return Log(log if "split" in log.columns else log.assign(split=split), schema)
+
+
 def require_log(log: Any) -> None:
     """Check that this is a `Log`.
 
@@ -120,7 +138,7 @@ def require_log(log: Any) -> None:
         TypeError: with the way to make one.
     """
     if not isinstance(log, Log):
-        made = "`keras_ranking.data.Log(events, schema, name)` makes one of a DataFrame with a column 'split'"
+        made = "`keras_ranking.data.Log(events, schema)` makes one of a DataFrame"
         raise TypeError(f"`log` must be a keras_ranking.data.Log. Received: {type(log).__name__}; {made}, `open_log` reads a file.")
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 
 from keras_ranking.columns import Category, Id, Number, Task
 from keras_ranking.data.counts import point_in_time_counts
+from keras_ranking.data.readers.cuts import cut_by_time
 from keras_ranking.data.readers.log import HISTORY, Log, find_file
 from keras_ranking.data.readers.retail_lines import buy_again, release_lines
-from keras_ranking.data.readers.splits import cut_by_time
 from keras_ranking.data.readers.tables import at_rows, earlier_counts, read_table
 from keras_ranking.schema import Schema
 

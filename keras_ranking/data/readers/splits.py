@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.data.log_columns import require_column, require_frame
+from keras_ranking.data.readers.cuts import TRAIN_SHARE, cut_by_time
 from keras_ranking.data.readers.log import HISTORY, NEW_MEMBERS, Log, require_log
 from keras_ranking.ops.hashing import distinct_ids, fingerprint64
 from keras_ranking.schema import Schema
-from keras_ranking.values import native_series
 
 
 def hold_out_members(log: Log, share: float = 0.25, seed: int = 0) -> Log:
@@ -79,7 +79,7 @@ def split_of_held_out(words: np.ndarray, held: np.ndarray) -> np.ndarray:
     return np.where(trained, HISTORY, np.where(later, NEW_MEMBERS, words)).astype(object)
 
 
-def split_by_time(events: pd.DataFrame, schema: Schema, train_share: float = 0.8) -> pd.DataFrame:
+def split_by_time(events: pd.DataFrame, schema: Schema, train_share: float = TRAIN_SHARE) -> pd.DataFrame:
     """The rows with a column `split`: the first `train_share` of the requests by time are "train", the rest "validation".
 
     Every request is kept whole. A row without a usable time, which the checks of a log find, is "train".
@@ -110,20 +110,3 @@ def split_by_time(events: pd.DataFrame, schema: Schema, train_share: float = 0.8
     if not len(events):
         raise ValueError("`events` must hold rows. Received: none")
     return events.assign(split=cut_by_time(events, schema, train_share)[0])
-
-
-def cut_by_time(events: pd.DataFrame, schema: Schema, train_share: float) -> tuple[np.ndarray, str]:
-    """The split of each row, "train" for this share of the requests by time and then "validation", and a note of it."""
-    time, faults = schema.model_seconds(events[schema.time], round="floor")
-    usable = ~np.any([rows for rows, _ in faults], axis=0) if faults else np.ones(len(events), dtype=bool)
-    requests = native_series(events[schema.request])[usable]
-    try:
-        first = ~requests.duplicated().to_numpy()
-    except TypeError:  # lists, which the checks of a log find
-        first = ~requests.map(repr).duplicated().to_numpy()
-    times = np.sort(time[usable][first]) if first.any() else np.zeros(1, dtype=np.int64)
-    # One time per request, so cutting the requests in order of time keeps every list whole.
-    edge = times[min(int(np.ceil(len(times) * train_share)), len(times) - 1)]
-    stamp = pd.Timestamp(int(edge) + schema.epoch, unit="s")
-    note = f"requests before {stamp} UTC ({train_share:.0%} of them) are 'train', the rest 'validation'"
-    return np.where(usable & (time >= edge), "validation", "train"), note

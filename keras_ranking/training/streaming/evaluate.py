@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 
 from keras_ranking import models
 from keras_ranking.configuration import is_real
@@ -94,7 +95,7 @@ def evaluate_shards(ranker: models.RankingModel, log: ShardedLog, split: str, ro
 
 def evaluate(
     model: str | Path | models.RankingModel,
-    log: Log | ShardedLog,
+    log: Log | ShardedLog | pd.DataFrame,
     split: str = "validation",
     row_length: int = 2048,
     on_error: str = "raise",
@@ -113,7 +114,7 @@ def evaluate(
         model: a `RankingModel`, or the path of a saved one.
         log: with rows of the split, and their history. Counts that the schema states and the log lacks are counted: from the first row of
             the log, or, for rows later than those that the run has read, from the states in the folder of the model. Or a `ShardedLog`
-            with the constants of the model's schema.
+            with the constants of the model's schema; or a DataFrame, all of whose rows are scored if it has no column `split`.
         split: name of the split.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.

@@ -63,16 +63,18 @@ def store_order(store: Any, logged: Any, member: Any) -> Any:
 
 def test_an_event_later_and_an_unknown_member(client: Any, logged: Any) -> None:
     events = logged.events.sort_values("time", kind="stable")
-    member, candidates, at = requests_of(events, 1)[0]
-    own = events[events["member_id"] == member]
-    old = own[own["time"] < at].tail(20)
+    # A member with a past that the model sees at the request: events of the last minutes are hidden.
+    seen = [(*call, events[(events["member_id"] == call[0]) & (events["time"] < call[2] - 3600)]) for call in requests_of(events, 100)]
+    member, candidates, at, past = next(call for call in seen if len(call[3]) >= 20)
+    own, old = events[events["member_id"] == member], past.tail(20)
+    late = old.iloc[-3:-1]  # among the newest
     store = MemoryHistories(logged.schema)
     scorer = HistoryClient(client, store, events=64)
     nobody = scorer.score(member, candidates, at)
     np.testing.assert_allclose(nobody, client.score(None, candidates, at), rtol=1e-5, atol=1e-6)
-    store.append(old.iloc[5:])
+    store.append(old.drop(late.index))
     first = scorer.score(member, candidates, at)
-    store.append(old.iloc[:5])  # late events, before those that are there
+    store.append(late)
     second = scorer.score(member, candidates, at)
     assert np.abs(first - second).to_numpy().max() > 0
     np.testing.assert_allclose(second, whole(client, store_order(store, logged, member), member, candidates, at), rtol=1e-5, atol=1e-6)
