@@ -127,22 +127,26 @@ def test_our_rankers_run_on_the_same_rows_and_columns(tools, tmp_path, capsys):
     import rankers  # beside the others
 
     file = tmp_path / "rankers.jsonl"
-    arguments = ["simulated", "--json", str(file), "--seeds", "0"]
+    arguments = ["simulated", "--json", str(file), "--seeds", "0", "--models", str(tmp_path / "networks")]
     rankers.main(arguments)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["run"] for line in lines] == ["cadet new", "ligr new"]
+    assert [line["run"] for line in lines] == ["cadet new", "ligr new", "ligr new with forest"]
     for line in lines:
         assert all(0 < line["figures"][split]["log_loss"] < 1 for split in ("validation", "new_members"))
         assert line["parameters"] > 20_000  # with the columns of the set
+    alone, pair = (line["figures"]["validation"]["log_loss"] for line in lines[1:])
+    assert alone != pair and lines[1]["loss"] == lines[2]["loss"]  # one network, trained once
     assert "| cadet new |" in capsys.readouterr().out
     rankers.main(arguments)  # goes on: nothing is left to run
-    assert len(file.read_text().splitlines()) == 2
+    assert len(file.read_text().splitlines()) == 3
     rankers.main([*arguments, "--runs", "ligr new", "--holdout-members", "0"])
     assert list(json.loads(file.read_text().splitlines()[-1])["figures"]) == ["validation"]
     assert "0% of the members held out, validation" in capsys.readouterr().out
     rankers.main([*arguments, "--runs", "ligr new", "--tuning", "--change", '{"epochs": 2}'])
     line = json.loads(file.read_text().splitlines()[-1])
     assert line["tuning"] and len(line["loss"]) == 2
+    rankers.main([*arguments, "--runs", "ligr new with forest", "--tuning"])
+    assert set(json.loads(file.read_text().splitlines()[-1])["stack"]) == {"network", "forest", "bias"}
     out = capsys.readouterr().out
     assert "25% of the members held out, the last training rows" in out and '| ligr new {"epochs": 2} |' in out
 

@@ -80,7 +80,7 @@ def test_streams_rows_and_requests_agree(log: Any, name: str) -> None:
     assert bool(model.stream_columns) == (name in ("dlrm", "dlrm causal", "ligr", "lirank appended"))
     served = kr.training.predict_served(model, sequences, whole_session=False)["click"]
     for names in filter(None, (model.input_columns, model.stream_columns)):
-        np.testing.assert_allclose(sigmoid(by_event(model, sequences, names)), served, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(sigmoid(by_event(model, sequences, names)), served, rtol=0, atol=5e-6)  # by processor
     assert served.std() > 0.02
 
 
