@@ -103,7 +103,7 @@ def _rows_of_tables(model: Any) -> dict[str, int]:
     found = {}
     for name, variable in _named(model).items() if tables else ():
         for path, (whole, rows) in tables.items():
-            if path in variable.path.replace("/", "_") and variable.shape and int(variable.shape[0]) == whole:
+            if path in variable.path.replace("/", "_") and len(variable.shape) and int(variable.shape[0]) == whole:
                 found[name] = rows
     return found
 
@@ -186,7 +186,8 @@ def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
         if not weights and name.startswith("model/"):
             continue
         array = checkpoint.arrays.get(name)
-        shape = (rows.get(name, variable.shape[0]), *variable.shape[1:]) if variable.shape else ()
+        shape = tuple(variable.shape)  # TensorFlow's own is true without axes
+        shape = (rows.get(name, shape[0]), *shape[1:]) if shape else ()
         if array is None or array.shape != shape:
             found = "none" if array is None else f"shape {array.shape}"
             wanted = f"'{name}' ({variable.path}) must have shape {shape}"

@@ -126,8 +126,7 @@ def _slices(figure: Any, report: Report, finished: list[Any]) -> None:
 
 
 def _fresh(figure: Any, report: Report, finished: list[Any]) -> None:
-    fresh = report.fresh
-    assert fresh is not None
+    fresh: Any = report.fresh
     figure.set_size_inches(7, 0.55 * len(fresh.settings) + 1.6)
     axes = figure.subplots()
     places = np.arange(len(fresh.settings))[::-1]

@@ -157,8 +157,7 @@ class Report:
         return "\n".join(lines)
 
     def _fresh_lines(self, single: Mapping[str, Any]) -> list[str]:
-        fresh = self.fresh
-        assert fresh is not None
+        fresh: Any = self.fresh
         lines = [f"fresh seeds, mean ± half of the 95 % interval (spread over seeds {fresh.spread:.5f}):"]
         for row in fresh.settings:
             note = "" if row.trial != fresh.settings[0].trial else "   <- best mean"

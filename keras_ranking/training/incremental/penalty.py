@@ -83,14 +83,14 @@ class IncrementalPenalty:
             path = variable_path(model, variable)
             total, shares = (
                 np.zeros(variable.shape),
-                np.zeros((variable.shape[0] if variable.shape else 1, *[1] * (len(variable.shape) - 1))),
+                np.zeros((variable.shape[0] if len(variable.shape) else 1, *[1] * (len(variable.shape) - 1))),
             )
             for share, prior in self._priors:
                 if path in prior.weights:
                     old = prior.weights[path]
                     total += share * grown(old.astype(np.float64), total.shape)
                     shares[: len(old) if old.ndim else 1] += share
-            shares = shares.reshape(()) if not variable.shape else shares
+            shares = shares.reshape(()) if not len(variable.shape) else shares
             known = shares > 0
             variable.assign(np.where(known, total / np.where(known, shares, 1), current[path]).astype(np.float32))
 
