@@ -79,8 +79,9 @@ def test_streams_rows_and_requests_agree(log: Any, name: str) -> None:
     sequences = build_sequences(log.events, model.schema)
     assert bool(model.stream_columns) == (name in ("dlrm", "dlrm causal", "ligr", "lirank appended"))
     served = kr.training.predict_served(model, sequences, whole_session=False)["click"]
+    bound = 5e-6 if name == "lirank" else 2e-6  # LiRank's random weights enlarge rounding: 2.3e-6 on some processors
     for names in filter(None, (model.input_columns, model.stream_columns)):
-        np.testing.assert_allclose(sigmoid(by_event(model, sequences, names)), served, rtol=0, atol=5e-6)  # by processor
+        np.testing.assert_allclose(sigmoid(by_event(model, sequences, names)), served, rtol=0, atol=bound)
     assert served.std() > 0.02
 
 
