@@ -6,7 +6,13 @@ Names load on first use: `tune --list` and `--cancel` on the command line start 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_ranking.tuning.reporting import Report
+    from keras_ranking.tuning.settings import Search
+    from keras_ranking.tuning.spaces import Choice, Float, Int, default_space
+    from keras_ranking.tuning.studies import Study, tune, tune_model
 
 _MODULES = {
     "Choice": "spaces",
