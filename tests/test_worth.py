@@ -59,7 +59,7 @@ def test_a_run_with_the_same_options_is_not_made_again(tools: Any, monkeypatch: 
     import rankers
 
     made: list[int] = []
-    monkeypatch.setattr(rankers, "run", lambda case, name, seed, tuning, changed: made.append(seed) or {"figures": {}})
+    monkeypatch.setattr(rankers, "run", lambda case, name, seed, tuning, changed, kept: made.append(seed) or {"figures": {}})
     case: Any = type("Case", (), {"name": "retail", "holdout": 0.25})()
     path = tools[2] / "rankers.jsonl"
     for seed in (0, 1, 0):

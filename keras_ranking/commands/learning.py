@@ -61,7 +61,6 @@ def train(args: argparse.Namespace) -> int:
         out=Path(args.out),
         seed=seed,
         epochs=args.epochs,
-        batch_size=args.batch_size,
         options=_options(args),
         verbose=not args.quiet,
         checkpoint_every=args.checkpoint_every,
@@ -74,8 +73,9 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `--set`, `--preset` and the recipe, each given once."""
-    own = {**({"preset": args.preset} if args.preset else {}), **recipe_options(args)}
+    """Options of `--set`, `--preset`, `--batch-size` and the recipe, each given once."""
+    given = {name: getattr(args, name) for name in ("preset", "batch_size")}
+    own = {**{name: value for name, value in given.items() if value is not None}, **recipe_options(args)}
     names = [name for name, _ in args.set] + list(own)
     for name in names:
         if names.count(name) > 1:
@@ -112,7 +112,7 @@ def _resume(args: argparse.Namespace) -> int:
         if about["finished"]:
             raise ValueError(f"the training in '{args.resume}' is finished. To train it on newer events, give --new-events and --out.")
         log = open_log_of(args, seed, folder=args.resume)
-        settings = {name: about[name] for name in ("model", "seed", "epochs", "batch_size", "options", "checkpoint_every")}
+        settings = {name: about[name] for name in ("model", "seed", "epochs", "options", "checkpoint_every")}
         settings |= {"on_error": about.get("on_error", "raise"), "distribution": args.distribution}
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
         if tells:

@@ -50,7 +50,6 @@ def train(
     out: str | Path | None = None,
     seed: int = 0,
     epochs: int | None = None,
-    batch_size: int | None = None,
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
     checkpoint_every: int | None = None,
@@ -70,9 +69,9 @@ def train(
             `warm_start`) and, with counts, their states; None: nothing is written. Files of an earlier run are replaced after all new ones
             are written.
         seed: of weights, shuffling and dropout.
-        epochs, batch_size: None: those of `options`.
-        options: arguments of the builder, and fields of `TrainingOptions` and `Recipe`, by name; where none is given, those of
-            `log.preset`, if it has one.
+        epochs: None: that of `options`.
+        options: arguments of the builder, and fields of `TrainingOptions` (such as `batch_size`) and `Recipe`, by name; where none is
+            given, those of `log.preset`, if it has one.
         verbose: print progress.
         checkpoint_every: number of steps between writes of `checkpoint.npz`, which is then also written after each epoch; None: at the
             end alone.
@@ -116,20 +115,18 @@ def train(
         raise ValueError(f"`checkpoint_every` must be a positive integer. Received: checkpoint_every={checkpoint_every}")
     if checkpoint_every is not None and out is None:
         raise ValueError(f"`checkpoint_every` needs `out`, the folder to write. Received: checkpoint_every={checkpoint_every}, out=None")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value is not None and name in (options or {}):
-            raise ValueError(f"`{name}` must be given once. Received: {name}={value} and options[{name!r}]={(options or {})[name]}")
+    if epochs is not None and "epochs" in (options or {}):
+        raise ValueError(f"`epochs` must be given once. Received: epochs={epochs} and options['epochs']={(options or {})['epochs']}")
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
         refuse_shards(distribution)
-        arguments = Settings(out, seed, epochs, batch_size, options, verbose, checkpoint_every, resume, callbacks)
+        arguments = Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks)
         return train_on_shards(log, model, arguments, _fit)
     model = model_name(model)
     rest, recipe = split_recipe(options or {}, preset_options(model, log.preset))
     if recipe.ensemble > 1:
         each: dict[str, Any] = {
             "epochs": epochs,
-            "batch_size": batch_size,
             "options": {**(options or {}), "ensemble": 1},
             "verbose": verbose,
         }
@@ -138,17 +135,13 @@ def train(
     if distribution is not None:
         with plan_for(distribution).scope() as plan:
             settings = {"checkpoint_every": checkpoint_every, "resume": resume, "callbacks": callbacks, "on_error": on_error}
-            return train(log, model, out, seed, epochs, batch_size, options, verbose and plan.writes, **settings)
+            return train(log, model, out, seed, epochs, options, verbose and plan.writes, **settings)
     plan = active()
     plan.check(recipe)
     if recipe.validation is None:
         callbacks = checked_callbacks(callbacks, recipe.rate)
     model_options, training = split_options(model, rest, log.preset)
-    training = replace(
-        training,
-        epochs=training.epochs if epochs is None else epochs,
-        batch_size=training.batch_size if batch_size is None else batch_size,
-    )
+    training = training if epochs is None else replace(training, epochs=epochs)
     log.is_split("train")
     log = counted_log(log, on_error=on_error)
     held = validation_rows(log, recipe.validation)
@@ -176,7 +169,7 @@ def train(
         tell_preset(model, log.preset, options or {})
         tell_counts(log)
     tell_rows(sequences, verbose)
-    given = {"options": as_plain(dict(options or {})), "epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
+    given = {"options": as_plain(dict(options or {})), "epochs": epochs, "checkpoint_every": checkpoint_every}
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
     ranker = MODELS[model](schema, **model_options)
     weights = weights_for(sequences, training, events, schema, ranker.tasks)

@@ -199,7 +199,6 @@ def test_control_callbacks_that_act(log: Any, tmp_path: Any) -> None:
     [
         ({"checkpoint_every": 5}, "`checkpoint_every` needs `out`, the folder to write. Received: checkpoint_every=5, out=None"),
         ({"options": {"epochs": 5}}, r"`epochs` must be given once. Received: epochs=1 and options\['epochs'\]=5"),
-        ({"batch_size": 4, "options": {"batch_size": 8}}, "`batch_size` must be given once"),
         ({"options": {"ipw_options": {"method": "ctr"}}}, r"`ipw_options` has no effect without `ipw` of \('all', 'positives'\)"),
         ({"options": {"ipw_clip": 5.0}}, "`ipw_clip` has no effect without `ipw`"),
         ({"options": {"table_learning_rate": 0.1}}, "`table_learning_rate` has no effect without `table_optimizer`"),

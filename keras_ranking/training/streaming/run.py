@@ -46,7 +46,6 @@ class Settings:
     out: str | Path | None = None
     seed: int = 0
     epochs: int | None = None
-    batch_size: int | None = None
     options: Mapping[str, Any] | None = None
     verbose: bool = True
     checkpoint_every: int | None = None
@@ -73,8 +72,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         return train_members(one, recipe.ensemble, seed, out, given.resume, verbose=given.verbose)
     callbacks = checked_callbacks(given.callbacks, recipe.rate) if recipe.validation is None else given.callbacks
     model_options, training = split_options(model, rest, log.preset)
-    changed: dict[str, Any] = {"epochs": given.epochs, "batch_size": given.batch_size}
-    training = replace(training, **{name: value for name, value in changed.items() if value is not None})
+    training = training if given.epochs is None else replace(training, epochs=given.epochs)
     chosen, held = validation_of(log, recipe.validation)
     schema = _binned(log, chosen, training)
     source = None if recipe.init_from is None else models.load(recipe.init_from)
@@ -102,7 +100,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         made_with["started_weights"] = _digest(source.get_weights())
     about: dict[str, Any] = {
         **named,
-        **{name: getattr(given, name) for name in ("epochs", "batch_size", "checkpoint_every")},
+        **{name: getattr(given, name) for name in ("epochs", "checkpoint_every")},
         "options": as_plain(dict(given.options or {})),
         "log": log.name,
         "log_seed": seed,

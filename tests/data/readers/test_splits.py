@@ -89,10 +89,10 @@ def test_no_row_of_a_held_out_member_is_trained_on(log):
     from keras_ranking import training
 
     held = hold_out_members(log, 0.25)
-    options = {"features": ("age_hours",), "history_features": (), "hidden": (4,), "cross_layers": 1}
+    options = {"features": ("age_hours",), "history_features": (), "hidden": (4,), "cross_layers": 1, "batch_size": 2}
 
     def weights(events: pd.DataFrame) -> list[np.ndarray]:
-        model, history = training.train(replace(held, events=events), "lirank", epochs=1, batch_size=2, options=options, verbose=False)
+        model, history = training.train(replace(held, events=events), "lirank", epochs=1, options=options, verbose=False)
         assert history["train_events"] == len(held.split("train"))
         return model.get_weights()
 
