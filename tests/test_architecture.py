@@ -23,7 +23,9 @@ LAYERS = {
     for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads", "forests")
 }
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
-TRAINING = {f"training.{room}" for room in ("distribution", "incremental", "post_training", "streaming", "weighting")} | {"training"}
+TRAINING = {f"training.{room}" for room in ("distribution", "incremental", "post_training", "scoring", "streaming", "weighting")} | {
+    "training"
+}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "histories", "server")}
 DATA = {"data", "data.counts", "data.readers", "data.shards"}
 
@@ -60,6 +62,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "training.distribution": (MODELS | {"models", "training"} | DATA, KERAS | ARRAYS | BACKENDS),
     "training.incremental": (MODELS | {"models", "ops.backends"} | DATA, {"keras", "numpy"}),
     "training.post_training": (MODELS | {"models", "models.combined", "training"} | DATA, {"keras"} | ARRAYS),
+    "training.scoring": (MODELS | {"models", "training"} | DATA, ARRAYS),
     "training.weighting": (MODELS | {"models"} | DATA, ARRAYS),
     "training.streaming": (MODELS | {"models"} | DATA | TRAINING, ARRAYS | {"keras", "pyarrow"}),
     "training": (MODELS | {"models", "models.combined"} | DATA | TRAINING, KERAS | ARRAYS),

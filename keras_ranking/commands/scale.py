@@ -88,6 +88,6 @@ def score_log(args: argparse.Namespace) -> int:
 
         run = partial(spark.run, spark.session())
     with step("scoring"):
-        about = training.score_log(args.model_dir, log, args.out, args.split, run=run, verbose=True)
+        about = training.score_log(args.model_dir, log, args.out, args.split, run=run, verbose=True, on_error=args.on_error or "raise")
     print(f"{about['rows']:,} rows scored: {args.out}")
     return 0

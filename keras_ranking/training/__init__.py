@@ -11,7 +11,8 @@ from keras_ranking.training.post_training import fit_exploration, fit_random_eff
 from keras_ranking.training.predict import model_requests, predict_events
 from keras_ranking.training.recipe import Recipe
 from keras_ranking.training.run import train, warm_start
-from keras_ranking.training.served_parity import predict_served
+from keras_ranking.training.scoring.rows import predict
+from keras_ranking.training.scoring.served import predict_served
 from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.streaming.evaluate import evaluate
 from keras_ranking.training.streaming.score_log import score_log
@@ -51,6 +52,7 @@ __all__ = [
     "model_requests",
     "place_weights",
     "position_propensities",
+    "predict",
     "predict_events",
     "predict_served",
     "read_checkpoint",

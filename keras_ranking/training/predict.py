@@ -15,6 +15,7 @@ from keras_ranking.data.counted import counted_log, saved_counts
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.sequences import checked_sequences, require_sequences
+from keras_ranking.schema import Schema
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import ONE, Plan
 from keras_ranking.training.reporting import tell_rows
@@ -151,66 +152,50 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.asarray(1.0 / (1.0 + np.exp(-logits)))
 
 
-def evaluate(
-    model: str | Path | models.RankingModel,
-    log: Log | pd.DataFrame,
-    split: str = "validation",
-    row_length: int = 2048,
-    on_error: str = "raise",
-    distribution: Any = None,
+def evaluate_log(
+    model: str | Path | models.RankingModel, log: Log | pd.DataFrame, split: str, row_length: int, on_error: str, distribution: Any
 ) -> dict[str, dict[str, float]]:
-    """Metrics of a trained model on one split, by task.
-
-    Ranking metrics (`auc`, `impression_auc`, `ndcg_at_10`, `mrr`) are computed from the score that serving returns, which does not
-    depend on the position; metrics of probabilities (`log_loss`, `normalized_entropy`, `calibration_error`,
-    `observed_over_expected`) from the tower of the position shown. With one tower both use the same scores.
-
-    Rows later than the split are not read; earlier rows are history.
-
-    Args:
-        model: a `RankingModel`, or the path of a saved one.
-        log: with rows of the split, and their history; or a DataFrame, all of whose rows are scored if it has no column `split`. Counts
-            that the schema states and the log lacks are counted: from the first row of the log, or, for rows later than those that the run
-            has read, from the states in the folder of the model.
-        split: name of the split.
-        row_length: events per packed row, for models trained on rows; raised to twice the largest request.
-        on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
-        distribution: as in `train`. With several processes, all of which must call this, each scores its share of the batches, and each
-            has the metrics of all.
-
-    Returns:
-        Task -> metric -> value; NaN for a task without a known label in the split.
-
-    Raises:
-        TypeError: `log` is not a `Log`.
-        ValueError: no such split, no rows in it, or bad values in the log.
-
-    Example:
-        >>> log = kr.data.simulate(members=20, days=2, seed=0)
-        >>> model = kr.models.LiRank(log.schema.fit(log.events), history_features=())
-        >>> results = kr.training.evaluate(model, log, "validation")
-        >>> sorted(results), sorted(results["click"])[:3]
-        (['click', 'like'], ['auc', 'calibration_error', 'impression_auc'])
-    """
+    """`evaluate` of a log that is no `ShardedLog`."""
     if not isinstance(log, pd.DataFrame):
         require_log(log)
     plan = plan_for(distribution).by_turns()
-    require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
-    ranker = model if isinstance(model, models.RankingModel) else models.load(model)
+    ranker = model_of(model)
     if isinstance(log, pd.DataFrame):
         made: Log = as_log(log, ranker.schema, split)
         log = made
     wanted = log.is_split(split)
-    if any(column not in log.events for column in ranker.schema.columns):
-        states = None if isinstance(model, models.RankingModel) else saved_counts(model)
-        log = counted_log(log, states, on_error, ranker.schema, wanted)
+    log = log_to_score(model, ranker.schema, log, wanted, on_error)
     rows = rows_to_score(ranker, log, wanted, f"row of split '{split}'", row_length, on_error)
     tell_rows(rows.sequences, verbose=False)
     return metrics_of(ranker, rows, plan)
 
 
+def model_of(model: Any) -> models.RankingModel:
+    """A model, or that of a folder.
+
+    Raises:
+        TypeError: neither.
+    """
+    require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
+    return model if isinstance(model, models.RankingModel) else models.load(model)
+
+
+def log_to_score(model: Any, schema: Schema, log: Log, wanted: np.ndarray, on_error: str) -> Log:
+    """The log with the counts that its schema states and it lacks: from its first row, or as the states in the folder `model` go on."""
+    if all(column in log.events for column in schema.columns):
+        return log
+    states = None if isinstance(model, models.RankingModel) else saved_counts(model)
+    return counted_log(log, states, on_error, schema, wanted)
+
+
 def rows_to_score(
-    ranker: models.RankingModel, log: Log, wanted: np.ndarray, needed: str, row_length: int = 2048, on_error: str = "raise"
+    ranker: models.RankingModel,
+    log: Log,
+    wanted: np.ndarray,
+    needed: str,
+    row_length: int = 2048,
+    on_error: str = "raise",
+    schema: Schema | None = None,
 ) -> PackedRows | Requests:
     """Rows of a log as targets, with all earlier rows as history.
 
@@ -220,14 +205,16 @@ def rows_to_score(
         wanted: which of them are targets, bool.
         needed: what the targets are, for messages.
         row_length, on_error: as `evaluate`.
+        schema: None: that of the model.
     """
-    for column in ranker.schema.columns:
-        require_column(log.events, column, f"of the model's schema is not in the log{ranker.schema.count_hint(column)}")
-    times, _ = ranker.schema.model_seconds(log.events[ranker.schema.time], log.round)  # 0 for a bad time, which the checks find
+    schema = ranker.schema if schema is None else schema
+    for column in schema.columns:
+        require_column(log.events, column, f"of the model's schema is not in the log{schema.count_hint(column)}")
+    times, _ = schema.model_seconds(log.events[schema.time], log.round)  # 0 for a bad time, which the checks find
     known = times <= times[wanted].max()
     sequences = checked_sequences(
         log.events[known],
-        ranker.schema,
+        schema,
         wanted[known],
         on_error,
         log.round,
@@ -235,15 +222,18 @@ def rows_to_score(
         offers=("on_error", "log"),
         places=np.flatnonzero(known),
     )
-    if ranker.form == "requests":
-        return model_requests(ranker, sequences)
-    return pack(sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
+    return rows_of(ranker, sequences, max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2))
+
+
+def rows_of(ranker: models.RankingModel, sequences: Sequences, row_length: int) -> PackedRows | Requests:
+    """What `predict_events` reads."""
+    return model_requests(ranker, sequences) if ranker.form == "requests" else pack(sequences, row_length)
 
 
 def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests, plan: Plan = ONE) -> dict[str, dict[str, float]]:
     """What `evaluate` returns, of the targets in `rows`, scored by `plan`."""
     sequences, results = rows.sequences, {}
-    served, logged = _scores(ranker, rows, plan)
+    served, logged = served_and_logged(ranker, rows, plan)
     for task in ranker.tasks:
         label = sequences.labels[task]
         scored = sequences.target & ~np.isnan(label)
@@ -257,7 +247,9 @@ def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests, plan: P
     return results
 
 
-def _scores(ranker: models.RankingModel, data: PackedRows | Requests, plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def served_and_logged(
+    ranker: models.RankingModel, data: PackedRows | Requests, plan: Plan = ONE
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """By task, two numbers (E,) of each target event: the score of serving, and the probability at the position shown."""
     sequences = data.sequences
     bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), sequences.position, side="left")

@@ -18,12 +18,11 @@ from keras_ranking.data import Log, ShardedLog
 from keras_ranking.data.shards.log import TRAINING, Chosen
 from keras_ranking.schema import Schema
 from keras_ranking.training.distribution.choice import refuse_shards
-from keras_ranking.training.predict import evaluate as evaluate_log
+from keras_ranking.training.predict import evaluate_log, model_of
 from keras_ranking.training.recipe import LAST_DAY, Recipe
 from keras_ranking.training.streaming.scores import metrics_of_shards
 from keras_ranking.training.validation import Validation
 from keras_ranking.training.weight_average import WeightAverage
-from keras_ranking.values import require_kind
 
 _DAY = 86_400
 
@@ -139,10 +138,9 @@ def evaluate(
     if not isinstance(log, ShardedLog):
         return evaluate_log(model, log, split, row_length, on_error, distribution)
     refuse_shards(distribution)
-    require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
     check_prepared(on_error)
     log.require_split(split)
-    return evaluate_shards(model if isinstance(model, models.RankingModel) else models.load(model), log, split, row_length)
+    return evaluate_shards(model_of(model), log, split, row_length)
 
 
 def validation_of(log: ShardedLog, validation: str | float | None) -> tuple[Chosen, Chosen | None]:

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from keras_ranking import models
 from keras_ranking.data import Log, PackedRows, Requests, ShardedLog
-from keras_ranking.data.counted import counted_log, saved_counts
-from keras_ranking.data.readers.log import require_log
-from keras_ranking.data.sequences import checked_sequences
+from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.shards.ids import ids_of_arrays
 from keras_ranking.data.shards.log import Chosen
 from keras_ranking.training.checkpoint import write_whole
+from keras_ranking.training.predict import log_to_score, model_of, rows_to_score, served_and_logged
 from keras_ranking.training.reporting import tell_rows
-from keras_ranking.training.streaming.evaluate import check_encoding
-from keras_ranking.training.streaming.scores import longest_known, rows_by_shard, rows_of, served_and_logged
-from keras_ranking.values import require_kind
+from keras_ranking.training.streaming.evaluate import check_encoding, check_prepared
+from keras_ranking.training.streaming.scores import longest_known, rows_by_shard
 
 ABOUT = "_scores.json"  # readers of parquet folders leave out names that begin so
 Run = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
@@ -31,30 +30,33 @@ Run = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
 
 def score_log(
     model: str | Path | models.RankingModel,
-    log: Log | ShardedLog,
+    log: Log | ShardedLog | pd.DataFrame,
     out: str | Path,
     split: str | None = None,
     row_length: int = 2048,
     run: Run | None = None,
     verbose: bool = False,
+    on_error: str = "raise",
 ) -> dict[str, Any]:
     """Score the rows of a log, each from earlier rows, and write the probabilities as parquet files.
 
     The files `part-00000.parquet`, ... have one row for each scored row of the log: `row`, its place in the log; the columns of request and
     member, as in the log; and for each task the probability that serving returns. For a model with towers by position, or with an input
     `position`, the column `TASK_shown` has the probability at the position shown. They are the numbers of `predict_events`. Labels are not
-    needed: where the column of one is missing, it is unknown.
+    needed: where the column of one is missing, it is unknown. `predict` scores rows without actions.
 
     A file appears when it is whole, and `_scores.json` when all files have; after an interruption, the same call goes on.
 
     Args:
         model: a `RankingModel`, or the folder that `train` wrote.
-        log: the rows; a `ShardedLog` is scored shard by shard, in the memory of a few shards, and has a file for each.
+        log: the rows, as a `Log` or a DataFrame; a `ShardedLog` is scored shard by shard, in the memory of a few shards, and has a file
+            for each.
         out: folder to write, which must not hold scores of another model or log.
         split: whose rows are scored, from those that are not later than its newest one; None: all rows.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         run: calls a function with each number of a shard, here or elsewhere, for a `ShardedLog` and a folder as `model`. None: here.
         verbose: print progress.
+        on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
 
     Returns:
         The content of `_scores.json`: rows, files, columns.
@@ -71,11 +73,15 @@ def score_log(
         >>> list(pd.read_parquet("scores").columns)
         ['row', 'request_id', 'member_id', 'click', 'like']
     """
-    require_kind(model, (models.RankingModel, str, Path), "model", "a model, or the folder that `train` wrote")
-    if not isinstance(log, ShardedLog):
+    if isinstance(log, ShardedLog):
+        check_prepared(on_error)
+    elif not isinstance(log, pd.DataFrame):
         require_log(log)
     _pyarrow()
-    ranker = model if isinstance(model, models.RankingModel) else models.load(model)
+    ranker = model_of(model)
+    if isinstance(log, pd.DataFrame):
+        made: Log = as_log(log, ranker.schema, split or "test")
+        log = made
     out = Path(out)
     source = {"model": weights_digest(ranker), "split": split, "row_length": row_length}
     if isinstance(log, ShardedLog):
@@ -97,7 +103,7 @@ def score_log(
                 pass
         files = [_part(out, number) for number in range(log.shards)]
     else:
-        rows, ids = _of_frame(ranker, model, log, split, row_length)
+        rows, ids = _of_frame(ranker, model, log, split, row_length, on_error)
         source |= {"rows": len(log.events)}
         _begin(out, source)
         _write_table(_table(ranker, rows, ids), _part(out, 0))
@@ -212,7 +218,7 @@ def _write_table(table: Any, path: Path) -> None:
 
 
 def _of_frame(
-    ranker: models.RankingModel, model: Any, log: Log, split: str | None, row_length: int
+    ranker: models.RankingModel, model: Any, log: Log, split: str | None, row_length: int, on_error: str
 ) -> tuple[PackedRows | Requests, dict[str, Any]]:
     schema, events = ranker.schema, log.events
     wanted = np.ones(len(events), dtype=bool) if split is None else log.is_split(split)
@@ -223,16 +229,8 @@ def _of_frame(
         update={"tasks": tuple(task.model_copy(update={"missing": "unknown"}) if task.label in unknown else task for task in schema.tasks)}
     )
     log = Log(events.assign(**unknown), schema, log.name, round=log.round, counts=log.counts)
-    if any(column not in log.events for column in schema.columns):
-        states = None if isinstance(model, models.RankingModel) else saved_counts(model)
-        log = counted_log(log, states, "raise", schema, wanted)
-    times, _ = schema.model_seconds(log.events[schema.time], log.round)
-    known = times <= times[wanted].max()
-    sequences = checked_sequences(
-        log.events[known], schema, wanted[known], "raise", log.round, needed="row to score", offers=("log",), places=np.flatnonzero(known)
-    )
-    tell_rows(sequences, verbose=False)
-    size = max(row_length, int(np.diff(sequences.request_starts).max(initial=1)) * 2)
-    places = sequences.rows[sequences.target]
-    ids = {name: log.events[name].to_numpy()[places] for name in (schema.request, schema.member)}
-    return rows_of(ranker, sequences, size), ids
+    log = log_to_score(model, schema, log, wanted, on_error)
+    rows = rows_to_score(ranker, log, wanted, "row to score", row_length, on_error, schema)
+    tell_rows(rows.sequences, verbose=False)
+    places = rows.sequences.rows[rows.sequences.target]
+    return rows, {name: log.events[name].to_numpy()[places] for name in (schema.request, schema.member)}

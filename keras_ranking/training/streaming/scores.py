@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from keras_ranking import metrics, models
-from keras_ranking.data import PackedRows, Requests, Sequences, ShardedLog, pack
+from keras_ranking.data import PackedRows, Requests, ShardedLog
 from keras_ranking.data.shards.log import Chosen
-from keras_ranking.training.predict import model_requests, predict_events
+from keras_ranking.training.predict import rows_of, served_and_logged
 from keras_ranking.training.streaming.data import columns_of
 
 METRICS = tuple(metrics.summary([0, 1], [0.25, 0.75], [0, 0]))
@@ -20,11 +20,6 @@ METRICS = tuple(metrics.summary([0, 1], [0.25, 0.75], [0, 0]))
 def longest_known(log: ShardedLog, chosen: Chosen) -> int:
     """Impressions of the largest request that is read."""
     return max(int(np.diff(sequences.request_starts).max(initial=1)) for sequences in log.all_sequences(chosen, columns=()))
-
-
-def rows_of(ranker: models.RankingModel, sequences: Sequences, row_length: int) -> PackedRows | Requests:
-    """What `predict_events` reads."""
-    return model_requests(ranker, sequences) if ranker.form == "requests" else pack(sequences, row_length)
 
 
 def rows_by_shard(
@@ -49,15 +44,6 @@ def rows_by_shard(
             rows = made(number) if waiting is None else waiting.result()
             waiting = ahead.submit(made, numbers[at + 1]) if at + 1 < len(numbers) else None
             yield number, rows
-
-
-def served_and_logged(ranker: models.RankingModel, rows: PackedRows | Requests) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """By task, of each event (E,): the score that serving returns, and the probability at the position shown."""
-    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), rows.sequences.position, side="left")
-    shown = predict_events(ranker, rows)
-    logged = {task: np.take_along_axis(towers, bucket[:, None], axis=1)[:, 0] for task, towers in shown.items()}
-    hidden = predict_events(ranker, rows, shown=False) if "position" in ranker.input_columns else shown
-    return {task: np.asarray(ranker.served(towers)) for task, towers in hidden.items()}, logged
 
 
 def metrics_of_shards(

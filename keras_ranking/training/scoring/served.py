@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from keras_ranking.data import RequestDataset, Sequences, requests
+from keras_ranking.data import RequestDataset, Requests, Sequences, requests
 from keras_ranking.data.sequences import require_sequences
 from keras_ranking.models import RankingModel
 
@@ -55,10 +55,26 @@ def predict_served(
     if max_history is not None:
         begin = np.maximum(begin, end - max_history)
     found = replace(found, history_begin=begin, history_end=end)
+    return {task: np.where(sequences.target, values, np.nan) for task, values in served_scores(ranker, found, batch_size).items()}
+
+
+def served_scores(ranker: RankingModel, found: Requests, batch_size: int) -> dict[str, np.ndarray]:
+    """What the serving graph returns for the candidates of requests.
+
+    Args:
+        ranker: any model of this package.
+        found: requests.
+        batch_size: of a step.
+
+    Returns:
+        By task that is served, float64 (E,) for the events of `found.sequences`, NaN for those that are no candidate.
+    """
     graph = ranker.serving_model
-    dataset = RequestDataset(found, batch_size, names=list(graph.input))
     # Auxiliary tasks are trained but not served.
-    out = {task: np.full(sequences.num_events, np.nan) for task in ranker.tasks if task in graph.output}
+    out = {task: np.full(found.sequences.num_events, np.nan) for task in ranker.tasks if task in graph.output}
+    if not len(found):
+        return out
+    dataset = RequestDataset(found, batch_size, names=list(graph.input))
     for batch in range(len(dataset)):
         which = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(found)))
         index = found.candidate_index(which, dataset.candidates)
@@ -68,4 +84,4 @@ def predict_served(
         scores = graph.predict_on_batch(tensors)
         for task, values in out.items():
             values[index[index >= 0]] = np.asarray(scores[task])[: len(which)][index >= 0]
-    return {task: np.where(sequences.target, values, np.nan) for task, values in out.items()}
+    return out
