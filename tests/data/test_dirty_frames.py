@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from keras_ranking.data.counts import point_in_time_counts
 from keras_ranking.data.labels import long_dwell_labels
 from keras_ranking.data.sequences import build_sequences
 from tests.data.dirty_frames import BAD, SCHEMAS, clean_frame, dirty_frame, whole_columns
+from tests.tiers import everything
 
 FRAMES, PARTS = 2000, 10
 
@@ -77,6 +79,47 @@ def test_columns_of_every_type_are_read_or_left_out(schema, column) -> None:
         assert built.num_events + sum(built.report.dropped.values()) == len(frame), name
         with contextlib.suppress(ValueError):
             check_events(frame, schema)
+
+
+def mixed_rows(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A frame with bad values, and the same with faults between rows: out of order, repeated, requests and positions of two."""
+    rng = np.random.default_rng(seed)
+    _, frame, _, _ = dirty_frame(seed)
+    rows = rng.permutation(np.concatenate([np.arange(len(frame)), rng.integers(0, len(frame), int(rng.integers(0, 3)))]))
+    mixed = frame.iloc[rows]
+    for name in rng.choice(["request", "member", "time", "position"], int(rng.integers(0, 3)), replace=False):
+        values = mixed[name].astype(object).tolist()
+        one, other = rng.integers(0, len(mixed), 2)
+        values[one] = values[other]
+        mixed = mixed.assign(**{name: pd.Series(values, index=mixed.index, dtype=object)})
+    return frame, mixed
+
+
+@pytest.mark.filterwarnings("ignore:column '")
+def test_check_and_build_agree_on_rows_that_contradict_one_another() -> None:
+    refused = between = 0
+    frames = 400 if everything() else 60
+    for seed in range(frames):
+        schema = SCHEMAS[seed % 2]
+        frame, mixed = mixed_rows(seed)
+        rows, report = check_events(mixed.reset_index(drop=True), schema, on_error="drop", sort=True)
+        built = build_sequences(mixed.reset_index(drop=True), schema, on_error="drop")
+        assert sorted(rows.index) == sorted(built.rows), seed
+        assert (report.dropped, report.examples, report.reordered) == (built.report.dropped, built.report.examples, built.report.reordered)
+        messages = []
+        for enter in (partial(check_events, sort=True), build_sequences):
+            try:
+                enter(mixed, schema)
+                messages.append("")
+            except ValueError as error:
+                messages.append(str(error).replace("sort=True sorts them. ", ""))
+        assert messages[0] == messages[1], seed
+        refused += bool(messages[0])
+        between += len(set(report.dropped) - set(check_events(frame, schema, on_error="drop", sort=True)[1].dropped)) > 0
+        # Rows that were kept are good: kept again, all of them.
+        again = build_sequences(mixed.reset_index(drop=True).iloc[np.sort(built.rows)], schema)
+        assert again.num_events == built.num_events, seed
+    assert refused > 0.75 * frames and between > frames / 4  # control: the frames have faults of both kinds
 
 
 @pytest.mark.parametrize("column", ["item", "time", "dwell"])
