@@ -109,6 +109,7 @@ _EXTRA_OF = {
     "pyarrow": "data",
     "duckdb": "scale",
     "pyspark": "spark",
+    "mlflow": "mlflow",
     "grpc": "serving",
     "aiohttp": "serving",
 }

@@ -63,6 +63,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "training.incremental": (MODELS | {"models", "ops.backends"} | DATA, {"keras", "numpy"}),
     "training.post_training": (MODELS | {"models", "models.combined", "training"} | DATA, {"keras"} | ARRAYS),
     "training.scoring": (MODELS | {"models", "training"} | DATA, ARRAYS),
+    "training.tracking": (set(), {"keras", "mlflow"}),
     "training.weighting": (MODELS | {"models"} | DATA, ARRAYS),
     "training.streaming": (MODELS | {"models"} | DATA | TRAINING, ARRAYS | {"keras", "pyarrow"}),
     "training": (MODELS | {"models", "models.combined"} | DATA | TRAINING, KERAS | ARRAYS),

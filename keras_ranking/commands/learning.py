@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking.commands.common import finite, open_log_of, open_source, start_keras, start_processes, step, table
-from keras_ranking.commands.recipe_arguments import NAMES, recipe_options
+from keras_ranking.commands.recipe_arguments import NAMES, add_run, recipe_options, tracking_callbacks
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def train(args: argparse.Namespace) -> int:
     from keras_ranking import training
 
     training.keep_freed_memory()
-    model = args.model or "cadet"
+    model, callbacks = args.model or "cadet", tracking_callbacks(args) if tells else []
     _, history = training.train(
         log,
         model=model,
@@ -64,9 +64,11 @@ def train(args: argparse.Namespace) -> int:
         options=_options(args),
         verbose=not args.quiet,
         checkpoint_every=args.checkpoint_every,
+        callbacks=callbacks,
         on_error=args.on_error or "raise",
         distribution=args.distribution,
     )
+    add_run(callbacks, args.out)
     if tells:
         print(f"{model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0
@@ -107,14 +109,16 @@ def _resume(args: argparse.Namespace) -> int:
 
     training.keep_freed_memory()
     about = ensemble_about(args.resume) if member_folders(args.resume) else training.read_checkpoint(args.resume).about
+    callbacks = tracking_callbacks(args) if tells else []
     seed = about.get("log_seed", about["seed"])  # a daily step has another seed; a simulated log keeps its seed
     if not args.new_events:
         if about["finished"]:
             raise ValueError(f"the training in '{args.resume}' is finished. To train it on newer events, give --new-events and --out.")
         log = open_log_of(args, seed, folder=args.resume)
         settings = {name: about[name] for name in ("model", "seed", "epochs", "options", "checkpoint_every")}
-        settings |= {"on_error": about.get("on_error", "raise"), "distribution": args.distribution}
+        settings |= {"on_error": about.get("on_error", "raise"), "distribution": args.distribution, "callbacks": callbacks}
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
+        add_run(callbacks, args.resume)
         if tells:
             print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
         return 0
@@ -124,8 +128,9 @@ def _resume(args: argparse.Namespace) -> int:
         log, new = _with_new_events(args, seed)
         print(f"{int(new.sum()):,} new events", file=sys.stderr)
     settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet, "on_error": args.on_error or "raise"}
-    settings["distribution"] = args.distribution
+    settings |= {"distribution": args.distribution, "callbacks": callbacks}
     _, history = training.warm_start(log, args.resume, new, args.out, **settings)
+    add_run(callbacks, args.out)
     if tells:
         print(f"{about['model']} trained further in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0

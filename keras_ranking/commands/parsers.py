@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_ranking.commands import exports, learning, scoring
-from keras_ranking.commands.recipe_arguments import recipe_arguments
+from keras_ranking.commands.recipe_arguments import recipe_arguments, tracking_arguments
 
 BACKENDS = ("tensorflow", "jax", "torch")
 DATA_HELP = """\
@@ -211,6 +211,7 @@ examples:
     setting_arguments(made, "any other option of training or of the model; an unknown name lists them all")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     recipe_arguments(made)
+    tracking_arguments(made)
 
 
 def evaluate_parser(subparsers: Any) -> None:

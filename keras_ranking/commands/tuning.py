@@ -207,7 +207,7 @@ def train_from_study(args: argparse.Namespace) -> int:
             raise ValueError(f"`--{name.replace('_', '-')}` is that of the study in --from-study. Received: {getattr(args, name)}")
     if args.set:
         raise ValueError(f"`--set` is that of the study in --from-study. Received: {args.set[0][0]}")
-    from keras_ranking.commands.recipe_arguments import recipe_options
+    from keras_ranking.commands.recipe_arguments import add_run, recipe_options, tracking_callbacks
     from keras_ranking.tuning.choosing import best
     from keras_ranking.tuning.store import open_store
 
@@ -230,8 +230,11 @@ def train_from_study(args: argparse.Namespace) -> int:
 
     training.keep_freed_memory()
     seed = settings.seed if args.seed is None else args.seed
+    callbacks = tracking_callbacks(args)
     common: dict[str, Any] = {"checkpoint_every": args.checkpoint_every, "on_error": args.on_error or settings.search.on_error}
+    common["callbacks"] = callbacks
     options = {**found["training"], **recipe_options(args)}
     _, history = training.train(log, settings.model, Path(args.out), seed, options=options, verbose=not args.quiet, **common)
+    add_run(callbacks, args.out)
     print(f"{settings.model} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     return 0

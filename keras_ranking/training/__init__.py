@@ -16,6 +16,8 @@ from keras_ranking.training.scoring.served import predict_served
 from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.streaming.evaluate import evaluate
 from keras_ranking.training.streaming.score_log import score_log
+from keras_ranking.training.tracking.mlflow import MLflowLog
+from keras_ranking.training.tracking.tensorboard import TensorBoardLog
 from keras_ranking.training.weighting.event_weights import (
     EventWeights,
     age_weights,
@@ -31,10 +33,12 @@ __all__ = [
     "FisherSnapshot",
     "IncrementalPenalty",
     "LongDwell",
+    "MLflowLog",
     "PositionCurve",
     "Recipe",
     "StartTables",
     "TableOptimizer",
+    "TensorBoardLog",
     "TrainingOptions",
     "age_weights",
     "contribution_labels",

@@ -1,0 +1,1 @@
+"""Numbers of a training for TensorBoard and MLflow, on every backend."""
