@@ -23,9 +23,8 @@ LAYERS = {
     for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads", "forests")
 }
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
-TRAINING = {f"training.{room}" for room in ("distribution", "incremental", "post_training", "scoring", "streaming", "weighting")} | {
-    "training"
-}
+_OF_TRAINING = ("distribution", "incremental", "post_training", "scoring", "streaming", "tracking", "weighting")
+TRAINING = {f"training.{room}" for room in _OF_TRAINING} | {"training"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "histories", "server")}
 DATA = {"data", "data.counts", "data.readers", "data.shards"}
 
@@ -113,6 +112,7 @@ def room_of(path: Path) -> str:
             "schema_file",
             "schema_inference",
             "schema_sums",
+            "task",
             "values",
         )
         return {"__init__": "", **dict.fromkeys(of_schema, "schema")}.get(parts[0], parts[0])
