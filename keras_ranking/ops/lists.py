@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_ranking.ops.maxima import share_of
+
 
 class Lists(NamedTuple):
     """The lists of a batch: items of a list are neighbours in their row, or at least have one number of their own.
@@ -45,14 +47,20 @@ class Lists(NamedTuple):
         return self.sum(values) / ops.cast(self.size, values.dtype)[:, :, None]
 
     def max(self, values: Any) -> Any:
-        """Maximum over the items of each slot's list, (B, S, F); the gradient is shared by the items that have it."""
-        shape = ops.shape(values)
-        held = ops.stop_gradient(ops.where(self.real[:, :, None], values, ops.full_like(values, -1e30)))
-        peak = ops.segment_max(ops.reshape(held, (-1, values.shape[-1])), self.segment, self.count)
-        peak = ops.reshape(ops.take(peak, self.segment, axis=0), shape)
-        have = ops.cast(ops.logical_and(ops.equal(held, peak), self.real[:, :, None]), values.dtype)
+        """Maximum over the items of each slot's list, (B, S, F); items that have it, up to rounding, share the gradient."""
+        values = self.clean(values)
+        held = ops.where(self.real[:, :, None], ops.stop_gradient(values), ops.full_like(values, -1e30))
+        peak = ops.where(self.real[:, :, None], self._largest(held), ops.zeros_like(values))
+        have = share_of(values, peak, self._largest(ops.abs(ops.stop_gradient(values))), self.real[:, :, None])
         total = self.sum(have)
-        return self.sum(have * self.clean(values)) / ops.where(total > 0, total, ops.ones_like(total))
+        # The first term has the value, the second the gradient.
+        change = self.sum(have * (values - ops.stop_gradient(values)))
+        return peak + change / ops.where(total > 0, total, ops.ones_like(total))
+
+    def _largest(self, values: Any) -> Any:
+        """Of values (B, S, F) over each slot's list."""
+        flat = ops.segment_max(ops.reshape(values, (-1, values.shape[-1])), self.segment, self.count)
+        return ops.reshape(ops.take(flat, self.segment, axis=0), ops.shape(values))
 
     def rank(self, values: Any) -> Any:
         """(place - 1/2) / size in the slot's list, place 1 for the highest, equal values sharing the mean of their places; no gradient."""

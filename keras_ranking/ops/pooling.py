@@ -6,8 +6,9 @@ from typing import Any
 
 from keras import ops
 
+from keras_ranking.ops.maxima import largest
+
 POOLINGS = ("mean", "sum", "max")
-_LOWEST = -3.0e38
 
 
 def pooled(vectors: Any, real: Any, pooling: str) -> Any:
@@ -15,7 +16,7 @@ def pooled(vectors: Any, real: Any, pooling: str) -> Any:
 
         sum_k x_k,   sum_k x_k / number of real k,   or max_k x_k of each number        over real k
 
-    Sums are computed in float32. Equal maxima share their gradient.
+    Sums are computed in float32. Equal maxima share their gradient, see `largest`.
 
     Args:
         vectors: (..., K, D).
@@ -27,8 +28,7 @@ def pooled(vectors: Any, real: Any, pooling: str) -> Any:
     """
     x, there = ops.cast(vectors, "float32"), ops.expand_dims(real, -1)
     if pooling == "max":
-        peak = ops.amax(ops.where(there, x, ops.full_like(x, _LOWEST)), axis=-2)
-        return ops.cast(ops.where(ops.any(there, axis=-2), peak, ops.zeros_like(peak)), vectors.dtype)
+        return ops.cast(largest(x, there, axis=-2), vectors.dtype)
     total = ops.sum(ops.where(there, x, ops.zeros_like(x)), axis=-2)
     if pooling == "mean":
         count = ops.sum(ops.cast(there, "float32"), axis=-2)

@@ -105,10 +105,7 @@ def test_two_processes_of_torch(tmp_path: Path) -> None:
 )
 def test_all_models(backend: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """20 steps and more of each model, with clipping, batch normalisation and uneven weights."""
-    # On JAX, LiRank without a history: which of equal events a maximum takes its gradient from depends on how a program was compiled,
-    # on one device too.
-    more = {"of": {"lirank": {"history_features": []}}} if backend == "jax" else {}
-    job = {"models": ALL, "evaluate": True, **more}
+    job = {"models": ALL, "evaluate": True}
     one = found(tmp_path / "one", backend, {**job, "devices": settings.get("devices", 1)})[0]
     many = found(tmp_path / "many", backend, {**job, **settings, "distribution": "data", "out": str(tmp_path / "run")})[0]
     for name in ALL:

@@ -198,7 +198,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         last = ops.shape(key)[1]
         seen = ops.logical_or(slots[None, :] < lengths[:, None], ops.logical_and(slots == last, see_self)[None, :])[:, None, None, :]
         logits = ops.where(seen, logits, -1e30)
-        weights = ops.where(seen, ops.exp(logits - ops.max(logits, axis=-1, keepdims=True)), 0.0)
+        weights = ops.where(seen, ops.exp(logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))), 0.0)
         return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
 
     def call(

@@ -8,14 +8,13 @@ from keras import ops
 
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_least, at_most
+from keras_ranking.ops.maxima import largest
 from keras_ranking.ops.sequences import session_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keras_ranking.layers.history.history_encoder import HistoryEncoder
-
-_LOWEST = -3e4  # representable in float16 and bfloat16
 
 
 def latest_window(history: Any, times: Any, visible: Any, size: int) -> tuple[Any, Any, Any]:
@@ -66,8 +65,7 @@ def history_summary(encoder: HistoryEncoder, x: Any, real: Any, length: Any) -> 
     """[max over real events ; the k latest, most recent first] of x (B, W, D) -> (B, (pool + k) D)."""
     parts = []
     if encoder.pool:
-        highest = ops.max(ops.where(real[:, :, None], x, ops.full_like(x, _LOWEST)), axis=1)
-        parts.append(ops.where(ops.any(real, axis=1)[:, None], highest, ops.zeros_like(highest)))
+        parts.append(largest(x, real[:, :, None], axis=1))
     for k in range(encoder.latest):
         at = length - 1 - k
         row = ops.take_along_axis(x, at_least(at, 0)[:, None, None], axis=1)[:, 0]
