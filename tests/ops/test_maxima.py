@@ -70,7 +70,7 @@ def test_the_gradient_of_a_program_that_is_not_optimised(of: str, rng: np.random
 
     def away(maximum: Any, above: np.ndarray) -> float:
         step = jax.value_and_grad(lambda k: computed(maximum, x, k, above))
-        program = jax.jit(step).lower(kernel).compile({"xla_backend_optimization_level": 0})
+        program = jax.jit(step).lower(kernel).compile({"xla_backend_optimization_level": "0"})
         (value, found), (same, want) = program(kernel), step(kernel)
         return max(float(np.abs(found - want).max() / np.abs(want).max()), abs(float(value / same) - 1))
 
