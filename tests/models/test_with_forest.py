@@ -40,6 +40,7 @@ def data_of(model: Any, sequences: Any) -> Any:
 
 
 @pytest.mark.few(2)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_weighted_sum(kind: str, case: Any, tmp_path: Path) -> None:
     log, schema, booster, sequences = case

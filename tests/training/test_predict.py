@@ -82,6 +82,7 @@ def test_scores_of_shared_histories_are_those_of_a_history_for_each_request(name
         np.testing.assert_allclose(shared, copies, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.quickest
 def test_a_frame_in_place_of_a_log(tmp_path: Any) -> None:
     log = kr.data.simulate(members=20, days=2, seed=0)
     options = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1}
