@@ -41,7 +41,7 @@ def largest(x: Any, real: Any, axis: int) -> Any:
     if keras.backend.backend() == "torch":  # values are in memory, and computed once
         return peaks(x)
 
-    @ops.custom_gradient
+    @ops.custom_gradient  # type: ignore[untyped-decorator, unused-ignore]
     def peaks_of(values: Any) -> Any:
         peak = peaks(values)
 

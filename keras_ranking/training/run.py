@@ -23,7 +23,7 @@ from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore, set_weights
-from keras_ranking.training.distribution.choice import plan_for, refuse_shards
+from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
@@ -119,8 +119,7 @@ def train(
         raise ValueError(f"`epochs` must be given once. Received: epochs={epochs} and options['epochs']={(options or {})['epochs']}")
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
-        refuse_shards(distribution)
-        arguments = Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks)
+        arguments = Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks, distribution)
         return train_on_shards(log, model, arguments, _fit)
     model = model_name(model)
     rest, recipe = split_recipe(options or {}, preset_options(model, log.preset))
@@ -272,8 +271,7 @@ def warm_start(
     """
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
-        refuse_shards(distribution)
-        step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks)
+        step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks, distribution=distribution)
         return warm_start_on_shards(log, folder, new, epochs, step, _fit)
     if isinstance(log, pd.DataFrame):
         made: Log = as_log(log, Schema.load(Path(folder) / "schema.json"), "train")

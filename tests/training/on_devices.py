@@ -1,7 +1,8 @@
 """What the tests of several devices run in processes of their own: `python -m tests.training.on_devices JOBS.json FOUND.json`.
 
-A job: `models` to train, the `distribution`, the folder `out` for each model's run, and further settings. Each process writes as JSON, by
-model, the loss after each step, the metrics of `evaluate` by the model that was returned and by the one reloaded, and what was printed.
+A job: `models` to train, the folder of `shards` to read in place of the log, the `distribution`, the folder `out` for each model's run, and
+further settings. Each process writes as JSON, by model, the loss after each step, the metrics of `evaluate` by the model that was
+returned and by the one reloaded, and what was printed.
 """
 
 from __future__ import annotations
@@ -102,11 +103,16 @@ def trained(log: Any, job: dict[str, Any], rank: int) -> dict[str, Any]:
     return found
 
 
+def small_log() -> kr.data.Log:
+    """The log that is trained on."""
+    return kr.data.simulate(members=40, days=3, seed=3, feedback_delay=60)
+
+
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
     rank = start_processes(jobs[0])
-    log = kr.data.simulate(members=40, days=3, seed=3, feedback_delay=60)
-    found = [trained(log, job, rank) for job in jobs]
+    log = small_log()
+    found = [trained(kr.data.ShardedLog(job["shards"]) if "shards" in job else log, job, rank) for job in jobs]
     Path(sys.argv[2] + (f".{rank}" if rank else "")).write_text(json.dumps(found))
 
 

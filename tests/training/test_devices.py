@@ -19,6 +19,7 @@ from keras_ranking.data.epochs import shared_out
 from keras_ranking.training.distribution import plan_for
 from keras_ranking.training.distribution.plan import ByTurns, Plan
 from tests import preloaded
+from tests.training import on_devices
 
 CLOSE = 1e-6  # relative, of the mean loss after each step
 ALL = ["cadet", "feedsr", "lirank", "amortized", "ligr"]
@@ -73,20 +74,27 @@ def metrics_away(one: dict[str, Any], other: dict[str, Any]) -> float:
 @pytest.mark.slow
 @pytest.mark.one_backend
 def test_two_processes_of_torch(tmp_path: Path) -> None:
-    """Batches of 5 rows in two parts, clipped gradients, batch moments, uneven weights, tables by rows; validation in both processes."""
+    """Batches of 5 rows in two parts, clipped gradients, batch moments, uneven weights, tables by rows; validation in both processes.
+
+    The same from shards.
+    """
+    shards = str(kr.data.prepare(on_devices.small_log(), tmp_path / "shards", shards=2).folder)
     options = {"validation": "last_day", "table_optimizer": "rowwise_adagrad"}
     job: dict[str, Any] = {"models": ["lirank"], "batch_size": 5, "epochs": 2, "options": options, "evaluate": True}
-    one = found(tmp_path / "one", "torch", job)[0]["lirank"]
-    two = {**job, "distribution": "data", "processes": 2, "verbose": True, "out": str(tmp_path / "run"), "checkpoint_every": 3}
-    both = found(tmp_path / "two", "torch", two)[0]["lirank"]
-    assert away(one, both) < CLOSE
-    assert both["epochs"]["val_log_loss"] == pytest.approx(one["epochs"]["val_log_loss"], rel=CLOSE)
-    np.testing.assert_allclose(both["weights"], one["weights"], rtol=1e-4)
-    assert metrics_away(both["evaluated"], one["evaluated"]) < CLOSE
-    assert both["evaluated"] == both["reloaded"]
-    assert "2 processes of torch on cpu: batches of 5 rows in 2 parts of 3, 1 of them empty" in both["printed"]
-    other = json.loads((tmp_path / "two" / "found.json.1").read_text())[0]["lirank"]
-    assert other["printed"] == "" and other["weights"] == both["weights"]  # one process prints
+    two = {**job, "distribution": "data", "processes": 2, "verbose": True, "checkpoint_every": 3}
+    ones = found(tmp_path / "one", "torch", job, {**job, "shards": shards})
+    jobs = {**two, "out": str(tmp_path / "run")}, {**two, "shards": shards, "out": str(tmp_path / "of shards")}
+    boths = found(tmp_path / "two", "torch", *jobs)
+    others = json.loads((tmp_path / "two" / "found.json.1").read_text())
+    for one, both, other in ((each["lirank"] for each in way) for way in zip(ones, boths, others, strict=True)):
+        assert away(one, both) < CLOSE
+        assert both["epochs"]["val_log_loss"] == pytest.approx(one["epochs"]["val_log_loss"], rel=CLOSE)
+        np.testing.assert_allclose(both["weights"], one["weights"], rtol=1e-4)
+        assert metrics_away(both["evaluated"], one["evaluated"]) < CLOSE
+        assert both["evaluated"] == both["reloaded"]
+        assert "2 processes of torch on cpu: batches of 5 rows in 2 parts of 3, 1 of them empty" in both["printed"]
+        assert other["printed"] == "" and other["weights"] == both["weights"]  # one process prints
+    assert ones[0]["lirank"]["losses"] != ones[1]["lirank"]["losses"], "control: two shards are read in another order"
     assert not list((tmp_path / "run").rglob(".*")), "nothing half written"
 
 

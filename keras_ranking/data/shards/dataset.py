@@ -72,6 +72,11 @@ class ShardedDataset(EpochDataset):
     def __len__(self) -> int:
         return sum(self.batches)
 
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch, as the dataset of the first shard has them."""
+        return int(self._opened(0).batch_size)
+
     def make(self, batch: int) -> Any:
         place = int(np.searchsorted(self._ends, batch, side="right"))
         dataset = self._opened(place)

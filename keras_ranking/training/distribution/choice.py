@@ -33,16 +33,6 @@ def plan_for(distribution: Any) -> Plan:
     return plan
 
 
-def refuse_shards(distribution: Any) -> None:
-    """Raise an error for several devices with a log that is read shard by shard.
-
-    Raises:
-        NotImplementedError: a `distribution`.
-    """
-    if distribution is not None:
-        raise NotImplementedError("`distribution` does not work with a ShardedLog. Give the log in memory, or distribution=None.")
-
-
 def refused(what: str, backend: str, way: str) -> NotImplementedError:
     """The error for what does not work on a backend.
 

@@ -17,7 +17,8 @@ from keras_ranking.configuration import is_real
 from keras_ranking.data import Log, ShardedLog
 from keras_ranking.data.shards.log import TRAINING, Chosen
 from keras_ranking.schema import Schema
-from keras_ranking.training.distribution.choice import refuse_shards
+from keras_ranking.training.distribution.choice import plan_for
+from keras_ranking.training.distribution.plan import ONE, Plan, active
 from keras_ranking.training.predict import evaluate_log, model_of
 from keras_ranking.training.recipe import LAST_DAY, Recipe
 from keras_ranking.training.streaming.scores import metrics_of_shards
@@ -77,19 +78,22 @@ def _encoding(schema: Schema) -> dict[str, Any]:
     return {**plain, **{f"column '{name}'": column for name, column in columns.items()}}
 
 
-def evaluate_shards(ranker: models.RankingModel, log: ShardedLog, split: str, row_length: int = 2048) -> dict[str, dict[str, float]]:
+def evaluate_shards(
+    ranker: models.RankingModel, log: ShardedLog, split: str, row_length: int = 2048, plan: Plan = ONE
+) -> dict[str, dict[str, float]]:
     """What `evaluate` returns, from shards: the scores of one shard at a time, and 17 bytes for each event of the split and each task.
 
     Args:
         ranker: the model.
         log: the shards.
         split, row_length: as `evaluate`.
+        plan: which process scores which batch.
 
     Raises:
         ValueError: no such split, or shards with other constants than the model's schema.
     """
     check_encoding(log, ranker.schema, f"the model '{ranker.name}'")
-    return metrics_of_shards(ranker, log, Chosen(target=(split,), until=log.newest(split)), row_length)
+    return metrics_of_shards(ranker, log, Chosen(target=(split,), until=log.newest(split)), row_length, plan=plan)
 
 
 def evaluate(
@@ -118,13 +122,13 @@ def evaluate(
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.
         distribution: as in `train`. With several processes, all of which must call this, each scores its share of the batches, and each
-            has the metrics of all. Not for a `ShardedLog`.
+            has the metrics of all.
 
     Returns:
         Task -> metric -> value; NaN for a task without a known label in the split.
 
     Raises:
-        NotImplementedError: a `ShardedLog` with a `distribution`.
+        NotImplementedError: a `distribution` that Keras cannot do on this backend, with the way that works.
         TypeError: `log` is not a `Log`.
         ValueError: no such split, no rows in it, or bad values in the log.
 
@@ -137,10 +141,10 @@ def evaluate(
     """
     if not isinstance(log, ShardedLog):
         return evaluate_log(model, log, split, row_length, on_error, distribution)
-    refuse_shards(distribution)
+    plan = plan_for(distribution).by_turns()
     check_prepared(on_error)
     log.require_split(split)
-    return evaluate_shards(model_of(model), log, split, row_length)
+    return evaluate_shards(model_of(model), log, split, row_length, plan)
 
 
 def validation_of(log: ShardedLog, validation: str | float | None) -> tuple[Chosen, Chosen | None]:
@@ -208,7 +212,7 @@ class StreamedValidation(Validation):
         self._events = sum(int(sequences.target.sum()) for sequences in log.all_sequences(chosen, columns=()))
 
     def measured(self, ranker: models.RankingModel) -> dict[str, dict[str, float]]:
-        return metrics_of_shards(ranker, self.log, self.chosen)
+        return metrics_of_shards(ranker, self.log, self.chosen, plan=active())
 
     @property
     def events(self) -> int:

@@ -21,7 +21,9 @@ from keras_ranking.data.shards.log import TRAINING, Chosen
 from keras_ranking.number_edges import checked_edges, quantile_edges
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, checked_callbacks
-from keras_ranking.training.checkpoint import FILE, best_of, check_same, read_checkpoint, restore
+from keras_ranking.training.checkpoint import FILE, best_of, check_same, read_checkpoint, restore, set_weights
+from keras_ranking.training.distribution.choice import plan_for
+from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
@@ -51,6 +53,7 @@ class Settings:
     checkpoint_every: int | None = None
     resume: bool = False
     callbacks: Any = ()
+    distribution: Any = None
 
 
 def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> tuple[models.RankingModel, dict[str, Any]]:
@@ -70,6 +73,11 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     if recipe.ensemble > 1:
         one = partial(_member, log, model, replace(given, options={**(given.options or {}), "ensemble": 1}), fit)
         return train_members(one, recipe.ensemble, seed, out, given.resume, verbose=given.verbose)
+    if given.distribution is not None:
+        with plan_for(given.distribution).scope() as plan:
+            return train_on_shards(log, model, replace(given, distribution=None, verbose=given.verbose and plan.writes), fit)
+    plan = active()
+    plan.check(recipe)
     callbacks = checked_callbacks(given.callbacks, recipe.rate) if recipe.validation is None else given.callbacks
     model_options, training = split_options(model, rest, log.preset)
     training = training if given.epochs is None else replace(training, epochs=given.epochs)
@@ -96,7 +104,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         made_with["recipe"] = plain
     if source is not None:
         check_built_alike(ranker, source, str(recipe.init_from))
-        ranker.set_weights(source.get_weights())
+        set_weights(source.get_weights(), ranker)
         made_with["started_weights"] = _digest(source.get_weights())
     about: dict[str, Any] = {
         **named,
@@ -109,6 +117,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         "shards": log.shards,
         "fingerprint": made_with,
     }
+    plan.agree(made_with)
     stopped = None
     if given.resume and out is not None:
         stopped = read_checkpoint(out)
@@ -129,15 +138,16 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     steps = len(streamed.dataset)
     if given.verbose:
         print(described(ranker, streamed), flush=True)
-    compile_for(ranker, training, steps * training.epochs, streamed.window, recipe)
-    if given.verbose:
-        tell_tables(ranker)
+    compiled = partial(compile_for, training=training, steps=steps * training.epochs, window=streamed.window, recipe=recipe)
+    compiled(ranker)
+    _tell_devices(ranker, plan.start(ranker, streamed.dataset), given.verbose)
     if stopped is not None:
         restore(stopped, ranker)
     start = time.perf_counter()
     path = None if out is None else Path(out) / FILE
     counter = Progress(path, given.checkpoint_every, about, seed, steps, progress, validation, average)
     fit(ranker, streamed.dataset, training.epochs, counter, callbacks, given.verbose)
+    ranker = plan.finished(ranker, lambda: MODELS[model](schema, **model_options), compiled)
     return ranker, _recorded(ranker, streamed, about, counter, time.perf_counter() - start, out)
 
 
@@ -160,6 +170,11 @@ def warm_start_on_shards(
     if member_folders(folder):
         step = partial(_member_step, log, new, epochs, given, fit)
         return warm_start_members(step, folder, given.out)
+    if given.distribution is not None:
+        with plan_for(given.distribution).scope() as plan:
+            step_of = replace(given, distribution=None, verbose=given.verbose and plan.writes)
+            return warm_start_on_shards(log, folder, new, epochs, step_of, fit)
+    plan = active()
     checkpoint = read_checkpoint(folder)
     stored = checkpoint.about["fingerprint"].get("recipe", {})
     recipe = Recipe(**{name: stored[name] for name in _CONTINUED if name in stored})
@@ -187,14 +202,16 @@ def warm_start_on_shards(
     streamed = StreamedData(ranker, log, chosen, facts, training, seed, weigher, delays)
     if given.verbose:
         print(described(ranker, streamed), flush=True)
-    compile_for(ranker, training, len(streamed.dataset) * epochs, streamed.window, recipe, made=steps)
-    if given.verbose:
-        tell_tables(ranker)
+    length = len(streamed.dataset) * epochs
+    compiled = partial(compile_for, training=training, steps=length, window=streamed.window, recipe=recipe, made=steps)
+    compiled(ranker)
+    _tell_devices(ranker, plan.start(ranker, streamed.dataset), given.verbose)
     restore(checkpoint, ranker, weights=False)
     start = time.perf_counter()
     counter = Progress(None, None, about, seed, len(streamed.dataset))
     counter.step = steps
     fit(ranker, streamed.dataset, epochs, counter, callbacks, given.verbose)
+    ranker = plan.finished(ranker, partial(models.load, folder), compiled)
     return ranker, _recorded(ranker, streamed, about, counter, time.perf_counter() - start, given.out)
 
 
@@ -255,6 +272,13 @@ def described(ranker: models.RankingModel, streamed: StreamedData) -> str:
         + (f"; {streamed.skipped} pieces without a target left out" if streamed.skipped else "")
         + weighed
     )
+
+
+def _tell_devices(ranker: models.RankingModel, devices: str | None, verbose: bool) -> None:
+    if verbose and devices is not None:
+        print(devices, flush=True)
+    if verbose:
+        tell_tables(ranker)
 
 
 def _started(callbacks: Any) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 from keras_ranking import metrics, models
 from keras_ranking.data import PackedRows, Requests, ShardedLog
 from keras_ranking.data.shards.log import Chosen
+from keras_ranking.training.distribution.plan import ONE, Plan
 from keras_ranking.training.predict import rows_of, served_and_logged
 from keras_ranking.training.streaming.data import columns_of
 
@@ -47,7 +48,12 @@ def rows_by_shard(
 
 
 def metrics_of_shards(
-    ranker: models.RankingModel, log: ShardedLog, chosen: Chosen, row_length: int = 2048, constant: float | None = None
+    ranker: models.RankingModel,
+    log: ShardedLog,
+    chosen: Chosen,
+    row_length: int = 2048,
+    constant: float | None = None,
+    plan: Plan = ONE,
 ) -> dict[str, dict[str, float]]:
     """What `evaluate` returns, of the targets in shards.
 
@@ -55,6 +61,7 @@ def metrics_of_shards(
         ranker, log, chosen: the model, and what is read.
         row_length: of packed rows.
         constant: a probability that is measured in the place of the model's; None: the model's.
+        plan: which process scores which batch.
     """
     sums = {task: Sums() for task in ranker.tasks}
     size = max(row_length, 2 * longest_known(log, chosen))
@@ -63,7 +70,7 @@ def metrics_of_shards(
             continue
         sequences = rows.sequences
         if constant is None:
-            served, logged = served_and_logged(ranker, rows)
+            served, logged = served_and_logged(ranker, rows, plan)
         else:
             served = logged = dict.fromkeys(ranker.tasks, np.full(sequences.num_events, constant))
         for task, found in sums.items():
