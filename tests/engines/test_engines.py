@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import keras_ranking as kr
@@ -188,3 +190,28 @@ def test_a_lost_worker_of_spark_changes_nothing(tmp_path: Path, monkeypatch: pyt
 def _first_killed(number: int, function: Any, marker: str) -> Any:
     _killed_once(number, marker)
     return function(number)
+
+
+@pytest.mark.release
+@pytest.mark.slow
+@pytest.mark.skipif(not JAVA, reason=NO_SPARK)
+def test_scores_by_spark_are_those_of_one_process(spark: Any, tmp_path: Path) -> None:
+    """As `score-log --engine spark`: a worker loads the model and scores its shards."""
+    from functools import partial
+
+    from keras_ranking.engines import spark as engine
+
+    log = kr.data.simulate(members=30, days=2, seed=0)
+    shards = kr.data.prepare(log, tmp_path / "shards", shards=3)
+    options = {"dim": 8, "num_layers": 1, "num_heads": 1, "row_length": 64}
+    kr.training.train(shards, "cadet", tmp_path / "run", epochs=1, options=options, verbose=False)
+    frames = []
+    for name, run in (("here", None), ("spark", partial(engine.run, spark))):
+        about = kr.training.score_log(tmp_path / "run", shards, tmp_path / name, run=run)
+        assert about["rows"] == shards.events
+        frames.append(pd.read_parquet(tmp_path / name).sort_values("row", ignore_index=True))
+    for name in ("row", "request_id", "member_id"):
+        assert frames[0][name].tolist() == frames[1][name].tolist()
+    for task in ("click", "like"):
+        np.testing.assert_allclose(frames[1][task], frames[0][task], rtol=1e-5)
+    assert frames[0]["click"].std() > 0
