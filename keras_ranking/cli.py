@@ -78,7 +78,7 @@ def in_shell(message: str, args: argparse.Namespace) -> str:
     if args.command not in ("simulate", "prepare", "train", "tune", "evaluate", "predict", "score-log"):
         return message
     message = message.replace("on_error='drop'", "--on-error drop").replace("`source`", "`--data`")
-    message = message.replace("`Log(..., round='floor')` rounds down to whole seconds.", "Remove fractions from the file first.")
+    message = message.replace("`Log(..., round='floor')` rounds down to whole seconds.", "`--round floor` rounds down to whole seconds.")
     for name in vars(args):
         message = message.replace(f"`{name}`", f"`--{name.replace('_', '-')}`")
     return message

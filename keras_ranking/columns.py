@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import Field
 
-from keras_ranking.column_base import NAME, Column, usable
+from keras_ranking.column_base import Column
 from keras_ranking.count_column import Count
-from keras_ranking.field_errors import PlainWords
 from keras_ranking.id_columns import Category, Id, Ids
 from keras_ranking.number_column import Number
-from keras_ranking.values import Faults, numbers_of, plain_series, raise_first
+from keras_ranking.task import Task
+from keras_ranking.values import Faults, raise_first
 
 __all__ = ["Category", "Count", "Feature", "Id", "Ids", "Number", "Task", "Vector"]
 
@@ -27,6 +26,7 @@ class Vector(Column):
         size: length of the vector.
         missing: the number that fills the vector of a row that has none (None, NaN), such as 0.0. None: such a row is an error.
         known: 'item', 'context' or 'after'.
+        column: column of the log where that has another name; None: `name`.
 
     Example:
         >>> kr.Vector("text_embedding", size=2).encode([[0.5, 1.0], [0.0, 2.0]]).tolist()
@@ -42,11 +42,8 @@ class Vector(Column):
     def __init__(self, name: str | None = None, **settings: Any) -> None:
         super().__init__(name, **settings)
 
-    @model_serializer(mode="wrap")
-    def _as_dict(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """`missing` is written where it is stated: other schemas keep their files and digests."""
-        found = plain(self)
-        return found if self.missing is not None else {name: value for name, value in found.items() if name != "missing"}
+    def _unstated(self) -> tuple[str, ...]:
+        return () if self.missing is not None else ("missing",)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,62 +105,3 @@ def _is_nan(value: Any) -> bool:
 
 
 Feature = Annotated[Id | Category | Ids | Number | Vector | Count, Field(discriminator="kind")]
-
-
-class Task(BaseModel, metaclass=PlainWords):
-    """A binary outcome to predict.
-
-    Args:
-        name: name of the task, of the model output and of the score in a reply.
-        label: column with 0 or 1; `name` where not given.
-        missing: what a missing label means: 'error', or 'unknown' (the row gets weight 0 for this task).
-
-    Example:
-        >>> kr.Task("click", missing="unknown").encode([1, 0, None]).tolist()
-        [1.0, 0.0, nan]
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    label: str = ""
-    missing: Literal["error", "unknown"] = "error"
-
-    def __init__(self, name: str | None = None, **settings: Any) -> None:
-        super().__init__(**({} if name is None else {"name": name}), **settings)  # pydantic raises the error of a missing name
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_label(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("label"):
-            data = {**data, "label": data.get("name", "")}
-        return data
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            rule = "must be letters, digits and underscores, not starting with a digit"
-            stated = f"the column may have any name: Task({usable(name)!r}, label={name!r})"
-            raise ValueError(f"`name` {rule}. Received: name={name!r}; {stated}")
-        return name
-
-    def encode(self, values: Any) -> np.ndarray:
-        """Labels as float32 0 or 1, NaN where unknown."""
-        series = plain_series(values)
-        labels, faults = self._labels(series)
-        raise_first(self.label, series, faults)
-        return labels.astype(np.float32)
-
-    def faults(self, values: Any) -> Faults:
-        """Every value that `encode` refuses: pairs of a mask of rows and the reason."""
-        return self._labels(plain_series(values))[1]
-
-    def _labels(self, series: pd.Series) -> tuple[np.ndarray, Faults]:
-        labels, wrong = numbers_of(series)
-        missing = np.isnan(labels) & ~wrong  # text that is not a number is wrong, not missing
-        faults: Faults = [(~missing & (labels != 0) & (labels != 1), f"of task '{self.name}' must hold 0 or 1")]
-        if self.missing == "error":
-            stated = "Task(missing='unknown') gives such rows weight 0"
-            faults.append((missing, f"must hold a label of task '{self.name}' in every row; {stated}"))
-        return labels, faults

@@ -30,6 +30,7 @@ class Id(Column):
         divisor: with `buckets=None`, m of the quotient and remainder tables. Our choice: 65,536, which has the fewest rows.
         table: ids with the same `table` share one embedding table; None: its own table.
         known: 'item', 'context' or 'after'.
+        column: column of the log where that has another name; None: `name`.
 
     Example:
         >>> kr.Id("item_id", buckets=1000).encode(["a17", "b4", None]).tolist()
@@ -73,6 +74,7 @@ class Category(Column):
         buckets: rows where no vocabulary is given.
         table: categories with the same `table` (and the same rows) share one embedding table; None: its own table.
         known: 'item', 'context' or 'after'.
+        column: column of the log where that has another name; None: `name`.
 
     Example:
         >>> kr.Category("device", vocabulary=["mobile", "desktop"]).encode(["desktop", "mobile", "tv", None]).tolist()
@@ -133,6 +135,7 @@ class Ids(Column):
         longer: what becomes of a row with more than `size` ids: 'error', or its 'first' or 'last' ids are kept.
         table: ids and categories with the same `table` (and the same rows) share one embedding table; None: its own table.
         known: 'item', 'context' or 'after'.
+        column: column of the log where that has another name; None: `name`.
 
     Example:
         >>> tags = kr.Ids("tags", vocabulary=["news", "sport", "art"], size=3)
@@ -210,6 +213,23 @@ class Ids(Column):
             return lists.faults
         most = f"must hold at most size={self.size} ids in a row, and one row has {int(lists.counts.max())}"
         return [*lists.faults, (longer, f"{most}; Ids(..., longer='first') keeps the first {self.size}")]
+
+
+def bare_ids(features: Any) -> Any:
+    """Features, with `Id(name)` for a bare name of an id.
+
+    Raises:
+        ValueError: another bare name, whose kind it does not tell.
+    """
+    if not isinstance(features, list | tuple):
+        return features
+    for name in features:
+        if isinstance(name, str) and not (name == "id" or name.endswith("_id")):
+            raise ValueError(
+                f"`features` must say what '{name}' is, such as Number({name!r}) or Category({name!r}); a bare name that ends in '_id' is "
+                f"an `Id`. Received: {name!r}"
+            )
+    return tuple({"kind": "id", "name": feature} if isinstance(feature, str) else feature for feature in features)
 
 
 def _words(vocabulary: Any) -> tuple[str, ...] | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from keras_ranking.column_base import Column
 from keras_ranking.number_edges import MOST_BINS, checked_edges, quantile_edges
@@ -39,6 +38,7 @@ class Number(Column):
         edges: bounds of the bins, in units of the encoded value, increasing; None = not fitted yet. There are fewer than `bins` + 1 where
             quantiles of the training rows are equal.
         known: 'item', 'context' or 'after'.
+        column: column of the log where that has another name, such as "price eur"; None: `name`.
 
     Example:
         >>> kr.Number("age_hours", transform="standardise", mean=10.0, std=4.0, missing=10.0).encode([2.0, 14.0, None]).tolist()
@@ -67,11 +67,8 @@ class Number(Column):
         object.__setattr__(self, "edges", checked_edges(self.edges))
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_dict(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Bins are written where they are chosen: other schemas keep their files and digests."""
-        found = plain(self)
-        return found if self.bins is not None else {name: value for name, value in found.items() if name not in ("bins", "edges")}
+    def _unstated(self) -> tuple[str, ...]:
+        return () if self.bins is not None else ("bins", "edges")
 
     @property
     def fitted(self) -> bool:

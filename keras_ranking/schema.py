@@ -24,13 +24,15 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from keras_ranking.column_base import Known
+from keras_ranking.column_base import Known, column_hint, named_columns
 from keras_ranking.columns import Count, Feature, Ids, Number, Task, Vector
 from keras_ranking.configuration import is_integer
 from keras_ranking.field_errors import PlainWords
+from keras_ranking.id_columns import bare_ids
 from keras_ranking.number_edges import MOST_BINS
 from keras_ranking.schema_file import read_model
 from keras_ranking.schema_inference import infer_columns
+from keras_ranking.task import check_conditions, counting_rows
 from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, require_frame, seconds_of
 
 
@@ -44,7 +46,7 @@ class Schema(BaseModel, metaclass=PlainWords):
         session: column with the session's id, or None.
         position: column with the rank at which the item was shown, 1 = first, or None. Known after scoring.
         features: `Id`, `Category`, `Ids`, `Number`, `Vector` columns, each with when it is known, and `Count`s, which the log
-            does not hold.
+            does not hold. A bare name that ends in `_id`, or is `id`, is `Id(name)`.
         actions: what the member did, as features (a bare name is `Number(name)`); inputs of later events only.
         tasks: what to predict.
         epoch: Unix time from which model times count, in seconds; model times are int32 seconds after it.
@@ -90,7 +92,7 @@ class Schema(BaseModel, metaclass=PlainWords):
             raise ValueError(
                 f"`features` must be a list of `Id`, `Category`, `Ids`, `Number`, `Vector` and `Count`. Received: features={features!r}"
             )
-        return features
+        return bare_ids(features)
 
     @field_validator("actions", mode="before")
     @classmethod
@@ -122,6 +124,7 @@ class Schema(BaseModel, metaclass=PlainWords):
             raise ValueError(f"`tasks` must have distinct names. Received: {names}")
         if clash := [name for name in names if f"{name}_by_position" in names]:
             raise ValueError(f"task '{clash[0]}_by_position' has the name of an output of task '{clash[0]}'.")
+        check_conditions(self.tasks)
         roles = {"member": self.member, "time": self.time, "request": self.request, "session": self.session, "position": self.position}
         taken: dict[str, str] = {}
         for role, column in roles.items():
@@ -226,6 +229,7 @@ class Schema(BaseModel, metaclass=PlainWords):
         """All columns of the log that the schema reads, without repetition."""
         names = [self.member, self.time, self.request, self.session, self.position]
         names += [column.name for column in (*self.features, *self.actions)] + [task.label for task in self.tasks]
+        names += [task.weight for task in self.tasks]
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @property
@@ -277,7 +281,7 @@ class Schema(BaseModel, metaclass=PlainWords):
         return np.where(good & (after >= 0) & (after <= INT32_MAX), after, 0), [fault for fault in faults if fault[0].any()]
 
     def fit(self, events: pd.DataFrame) -> Schema:
-        """The same schema with mean and standard deviation of every standardising number, and the edges of every number with bins.
+        """The same schema with mean and standard deviation of each standardising number and label, and the edges of each number with bins.
 
         They are measured on these rows: pass training rows only. A constant column gets std 1 and one bin of width 1. Constants that were
         given before are kept.
@@ -290,6 +294,7 @@ class Schema(BaseModel, metaclass=PlainWords):
         """
 
         require_frame(events)
+        events = named_columns(self, events)
 
         def fitted(column: Any) -> Any:
             if not isinstance(column, Number) or column.fitted:
@@ -301,7 +306,9 @@ class Schema(BaseModel, metaclass=PlainWords):
                 )
             return column.fit(events[column.name])
 
-        return self.model_copy(update={"features": tuple(map(fitted, self.features)), "actions": tuple(map(fitted, self.actions))})
+        tasks = tuple(task if task.fitted else task.fit(events[task.label][counting_rows(self.tasks, task, events)]) for task in self.tasks)
+        features, actions = (tuple(map(fitted, columns)) for columns in (self.features, self.actions))
+        return self.model_copy(update={"features": features, "actions": actions, "tasks": tasks})
 
     def binned(self, bins: int = 16, names: Sequence[str] | None = None) -> Schema:
         """The same schema with bins for the piecewise-linear encoding of numbers, see `NumericEmbedding`; `fit` finds their edges.
@@ -335,8 +342,9 @@ class Schema(BaseModel, metaclass=PlainWords):
         return self.model_copy(update={"features": tuple(map(binned, self.features)), "actions": tuple(map(binned, self.actions))})
 
     def count_hint(self, name: str) -> str:
-        """For the message of a missing column: what adds it, if it is a count; else nothing."""
-        return "; `kr.data.with_counts(log)` counts it" if any(count.name == name for count in self.counts) else ""
+        """For the message of a missing column: what adds it, if it is a count, or the column that it is read from; else nothing."""
+        counted = any(count.name == name for count in self.counts)
+        return "; `kr.data.with_counts(log)` counts it" if counted else column_hint(self, name)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from keras_ranking.column_base import NAME, usable
+from keras_ranking.column_base import usable
 from keras_ranking.columns import Category, Feature, Id, Ids, Number, Task, Vector
 from keras_ranking.values import require_frame
 
@@ -104,7 +104,7 @@ def infer_columns(
     item = item or _named(free, _ITEMS)
     roles = {"member": member, "time": time, "request": request or time, "session": session, "position": position}
     labels = {task: _label_of(rows[task]) for task in tasks}
-    found = Inferred(roles, (), tuple(Task(task) for task in tasks), [], _about_time(events[time], time))
+    found = Inferred(roles, (), tuple(_task(task, events[task]) for task in tasks), [], _about_time(events[time], time))
     if request is None:
         told = f"no request column: rows of one '{time}' are one list of one member"
         if rows.groupby(time)[member].nunique().gt(1).any():
@@ -143,7 +143,8 @@ def _is_position(values: pd.Series) -> bool:
 def _about_time(values: pd.Series, name: str) -> list[str]:
     if pd.api.types.is_datetime64_any_dtype(values):
         if (values.dropna().astype("int64") % (10**9 if values.dt.unit == "ns" else 10**6 if values.dt.unit == "us" else 10**3)).any():
-            return [f"'{name}' has fractions of a second: `Log(..., round='floor')`, or `events['{name}'].dt.floor('s')`"]
+            mended = f"`Log(..., round='floor')`, `--round floor` of `train`, or `events['{name}'].dt.floor('s')`"
+            return [f"'{name}' has fractions of a second: {mended}"]
         return []
     if pd.api.types.is_numeric_dtype(values):
         most = float(values.max())
@@ -152,6 +153,12 @@ def _about_time(values: pd.Series, name: str) -> list[str]:
                 return [f"'{name}' holds {unit}: `events['{name}'] //= {divisor}` makes seconds"]
         return []
     return [f"'{name}' holds text: `events['{name}'] = pd.to_datetime(events['{name}'], utc=True)`"]
+
+
+def _task(label: str, values: pd.Series) -> Task:
+    """The task of a label, whose rows without one count for nothing."""
+    missing = "unknown" if values.isna().any() else "error"
+    return Task(usable(label), missing=missing) if usable(label) == label else Task(usable(label), label=label, missing=missing)
 
 
 def _about_label(values: pd.Series) -> str:
@@ -173,18 +180,21 @@ def _guess(name: str, rows: pd.DataFrame, item: str | None, labels: Mapping[str,
     present = values.dropna()
     if not len(present):
         return Guess(name, "left out", "all values are missing")
-    if not NAME.fullmatch(name) or usable(name) != name:
-        return Guess(name, "left out", "its name cannot be that of a model input", warning=f"rename it, such as to '{usable(name)}'")
+    own = usable(name)  # the name of the model input
+    if own != name and own in rows:
+        return Guess(name, "left out", "its name cannot be that of a model input", warning=f"there is a column '{own}': rename one")
     if pd.api.types.is_datetime64_any_dtype(values):
         return Guess(name, "left out", "a time: state an age instead, such as the seconds from it to the row's time")
     if told := _tells(values, labels):
         why = f"{told}: known only after scoring? If the member did it, state it in `actions`"
         return Guess(name, "left out", why, warning="suspected to tell the label")
     known = "item" if name == item or _is_of_item(rows, name, item) else "context"
-    made = _set_or_vector(name, present, known, len(present) < len(values)) or _scalar(name, values, present, known)
+    made = _set_or_vector(own, present, known, len(present) < len(values)) or _scalar(own, values, present, known)
     if isinstance(made, Guess):
-        return made
+        return replace(made, name=name)
     column, reason = made
+    if own != name:
+        column, reason = column.model_copy(update={"column": name}), f"{reason}; the input is '{own}'"
     return Guess(name, type(column).__name__.lower(), reason, column)
 
 

@@ -133,6 +133,8 @@ class SchemaSums:
 
 
 def _unfitted(schema: Schema) -> list[Number]:
+    if tasks := [task.name for task in schema.tasks if not task.fitted]:
+        raise ValueError(f"task '{tasks[0]}' must have its `mean` and `std` where a log comes in parts. Received: mean=None, std=None")
     columns = (*schema.features, *schema.actions)
     return [
         column

@@ -26,7 +26,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: kr.Id("a", buckets="x"), "`buckets` must be an integer. Received: 'x'"),
     (lambda: kr.Id(3), "`name` must be a text. Received: 3"),  # type: ignore[arg-type]
     (lambda: kr.Id("a", bucket=4),
-     "there is no `bucket`; did you mean `buckets`? It may have name, known, kind, buckets, divisor, table"),
+     "there is no `bucket`; did you mean `buckets`? It may have name, known, column, kind, buckets, divisor, table"),
     (lambda: kr.Number("a", transform="log"),
      "`transform` must be 'identity', 'log1p', 'standardise' or 'log1p_standardise'. Received: 'log'"),
     (lambda: kr.Number("a", std=float("nan")), "`std` must be a finite number. Received: nan"),
@@ -37,13 +37,16 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
      "there is no `user`. It may have member, time, request, session, position, features, actions, tasks, epoch, feedback_delay"),
     (schema(epoch=1.5), "`epoch` must be an integer. Received: 1.5"),
     (schema(time="m"), "column 'm' has two roles, member and time."),
-    (schema(features=["item"]), f"`features` must be {COLUMNS}. Received: 'item' at 0"),
+    (schema(features=["item"]), "`features` must say what 'item' is, such as Number('item') or Category('item'); a bare name that ends in "
+     "'_id' is an `Id`. Received: 'item'"),
+    (schema(features=[3]), f"`features` must be {COLUMNS}. Received: 3 at 0"),
     (schema(actions=[3]), f"`actions` must be {COLUMNS}, or of names. Received: 3 at 0"),
     (schema(tasks=[3]), "`tasks` must be a list of `Task`, or of names. Received: 3 at 0"),
     (schema(features=[{"name": "a", "kind": "id", "buckets": 0}]), "`buckets` must be at least 2. Received: 0 (in features[0])"),
     (schema(tasks=[{"nam": "a"}]),
      "Schema has 2 problems:\n  `name` must be given (in tasks[0])\n  there is no `nam`; did you mean `name`? "
-     "It may have name, label, missing (in tasks[0])"),
+     "It may have name, label, missing, kind, levels, "
+     "transform, mean, std, loss, delta, weight, given (in tasks[0])"),
     (schema(features=[{"name": "a", "kind": "text"}]),
      "`kind` must be 'id', 'category', 'ids', 'number', 'vector' or 'count'. Received: 'text'"),
 ]  # fmt: skip

@@ -50,7 +50,7 @@ def test_control_a_good_file(tmp_path: Path) -> None:
         (
             '"buckets"',
             '"bucket"',
-            "line 4: there is no `bucket`; did you mean `buckets`? It may have name, known, kind, ",
+            "line 4: there is no `bucket`; did you mean `buckets`? It may have name, known, column, kind, ",
         ),
         ("100", '"many"', "line 4: `buckets` must be an integer. Received: 'many' (in features[0])"),
         ("100", "1", "line 4: `buckets` must be at least 2. Received: 1 (in features[0])"),
@@ -63,7 +63,11 @@ def test_control_a_good_file(tmp_path: Path) -> None:
         ('"member": "m"', '"member": 5', "line 2: `member` must be a text. Received: 5"),
         ('"epoch"', '"epok"', "line 10: there is no `epok`; did you mean `epoch`?"),
         ('"epoch": 0', '"feedback_delay": 0', "line 10: `feedback_delay` must be at least 1. Received: 0"),
-        ('"label"', '"lable"', "line 9: there is no `lable`; did you mean `label`? It may have name, label, missing (in tasks[1])"),
+        (
+            '"label"',
+            '"lable"',
+            "line 9: there is no `lable`; did you mean `label`? It may have name, label, missing, kind, ",
+        ),
         ('["click"]', '"click"', "line 8: `actions` must be a list of names or features. Received: actions='click'"),
         ('{"kind": "id", "name": "item", "buckets": 100}', "5", "line 4: `features[0]` must be an object. Received: 5"),
         ('"epoch": 0', '"epoch": 0,', "line 11: must be JSON."),

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8, f
         schema = stored if stored.is_file() else None
     with step(f"reading {args.data}"):
         log = open_source(args, args.data, schema, seed, train_share)
+    if getattr(args, "round", None) is not None:
+        log = replace(log, round=args.round)
     counts = log.events["split"].value_counts(sort=False)
     print(f"log {log.name}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " rows", file=sys.stderr)
     for note in getattr(log, "notes", ()):
@@ -100,7 +103,7 @@ def open_log_of(args: argparse.Namespace, seed: int, train_share: float = 0.8, f
 def _open_shards(args: argparse.Namespace) -> Any:
     from keras_ranking.data import ShardedLog
 
-    for name in ("schema", "release", "holdout_members", "holdout_seed", "on_error"):
+    for name in ("schema", "release", "holdout_members", "holdout_seed", "on_error", "round"):
         if getattr(args, name, None) is not None:
             flag = name.replace("_", "-")
             raise ValueError(f"`--{flag}` is that of `keras-ranking prepare`, where the log is in shards. Received: {getattr(args, name)}")

@@ -203,6 +203,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    names = list(next(iter(results.values())))
-    print(table([f"{log.name} {args.split}", *results], [[name, *(f"{results[task][name]:.4f}" for task in results)] for name in names]))
+    names = dict.fromkeys(name for values in results.values() for name in values)
+    rows = [[name, *(f"{values[name]:.4f}" if name in values else "" for values in results.values())] for name in names]
+    print(table([f"{log.name} {args.split}", *results], rows))
     return 0

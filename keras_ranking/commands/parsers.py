@@ -113,6 +113,7 @@ def data_arguments(made: argparse.ArgumentParser, schema: str, required: bool = 
     made.add_argument("--release", metavar="NAME", help="which release of kuairand: or movielens: to read, where the folder has several")
     made.add_argument("--holdout-members", type=_share, metavar="SHARE", help="share of the members never trained on (default: none)")
     made.add_argument("--holdout-seed", type=seed, metavar="N", help="another seed holds out other members (default: 0)")
+    made.add_argument("--round", choices=["floor", "ceil", "nearest"], help="how times with a fraction of a second are rounded")
     made.add_argument(
         "--on-error", choices=["raise", "drop"], help="rows with bad values: stop (default), or leave them out and report them on stderr"
     )

@@ -51,7 +51,6 @@ examples:
     made.add_argument("--memory", type=scale.size, metavar="SIZE", help="memory for the engine, such as 4GB (default: 4GB; spark 2GB)")
     made.add_argument("--keep", action="append", metavar="COLUMN", help="a further column of numbers to keep, such as that of delay_column")
     made.add_argument("--train-share", type=_share, default=0.8, metavar="SHARE", help="of the requests, in a log without `split` (0.8)")
-    made.add_argument("--round", choices=["floor", "ceil", "nearest"], help="how times with a fraction of a second are rounded")
     made.add_argument("--seed", type=seed, metavar="N", help="seed of the simulator (default: 0)")
 
 

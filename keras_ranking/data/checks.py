@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from keras_ranking.column_base import named_columns
 from keras_ranking.columns import Category, Id, Ids, Vector
 from keras_ranking.data.log_columns import at_row, key_faults, require_column, require_frame
 from keras_ranking.data.vocabularies import vocabulary_notes
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
+from keras_ranking.task import counting_rows
 from keras_ranking.values import FRACTION, INT32_MAX, Faults, native_frame, numbers_of, require_kind
 
 _ROUNDING = {"round": "round='floor' rounds down to whole seconds.", "log": "`Log(..., round='floor')` rounds down to whole seconds."}
@@ -318,6 +320,7 @@ def checked_rows(
     require_kind(schema, Schema, "schema", "`Schema.load(path)` reads a file")
     if on_error not in ("raise", "drop"):
         raise ValueError(f"`on_error` must be 'raise' or 'drop'. Received: on_error={on_error!r}")
+    events = named_columns(schema, events)
     for column in schema.columns:
         require_column(events, column, f"of the schema is not in the log{schema.count_hint(column)}")
     events = native_frame(events, schema.columns)
@@ -328,7 +331,10 @@ def checked_rows(
     for feature in (*schema.features, *schema.actions):
         checker.faults(feature.name, feature.faults(events[feature.name]))
     for task in schema.tasks:
-        checker.faults(task.label, task.faults(events[task.label]))
+        counts = counting_rows(schema.tasks, task, events)
+        checker.faults(task.label, [(rows & counts, reason) for rows, reason in task.faults(events[task.label])])
+        if task.weight is not None:
+            checker.faults(task.weight, task.row_weights(events[task.weight])[1])
     positions = _check_positions(schema, events, checker)
     _check_duplicates(schema, events, checker)
     _check_requests(schema, events, seconds, checker)

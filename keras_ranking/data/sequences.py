@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.column_base import named_columns
 from keras_ranking.data.checks import Report, checked_rows
 from keras_ranking.data.log_columns import require_frame
 from keras_ranking.schema import Schema
+from keras_ranking.task import encoded_labels
 from keras_ranking.values import native_frame, numbers_of, require_kind
 
 
@@ -31,7 +33,8 @@ class Sequences:
         session: (E,) int32 codes, or None where the schema names no session.
         position: (E,) int32, 1 = first, 0 = none known.
         columns: encoded features and actions by name, (E,) or (E, size).
-        labels: float32 (E,) by task, NaN = unknown.
+        labels: float32 (E,) by task, NaN = unknown; grades as shares, numbers transformed (see `Task`).
+        weights: float32 (E,) by task whose rows have weights.
         target: (E,) bool: whether the event is a target of training or scoring. False: history only.
         rows: (E,) int64, the row of the log that each event came from.
         report: what was left out of the log, and why.
@@ -55,6 +58,7 @@ class Sequences:
     target: np.ndarray
     rows: np.ndarray
     report: Report = field(repr=False)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_events(self) -> int:
@@ -155,14 +159,17 @@ def checked_sequences(
         offers, places: as `checked_rows`. With `places`, `Sequences.rows` are these.
     """
     require_frame(events)
+    require_kind(schema, Schema, "schema", "`Schema.load(path)` reads a file")
+    events = named_columns(schema, events)
     wanted = np.ones(len(events), dtype=bool) if target is None else _mask(target, len(events))
     rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
     if needed and not wanted[rows].any():
         raise ValueError(f"no {needed} passed the checks: {report}")
     if fit:
         unfitted = [feature.name for feature in (*schema.features, *schema.actions) if not getattr(feature, "fitted", True)]
+        tasks = [task.label for task in schema.tasks if not task.fitted]
         schema = schema.fit(events.iloc[rows[wanted[rows]]])
-        if unfitted and not all(within_float32(schema, name, events[name].iloc[rows]) for name in unfitted):
+        if tasks or (unfitted and not all(within_float32(schema, name, events[name].iloc[rows]) for name in unfitted)):
             rows, report = checked_rows(events, schema, on_error, True, round, offers, places)
     checked = native_frame(events, schema.columns)
     if not np.array_equal(rows, np.arange(len(events))):
@@ -205,7 +212,8 @@ def encoded(checked: pd.DataFrame, rows: np.ndarray, wanted: np.ndarray, schema:
         session=session,
         position=position,
         columns={feature.name: feature.encode(checked[feature.name])[order] for feature in (*schema.features, *schema.actions)},
-        labels={task.name: task.encode(checked[task.label])[order] for task in schema.tasks},
+        labels={task.name: encoded_labels(schema.tasks, task, checked)[order] for task in schema.tasks},
+        weights={task.name: task.row_weights(checked[task.weight])[0][order] for task in schema.tasks if task.weight is not None},
         target=wanted[order],
         rows=rows,
         report=report,

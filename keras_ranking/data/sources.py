@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from keras_ranking.column_base import column_hint, named_columns
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers import Log, hold_out_members, read_ebnerd, read_kuairand, read_movielens, read_retail
 from keras_ranking.data.readers.cuts import cut_by_time
@@ -98,7 +99,7 @@ def _opened(
         log = _READERS[kind](place, **({} if release is None else {"release": release}))
     if schema is None:
         return log
-    _require_columns(log.events, schema)
+    _require_columns(named_columns(schema, log.events), schema)
     return Log(events=log.events, schema=schema, name=log.name, notes=log.notes, preset=log.preset)
 
 
@@ -110,6 +111,7 @@ def _read_parquet(place: str, schema: Schema, train_share: float) -> Log:
         events = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError("reading parquet files needs pyarrow: pip install pyarrow") from error
+    events = named_columns(schema, events)
     _require_columns(events, schema)
     if "split" in events.columns:
         return Log(events=events, schema=schema, name=path.stem)
@@ -125,4 +127,4 @@ def _require_columns(events: pd.DataFrame, schema: Schema) -> None:
     """Check that a log has the columns of a schema, or, without its counts, those that they are counted from."""
     counted = all(count.name in events for count in schema.counts)
     for column in schema.columns if counted else schema.logged:
-        require_column(events, column, "of the schema is not in the log")
+        require_column(events, column, f"of the schema is not in the log{column_hint(schema, column)}")

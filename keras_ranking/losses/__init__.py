@@ -4,6 +4,7 @@ from keras_ranking.losses.in_request_choice import InRequestChoice
 from keras_ranking.losses.in_request_pairwise import InRequestPairwise
 from keras_ranking.losses.in_request_softmax import InRequestSoftmax
 from keras_ranking.losses.observed_tower_loss import ObservedTowerLoss
+from keras_ranking.losses.observed_value_loss import ObservedValueLoss
 from keras_ranking.losses.packed import largest_request, observed_tower, position_bucket, targets
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "InRequestPairwise",
     "InRequestSoftmax",
     "ObservedTowerLoss",
+    "ObservedValueLoss",
     "largest_request",
     "observed_tower",
     "position_bucket",

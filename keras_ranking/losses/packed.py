@@ -5,7 +5,7 @@ these are stored with the label in the last axis of `y_true`:
 
 | index | value | meaning |
 |---|---|---|
-| 0 | label | 0 or 1 (or a grade >= 0) |
+| 0 | label | 0 or 1 (or a grade >= 0; for `ObservedValueLoss` any finite number) |
 | 1 | position | rank shown, 1-based; 0 = none |
 | 2 | request | an integer, equal within one request of one row; the tokens of a request are contiguous |
 
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
     """What a loss or metric demands of its inputs.
 
     Attributes:
-        largest_label: labels that count are from 0 to this number.
+        largest_label, smallest_label: labels that count are from one to the other; infinite ones are not among them.
         lists: whether items of one request are compared, so that rows of one item hold nothing.
         logits: whether predictions of a sigmoid are an error.
         values: whether to look at the numbers even where that waits for a device.
@@ -55,6 +55,7 @@ class Reading(NamedTuple):
     lists: bool = False
     logits: bool = True
     values: bool = True
+    smallest_label: float = 0.0
 
 
 def check_boundaries(boundaries: Sequence[int]) -> tuple[int, ...]:
@@ -244,22 +245,22 @@ def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[in
     weight = _weights(sample_weight, label)
     if mask is not None and len(mask.shape) == len(weight.shape):
         weight = weight * ops.cast(mask, weight.dtype)
-    wrong_label, wrong_weight = out_of_range(label, weight, reading.largest_label)
+    wrong_label, wrong_weight = out_of_range(label, weight, reading.largest_label, reading.smallest_label)
     if all(part is None or is_host(part) for part in given) and mask is None:
-        check_arrays(*given, reading.largest_label)
+        check_arrays(*given, reading.largest_label, reading.smallest_label)
     elif reading.values and (known(wrong_label) or known(wrong_weight)):
-        check_labels(ops.convert_to_numpy(label), ops.convert_to_numpy(weight), reading.largest_label)
+        check_labels(ops.convert_to_numpy(label), ops.convert_to_numpy(weight), reading.largest_label, reading.smallest_label)
     counted = weight > 0
     nothing = ops.zeros_like(label)
     label, logit = ops.where(counted, label, nothing), ops.where(counted, logit, nothing)
     return Observed(label, logit, bucket, request, weight, wrong_label, wrong_weight)
 
 
-def check_arrays(y_true: Any, sample_weight: Any, largest: float) -> None:
+def check_arrays(y_true: Any, sample_weight: Any, largest: float, smallest: float = 0.0) -> None:
     """Check labels and weights in arrays or lists, packed or plain.
 
     Raises:
-        ValueError: a label that counts outside [0, `largest`], or a weight that is negative or not finite.
+        ValueError: a label that counts outside [`smallest`, `largest`], or a weight that is negative or not finite.
     """
     label: np.ndarray = np.asarray(y_true)
     label = label[..., 0] if label.ndim == 3 else label
@@ -268,7 +269,8 @@ def check_arrays(y_true: Any, sample_weight: Any, largest: float) -> None:
         weight = weight[..., 0]
     if weight.ndim < label.ndim:
         weight = weight.reshape(weight.shape + (1,) * (label.ndim - weight.ndim))
-    check_labels(np.broadcast_to(label, np.broadcast_shapes(label.shape, weight.shape)), np.broadcast_to(weight, label.shape), largest)
+    labels = np.broadcast_to(label, np.broadcast_shapes(label.shape, weight.shape))
+    check_labels(labels, np.broadcast_to(weight, label.shape), largest, smallest)
 
 
 def request_segments(request: Any) -> tuple[Any, Any]:

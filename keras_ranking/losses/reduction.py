@@ -28,6 +28,7 @@ class PackedLoss(keras.losses.Loss):
     """
 
     largest_label = LARGEST_GRADE
+    smallest_label = 0.0
     boundaries: tuple[int, ...]  # of the subclass
 
     def __init__(self, name: str, dtype: Any) -> None:
@@ -41,11 +42,11 @@ class PackedLoss(keras.losses.Loss):
         Raises:
             ValueError: a label that counts out of range, or a weight that is negative or not finite.
         """
-        check_arrays(y_true, sample_weight, self.largest_label)
+        check_arrays(y_true, sample_weight, self.largest_label, self.smallest_label)
 
     def read(self, y_true: Any, y_pred: Any, sample_weight: Any, lists: bool) -> Observed:
         """The batch as tensors (B, T). `lists`: items of a request are compared, so that plain rows of one item are an error."""
-        reading = Reading(self.largest_label, lists, logits=True, values=not self._looked)
+        reading = Reading(self.largest_label, lists, logits=True, values=not self._looked, smallest_label=self.smallest_label)
         observed = unpack(y_true, y_pred, sample_weight, self.boundaries, self.dtype, reading)
         if not self._looked and not is_host(y_true):
             self._looked = known(observed.wrong_label) is not None

@@ -28,13 +28,17 @@ def known(flag: Any) -> bool | None:
         return None
 
 
-def out_of_range(label: Any, weight: Any, largest: float) -> tuple[Any, Any]:
+def out_of_range(label: Any, weight: Any, largest: float, smallest: float = 0.0) -> tuple[Any, Any]:
     """(whether a label that counts is out of range, whether a weight is) as scalars, from tensors (B, T)."""
-    good = ops.logical_and(label >= 0, label < largest if largest == LARGEST_GRADE else label <= largest)
+    good = ops.logical_and(_above(label, smallest), label < largest if largest == LARGEST_GRADE else label <= largest)
     counted = weight > 0
     labels = ops.any(ops.logical_and(counted, ops.logical_not(good)))
     weights = ops.logical_not(ops.all(ops.logical_and(weight >= 0, weight < float("inf"))))
     return labels, weights
+
+
+def _above(label: Any, smallest: float) -> Any:
+    return label > smallest if smallest == -LARGEST_GRADE else label >= smallest
 
 
 def in_graph(value: Any, wrong_label: Any, wrong_weight: Any) -> Any:
@@ -52,7 +56,7 @@ def in_graph(value: Any, wrong_label: Any, wrong_weight: Any) -> Any:
         return tensorflow.identity(value)
 
 
-def check_labels(label: np.ndarray, weight: np.ndarray, largest: float) -> None:
+def check_labels(label: np.ndarray, weight: np.ndarray, largest: float, smallest: float = 0.0) -> None:
     """Raise an error for a label out of range at a weight above 0, and for a weight that is negative or not finite.
 
     Raises:
@@ -62,13 +66,15 @@ def check_labels(label: np.ndarray, weight: np.ndarray, largest: float) -> None:
     if wrong.any():
         place = tuple(int(index) for index in np.argwhere(wrong)[0])
         raise ValueError(f"`sample_weight` must hold finite numbers >= 0. Received: {weight[place]} at {place}")
-    wrong = (weight > 0) & ~((label >= 0) & (label < largest if largest == LARGEST_GRADE else label <= largest))
+    wrong = (weight > 0) & ~(_above(label, smallest) & (label < largest if largest == LARGEST_GRADE else label <= largest))
     if wrong.any():
         place = tuple(int(index) for index in np.argwhere(wrong)[0])
-        raise ValueError(f"`y_true` {label_rule(largest)} Received: label {label[place]} at {place}")
+        raise ValueError(f"`y_true` {label_rule(largest, smallest)} Received: label {label[place]} at {place}")
 
 
-def label_rule(largest: float) -> str:
+def label_rule(largest: float, smallest: float = 0.0) -> str:
     """What a label must be, and what to do with an unknown one."""
+    if smallest == -LARGEST_GRADE:
+        return "must hold finite numbers; an unknown label has `sample_weight` 0."
     wanted = "grades >= 0" if largest == LARGEST_GRADE else f"labels from 0 to {largest:g}"
     return f"must hold {wanted}; an unknown label has `sample_weight` 0."

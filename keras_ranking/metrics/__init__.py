@@ -15,6 +15,7 @@ from keras_ranking.metrics.ranking import GroupAUCs, GroupedValue, auc, grouped_
 from keras_ranking.metrics.replay import ReplayRate, replay_contribution_rate
 from keras_ranking.metrics.replay_contribution_rate_metric import ReplayContributionRate
 from keras_ranking.metrics.report import summary
+from keras_ranking.metrics.report_kinds import grade_summary, number_summary
 
 __all__ = [
     "BootstrapInterval",
@@ -32,6 +33,7 @@ __all__ = [
     "calibration_error",
     "coverage",
     "gap_violations",
+    "grade_summary",
     "greedy_rerank",
     "grouped_auc",
     "intra_list_similarity",
@@ -39,6 +41,7 @@ __all__ = [
     "mrr",
     "ndcg",
     "normalized_entropy",
+    "number_summary",
     "observed_over_expected",
     "paired_bootstrap",
     "per_request_auc",

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 
 from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
-from keras_ranking.losses import InRequestChoice, ObservedTowerLoss
+from keras_ranking.losses import InRequestChoice, ObservedTowerLoss, ObservedValueLoss
 from keras_ranking.losses.reduction import PackedLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
+from keras_ranking.models.served_values import check_kinds, served_value
 from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps
 from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
@@ -57,6 +58,7 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
         if keras.backend.backend() == "tensorflow":
             reason = "losses, clipped gradients and batch moments are of one replica's part, and `predict_on_batch` repeats rows"
             refuse_replicas(builder, reason)
+        check_kinds(schema, arguments)
         inputs = wiring.row_inputs()
         super().__init__(inputs=inputs, outputs=wiring.row(inputs), name=name)
         self._graphs = UntrackedGraphs(wiring)
@@ -119,14 +121,19 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
         return list(self._builder_call.arguments.get("choice") or ())
 
     def losses_by_task(self, **settings: Any) -> dict[str, PackedLoss]:
-        """The loss of each task, for `compile(loss=...)`: `InRequestChoice` for those in `choice`, `ObservedTowerLoss` for others.
+        """The loss of each task, for `compile(loss=...)`: `InRequestChoice` for those in `choice`, `ObservedValueLoss` for numbers,
+        `ObservedTowerLoss` for others.
 
         Args:
-            settings: of `ObservedTowerLoss`, with this model's towers. `InRequestChoice`, which compares a list already, takes only
-                `dtype`.
+            settings: of `ObservedTowerLoss`, with this model's towers. `InRequestChoice`, which compares a list already, and
+                `ObservedValueLoss` take only `dtype`.
         """
         settings = {**getattr(self._graphs.wiring, "loss_settings", {}), **settings}
         losses: dict[str, PackedLoss] = {task: ObservedTowerLoss(boundaries=self.boundaries, **settings) for task in self.tasks}
+        for task in (self.schema.task(name) for name in self.tasks):
+            if task.kind == "number":
+                delta = task.delta if task.loss == "huber" else None
+                losses[task.name] = ObservedValueLoss(self.boundaries, delta, dtype=settings.get("dtype"))
         several = self._builder_call.arguments.get("choice_several", "refuse")
         return losses | {task: InRequestChoice(several, dtype=settings.get("dtype")) for task in self.choice}
 
@@ -164,9 +171,9 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
 
     @property
     def serving_model(self) -> keras.Model:
-        """Functional model: serving tensors -> probabilities.
+        """Functional model: serving tensors -> probabilities, or what `Task` says of other kinds.
 
-        Outputs: `<task>` float32 (B, N), the probability at `serving_tower` or a mixture of all (`served`); with K > 1 towers by
+        Outputs: `<task>` float32 (B, N), the value at `serving_tower` or a mixture of all (`served`); with K > 1 towers by
         position also `<task>_by_position` (B, N, K). Zero beyond `candidate_count`.
         """
 
@@ -195,7 +202,7 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
 
         keep, outputs = KeepFirst(name="keep_scores"), {}
         for task, value in logits.items():
-            towers = keep(keras.ops.sigmoid(value), length=count)
+            towers = keep(served_value(self.schema.task(task), value), length=count)
             outputs[task] = self.served(towers)
             if self.boundaries and getattr(self._graphs.wiring, "returns_towers", True):
                 outputs[f"{task}_by_position"] = towers

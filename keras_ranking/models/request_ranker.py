@@ -13,6 +13,7 @@ from keras_ranking import layers
 from keras_ranking.models.configuration import Choice, Features, Numbers, Past
 from keras_ranking.models.graph import Graph
 from keras_ranking.models.past_reader import RequestPast
+from keras_ranking.models.served_values import served_value
 from keras_ranking.models.task_logits import Choices, ListReader, TaskLogits
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
 from keras_ranking.ops.rows import take_in_rows
@@ -354,5 +355,5 @@ class RequestRanker:
         clean = {**{key: self.keep(x, length=count) for key, x in candidates.items() if key not in whole}, **whole}
         read = {**history, "request_time": clean["request_time"]} if self.encodes_at_moment else history
         logits = self._scored(self.encode(read), clean, seed=seed)[0]
-        outputs = {task: self.keep(ops.sigmoid(logit), length=count) for task, logit in logits.items()}
+        outputs = {task: self.keep(served_value(self.schema.task(task), logit), length=count) for task, logit in logits.items()}
         return Graph({**history, **candidates, "candidate_count": count, "seed": seed}, outputs, name=name)

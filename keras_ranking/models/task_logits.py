@@ -103,7 +103,8 @@ class TaskLogits:
         self.calibration_columns: Sequence[Any] = ()
         if calibration.calibration:
             options = dict(calibration.calibration_options or {})
-            self.calibrate = {task: layers.IsotonicCalibration(name=f"isotonic_{task}", **options) for task in tasks}
+            chances = [task for task in tasks if schema.task(task).kind != "number"]
+            self.calibrate = {task: layers.IsotonicCalibration(name=f"isotonic_{task}", **options) for task in chances}
             if calibration.calibration_features:
                 self.calibration_columns = schema.inputs(calibration.calibration_features)
                 self.calibration_features = layers.FeatureConcat(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.sequences import checked_sequences, require_sequences
 from keras_ranking.schema import Schema
+from keras_ranking.task import Task
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import ONE, Plan
 from keras_ranking.training.reporting import tell_rows
@@ -107,7 +109,7 @@ def _target_probabilities(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Batch by batch: target events (n,), each of which comes once, and their probabilities (n, K) in float64 by task."""
     for events, logits in _target_logits(ranker, data, batch_size, row_length, shown, plan):
-        yield events, {task: _sigmoid(values) for task, values in logits.items()}
+        yield events, {task: ranker.schema.task(task).served(values) for task, values in logits.items()}
 
 
 def _target_logits(
@@ -146,10 +148,6 @@ def logits_of_targets(ranker: models.RankingModel, data: PackedRows | Requests) 
 def dataset_columns(dataset: PackedDataset | PackedRequests) -> dict[str, np.ndarray]:
     """Columns of the log that a dataset reads."""
     return (dataset.requests if isinstance(dataset, PackedRequests) else dataset.rows).sequences.columns
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(1.0 / (1.0 + np.exp(-logits)))
 
 
 def evaluate_log(
@@ -237,14 +235,32 @@ def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests, plan: P
     for task in ranker.tasks:
         label = sequences.labels[task]
         scored = sequences.target & ~np.isnan(label)
-        if not scored.any():  # no known label of this task in the split
-            results[task] = dict.fromkeys(metrics.summary(np.array([0, 1]), np.array([0.25, 0.75]), np.array([0, 0])), float("nan"))
-            continue
-        ranking = metrics.summary(label[scored], served[task][scored], sequences.request[scored])
-        probability = metrics.summary(label[scored], logged[task][scored], sequences.request[scored])
-        ranked = ("auc", "impression_auc", "ndcg_at_10", "mrr")
-        results[task] = {name: float((ranking if name in ranked else probability)[name]) for name in probability}
+        found = label[scored], served[task][scored], logged[task][scored], sequences.request[scored]
+        results[task] = summary_of(ranker.schema.task(task), *found)
     return results
+
+
+def summary_of(task: Task, label: np.ndarray, served: np.ndarray, logged: np.ndarray, request: np.ndarray) -> dict[str, float]:
+    """The metrics of one task over rows with a known label, by its kind; NaN without a row.
+
+    Args:
+        task: what the label is.
+        label: (n,) encoded labels.
+        served, logged: (n,) the score of serving, and the one at the position shown.
+        request: (n,).
+    """
+    if task.kind == "number":
+        if not len(label):
+            return dict.fromkeys(metrics.number_summary([0.0, 1.0], [0.0, 1.0]), float("nan"))
+        return metrics.number_summary(task.served_label(label), logged)
+    levels = task.levels or 1
+    read = metrics.summary if task.kind == "binary" else partial(metrics.grade_summary, levels=levels)
+    if not len(label):
+        return dict.fromkeys(read(np.array([0, 1]), np.array([0.25, 0.75]), np.array([0, 0])), float("nan"))
+    labels = label if task.kind == "binary" else np.round(label.astype(np.float64) * levels, 4)
+    ranking, probability = (read(labels, scores, request) for scores in (served, logged))
+    ranked = ("auc", "impression_auc", "ndcg_at_10", "mrr")
+    return {name: float((ranking if name in ranked else probability)[name]) for name in probability}
 
 
 def served_and_logged(

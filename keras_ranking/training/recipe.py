@@ -15,7 +15,7 @@ from keras_ranking.configuration import is_integer, is_real
 
 SCHEDULES = ("cosine", "constant", "onecycle")
 LAST_DAY = "last_day"
-METRICS = {"auc": "max", "impression_auc": "max", "log_loss": "min", "normalized_entropy": "min"}
+METRICS = {"auc": "max", "impression_auc": "max", "log_loss": "min", "normalized_entropy": "min", "rmse": "min", "mae": "min"}
 """Metrics of a validation, and whether more is better."""
 _OTHER_WORDS = {"grouped_auc": "impression_auc"}
 _OF_OPTIMIZER = ("learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
@@ -30,8 +30,8 @@ class Recipe:
             the training rows), a share (0.1: the last tenth of the requests of the training rows, by time), or another split of the log.
             Each row is scored from earlier rows, as `evaluate` does. None: none.
         early_stopping: number of epochs in a row without a better value of `monitor` after which training stops. None: never.
-        monitor: 'log_loss', 'normalized_entropy', 'auc' or 'impression_auc' (also 'grouped_auc'): the mean over tasks; or that of one
-            task, such as 'click_log_loss'.
+        monitor: 'log_loss', 'normalized_entropy', 'auc' or 'impression_auc' (also 'grouped_auc'), of numbers 'rmse' or 'mae': the mean over
+            tasks that have it; or that of one task, such as 'click_log_loss'. A model of numbers alone has 'rmse' for 'log_loss'.
         best: whether the saved model has the weights of the best epoch, and not of the last. None: where `early_stopping` is given.
         optimizer: a name of Keras, such as 'adam', which is made with `learning_rate`, `schedule`, `warmup`, `weight_decay` and
             `clip_norm`; or an optimiser of Keras, which has its own.

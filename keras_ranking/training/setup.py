@@ -88,6 +88,8 @@ def weights_for(sequences: Sequences, training: TrainingOptions, events: pd.Data
     """The event weights of the options; propensities are estimated from `events`, the training rows."""
     propensities, report = None, {}
     if training.ipw is not None:
+        if others := [task for task in tasks if schema.task(task).kind != "binary"]:
+            raise ValueError(f"`ipw` is for binary tasks. Received: ipw={training.ipw!r}, with task '{others[0]}'")
         curves = position_propensities(events, schema, tasks=tasks, **(training.ipw_options or {}))
         propensities = {task: curve.propensity for task, curve in curves.items()}
         report = {task: curve.summary() for task, curve in curves.items()}
@@ -234,7 +236,10 @@ def metrics_by_task(ranker: models.RankingModel, names: Sequence[str]) -> dict[s
         inner = kind()
         return metrics.Observed(inner, boundaries=ranker.boundaries, name=re.sub(r"_\d+$", "", inner.name))  # Keras numbers them
 
-    return {task: [made(name) for name in names] for task in ranker.tasks}
+    chances = [task for task in ranker.tasks if ranker.schema.task(task).kind != "number"]
+    if not chances:
+        raise ValueError(f"`metrics` are of probabilities, which a model of numbers does not have. Received: metrics={list(names)}")
+    return {task: [made(name) for name in names] for task in chances}
 
 
 def _with_tables(optimizer: Any, ranker: models.RankingModel, training: TrainingOptions, rate: Callable[[float], Any]) -> Any:

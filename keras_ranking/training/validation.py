@@ -10,13 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ranking import metrics, models
+from keras_ranking import models
 from keras_ranking.configuration import is_real
 from keras_ranking.data import Log
 from keras_ranking.data.readers.cuts import cut_by_time
 from keras_ranking.training.checkpoint import arrays_of, assign_arrays
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.predict import metrics_of, rows_to_score
+from keras_ranking.training.predict import metrics_of, rows_to_score, summary_of
 from keras_ranking.training.recipe import LAST_DAY, METRICS, Recipe, better
 from keras_ranking.training.reporting import tell_rows
 from keras_ranking.training.weight_average import WeightAverage
@@ -105,16 +105,19 @@ class Validation(keras.callbacks.Callback):
 
     def _check_defined(self, ranker: models.RankingModel) -> None:
         sequences, known = self.rows.sequences, {}
-        for task in ranker.tasks:
-            label = sequences.labels[task]
+        for name in ranker.tasks:
+            label = sequences.labels[name]
             scored = sequences.target & ~np.isnan(label)
             if scored.any():
-                known[task] = metrics.summary(label[scored], np.full(int(scored.sum()), 0.5), sequences.request[scored])
+                constant = np.full(int(scored.sum()), 0.5)
+                known[name] = summary_of(ranker.schema.task(name), label[scored], constant, constant, sequences.request[scored])
         self.check_names(known)
 
     def check_names(self, known: Mapping[str, Mapping[str, float]]) -> None:
         """Check that what is monitored is among metrics of the rows, by task."""
         self.names = set(named_metrics(known))
+        if self.recipe.monitor == "log_loss" and {self.name, "val_rmse"} & self.names == {"val_rmse"}:
+            self.name = "val_rmse"  # numbers alone
         if self.name not in self.names:
             raise ValueError(
                 f"`monitor` must be a metric that the validation rows define, one of {sorted(n.removeprefix('val_') for n in self.names)}. "
@@ -166,7 +169,7 @@ def named_metrics(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """'val_click_auc' -> value, by task, and 'val_auc', the mean over tasks; what is undefined is left out."""
     named: dict[str, float] = {}
     for metric in METRICS:
-        by_task = {task: values[metric] for task, values in found.items() if math.isfinite(values[metric])}
+        by_task = {task: values[metric] for task, values in found.items() if math.isfinite(values.get(metric, math.nan))}
         named |= {f"val_{task}_{metric}": value for task, value in by_task.items()}
         if by_task:
             named[f"val_{metric}"] = float(np.mean(list(by_task.values())))

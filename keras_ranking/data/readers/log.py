@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.column_base import named_columns
 from keras_ranking.data.log_columns import require_column, require_frame
 from keras_ranking.data.readers.cuts import TRAIN_SHARE, cut_by_time
 from keras_ranking.ops.messages import shown
@@ -64,6 +65,7 @@ class Log:
         if not isinstance(schema, Schema):
             load = f"; read a file with `Schema.load({str(schema)!r})`" if isinstance(schema, str | Path) else ""
             raise TypeError(f"`schema` must be a Schema. Received: {type(schema).__name__}{load}")
+        object.__setattr__(self, "events", named_columns(self.schema, self.events))
         if self.round not in ROUND:
             raise ValueError(f"`round` must be one of {ROUND}. Received: round={self.round!r}")
         if "split" not in self.events.columns:

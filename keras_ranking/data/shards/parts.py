@@ -217,6 +217,7 @@ def _arrays(sequences: Sequences, events: pd.DataFrame, words: np.ndarray, plan:
         arrays["session"] = sequences.session
     arrays |= {f"column/{name}": values for name, values in sequences.columns.items()}
     arrays |= {f"label/{name}": values for name, values in sequences.labels.items()}
+    arrays |= {f"weight/{name}": values for name, values in sequences.weights.items()}
     arrays |= {f"keep/{name}": _kept(events, name, sequences.rows) for name in plan.keep}
     arrays |= ids_as_arrays(events[schema.member].iloc[sequences.offsets[:-1]], "member_id")
     arrays |= ids_as_arrays(events[schema.request].iloc[starts[:-1]], "request_id")

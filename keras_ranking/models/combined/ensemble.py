@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
+
 from keras_ranking import layers
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import BUILDERS, Tensors, builder, copied
@@ -103,8 +105,10 @@ class EnsembleWiring:
         if hasattr(self.first, "extend"):
             self.extend = self._extend
         tasks = models[0].tasks
-        self.mean = {task: layers.MeanProbability(name=f"mean_{task}") for task in tasks}
-        self.offsets = {task: layers.BaseRate(name=f"base_rate_{task}") for task in tasks if base_rate}
+        numbers = [task for task in tasks if models[0].schema.task(task).kind == "number"]  # whose outputs have a mean themselves
+        means = {True: keras.layers.Average, False: layers.MeanProbability}
+        self.mean = {task: means[task in numbers](name=f"mean_{task}") for task in tasks}
+        self.offsets = {task: layers.BaseRate(name=f"base_rate_{task}") for task in tasks if base_rate and task not in numbers}
 
     def row_inputs(self) -> Tensors:
         return dict(self.first.row_inputs())
@@ -119,6 +123,8 @@ class EnsembleWiring:
         return self._merged([model(inputs) for model in self.models])
 
     def encode(self, history: Tensors) -> Tensors:
+        if not self.first.history_inputs():
+            return {}
         return {f"{at}_{name}": x for at, model in enumerate(self.models) for name, x in run_graph(model.encoder, history).items()}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:

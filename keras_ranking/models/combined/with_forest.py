@@ -11,6 +11,7 @@ from keras_ranking import layers
 from keras_ranking.columns import Category, Number
 from keras_ranking.models.combined.ensemble import OF_WIRING, run_graph
 from keras_ranking.models.ranking_model import RankingModel
+from keras_ranking.models.served_values import require_probabilities
 from keras_ranking.models.wiring import BUILDERS, Tensors, builder, copied, input_columns
 from keras_ranking.schema import Schema
 
@@ -73,6 +74,7 @@ def with_forest(
     task = model.tasks[0] if task is None else task
     if task not in model.tasks:
         raise ValueError(f"`task` must be one of {model.tasks}. Received: task={task!r}")
+    require_probabilities(model.schema, [task], "a forest")
     outputs, link = forest.sizes["shapes"]["base"][0], forest.sizes["link"]
     if outputs != 1 or link not in ("sigmoid", "identity"):
         raise ValueError(f"`forest` must have one output that is a logit or a score. Received: {outputs} outputs, link '{link}'")

@@ -270,4 +270,4 @@ def _compare_scores(
     entry = report.scores.setdefault(name, Difference())
     for row, q, begin, end in _slices(found, which, "candidate"):
         a, b = got[row, : counts[row]], wanted[row, : counts[row]]
-        entry.add(a, b, ~(np.abs(a - b) <= report.bound), _places(found, kept, q, begin, end))
+        entry.add(a, b, ~(np.abs(a - b) <= report.bound * np.maximum(1.0, np.abs(b))), _places(found, kept, q, begin, end))

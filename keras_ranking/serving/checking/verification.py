@@ -43,7 +43,7 @@ def verify(
     Args:
         signatures: name -> {"inputs", "outputs"}, as in `Card`.
         target, work: folder of the written version, and a folder for the cases.
-        bound: largest absolute difference of a probability.
+        bound: largest difference of a score: absolute, and relative where the score is above 1, as that of a number may be.
         buckets: history and candidate lengths of a compiled graph; each pair is run once.
         inside: whether longer lists are an error.
 

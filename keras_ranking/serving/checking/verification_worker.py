@@ -47,7 +47,9 @@ def check(version: Path, cases: Path) -> dict[str, Any]:
                     problems.append(f"'{name}' is not encoded as the schema does: {int(differ.sum())} of {differ.size} values differ")
             else:
                 key = f"{where}{name}"
-                worst[key] = max(worst.get(key, 0.0), float(np.abs(got[name] - values).max(initial=0.0)))
+                worst[key] = max(
+                    worst.get(key, 0.0), float((np.abs(got[name] - values) / np.maximum(1.0, np.abs(values))).max(initial=0.0))
+                )
     return {"worst": worst, "problems": problems}
 
 

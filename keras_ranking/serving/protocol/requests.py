@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from keras_ranking.column_base import named_columns
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH
 
@@ -177,6 +178,7 @@ def checked_frames(
     with _error_in("the request time"):
         now = schema.encode_time(pd.Series([request_time]))[0]
     frames = {"history": history if history is not None else pd.DataFrame(), "candidate": candidates}
+    frames = {side: named_columns(schema, frame) for side, frame in frames.items()}
     return frames, _history_times(schema, frames["history"], int(now)), now
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking import models
+from keras_ranking.column_base import named_columns
 from keras_ranking.columns import Number, Task, Vector
 from keras_ranking.data import Log, Requests, Sequences
 from keras_ranking.data.counted import counted_log, saved_counts
@@ -117,7 +118,8 @@ def acted(frame: pd.DataFrame, schema: Schema) -> np.ndarray:
 
 
 def _listed(frame: pd.DataFrame, schema: Schema, round: str | None) -> pd.DataFrame:
-    """The rows with a column of the request."""
+    """The rows with a column of the request, and columns under the names of features."""
+    frame = named_columns(schema, frame)
     if schema.request in frame or not {schema.member, schema.time} <= set(frame.columns):
         return frame
     seconds, _ = seconds_of(frame[schema.time], round)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from keras_ranking import metrics, models
 from keras_ranking.data import PackedRows, Requests, ShardedLog
 from keras_ranking.data.shards.log import Chosen
+from keras_ranking.task import Task
 from keras_ranking.training.distribution.plan import ONE, Plan
-from keras_ranking.training.predict import rows_of, served_and_logged
+from keras_ranking.training.predict import rows_of, served_and_logged, summary_of
 from keras_ranking.training.streaming.data import columns_of
 
 METRICS = tuple(metrics.summary([0, 1], [0.25, 0.75], [0, 0]))
@@ -63,7 +65,8 @@ def metrics_of_shards(
         constant: a probability that is measured in the place of the model's; None: the model's.
         plan: which process scores which batch.
     """
-    sums = {task: Sums() for task in ranker.tasks}
+    tasks = [ranker.schema.task(name) for name in ranker.tasks]
+    sums: dict[str, Any] = {task.name: Sums() if task.kind == "binary" else Rows(task) for task in tasks}
     size = max(row_length, 2 * longest_known(log, chosen))
     for _, rows in rows_by_shard(ranker, log, chosen, size):
         if rows is None:
@@ -130,3 +133,27 @@ class Sums:
             "observed_over_expected": over,
         }
         return {name: found[name] for name in METRICS}
+
+
+class Rows:
+    """Labels and scores of a graded task or of a number, whose metrics are of all rows: 28 bytes a row.
+
+    Args:
+        task: what the label is.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.parts: list[tuple[np.ndarray, ...]] = []
+        self._requests = 0
+
+    def add(self, label: np.ndarray, served: np.ndarray, logged: np.ndarray, request: np.ndarray) -> None:
+        """Add the rows of a part, which holds whole requests."""
+        found, code = np.unique(request, return_inverse=True)
+        self.parts.append((label, served, logged, code.reshape(-1) + self._requests))
+        self._requests += len(found)
+
+    def summary(self) -> dict[str, float]:
+        """The metrics of all rows."""
+        columns = [np.concatenate(column) for column in zip(*self.parts, strict=True)] or [np.zeros(0)] * 4
+        return summary_of(self.task, columns[0], columns[1], columns[2], columns[3])

@@ -180,7 +180,7 @@ def event_weights(
     now: int | None = None,
     means: Mapping[str, float] | None = None,
 ) -> EventWeights:
-    """The product of the chosen weights, by task.
+    """The product of the chosen weights and of those of the rows (`Task.weight`), by task.
 
     Args:
         sequences: from `build_sequences`.
@@ -218,6 +218,8 @@ def event_weights(
     report: dict[str, Any] = {}
     for task in names:
         weight, label = common, sequences.labels[task]
+        if task in sequences.weights:
+            weight = weight * sequences.weights[task]
         if propensities is not None:
             if task not in propensities:
                 raise ValueError(f"`propensities` must be given for each task. Received: none for '{task}', of {sorted(propensities)}")
@@ -228,5 +230,5 @@ def event_weights(
             weight = weight * inverse
             report[task] = {"clipped": clipped, "of": int(counted.sum()), "largest": float(inverse[counted].max(initial=0.0))}
         by_task[task] = weight
-    weighted = propensities is not None or position_half_life is not None or age_half_life_days is not None
+    weighted = propensities is not None or position_half_life is not None or age_half_life_days is not None or bool(sequences.weights)
     return EventWeights(by_task if weighted else {}, report)
