@@ -57,7 +57,7 @@ def tracking_arguments(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("curves")
     text = "write losses and metrics of each epoch for `tensorboard --logdir DIR`; TensorFlow is not needed"
     group.add_argument("--tensorboard", metavar="DIR", help=text)
-    text = "log the training as a run of MLflow: http://HOST:PORT or sqlite:///FILE (the extra `mlflow`)"
+    text = "log the training as a run of MLflow: http://HOST:PORT or sqlite:///FILE (the extra mlflow)"
     group.add_argument("--mlflow", metavar="URI", help=text)
 
 
