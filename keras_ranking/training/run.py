@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,22 +20,20 @@ from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
-from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore, set_weights
+from keras_ranking.training.checkpoint import read_checkpoint, restore, set_weights
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
+from keras_ranking.training.job import Job, digest, fit, run_job
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
-from keras_ranking.training.progress import Progress, Rest
-from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
+from keras_ranking.training.progress import Progress
+from keras_ranking.training.recipe import Recipe, split_recipe
 from keras_ranking.training.record import history_of, write_folder
-from keras_ranking.training.reporting import tell_counts, tell_preset, tell_rows, tell_start
-from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
-from keras_ranking.training.start_tables import StartTables
+from keras_ranking.training.reporting import tell_preset, tell_rows, tell_start
+from keras_ranking.training.setup import compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.streaming.evaluate import check_prepared
 from keras_ranking.training.streaming.run import Settings, train_on_shards, warm_start_on_shards
-from keras_ranking.training.validation import Validation, validation_rows
-from keras_ranking.training.weight_average import WeightAverage, averages_of
 from keras_ranking.values import require_kind
 
 HISTORY_SPLIT = "history"
@@ -120,7 +116,7 @@ def train(
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
         arguments = Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks, distribution)
-        return train_on_shards(log, model, arguments, _fit)
+        return train_on_shards(log, model, arguments, fit)
     model = model_name(model)
     rest, recipe = split_recipe(options or {}, preset_options(model, log.preset))
     if recipe.ensemble > 1:
@@ -135,89 +131,19 @@ def train(
         with plan_for(distribution).scope() as plan:
             settings = {"checkpoint_every": checkpoint_every, "resume": resume, "callbacks": callbacks, "on_error": on_error}
             return train(log, model, out, seed, epochs, options, verbose and plan.writes, **settings)
-    plan = active()
-    plan.check(recipe)
-    if recipe.validation is None:
-        callbacks = checked_callbacks(callbacks, recipe.rate)
+    active().check(recipe)
     model_options, training = split_options(model, rest, log.preset)
     training = training if epochs is None else replace(training, epochs=epochs)
-    log.is_split("train")
-    log = counted_log(log, on_error=on_error)
-    held = validation_rows(log, recipe.validation)
-    kept = log.events["split"].isin(["train", HISTORY_SPLIT]).to_numpy() & (True if held is None else ~held)
-    learned = (log.events["split"][kept] == "train").to_numpy()
-    schema = log.schema if training.number_bins is None else log.schema.binned(training.number_bins)
     source = None if recipe.init_from is None else models.load(recipe.init_from)
+    schema = log.schema if training.number_bins is None else log.schema.binned(training.number_bins)
     if source is not None:
         check_schema(log.schema, source.schema, str(recipe.init_from))
-    keras.utils.set_random_seed(seed)
-    sequences = checked_sequences(
-        log.events[kept],
-        schema if source is None else source.schema,
-        learned,
-        on_error,
-        log.round,
-        fit=source is None,
-        needed="training row",
-        offers=("on_error", "log"),
-        places=np.flatnonzero(kept),
-    )
-    rows, schema = np.sort(sequences.rows[sequences.target]), sequences.schema
-    events = log.events.iloc[rows]
+        schema = source.schema
     if verbose:
         tell_preset(model, log.preset, options or {})
-        tell_counts(log)
-    tell_rows(sequences, verbose)
-    given = {"options": as_plain(dict(options or {})), "epochs": epochs, "checkpoint_every": checkpoint_every}
-    named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
-    ranker = MODELS[model](schema, **model_options)
-    weights = weights_for(sequences, training, events, schema, ranker.tasks)
-    delays = delays_for(events, training, rows)
-    made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
-    settings = {name: value for name, value in asdict(training).items() if (name, value) != ("number_bins", None)}
-    made_with |= {"training": as_plain(settings), "arguments": as_plain(ranker.arguments)}
-    if started := _started(callbacks):
-        made_with["started_tables"] = started
-    if chosen := recipe.plain():
-        made_with["recipe"] = chosen
-    if source is not None:
-        check_built_alike(ranker, source, str(recipe.init_from))
-        set_weights(source.get_weights(), ranker)
-        made_with["started_weights"] = _digest(source.get_weights())
-    about: dict[str, Any] = {**named, **given, "log": log.name, "log_seed": seed, "preset": log.preset, "on_error": on_error}
-    about["fingerprint"] = made_with
-    plan.agree(made_with)
-    stopped = None
-    if resume and out is not None:
-        stopped = read_checkpoint(out)
-        if stopped.about["finished"]:
-            raise ValueError(f"the training in '{out}' is finished and cannot be resumed; `warm_start` trains it on new events.")
-        check_same(stopped.about["fingerprint"], made_with, out)
-    progress = None if stopped is None else stopped.about["progress"]
-    validation = average = None
-    if recipe.ema is not None:
-        arrays = {} if stopped is None else averages_of(stopped.arrays)
-        average = WeightAverage(recipe.ema, recipe.ema_every, 0 if progress is None else progress["step"], arrays)
-    if held is not None:
-        best = None if stopped is None else best_of(stopped)
-        validation = Validation(ranker, log, held, recipe, on_error, progress, best, average)
-        callbacks = checked_callbacks(callbacks, recipe.rate, validation.names)
-    first = 0 if progress is None else progress["epoch"]
-    dataset, window = training_data(ranker, sequences, training, seed, weights.by_task, delays, epoch=first)
-    compiled = partial(compile_for, training=training, steps=len(dataset) * training.epochs, window=window, recipe=recipe)
-    compiled(ranker)
-    tell_start(ranker, sequences, dataset, weights.report, plan.start(ranker, dataset), verbose)
-    if stopped is not None:
-        restore(stopped, ranker)
-    start = time.perf_counter()
-    path = None if out is None else Path(out) / FILE
-    counter = Progress(path, checkpoint_every, about, seed, len(dataset), progress, validation, average)
-    _fit(ranker, dataset, training.epochs, counter, callbacks, verbose)
-    ranker = plan.finished(ranker, lambda: MODELS[model](schema, **model_options), compiled)
-    history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
-    if out is not None:
-        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts)
-    return ranker, history
+    begin = None if source is None else partial(_begin_as, source, str(recipe.init_from))
+    job = Job(model, lambda fitted: MODELS[model](fitted, **model_options), training, recipe, schema, begin)
+    return run_job(log, job, Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks), on_error)
 
 
 def warm_start(
@@ -272,7 +198,7 @@ def warm_start(
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
         step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks, distribution=distribution)
-        return warm_start_on_shards(log, folder, new, epochs, step, _fit)
+        return warm_start_on_shards(log, folder, new, epochs, step, fit)
     if isinstance(log, pd.DataFrame):
         made: Log = as_log(log, Schema.load(Path(folder) / "schema.json"), "train")
         log = made
@@ -344,7 +270,7 @@ def warm_start(
     start = time.perf_counter()
     counter = Progress(None, None, about, seed, len(dataset))
     counter.step = steps
-    _fit(ranker, dataset, epochs, counter, callbacks, verbose)
+    fit(ranker, dataset, epochs, counter, callbacks, verbose)
     ranker = plan.finished(ranker, partial(models.load, folder), compiled)
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
     if out is not None:
@@ -352,37 +278,8 @@ def warm_start(
     return ranker, history
 
 
-def _fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progress, callbacks: Any, verbose: bool) -> None:
-    # If `fit` has something to build, it reads one batch first, two for JAX on an accelerator. The rest of a resumed epoch may have no
-    # more batches than that, so everything is built here.
-    if keras.backend.backend() == "tensorflow" or (counter.batch and len(dataset) - counter.batch <= 2):
-        counter.plan.build(ranker, dataset[0], build_for)
-    validation, average = counter.validation, counter.average
-    first = [one for one in (average, validation, counter) if one is not None]
-    settings: dict[str, Any] = {"shuffle": False, "verbose": 1 if verbose else 0, "callbacks": [*first, *callbacks]}
-
-    def stopped() -> bool:
-        return validation is not None and validation.stopped
-
-    with contextlib.nullcontext() if counter.path is None else counter.interrupt:
-        if counter.batch:  # in the middle of an epoch
-            ranker.fit(Rest(dataset, counter.batch), initial_epoch=counter.epoch, epochs=counter.epoch + 1, **settings)
-        if counter.epoch < epochs and not stopped():
-            ranker.fit(dataset, initial_epoch=counter.epoch, epochs=epochs, **settings)
-    if average is not None:
-        average.finish(ranker)
-    if validation is not None:
-        validation.finish(ranker)
-
-
-def _started(callbacks: Any) -> dict[str, str]:
-    """Digests of the factors from which tables start, by column."""
-    listed = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
-    return {column: digest for one in listed if isinstance(one, StartTables) for column, digest in one.digests.items()}
-
-
-def _digest(weights: list[np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()
+def _begin_as(source: models.RankingModel, path: str, ranker: models.RankingModel) -> dict[str, Any]:
+    """Give a model the weights of one that was built alike."""
+    check_built_alike(ranker, source, path)
+    set_weights(source.get_weights(), ranker)
+    return {"started_weights": digest(source.get_weights())}
