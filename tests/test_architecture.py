@@ -23,7 +23,7 @@ LAYERS = {
     for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads", "forests")
 }
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
-_OF_TRAINING = ("distribution", "incremental", "post_training", "scoring", "streaming", "tracking", "weighting")
+_OF_TRAINING = ("distribution", "incremental", "post_training", "scoring", "streaming", "tracking", "transfer", "weighting")
 TRAINING = {f"training.{room}" for room in _OF_TRAINING} | {"training"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "histories", "server")}
 DATA = {"data", "data.counts", "data.readers", "data.shards"}
@@ -65,6 +65,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "training.tracking": (set(), {"keras", "mlflow"}),
     "training.weighting": (MODELS | {"models"} | DATA, ARRAYS),
     "training.streaming": (MODELS | {"models"} | DATA | TRAINING, ARRAYS | {"keras", "pyarrow"}),
+    "training.transfer": (MODELS | {"models", "training", "training.streaming", "training.distribution"} | DATA, {"keras"} | ARRAYS),
     "training": (MODELS | {"models", "models.combined"} | DATA | TRAINING, KERAS | ARRAYS),
     "tuning": (
         MODELS | {"models"} | DATA | TRAINING,

@@ -15,6 +15,7 @@ from keras_ranking.losses import InRequestChoice, ObservedTowerLoss, ObservedVal
 from keras_ranking.losses.reduction import PackedLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
+from keras_ranking.models.parts import freeze_parts, frozen_parts, head_names
 from keras_ranking.models.served_values import check_kinds, served_value
 from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps
@@ -119,6 +120,16 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
     def choice(self) -> list[str]:
         """Tasks whose outputs are log-odds of a choice of one candidate of a request, or none; see `Choice`."""
         return list(self._builder_call.arguments.get("choice") or ())
+
+    @property
+    def head_layers(self) -> list[str]:
+        """Names of the layers of tasks: towers, logits, calibration. All other layers are the trunk.
+
+        Raises:
+            ValueError: an ensemble, or a model with a forest.
+        """
+        shared = bool(self._builder_call.arguments.get("shared_trunk", True))
+        return head_names(self._builder_call.builder, shared, [layer.name for layer in self.layers if layer.weights])
 
     def losses_by_task(self, **settings: Any) -> dict[str, PackedLoss]:
         """The loss of each task, for `compile(loss=...)`: `InRequestChoice` for those in `choice`, `ObservedValueLoss` for numbers,
@@ -341,6 +352,7 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
             "arguments": call.arguments,
             "quantized": call.quantized,
             "name": self.name,
+            **({"frozen": frozen} if (frozen := frozen_parts(self.layers)) else {}),
         }
 
     @classmethod
@@ -350,6 +362,7 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
         with quantized_tables() if config.get("quantized") else contextlib.nullcontext():
             build, schema = BUILDERS[config["builder"]], Schema.model_validate(config["schema"])
             model: RankingModel = build(schema, **config["arguments"], name=config["name"])
+        list(freeze_parts(model.layers, config.get("frozen", ())))
         return model
 
 

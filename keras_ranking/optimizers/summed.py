@@ -33,7 +33,7 @@ def apply_sums(optimizer: Any) -> None:
 def _parts(optimizer: Any) -> list[Any]:
     """An optimiser and those inside it."""
     inner = [getattr(optimizer, name, None) for name in ("optimizer", "inner_optimizer", "rows")]
-    inner += list(getattr(optimizer, "_optimizers", ()) or ())
+    inner += list(getattr(optimizer, "_inner_optimizers", ()) or ())
     return [optimizer, *(part for one in inner if one is not None for part in _parts(one))]
 
 

@@ -18,6 +18,7 @@ from keras_ranking.training.streaming.evaluate import evaluate
 from keras_ranking.training.streaming.score_log import score_log
 from keras_ranking.training.tracking.mlflow import MLflowLog
 from keras_ranking.training.tracking.tensorboard import TensorBoardLog
+from keras_ranking.training.transfer import Transfer, TransferReport, compare_transfer, freeze, transfer
 from keras_ranking.training.weighting.event_weights import (
     EventWeights,
     age_weights,
@@ -40,7 +41,10 @@ __all__ = [
     "TableOptimizer",
     "TensorBoardLog",
     "TrainingOptions",
+    "Transfer",
+    "TransferReport",
     "age_weights",
+    "compare_transfer",
     "contribution_labels",
     "evaluate",
     "event_weights",
@@ -50,6 +54,7 @@ __all__ = [
     "fit_stack",
     "follow_base_rate",
     "forest_rows",
+    "freeze",
     "inverse_propensity_weights",
     "keep_freed_memory",
     "long_dwell_labels",
@@ -62,5 +67,6 @@ __all__ = [
     "read_checkpoint",
     "score_log",
     "train",
+    "transfer",
     "warm_start",
 ]

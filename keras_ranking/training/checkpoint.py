@@ -94,7 +94,12 @@ def assign_arrays(arrays: Mapping[str, np.ndarray], model: Any) -> None:
 def set_weights(arrays: Sequence[np.ndarray], model: Any) -> None:
     """As `set_weights` of a model, of arrays without spare rows of tables."""
     for array, variable in zip(arrays, model.weights, strict=True):
-        variable.assign(_filled_up(array, variable, rows_without_spare(variable)))
+        set_weight(array, variable)
+
+
+def set_weight(array: np.ndarray, variable: Any) -> None:
+    """Assign an array without spare rows of a table."""
+    variable.assign(_filled_up(array, variable, rows_without_spare(variable)))
 
 
 def _rows_of_tables(model: Any) -> dict[str, int]:

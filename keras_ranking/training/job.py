@@ -23,7 +23,7 @@ from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import checked_callbacks
 from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.options import TrainingOptions
+from keras_ranking.training.options import NEWER, TrainingOptions
 from keras_ranking.training.progress import Progress, Rest
 from keras_ranking.training.recipe import Recipe, as_plain
 from keras_ranking.training.record import history_of, write_folder
@@ -33,8 +33,6 @@ from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.streaming.run import Settings
 from keras_ranking.training.validation import Validation, validation_rows
 from keras_ranking.training.weight_average import WeightAverage, averages_of
-
-_NEWER = ("number_bins", "trunk_learning_rate")  # options that checkpoints of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def run_job(log: Log, job: Job, given: Settings, on_error: str = "raise") -> tup
     delays = delays_for(events, training, rows)
     named = {"model": job.model, "seed": given.seed, "backend": keras.backend.backend()}
     made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
-    settings = {name: value for name, value in asdict(training).items() if name not in _NEWER or value is not None}
+    settings = {name: value for name, value in asdict(training).items() if name not in NEWER or value is not None}
     made_with |= {"training": as_plain(settings), "arguments": as_plain(ranker.arguments)}
     if started := _started(callbacks):
         made_with["started_tables"] = started

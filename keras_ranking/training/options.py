@@ -26,6 +26,8 @@ MODELS: dict[str, Callable[..., models.RankingModel]] = {
     "amortized": models.AmortizedDLRM,
     "ligr": models.LiGR,
 }
+NEWER = ("number_bins", "trunk_learning_rate")
+"""Options that checkpoints of earlier versions do not have: written where they are chosen."""
 _ON_REQUESTS = ("lirank", "amortized", "ligr")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "ipw": (None, "all", "positives"),
@@ -54,6 +56,9 @@ class TrainingOptions:
             batch then has fewer of them, so that a step keeps its number of slots.
         context: events of context before a later piece of a long member; None: half a row.
         learning_rate: highest rate, reached after the warm-up, then decayed by half a cosine period.
+        trunk_learning_rate: highest rate of the layers below those of the tasks, with the same warm-up and decay, such as a tenth of
+            `learning_rate` where they are trained already (see `transfer`); tables with a rule of their own keep the ratio, and gradients
+            of trunk and heads are clipped separately. None: `learning_rate`.
         warmup: share of the steps in which the rate rises from 0 (LiRank states 5 to 50 %: without it DCNv2 diverges).
         weight_decay: of AdamW.
         clip_norm: bound of the global gradient norm; with a `table_optimizer`, of tables and other weights separately (clipping: stated).
@@ -119,6 +124,7 @@ class TrainingOptions:
     batching: str = "packed"
     number_bins: int | None = None
     jit_compile: bool | str = "auto"
+    trunk_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "row_length"):
@@ -134,6 +140,8 @@ class TrainingOptions:
         if not self.learning_rate > 0 or not 0 <= self.warmup <= 1:
             received = f"learning_rate={self.learning_rate}, warmup={self.warmup}"
             raise ValueError(f"`learning_rate` must be positive and `warmup` from 0 to 1. Received: {received}")
+        if self.trunk_learning_rate is not None and not 0 < self.trunk_learning_rate < math.inf:
+            raise ValueError(f"`trunk_learning_rate` must be positive. Received: trunk_learning_rate={self.trunk_learning_rate}")
         if self.number_bins is not None and not 1 <= self.number_bins <= MOST_BINS:
             raise ValueError(f"`number_bins` must be from 1 to {MOST_BINS}. Received: number_bins={self.number_bins}")
         for name, choices in _CHOICES.items():

@@ -18,7 +18,8 @@ LAST_DAY = "last_day"
 METRICS = {"auc": "max", "impression_auc": "max", "log_loss": "min", "normalized_entropy": "min", "rmse": "min", "mae": "min"}
 """Metrics of a validation, and whether more is better."""
 _OTHER_WORDS = {"grouped_auc": "impression_auc"}
-_OF_OPTIMIZER = ("learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
+_RATES = ("learning_rate", "trunk_learning_rate", "warmup")
+_OF_OPTIMIZER = ("learning_rate", "trunk_learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,9 @@ def split_recipe(options: Mapping[str, Any], preset: Mapping[str, Any] | None = 
         )
     if recipe.schedule == "constant" and "warmup" in options:
         raise ValueError(f"`warmup` has no effect with schedule='constant'. Received: warmup={options['warmup']!r}")
-    if not isinstance(recipe.schedule, str) and (given := [name for name in ("learning_rate", "warmup") if name in options]):
+    if not isinstance(recipe.schedule, str) and (
+        given := [name for name in ("learning_rate", "trunk_learning_rate", "warmup") if name in options]
+    ):
         raise ValueError(f"`{given[0]}` has no effect with a schedule of Keras. Received: {given[0]}={options[given[0]]!r}")
     return {name: value for name, value in options.items() if name not in names}, recipe
 

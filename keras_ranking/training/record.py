@@ -85,7 +85,7 @@ def history_with(
         "propensities": dict(report),
         "training": asdict(training),
         "arguments": ranker.arguments,
-        **{name: about["fingerprint"][name] for name in ("recipe", "started_tables") if name in about["fingerprint"]},
+        **{name: about["fingerprint"][name] for name in ("recipe", "started_tables", "transfer") if name in about["fingerprint"]},
         **({} if counts is None else {"counts": about_counts(counts)}),
         **({} if counter.validation is None else counter.validation.report()),
     }

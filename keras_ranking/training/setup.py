@@ -181,13 +181,17 @@ def compile_for(
         return rate_for(schedule, peak, training.warmup, steps) if made is None else last_rate(schedule, peak, made)
 
     if isinstance(recipe.optimizer, str):
-        optimizer: Any = _named(recipe.optimizer)(
-            rate(training.learning_rate), weight_decay=training.weight_decay, global_clipnorm=training.clip_norm
-        )
+        kind = _named(recipe.optimizer)
+        settings = {"weight_decay": training.weight_decay, "global_clipnorm": training.clip_norm}
+        optimizer: Any = kind(rate(training.learning_rate), **settings)
+        if training.trunk_learning_rate is not None:
+            of_heads = {f"{_of_heads(ranker)}/.*": optimizer}
+            of_trunk = kind(rate(training.trunk_learning_rate), **settings)
+            optimizer = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(of_trunk, of_heads))
     else:
         optimizer = _given(recipe.optimizer, made)
     of_tables = rate if isinstance(recipe.schedule, str) else lambda peak: rate(peak, "constant")
-    optimizer = _with_tables(optimizer, ranker, training, of_tables)
+    optimizer = _with_tables(optimizer, ranker, training, of_tables, whole=not isinstance(recipe.optimizer, str))
     losses = ranker.losses_by_task(
         pairwise_weight=training.pairwise_weight, listwise_weight=training.listwise_weight, window=max(2, window)
     )
@@ -242,25 +246,39 @@ def metrics_by_task(ranker: models.RankingModel, names: Sequence[str]) -> dict[s
     return {task: [made(name) for name in names] for task in chances}
 
 
-def _with_tables(optimizer: Any, ranker: models.RankingModel, training: TrainingOptions, rate: Callable[[float], Any]) -> Any:
-    """The optimiser, with the options' rule for embedding tables where the model has such tables."""
+def _of_heads(ranker: models.RankingModel) -> str:
+    """A regular expression of the names of the layers of tasks."""
+    return f"(?:{'|'.join(re.escape(name) for name in ranker.head_layers)})"
+
+
+def _with_tables(
+    optimizer: Any, ranker: models.RankingModel, training: TrainingOptions, rate: Callable[[float], Any], whole: bool = False
+) -> Any:
+    """The optimiser, with the options' rule for embedding tables where the model has such tables; `whole`: if it has no such parts."""
     rule, least = training.table_optimizer, 1
     if rule == "auto":
         rule, least = "rowwise_adagrad", LARGE_TABLE + 1
     sizes = [int(variable.shape[0]) for variable in ranker.trainable_variables if variable.path.endswith("/embeddings")]
-    whole = isinstance(optimizer, (TableOptimizer, keras.optimizers.MultiOptimizer))
+    whole = whole and isinstance(optimizer, (TableOptimizer, keras.optimizers.MultiOptimizer))
     if rule == "same" or max(sizes, default=0) < least or whole:
         return optimizer
     default = _TABLE_RATES.get(rule, training.learning_rate)
     peak = default if training.table_learning_rate is None else training.table_learning_rate
+    tables = ".*/embeddings"
+    if training.trunk_learning_rate is not None:
+        peak *= training.trunk_learning_rate / training.learning_rate
+        tables = f"(?!{_of_heads(ranker)}/){tables}"
     if rule in ("adagrad", "adamw"):
         if rule == "adagrad":
-            tables = keras.optimizers.Adagrad(rate(peak), global_clipnorm=training.clip_norm)
+            own: Any = keras.optimizers.Adagrad(rate(peak), global_clipnorm=training.clip_norm)
         else:
             decay = training.weight_decay if training.table_weight_decay is None else training.table_weight_decay
-            tables = _named("adamw")(rate(peak), weight_decay=decay, global_clipnorm=training.clip_norm)
-        return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {".*/embeddings": tables}))
-    return TableOptimizer(optimizer, rule, rate(peak), min_rows=least, clip_norm=training.clip_norm)
+            own = _named("adamw")(rate(peak), weight_decay=decay, global_clipnorm=training.clip_norm)
+        if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+            heads = {f"{_of_heads(ranker)}/.*": optimizer.optimizers[0], tables: own}
+            return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer.optimizers[1], heads))
+        return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer, {tables: own}))
+    return TableOptimizer(optimizer, rule, rate(peak), tables=tables, min_rows=least, clip_norm=training.clip_norm)
 
 
 def build_for(ranker: models.RankingModel, batch: Any) -> None:

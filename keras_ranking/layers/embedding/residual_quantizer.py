@@ -155,6 +155,7 @@ class ResidualQuantizer(RefusesMask, keras.layers.Layer):
         return x
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        training = training and self.trainable  # a frozen codebook stays
         if training:
             refuse_replicas("ResidualQuantizer", "each replica would move the codewords by its own part of the batch", always=True)
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))

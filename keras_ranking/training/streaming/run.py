@@ -25,7 +25,7 @@ from keras_ranking.training.checkpoint import FILE, best_of, check_same, read_ch
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
-from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
+from keras_ranking.training.options import MODELS, NEWER, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
@@ -95,7 +95,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     weigher = Weigher(log, chosen, training, ranker.tasks, facts.learned[1])
     delays = logged_delays(log, chosen, training.delay_column)
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
-    settings = {name: value for name, value in asdict(training).items() if (name, value) != ("number_bins", None)}
+    settings = {name: value for name, value in asdict(training).items() if name not in NEWER or value is not None}
     data = hashlib.blake2b(f"{log.digest} {schema.digest} {chosen}".encode(), digest_size=16).hexdigest()
     made_with = {**named, "data": data, "training": as_plain(settings), "arguments": as_plain(ranker.arguments)}
     if started := _started(callbacks):
