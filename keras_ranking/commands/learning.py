@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_ranking.commands.common import finite, open_log_of, open_source, start_keras, start_processes, step, table
 from keras_ranking.commands.recipe_arguments import NAMES, add_run, recipe_options, tracking_callbacks
+from keras_ranking.commands.transfer import check_transfer, resume_transfer, train_from_model
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -39,6 +40,9 @@ def simulate(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train a ranker on the `train` rows of a log, or resume a training."""
+    check_transfer(args)
+    if args.source:
+        return train_from_model(args, _options(args), tracking_callbacks, add_run)
     if args.from_study:
         from keras_ranking.commands.tuning import train_from_study
 
@@ -106,15 +110,21 @@ def _resume(args: argparse.Namespace) -> int:
     tells = start_processes(args.distribution)
     from keras_ranking import training
     from keras_ranking.training.members import ensemble_about, member_folders
+    from keras_ranking.training.transfer.run import about_of
 
     training.keep_freed_memory()
-    about = ensemble_about(args.resume) if member_folders(args.resume) else training.read_checkpoint(args.resume).about
+    about = ensemble_about(args.resume) if member_folders(args.resume) else about_of(args.resume)
     callbacks = tracking_callbacks(args) if tells else []
     seed = about.get("log_seed", about["seed"])  # a daily step has another seed; a simulated log keeps its seed
     if not args.new_events:
         if about["finished"]:
             raise ValueError(f"the training in '{args.resume}' is finished. To train it on newer events, give --new-events and --out.")
         log = open_log_of(args, seed, folder=args.resume)
+        if "transfer" in about:
+            history = resume_transfer(args, log, about, callbacks)
+            add_run(callbacks, args.resume)
+            print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
+            return 0
         settings = {name: about[name] for name in ("model", "seed", "epochs", "options", "checkpoint_every")}
         settings |= {"on_error": about.get("on_error", "raise"), "distribution": args.distribution, "callbacks": callbacks}
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)

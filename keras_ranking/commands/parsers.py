@@ -176,6 +176,9 @@ counted from the log, and their state is written to DIR/counts.
   log without split), the loss is on the new events alone, at the learning rate at which the training ended, with its
   optimiser's state
 
+--from DIR trains the model in DIR on another log: its trunk is kept, and heads are made for the tasks of that log. --set has the options
+of keras_ranking.training.Transfer too: --set 'columns={{"clip_id": "item_id"}}' names a column of the log and the one it is read as.
+
 examples:
   keras-ranking train --data simulated --out runs/cadet
   keras-ranking train --data ebnerd:data/ebnerd --out runs/ebnerd --seed 1 --epochs 2 --set row_length=1024
@@ -185,6 +188,7 @@ examples:
   keras-ranking train --data simulated --out runs/long --checkpoint-every 500
   keras-ranking train --data simulated --resume runs/long
   keras-ranking train --from-study runs/study --out runs/tuned
+  keras-ranking train --from runs/feed --tasks like --data parquet:clips.parquet --schema clips.json --out runs/clips --compare validation
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
   torchrun --nproc-per-node=2 -m keras_ranking.cli train --data simulated --out runs/two --backend torch --distribution data

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 from typing import Any
 
+from keras_ranking.commands.transfer import transfer_arguments
+
 NAMES = (
     "validation",
     "early_stopping",
@@ -28,7 +30,8 @@ def _number_or_text(text: str) -> float | str:
 
 
 def recipe_arguments(made: argparse.ArgumentParser) -> None:
-    """Add the arguments, in a group of their own, and `--distribution`."""
+    """Add the arguments, in a group of their own, `--distribution`, and what `train` begins from."""
+    transfer_arguments(made)
     text = "several devices: data, a part of each batch; tables (JAX), also parts of large tables; torch: see the example with torchrun"
     made.add_argument("--distribution", choices=("data", "tables"), help=text)
     group = made.add_argument_group("validation, early stopping, optimiser")

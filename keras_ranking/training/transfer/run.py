@@ -126,6 +126,17 @@ def transfer(
     return ranker, {**history, "heads": {name: learned[name] for name in ("epochs", "seconds", "transfer")}}
 
 
+def about_of(folder: str | Path) -> dict[str, Any]:
+    """What the checkpoint of a training says; of a 'heads-then-all' in its first part, what that of the part says.
+
+    Raises:
+        FileNotFoundError: no checkpoint.
+    """
+    if not (Path(folder) / FILE).is_file() and (Path(folder) / FIRST / FILE).is_file():
+        return {**read_checkpoint(Path(folder) / FIRST).about, "finished": False}
+    return read_checkpoint(folder).about
+
+
 def _first_part(log: Log, job: Job, given: Settings, on_error: str) -> tuple[models.RankingModel, dict[str, Any]]:
     """The heads alone; a part that is finished is read, where a training is resumed."""
     folder = None if given.out is None else Path(given.out)

@@ -105,7 +105,7 @@ def _carry_one(
         rows = grown.astype(rows.dtype)
     if rows.shape != (*((width,) if variable.shape else ()), *map(int, variable.shape[1:])):
         raise ValueError(
-            f"'{variable.path}' is below the tasks, and has shape {tuple(variable.shape)} here and {rows.shape} in the source: leave the "
+            f"'{variable.path}' is below the tasks, and has shape {tuple(variable.shape)} here and {rows.shape} in the source: leave "
             "options of the trunk as they are."
         )
     set_weight(rows, variable)
