@@ -30,7 +30,7 @@ from keras_ranking.data import Log
 
 WAYS = ("source", "scratch", "heads", "heads-kept", "all", "heads-then-all")
 ROWS, MEMBERS = 1_700, 500
-_TRAINING = {"validation": 0.2, "early_stopping": 8, "epochs": 40, "batch_size": 1}
+_TRAINING = {"validation": 0.2, "early_stopping": 4, "epochs": 30}
 _METRICS = ("auc", "impression_auc", "log_loss")
 
 
