@@ -87,7 +87,7 @@ def grown_column(theirs: Any, ours: Any) -> tuple[Any, str]:
     if isinstance(theirs, (Category, Ids)) and theirs.vocabulary is not None and ours.vocabulary is not None:
         update["vocabulary"] = (*theirs.vocabulary, *(word for word in ours.vocabulary if word not in theirs.vocabulary))
     if isinstance(theirs, (Id, Category, Ids)) and ours.buckets != theirs.buckets and getattr(theirs, "vocabulary", None) is None:
-        if None in (theirs.buckets, ours.buckets) or (ours.buckets - 1) % (theirs.buckets - 1):
+        if theirs.buckets is None or ours.buckets is None or (ours.buckets - 1) % (theirs.buckets - 1):
             fits = "" if theirs.buckets is None else f"; it can grow to 1 + k * {theirs.buckets - 1:,}, such as {2 * theirs.buckets - 1:,}"
             return theirs, f"has buckets={ours.buckets} in the log and {theirs.buckets} in the source{fits}"
         update["buckets"] = ours.buckets

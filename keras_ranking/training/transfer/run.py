@@ -29,7 +29,7 @@ FIRST = "heads"  # folder of the first part of 'heads-then-all' in that of the w
 
 
 def transfer(
-    log: Log,
+    log: Log | ShardedLog,
     source: str | Path | models.RankingModel,
     out: str | Path | None = None,
     tasks: Sequence[str] | None = None,

@@ -53,7 +53,7 @@ def carry(ranker: Any, source: models.RankingModel, columns: Mapping[str, str], 
     for layer in ranker.layers:
         if not layer.weights:
             continue
-        old = theirs.get(layer.name)
+        old: Any = theirs.get(layer.name)
         if layer.name in of_tasks:
             # The weights of one head of several tasks are ordered by task.
             alike = old is not None and (ranker.tasks == source.tasks or any(layer.name.endswith(f"_{task}") for task in ranker.tasks))
@@ -91,9 +91,9 @@ def _carry_one(
 ) -> None:
     path = variable.path.removesuffix("/embeddings")
     table = path.split("/")[-1].removeprefix(_TABLE)
-    owners = [one for one in ranker.schema.features if one.dtype == "int32" and (one.table or one.name) == table]
+    owners = [one for one in ranker.schema.features if one.dtype == "int32" and _table(one) == table]
     is_table = path != variable.path and path.split("/")[-1].startswith(_TABLE)
-    if is_table and table in {one.table or one.name for one in ranker.schema.features if one.name in new_tables}:
+    if is_table and table in {_table(one) for one in ranker.schema.features if one.name in new_tables}:
         found.new.append(path)
         return
     rows, width = _array(before), rows_without_spare(variable) or (int(variable.shape[0]) if variable.shape else 0)
@@ -113,9 +113,13 @@ def _carry_one(
 
 def trained_paths(ranker: models.RankingModel, new_tables: Collection[str]) -> set[str]:
     """Names of the layers, and paths of the tables, that are trained where the trunk is frozen."""
-    tables = {f"{_TABLE}{one.table or one.name}" for one in ranker.schema.features if one.name in new_tables}
+    tables = {f"{_TABLE}{_table(one)}" for one in ranker.schema.features if one.name in new_tables}
     own = {v.path.removesuffix("/embeddings") for v in ranker.weights if v.path.endswith("/embeddings")}
     return {*ranker.head_layers, *(path for path in own if path.split("/")[-1] in tables)}
+
+
+def _table(column: Any) -> str:
+    return str(column.table or column.name)
 
 
 def _shapes(layer: Any) -> list[tuple[int, ...]]:
