@@ -38,8 +38,6 @@ def check_transfer(args: argparse.Namespace) -> None:
     for name in _NOT_HERE:
         if getattr(args, name) is not None:
             raise ValueError(f"`--{name.replace('_', '-')}` does not go with `--from`. Received: {getattr(args, name)}")
-    if not args.out:
-        raise ValueError("`--from` needs `--out`: the folder to write.")
     if not (Path(args.source) / "model.keras" if Path(args.source).is_dir() else Path(args.source)).is_file():
         raise FileNotFoundError(f"no model at '{args.source}': `keras-ranking train` writes such a folder")
 
