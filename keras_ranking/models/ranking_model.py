@@ -15,18 +15,17 @@ from keras_ranking.losses import InRequestChoice, ObservedTowerLoss, ObservedVal
 from keras_ranking.losses.reduction import PackedLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
-from keras_ranking.models.parts import freeze_parts, frozen_parts, head_names
 from keras_ranking.models.served_values import check_kinds, served_value
 from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps
-from keras_ranking.models.wiring import BUILDERS, BuilderCall, Tensors, UntrackedGraphs, Wiring
+from keras_ranking.models.wiring import BUILDERS, BuilderCall, HasHeads, Tensors, UntrackedGraphs, Wiring, freeze_parts, frozen_parts
 from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.replicas import refuse_replicas
 from keras_ranking.schema import Schema
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(RunsStreams, TableSteps, CompiledRanker):
+class RankingModel(HasHeads, RunsStreams, TableSteps, CompiledRanker):
     """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
     * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
@@ -120,16 +119,6 @@ class RankingModel(RunsStreams, TableSteps, CompiledRanker):
     def choice(self) -> list[str]:
         """Tasks whose outputs are log-odds of a choice of one candidate of a request, or none; see `Choice`."""
         return list(self._builder_call.arguments.get("choice") or ())
-
-    @property
-    def head_layers(self) -> list[str]:
-        """Names of the layers of tasks: towers, logits, calibration. All other layers are the trunk.
-
-        Raises:
-            ValueError: an ensemble, or a model with a forest.
-        """
-        shared = bool(self._builder_call.arguments.get("shared_trunk", True))
-        return head_names(self._builder_call.builder, shared, [layer.name for layer in self.layers if layer.weights])
 
     def losses_by_task(self, **settings: Any) -> dict[str, PackedLoss]:
         """The loss of each task, for `compile(loss=...)`: `InRequestChoice` for those in `choice`, `ObservedValueLoss` for numbers,

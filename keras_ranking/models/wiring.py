@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_ranking.configuration import option_names
+from keras_ranking.layers import Forest, RandomEffect
 from keras_ranking.layers.embedding.quantized_embedding import tables_are_quantized
 from keras_ranking.schema import Schema
 
@@ -175,3 +176,94 @@ def distinct(features: Any) -> list[Any]:
 def copied(variable: Any) -> np.ndarray:
     """A variable's numbers in memory of their own: on JAX a step may give up the array of a variable, which a copy would still hold."""
     return np.array(keras.ops.convert_to_numpy(variable.value))
+
+
+class HasHeads:
+    """A model with layers of tasks, and a trunk below them."""
+
+    @property
+    def head_layers(self) -> list[str]:
+        """Names of the layers of tasks: towers, logits, calibration. All other layers are the trunk.
+
+        Raises:
+            ValueError: an ensemble, or a model with a forest.
+        """
+        call: BuilderCall = self._builder_call  # type: ignore[attr-defined]
+        names = [layer.name for layer in self.layers if layer.weights]  # type: ignore[attr-defined]
+        return head_names(call.builder, bool(call.arguments.get("shared_trunk", True)), names)
+
+
+# -- parts of a model by the names of its layers --------------------------------------------------------------------------------
+
+_HEADS = ("head", "set_head", "calibration_features")
+_OF_TASKS = ("towers_", "offset_", "isotonic_", "logit_", "posterior_", "effect_", "choice_", "past_logit_")
+_FITTED = (Forest, RandomEffect)  # never trained by gradients
+WITH_HEADS = ("CADET", "FeedSR", "LiRank", "AmortizedDLRM", "LiGR")
+
+
+def head_names(builder: str, shared_trunk: bool, names: Iterable[str]) -> list[str]:
+    """Those layers of a model that belong to tasks: towers, logits, calibration, posteriors and random effects.
+
+    Args:
+        builder: of the model.
+        shared_trunk: whether the groups of tasks have one cross net.
+        names: of the model's layers with weights.
+
+    Raises:
+        ValueError: a model of another builder, such as an ensemble.
+    """
+    if builder not in WITH_HEADS:
+        raise ValueError(f"heads are known of {', '.join(WITH_HEADS)}. Received: a model made by {builder}")
+    begins = _OF_TASKS if shared_trunk else (*_OF_TASKS, "trunk_")
+    return [name for name in names if name in _HEADS or name.startswith(begins)]
+
+
+def inner(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def freeze_parts(layers: Iterable[Any], paths: Collection[str], above: str = "") -> Iterator[str]:
+    """Freeze layers by their paths, such as 'block_0' or 'ids/table_topic'.
+
+    Args:
+        layers: of a model, or those that a layer holds.
+        paths: what to freeze, with all that it holds.
+        above: path of the layer that holds `layers`, with '/' behind it.
+
+    Yields:
+        The paths that were found.
+    """
+    for layer in layers:
+        path = f"{above}{layer.name}"
+        if path in paths:
+            layer.trainable = False
+            yield path
+        elif any(other.startswith(f"{path}/") for other in paths):
+            yield from freeze_parts(inner(layer), paths, f"{path}/")
+
+
+def frozen_parts(layers: Iterable[Any], above: str = "") -> list[str]:
+    """Paths of the layers with weights that are frozen, each with all that it holds."""
+    found = []
+    for layer in layers:
+        if not layer.weights or isinstance(layer, _FITTED):
+            continue
+        path = f"{above}{layer.name}"
+        found += frozen_parts(inner(layer), f"{path}/") if layer.trainable else [path]
+    return found
+
+
+def check_still(layers: Iterable[Any]) -> None:
+    """Check that no layer changes its weights in training although it is frozen.
+
+    Raises:
+        ValueError: such a layer.
+    """
+    for layer in layers:
+        for one in layer._flatten_layers():
+            if isinstance(one, keras.layers.SpectralNormalization):
+                raise ValueError(
+                    f"layer '{one.name}' changes its weights in training, frozen or not: SpectralNormalization measures its kernel in each "
+                    "step. Give its trained inner layer in its place."
+                )

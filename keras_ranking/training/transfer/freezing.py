@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_ranking import models
-from keras_ranking.models.parts import check_still, freeze_parts
+from keras_ranking.models.wiring import check_still, freeze_parts
 from keras_ranking.values import require_kind
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from keras_ranking import models
 from keras_ranking.data import Log, ShardedLog
 from keras_ranking.data.readers.log import require_log
-from keras_ranking.models.parts import WITH_HEADS, freeze_parts, inner
+from keras_ranking.models.wiring import WITH_HEADS, freeze_parts, inner
 from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import FILE, read_checkpoint
 from keras_ranking.training.distribution.plan import active
