@@ -14,7 +14,7 @@ from keras_ranking.schema import Schema
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("data", "engines", "layers", "losses", "metrics", "models", "ops", "serving", "training", "tuning")
+_SUBPACKAGES = ("data", "engines", "layers", "losses", "metrics", "models", "ops", "plots", "reports", "serving", "training", "tuning")
 
 __all__ = ["Category", "Count", "Id", "Ids", "Number", "Schema", "Task", "Vector", "__version__", *_SUBPACKAGES]
 

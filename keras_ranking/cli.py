@@ -1,4 +1,4 @@
-"""`keras-ranking schema | simulate | prepare | train | tune | evaluate | predict | export | ...`: from a log to a served score.
+"""`keras-ranking schema | simulate | prepare | train | tune | evaluate | report | predict | export | ...`: from a log to a served score.
 
 Exit codes: 0 done; 1 failed (for example a server that cannot be reached, an export with other scores than Keras, a full disk);
 2 wrong usage or bad input; 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug` shows the traceback. Results go to stdout,
@@ -17,6 +17,7 @@ from keras_ranking import __version__
 from keras_ranking.commands.label_parsers import LABEL_PARSERS
 from keras_ranking.commands.parsers import BACKENDS, PARSERS, Help
 from keras_ranking.commands.predicting import PREDICT_PARSERS
+from keras_ranking.commands.report_command import REPORT_PARSERS
 from keras_ranking.commands.scale_parsers import SCALE_PARSERS
 from keras_ranking.commands.schemas import SCHEMA_PARSERS
 from keras_ranking.commands.tune_parser import TUNE_PARSERS
@@ -41,7 +42,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (*PARSERS, *PREDICT_PARSERS, *SCALE_PARSERS, *TUNE_PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS):
+    for add in (*PARSERS, *PREDICT_PARSERS, *SCALE_PARSERS, *TUNE_PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS, *REPORT_PARSERS):
         add(subparsers)
     return parser
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def in_shell(message: str, args: argparse.Namespace) -> str:
     """A message with arguments of Python as those of the command: `--data` for `source`, `--on-error drop` for on_error='drop'."""
-    if args.command not in ("simulate", "prepare", "train", "tune", "evaluate", "predict", "score-log"):
+    if args.command not in ("simulate", "prepare", "train", "tune", "evaluate", "report", "predict", "score-log"):
         return message
     message = message.replace("on_error='drop'", "--on-error drop").replace("`source`", "`--data`")
     message = message.replace("`Log(..., round='floor')` rounds down to whole seconds.", "`--round floor` rounds down to whole seconds.")

@@ -7,7 +7,7 @@ import inspect
 
 import keras_ranking as kr
 
-ROOMS = ("data", "layers", "losses", "metrics", "models", "ops", "serving", "training", "tuning")
+ROOMS = ("data", "layers", "losses", "metrics", "models", "ops", "plots", "reports", "serving", "training", "tuning")
 
 
 def public_objects() -> list[tuple[str, object]]:

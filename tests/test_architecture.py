@@ -48,6 +48,8 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "layers.forests": (BASE | {"layers.base"}, KERAS | {"numpy"}),
     "layers.heads": (BASE | {"layers.base", "layers.interaction"}, KERAS | {"numpy"}),
     "optimizers": (BASE, {"keras"}),
+    "plots": ({"metrics"}, {"numpy", "matplotlib"}),
+    "reports": (MODELS | {"models", "training", "plots"} | DATA, KERAS | ARRAYS),
     "losses": ({"metrics", "ops", "ops.replicas"}, KERAS | {"numpy"}),
     "metrics": ({"losses", "ops"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),
@@ -68,7 +70,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "training.transfer": (MODELS | {"models", "training", "training.streaming", "training.distribution"} | DATA, {"keras"} | ARRAYS),
     "training": (MODELS | {"models", "models.combined"} | DATA | TRAINING, KERAS | ARRAYS),
     "tuning": (
-        MODELS | {"models"} | DATA | TRAINING,
+        MODELS | {"models", "plots"} | DATA | TRAINING,
         {"keras", "numpy", "pandas", "optuna", "optuna_dashboard", "optuna_integration", "sqlalchemy", "scipy", "matplotlib"},
     ),
     "serving": ({"serving.protocol"}, set()),
@@ -84,7 +86,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"configuration", "serving.protocol", "serving.checking", "serving.exporting"},
         {"numpy", "tensorflow", "grpc", "grpc_health", "aiohttp", "prometheus_client", "orjson", "google"},
     ),
-    "commands": (MODELS | DATA | TRAINING | SERVING | {"engines", "models", "serving", "tuning"}, ARRAYS | {"keras"}),
+    "commands": (MODELS | DATA | TRAINING | SERVING | {"engines", "models", "reports", "serving", "tuning"}, ARRAYS | {"keras"}),
     "cli": ({"", "commands"}, set()),
 }
 # Files that may import more than their room, and what.

@@ -1,7 +1,7 @@
 """The main job end to end, on a simulated log; run by tools/quickstart.
 
 simulate -> train CADET -> evaluate with a popularity ranker and a logistic regression as baselines -> export -> serve -> score one
-request by REST and gRPC -> table, ranked candidates, plots. Exits with 1 where a served score is not the Keras score.
+request by REST and gRPC -> table, ranked candidates, plots, report page. Exits with 1 where a served score is not the Keras score.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pandas as pd
 from keras_ranking import commands
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 7
+STEPS = 8
 TOLERANCE = 1e-5  # largest difference of a probability between Keras and the served graph
 started = time.perf_counter()
 count = 0
@@ -172,7 +172,7 @@ def main() -> None:
     args = parser.parse_args()
     print("starting keras ...", flush=True)
     with commands.quiet_imports():
-        from keras_ranking import data, metrics, serving, training
+        from keras_ranking import data, metrics, reports, serving, training
 
     with step(f"simulate a feed: {args.members:,} members, 14 days"):
         log = counted_by_schema(data.simulate(members=args.members, seed=args.seed))
@@ -211,6 +211,9 @@ def main() -> None:
         (args.out / "request.json").write_text(json.dumps({"time": moment, **tables}) + "\n", encoding="utf-8")
         served = serve_and_score(args.served, model, (history, candidates, moment))
 
+    with step("report"):
+        page = reports.report_of(args.out / "cadet", log, "test", reports.ReportOptions(sample=100)).save(args.out)
+
     with step("results"):
         figures = ["auc", "impression_auc", "ndcg_at_10", "mrr", "log_loss", "normalized_entropy", "calibration_error"]
         print(f"\nClicks on the {len(rows):,} test impressions. Popularity and logistic regression do not use the position; the last row")
@@ -225,6 +228,7 @@ def main() -> None:
         lines = [[str(rank), *map(cell, row)] for rank, row in enumerate(shown.itertuples(index=False), 1)]
         print(commands.table(["rank", *shown.columns], lines))
         print("\nplots: " + "\n       ".join(map(str, plots)))
+        print(f"report: {page}")
     here = Path(sys.executable).parent / "keras-ranking"
     print(f"\nmodel: {args.out / 'cadet'}\nserved model: {version}\n\nnext steps:")
     print(f"  {here} serve {args.served}")

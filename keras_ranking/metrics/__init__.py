@@ -7,6 +7,7 @@ from keras_ranking.metrics.bootstrap import BootstrapInterval, paired_bootstrap
 from keras_ranking.metrics.calibration_error_metric import CalibrationError
 from keras_ranking.metrics.diversity import GapViolations, coverage, gap_violations, greedy_rerank, intra_list_similarity
 from keras_ranking.metrics.grouped_auc_metric import GroupedAUC
+from keras_ranking.metrics.intervals import MetricInterval, summary_differences, summary_intervals
 from keras_ranking.metrics.normalized_entropy_metric import NormalizedEntropy
 from keras_ranking.metrics.observed_metric import Observed
 from keras_ranking.metrics.observed_over_expected_metric import ObservedOverExpected
@@ -24,6 +25,7 @@ __all__ = [
     "GroupAUCs",
     "GroupedAUC",
     "GroupedValue",
+    "MetricInterval",
     "NormalizedEntropy",
     "Observed",
     "ObservedOverExpected",
@@ -47,4 +49,6 @@ __all__ = [
     "per_request_auc",
     "replay_contribution_rate",
     "summary",
+    "summary_differences",
+    "summary_intervals",
 ]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_ranking.metrics.checks import column, group_codes
+from keras_ranking.metrics.checks import check_draws, column, group_codes
 
 
 class BootstrapInterval(NamedTuple):
@@ -67,10 +67,7 @@ def paired_bootstrap(
 
     Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13 (percentile interval).
     """
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
-        raise ValueError(f"`samples` must be a positive integer. Received: samples={samples!r}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must lie strictly between 0 and 1. Received: confidence={confidence}")
+    check_draws(samples, confidence)
     largest = float(np.finfo(np.float64).max)
     first = column("per_unit_a", per_unit_a, least=-largest, most=largest).astype(np.float64)
     second = column("per_unit_b", per_unit_b, first.size, least=-largest, most=largest).astype(np.float64)

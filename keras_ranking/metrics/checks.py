@@ -110,3 +110,15 @@ def starts_of(*keys: np.ndarray) -> np.ndarray:
     for key in keys[1:]:
         changed[1:] |= key[1:] != key[:-1]
     return np.flatnonzero(changed)
+
+
+def check_draws(samples: Any, confidence: float) -> None:
+    """Check the arguments that all bootstraps have.
+
+    Raises:
+        ValueError: one out of range.
+    """
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
+        raise ValueError(f"`samples` must be a positive integer. Received: samples={samples!r}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must lie strictly between 0 and 1. Received: confidence={confidence}")

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_ranking.metrics.checks import binary, by_group, column, group_codes, starts_of
 from keras_ranking.metrics.probability import calibration_in_order, log_loss, normalized_entropy, observed_over_expected
-from keras_ranking.metrics.ranking import aucs_in_order, dcg_in_order, mean_ndcg, reciprocal_ranks
+from keras_ranking.metrics.ranking import aucs_in_order, dcg_in_order, reciprocal_ranks
 
 _TOP = 10
+
+
+class PerGroup(NamedTuple):
+    """Ranking metrics of each group that has both labels, in the order of the groups; `row` is the first row of each."""
+
+    row: np.ndarray
+    auc: np.ndarray
+    ndcg: np.ndarray
+    reciprocal_rank: np.ndarray
+
+
+def per_group(positive: np.ndarray, values: np.ndarray, codes: np.ndarray, grouped: np.ndarray) -> PerGroup:
+    """AUC, NDCG at 10 and reciprocal rank by group; `grouped` are the rows by group, then by ascending score."""
+    each = aucs_in_order(positive, values, codes, None, grouped)
+    down = grouped[::-1]  # the highest score of a group first, and the last group first
+    grade, code = positive[down].astype(np.float64), codes[down]
+    found, counted = dcg_in_order(grade, values[down], code, _TOP)
+    start = starts_of(code)
+    hits, size = np.add.reduceat(grade, start), np.diff(np.r_[start, code.size])
+    ideal = (np.arange(code.size) - np.repeat(start, size) < np.repeat(hits, size)).astype(np.float64)
+    best, _ = dcg_in_order(ideal, ideal, code, _TOP)
+    # In the order of the groups, in which the other functions sum as well.
+    ranks = np.ascontiguousarray(reciprocal_ranks(positive[down], values[down], code)[::-1])
+    counted = counted[::-1]
+    return PerGroup(each.row, each.auc, found[::-1][counted] / best[::-1][counted], ranks)
 
 
 def summary(labels: Any, probabilities: Any, groups: Any) -> dict[str, float]:
@@ -41,21 +66,16 @@ def summary(labels: Any, probabilities: Any, groups: Any) -> dict[str, float]:
     order = np.argsort(chance)  # the one sort of the scores
     grouped = by_group(codes, order)
     whole = aucs_in_order(positive, chance, np.zeros_like(codes), None, order).auc
-    each = aucs_in_order(positive, chance, codes, None, grouped).auc
-    down = grouped[::-1]  # the highest score of a group first, and the last group first
-    grade, code = positive[down].astype(np.float64), codes[down]
-    found, counted = dcg_in_order(grade, chance[down], code, _TOP)
-    start = starts_of(code)
-    hits, size = np.add.reduceat(grade, start), np.diff(np.r_[start, code.size])
-    ideal = (np.arange(code.size) - np.repeat(start, size) < np.repeat(hits, size)).astype(np.float64)
-    best, _ = dcg_in_order(ideal, ideal, code, _TOP)
-    # In the order of the groups, in which the other functions sum as well.
-    ranks = np.ascontiguousarray(reciprocal_ranks(positive[down], chance[down], code)[::-1])
+    each = per_group(positive, chance, codes, grouped)
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean()) if values.size else float("nan")
+
     return {
         "auc": float(whole[0]) if whole.size else float("nan"),
-        "impression_auc": float(each.mean()) if each.size else float("nan"),
-        "ndcg_at_10": mean_ndcg(found[::-1], best[::-1], counted[::-1]).value,
-        "mrr": float(ranks.mean()) if ranks.size else float("nan"),
+        "impression_auc": mean(each.auc),
+        "ndcg_at_10": mean(each.ndcg),
+        "mrr": mean(each.reciprocal_rank),
         "log_loss": log_loss(positive, chance),
         "normalized_entropy": normalized_entropy(positive, chance),
         "calibration_error": calibration_in_order(positive, chance, None, order, bins=10),

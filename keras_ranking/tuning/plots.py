@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_ranking.plots.figure import BLUE, GREY, RED, new_figure
+
 if TYPE_CHECKING:
     from keras_ranking.tuning.reporting import Report
-
-_BLUE, _GREY, _RED = "#33539e", "#9aa3b2", "#b3423a"
 
 
 def plots_of(report: Report) -> dict[str, Any]:
@@ -20,10 +19,6 @@ def plots_of(report: Report) -> dict[str, Any]:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'keras-ranking[tune]'", name="matplotlib") from error
     finished = [row for row in report.rows if row["state"] == "COMPLETE"]
     if not finished:
         return {}
@@ -31,17 +26,9 @@ def plots_of(report: Report) -> dict[str, Any]:
     if report.fresh is not None:
         makers["fresh"] = _fresh
 
-    class Picture(Figure):
-        """A figure that a notebook shows without pyplot."""
-
-        def _repr_png_(self) -> bytes:
-            file = io.BytesIO()
-            self.savefig(file, format="png", dpi=90)
-            return file.getvalue()
-
     found = {}
     for name, maker in makers.items():
-        figure = Picture(layout="constrained")
+        figure = new_figure(extra="tune")
         maker(figure, report, finished)
         found[name] = figure
     return found
@@ -62,8 +49,8 @@ def _history(figure: Any, report: Report, finished: list[Any]) -> None:
     axes = figure.subplots()
     numbers, values = [row["trial"] for row in finished], np.array([row["value"] for row in finished])
     best = np.minimum.accumulate(values) if report.direction == "minimize" else np.maximum.accumulate(values)
-    axes.plot(numbers, values, "o", color=_BLUE, label="trial")
-    axes.step(numbers, best, where="post", color=_RED, label="best so far")
+    axes.plot(numbers, values, "o", color=BLUE, label="trial")
+    axes.step(numbers, best, where="post", color=RED, label="best so far")
     bottom, top = _limits(values)
     axes.set(xlabel="trial", ylabel=report.metric, ylim=(bottom, top))
     axes.set_title(_outside(values, bottom, top), fontsize=9)
@@ -88,7 +75,7 @@ def _curves(figure: Any, report: Report, finished: list[Any]) -> None:
             steps,
             list(row["curve"].values()),
             marker="o" if first else None,
-            color=_RED if first else _BLUE if row["state"] == "COMPLETE" else _GREY,
+            color=RED if first else BLUE if row["state"] == "COMPLETE" else GREY,
             alpha=1.0 if first else 0.4,
             zorder=3 if first else 1,
         )
@@ -112,7 +99,7 @@ def _slices(figure: Any, report: Report, finished: list[Any]) -> None:
         numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in tried)
         labels = sorted({str(value) for value in tried})
         at = tried if numeric else [labels.index(str(value)) for value in tried]
-        place.plot(at, [row["value"] for row in finished], "o", color=_BLUE, alpha=0.7)
+        place.plot(at, [row["value"] for row in finished], "o", color=BLUE, alpha=0.7)
         if not numeric:
             place.set_xticks(range(len(labels)), labels)
             place.set_xlim(-0.5, len(labels) - 0.5)
@@ -131,11 +118,11 @@ def _fresh(figure: Any, report: Report, finished: list[Any]) -> None:
     axes = figure.subplots()
     places = np.arange(len(fresh.settings))[::-1]
     for place, row in zip(places, fresh.settings, strict=True):
-        axes.plot(row.values, [place] * len(row.values), "|", color=_BLUE, markersize=11)
-        axes.errorbar(row.mean, place, xerr=row.half, fmt="o", color=_BLUE, capsize=4)
-        axes.plot(row.single, place, "o", mfc="none", mec=_RED)
-    axes.plot([], [], "o-", color=_BLUE, label="fresh seeds: mean, 95 % interval")
-    axes.plot([], [], "o", mfc="none", mec=_RED, label="single run")
+        axes.plot(row.values, [place] * len(row.values), "|", color=BLUE, markersize=11)
+        axes.errorbar(row.mean, place, xerr=row.half, fmt="o", color=BLUE, capsize=4)
+        axes.plot(row.single, place, "o", mfc="none", mec=RED)
+    axes.plot([], [], "o-", color=BLUE, label="fresh seeds: mean, 95 % interval")
+    axes.plot([], [], "o", mfc="none", mec=RED, label="single run")
     tied = {fresh.settings[0].trial, *fresh.tied} if fresh.tied else set()
     axes.set_yticks(places, [f"trial {row.trial}{' *' if row.trial in tied else ''}" for row in fresh.settings])
     axes.set_ylim(-0.6, len(fresh.settings) - 0.4)

@@ -44,6 +44,12 @@ def predict_served(
         True
     """
     require_sequences(sequences)
+    found = served_requests(sequences, whole_session, max_history)
+    return {task: np.where(sequences.target, values, np.nan) for task, values in served_scores(ranker, found, batch_size).items()}
+
+
+def served_requests(sequences: Sequences, whole_session: bool | None = None, max_history: int | None = None) -> Requests:
+    """Requests with the history that a service has of them: see `predict_served`."""
     found = requests(sequences, max_history=None)
     end = found.history_end
     if whole_session or (whole_session is None and sequences.session is not None):
@@ -54,8 +60,7 @@ def predict_served(
     begin = np.minimum(found.history_begin, end)
     if max_history is not None:
         begin = np.maximum(begin, end - max_history)
-    found = replace(found, history_begin=begin, history_end=end)
-    return {task: np.where(sequences.target, values, np.nan) for task, values in served_scores(ranker, found, batch_size).items()}
+    return replace(found, history_begin=begin, history_end=end)
 
 
 def served_scores(ranker: RankingModel, found: Requests, batch_size: int) -> dict[str, np.ndarray]:
