@@ -138,7 +138,7 @@ def test_the_page_fits_a_browser(text: str, tmp_path: Path, width: int) -> None:
         f"--user-data-dir={tmp_path / 'profile'}",
         f"--window-size={width},900",
     ]
-    shown = subprocess.run([*run, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = subprocess.run([*run, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=240, check=True).stdout
     found = re.search(r"<title>(\[.*?\])</title>", shown)
     assert found is not None
     inner, scrolled, over, elements = json.loads(found[1])
