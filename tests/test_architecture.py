@@ -49,7 +49,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "layers.heads": (BASE | {"layers.base", "layers.interaction"}, KERAS | {"numpy"}),
     "optimizers": (BASE, {"keras"}),
     "plots": ({"metrics"}, {"numpy", "matplotlib"}),
-    "reports": (MODELS | {"models", "training", "plots"} | DATA, KERAS | ARRAYS),
+    "reports": (MODELS | {"models", "plots"} | DATA | TRAINING, KERAS | ARRAYS),
     "losses": ({"metrics", "ops", "ops.replicas"}, KERAS | {"numpy"}),
     "metrics": ({"losses", "ops"}, KERAS | {"numpy"}),
     "models.configuration": (MODELS, set()),

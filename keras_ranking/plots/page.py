@@ -46,7 +46,7 @@ def title(text: str, level: int = 1) -> str:
 
 def section(name: str, parts: Sequence[str]) -> str:
     """A heading that can be linked to, and what stands below it."""
-    return f'<section id="{anchor(name)}">{title(name, 2)}\n' + "\n".join(parts) + "\n</section>"
+    return _element("section", "\n".join([title(name, 2), *parts]), id=anchor(name))
 
 
 def anchor(name: str) -> str:
@@ -56,7 +56,7 @@ def anchor(name: str) -> str:
 
 def contents(names: Sequence[str]) -> str:
     """Links to the sections."""
-    return "<nav>" + " ".join(f'<a href="#{anchor(name)}">{html.escape(name)}</a>' for name in names) + "</nav>"
+    return "<nav>" + " ".join(_element("a", html.escape(name), href=f"#{anchor(name)}") for name in names) + "</nav>"
 
 
 def paragraph(text: str) -> str:
@@ -69,7 +69,7 @@ def svg(figure: Any, about: str = "") -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg")
     drawn = text.getvalue()[text.getvalue().index("<svg") :]
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(about, quote=True)}"', 1) if about else drawn
+    return drawn.replace("<svg", _opening("svg", {"role": "img", "aria-label": about}), 1) if about else drawn
 
 
 def figure_part(figure: Any, caption: str) -> str:
@@ -79,13 +79,13 @@ def figure_part(figure: Any, caption: str) -> str:
 
 def figures(parts: Sequence[str]) -> str:
     """Figures side by side where the page is wide enough."""
-    return f'<div class="figures">{"".join(parts)}</div>'
+    return _element("div", "".join(parts), **{"class": "figures"})
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = ()) -> str:
     """A table that scrolls by itself where the page is narrow; `words` are the columns of text, which are left-aligned."""
     lines = _row("th", header, words) + "".join(_row("td", one, words) for one in rows)
-    return f'<div class="wide"><table>{lines}</table></div>'
+    return _element("div", f"<table>{lines}</table>", **{"class": "wide"})
 
 
 def cell(value: Any) -> str:
@@ -93,11 +93,15 @@ def cell(value: Any) -> str:
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def definitions(pairs: Mapping[str, str]) -> str:
-    """A table of names and values without a header."""
-    return f'<div class="wide"><table>{"".join(_row("td", pair, (1,)) for pair in pairs.items())}</table></div>'
-
-
 def _row(tag: str, cells: Sequence[str], words: Sequence[int]) -> str:
-    kinds = [' class="words"' if place in words else "" for place in range(len(cells))]
-    return f"<tr>{''.join(f'<{tag}{kind}>{html.escape(text)}</{tag}>' for kind, text in zip(kinds, cells, strict=True))}</tr>"
+    made = [_element(tag, html.escape(text), **({"class": "words"} if place in words else {})) for place, text in enumerate(cells)]
+    return f"<tr>{''.join(made)}</tr>"
+
+
+def _element(tag: str, content: str, **attributes: str) -> str:
+    """An element of content that is HTML already."""
+    return f"{_opening(tag, attributes)}>{content}</{tag}>"
+
+
+def _opening(tag: str, attributes: Mapping[str, str]) -> str:
+    return " ".join([f"<{tag}", *[name + '="' + html.escape(value, quote=True) + '"' for name, value in attributes.items()]])
