@@ -42,6 +42,21 @@ class Foreign(NamedTuple):
     name: str
 
 
+def own_by_name(given: Any, room: Any, boundaries: Sequence[int], tasks: Sequence[str] = ()) -> Any:
+    """Names of classes of this package as objects with the model's boundaries; one name of a loss is for each task. Other things stay."""
+    if isinstance(given, Mapping):
+        return {name: own_by_name(one, room, boundaries) for name, one in given.items()}
+    if isinstance(given, list | tuple):
+        return type(given)(own_by_name(one, room, boundaries) for one in given)
+    kind: Any = getattr(room, given, None) if isinstance(given, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, PackedLoss | ObservedBase)):
+        return given
+    if tasks:
+        return {task: own_by_name(given, room, boundaries) for task in tasks}
+    made: Any = kind
+    return made(boundaries=tuple(boundaries)) if "boundaries" in inspect.signature(made).parameters else made()
+
+
 def check_compiled(loss: Any, metrics: Any, weighted_metrics: Any, boundaries: Sequence[int]) -> tuple[Foreign, ...]:
     """Losses and metrics of libraries, which `check_targets` excludes for packed targets.
 

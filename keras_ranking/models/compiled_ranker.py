@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_ranking import losses, metrics
 from keras_ranking.losses.reduction import PackedLoss
-from keras_ranking.models.compile_checks import Foreign, check_choices, check_compiled, check_targets
+from keras_ranking.models.compile_checks import Foreign, check_choices, check_compiled, check_targets, own_by_name
 from keras_ranking.models.graph import CheckedModel
 from keras_ranking.ops.whole import read
 
@@ -33,6 +34,9 @@ class CompiledRanker(CheckedModel, keras.Model):
                 `InRequestChoice` for a task that is no choice, or a metric of this package in `metrics`, where Keras passes no weights. A
                 loss or metric of a library for packed targets is an error at the first batch.
         """
+        loss = own_by_name(loss, losses, self.boundaries, getattr(self, "tasks", ()))
+        for name in {"metrics", "weighted_metrics"} & settings.keys():
+            settings[name] = own_by_name(settings[name], metrics, self.boundaries)
         foreign = check_compiled(loss, settings.get("metrics"), settings.get("weighted_metrics"), self.boundaries)
         check_choices(loss, getattr(self, "tasks", ()), getattr(self, "choice", ()))
         if self.auxiliary_tasks and isinstance(loss, dict) and (loss_weights is None or isinstance(loss_weights, dict)):
@@ -46,6 +50,36 @@ class CompiledRanker(CheckedModel, keras.Model):
         self._foreign = foreign
         # What Keras saves has 'auto' replaced by what it means on this machine.
         self._as_given: dict[str, Any] = {name: settings[name] for name in ("jit_compile", "auto_scale_loss") if name in settings}
+
+    def fit(self, *args: Any, class_weight: Any = None, validation_split: float = 0.0, **settings: Any) -> Any:
+        """As `keras.Model.fit`, without what cannot be said of packed rows.
+
+        Raises:
+            ValueError: `class_weight` or `validation_split`, with the way that works.
+        """
+        if class_weight is not None:
+            raise ValueError(
+                "`class_weight` must be None: the batches have a weight for each event. Weigh rows by the function "
+                "`keras_ranking.training.event_weights`, or tasks by `loss_weights` of `compile`."
+            )
+        if validation_split:
+            raise ValueError(
+                "`validation_split` must be 0: a share of packed rows has earlier events of the same members. "
+                "Give `fit` data for validation, or use `keras_ranking.training.train`, which cuts by time."
+            )
+        return super().fit(*args, **settings)
+
+    def export(self, *args: Any, **settings: Any) -> Any:
+        """As `keras.Model.export`.
+
+        Raises:
+            NotImplementedError: on torch, with the call that works.
+        """
+        if keras.backend.backend() == "torch":
+            raise NotImplementedError(
+                "Keras cannot export named inputs on torch: `keras_ranking.serving.export(model, folder)` writes a SavedModel."
+            )
+        return super().export(*args, **settings)
 
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was called with, serialised."""

@@ -155,3 +155,29 @@ def test_seed_states_that_do_not_fit(schema: Any, count: int) -> None:
     model.load_own_variables({})  # a file of an earlier version has none
     with pytest.raises(ValueError, match=f"the file has {count} seed states, and the model 'lirank' has"):
         model.load_own_variables({"seed_generators": np.zeros((count, 2), "uint32")})
+
+
+def test_classes_of_this_package_are_found_by_name(schema: Any) -> None:
+    model = kr.models.LiRank(schema, **SMALL)
+    model.compile("adam", "InRequestPairwise", weighted_metrics=["GroupedAUC"])
+    assert {task: type(loss) for task, loss in model.loss.items()} == dict.fromkeys(model.tasks, kr.losses.InRequestPairwise)
+    assert all(loss.boundaries == model.boundaries for loss in model.loss.values())
+    with pytest.raises(ValueError, match="must be for logits"):
+        model.compile("adam", "binary_crossentropy")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"class_weight": {0: 1.0}}, "event_weights"), ({"validation_split": 0.2}, "Give `fit` data for validation")],
+)
+def test_what_fit_cannot_say_of_packed_rows_is_refused(schema: Any, settings: dict[str, Any], message: str) -> None:
+    model = kr.models.LiRank(schema, **SMALL)
+    plain(model)
+    with pytest.raises(ValueError, match=message):
+        model.fit({}, {}, **settings)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the other backends export")
+def test_export_on_torch_says_what_to_call(schema: Any, tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match="serving.export"):
+        kr.models.LiRank(schema, **SMALL).export(tmp_path / "out")
