@@ -53,9 +53,7 @@ def test_flops_of_one_block(scaling: ModuleType) -> None:
     assert twice == 2 * once
     # a second block adds its own weights on every token and its pairs, and nothing else
     block = sum(np.prod(v.shape) for v in deep.trainable_variables if "block_1" in v.path)
-    found = kr.training.predict.model_requests(
-        small, kr.data.build_sequences(log.events, schema, target=(log.events.split == "train").to_numpy())
-    )
+    found = kr.training.model_requests(small, kr.data.build_sequences(log.events, schema, target=(log.events.split == "train").to_numpy()))
     history = np.minimum(found.history_end - found.history_begin, 6)
     shown = found.candidate_end - found.candidate_begin
     expected = 3 * (2 * block * (history + shown).sum() + 4 * 8 * (history * (history + shown)).sum())

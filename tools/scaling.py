@@ -29,7 +29,7 @@ import numpy as np
 from keras_ranking import data, training
 from keras_ranking.commands import table
 from keras_ranking.data import Log, build_sequences
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.scoring.events import model_requests
 
 BASE: dict[str, Any] = {"dim": 32, "num_layers": 2, "max_history": 32, "share": 1.0}
 LADDER: dict[str, dict[str, list[Any]]] = {

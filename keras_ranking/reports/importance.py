@@ -12,7 +12,7 @@ import numpy as np
 from keras_ranking import models
 from keras_ranking.data import Requests
 from keras_ranking.metrics import MetricInterval, summary_differences
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.scoring.events import model_requests
 from keras_ranking.training.scoring.served import served_requests
 
 _BATCH = 64

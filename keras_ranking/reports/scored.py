@@ -16,7 +16,7 @@ from keras_ranking import models
 from keras_ranking.data import Log, PackedRows, Requests
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers.log import as_log
-from keras_ranking.training.predict import log_to_score, model_of, rows_to_score, served_and_logged
+from keras_ranking.training.scoring.events import log_to_score, model_of, rows_to_score, served_and_logged
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from keras_ranking.training.incremental.fisher import FisherSnapshot
 from keras_ranking.training.incremental.penalty import IncrementalPenalty, fit_incremental
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.post_training import fit_exploration, fit_random_effects, fit_stack, follow_base_rate, forest_rows
-from keras_ranking.training.predict import model_requests, predict_events
 from keras_ranking.training.recipe import Recipe
 from keras_ranking.training.run import train, warm_start
+from keras_ranking.training.scoring.events import model_requests, predict_events
 from keras_ranking.training.scoring.rows import predict
 from keras_ranking.training.scoring.served import predict_served
 from keras_ranking.training.start_tables import StartTables

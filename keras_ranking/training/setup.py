@@ -18,9 +18,9 @@ from keras_ranking.metrics.observed_base import ObservedBase
 from keras_ranking.optimizers import AdamW, TableOptimizer
 from keras_ranking.schema import Schema
 from keras_ranking.training.options import TrainingOptions
-from keras_ranking.training.predict import model_requests
 from keras_ranking.training.recipe import Recipe
 from keras_ranking.training.schedules import last_rate, rate_for
+from keras_ranking.training.scoring.events import model_requests
 from keras_ranking.training.weighting.event_weights import EventWeights, event_weights
 from keras_ranking.training.weighting.propensities import position_propensities
 from keras_ranking.values import INT32_MAX, numbers_of, raise_first

@@ -16,9 +16,9 @@ from keras_ranking.data import Log
 from keras_ranking.data.readers.cuts import cut_by_time
 from keras_ranking.training.checkpoint import arrays_of, assign_arrays
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.predict import metrics_of, rows_to_score, summary_of
 from keras_ranking.training.recipe import LAST_DAY, METRICS, Recipe, better
 from keras_ranking.training.reporting import tell_rows
+from keras_ranking.training.scoring.events import metrics_of, rows_to_score, summary_of
 from keras_ranking.training.weight_average import WeightAverage
 
 _DAY = 86_400

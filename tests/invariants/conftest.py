@@ -14,7 +14,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.data import PackedDataset, PackedRequests, Requests, Sequences, build_sequences, pack, requests
 from keras_ranking.ops import Spans
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.scoring.events import model_requests
 
 
 def before_a_release(*values: Any) -> Any:

@@ -14,7 +14,7 @@ import keras_ranking as kr
 from keras_ranking import training
 from keras_ranking.data import PackedRequests, build_sequences, requests
 from keras_ranking.layers import BayesianLinear, IsotonicCalibration, ParallelDCN, QuantizedEmbedding
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.scoring.events import model_requests
 
 pytestmark = pytest.mark.usefixtures("quick_calls")
 

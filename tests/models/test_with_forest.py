@@ -11,7 +11,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.models.combined.with_forest import set_stack, stack_of
-from keras_ranking.training.predict import logits_of_targets
+from keras_ranking.training.scoring.events import logits_of_targets
 
 lightgbm = pytest.importorskip("lightgbm", reason="LightGBM comes with the extra [dev]")
 

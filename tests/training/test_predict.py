@@ -9,7 +9,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.training import evaluate
-from keras_ranking.training.predict import scored_rows
+from keras_ranking.training.scoring.events import scored_rows
 
 pytestmark = pytest.mark.one_backend
 

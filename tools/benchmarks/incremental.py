@@ -30,7 +30,7 @@ from keras_ranking.columns import Id
 from keras_ranking.commands import table
 from keras_ranking.data import PackedRequests, Sequences, build_sequences
 from keras_ranking.training import FisherSnapshot, TrainingOptions
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.scoring.events import model_requests
 from keras_ranking.training.setup import compile_for, training_data
 
 DAY = 86_400

@@ -24,7 +24,7 @@ from keras_ranking import data, metrics, serving, training
 from keras_ranking.columns import Id
 from keras_ranking.data import Log, build_sequences
 from keras_ranking.models import RankingModel
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.scoring.events import model_requests
 
 # An MLP on numbers and categories, without ids; all others are changes of it.
 BASE: dict[str, Any] = {

@@ -135,7 +135,7 @@ def concat_bound(model: Any, found: Any, peer_seconds: float, examples: float) -
 def measured(model: Any, form: str, sequences: Any, training: Any, steps: int) -> tuple[float, float, Any]:
     """CPU seconds of the fastest step, examples of a step, and the requests; of the form 'new', 'peer', or one of `WAYS`."""
     from keras_ranking.data import PackedRequests
-    from keras_ranking.training.predict import model_requests
+    from keras_ranking.training.scoring.events import model_requests
     from keras_ranking.training.setup import compile_for, training_data
 
     lirank = type(model._graphs.wiring).__name__ == "LiRankWiring"

@@ -47,7 +47,7 @@ from runs import add_line, followed_log_loss, holdout_of, log_arguments, mean_ce
 from keras_ranking import data, layers, models, training
 from keras_ranking.columns import Number
 from keras_ranking.data import Log
-from keras_ranking.training.predict import logits_of_targets, metrics_of, rows_to_score
+from keras_ranking.training.scoring.events import logits_of_targets, metrics_of, rows_to_score
 
 FIGURES = ("impression_auc", "auc", "ndcg_at_10", "log_loss", "calibration_error")
 _PAST: dict[str, Any] = {

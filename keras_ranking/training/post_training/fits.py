@@ -12,7 +12,7 @@ from keras_ranking.data import Sequences, pack
 from keras_ranking.layers import RandomEffectFit, fit_base_rate, fit_random_effect
 from keras_ranking.models import RankingModel
 from keras_ranking.models.combined.ensemble import offsets_of
-from keras_ranking.training.predict import logits_of_targets, model_requests, scored_rows
+from keras_ranking.training.scoring.events import logits_of_targets, model_requests, scored_rows
 
 
 def _batches(model: RankingModel, sequences: Sequences, batch_size: int, row_length: int) -> Iterator[Any]:

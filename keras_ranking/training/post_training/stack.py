@@ -14,7 +14,7 @@ from keras_ranking.layers import fit_stack as fitted_stack
 from keras_ranking.models import RankingModel
 from keras_ranking.models.combined.with_forest import columns_of, set_stack, stack_of, task_of_forest
 from keras_ranking.schema import Schema
-from keras_ranking.training.predict import logits_of_targets, model_requests
+from keras_ranking.training.scoring.events import logits_of_targets, model_requests
 
 
 def forest_rows(events: pd.DataFrame, schema: Schema, columns: SequenceOf[str] | None = None) -> pd.DataFrame:

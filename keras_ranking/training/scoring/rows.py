@@ -18,8 +18,8 @@ from keras_ranking.data.log_columns import require_frame
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
-from keras_ranking.training.predict import model_of
 from keras_ranking.training.reporting import tell_rows
+from keras_ranking.training.scoring.events import model_of
 from keras_ranking.training.scoring.served import served_scores
 from keras_ranking.values import native_series, seconds_of
 

@@ -16,7 +16,7 @@ from keras_ranking.data.packed_requests import RequestSizes
 from keras_ranking.data.shards.dataset import ShardedDataset
 from keras_ranking.data.shards.log import Chosen
 from keras_ranking.training.options import TrainingOptions
-from keras_ranking.training.predict import model_requests
+from keras_ranking.training.scoring.events import model_requests
 from keras_ranking.training.setup import check_targets, training_data
 from keras_ranking.training.streaming.propensities import Propensities
 from keras_ranking.training.weighting.event_weights import event_weights

@@ -19,8 +19,8 @@ from keras_ranking.data.shards.log import TRAINING, Chosen
 from keras_ranking.schema import Schema
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import ONE, Plan, active
-from keras_ranking.training.predict import evaluate_log, model_of
 from keras_ranking.training.recipe import LAST_DAY, Recipe
+from keras_ranking.training.scoring.events import evaluate_log, model_of
 from keras_ranking.training.streaming.scores import metrics_of_shards
 from keras_ranking.training.validation import Validation
 from keras_ranking.training.weight_average import WeightAverage

@@ -19,8 +19,8 @@ from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.shards.ids import ids_of_arrays
 from keras_ranking.data.shards.log import Chosen
 from keras_ranking.training.checkpoint import write_whole
-from keras_ranking.training.predict import log_to_score, model_of, rows_to_score, served_and_logged
 from keras_ranking.training.reporting import tell_rows
+from keras_ranking.training.scoring.events import log_to_score, model_of, rows_to_score, served_and_logged
 from keras_ranking.training.streaming.evaluate import check_encoding, check_prepared
 from keras_ranking.training.streaming.scores import longest_known, rows_by_shard
 

@@ -14,7 +14,7 @@ from keras_ranking.data import PackedRows, Requests, ShardedLog
 from keras_ranking.data.shards.log import Chosen
 from keras_ranking.task import Task
 from keras_ranking.training.distribution.plan import ONE, Plan
-from keras_ranking.training.predict import rows_of, served_and_logged, summary_of
+from keras_ranking.training.scoring.events import rows_of, served_and_logged, summary_of
 from keras_ranking.training.streaming.data import columns_of
 
 METRICS = tuple(metrics.summary([0, 1], [0.25, 0.75], [0, 0]))
