@@ -52,7 +52,10 @@ def test_a_fault_is_named(
 
 
 def test_the_largest_difference_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert result(monkeypatch, tmp_path, "serving_default", {"click": ONE}, {"click": TWO}) == {"worst": {"click": 1.0}, "problems": []}
+    """Of a probability as it is; of a number above 1 as a share of it."""
+    for got, expected, worst in ((0.75 * ONE, 0.25 * ONE, 0.5), (0.25 * ONE, ONE, 0.75), (ONE, TWO, 0.5), (TWO, ONE, 1.0)):
+        found = result(monkeypatch, tmp_path, "serving_default", {"click": got}, {"click": expected})
+        assert found == {"worst": {"click": worst}, "problems": []}
 
 
 def test_a_worker_that_dies_is_an_error_in_one_line(tmp_path: Path) -> None:
