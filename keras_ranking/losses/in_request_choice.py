@@ -9,9 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_ranking.losses.packed import request_segments
-from keras_ranking.losses.reduction import PackedLoss, reported
+from keras_ranking.losses.reduction import PackedLoss, divided, reported
 from keras_ranking.losses.values import is_host, known
-from keras_ranking.ops import replicas
 from keras_ranking.ops.rows import for_own_rows
 
 SEVERAL = ("refuse", "split")
@@ -41,6 +40,8 @@ class InRequestChoice(PackedLoss):
         several: what becomes of a request with m_r > 1. 'refuse': an error where the numbers are known, else the loss is NaN. 'split':
             its labels are divided by m_r, as the mean over which of its positives was the one; probabilities then sum to at most 1
             where the mean number of positives is higher.
+        from_logits: whether `y_pred` are log-odds; else the probabilities P, at least 1e-7 from 0 and 1.
+        reduction: 'mean_with_sample_weight', or 'sum': without the divisor.
         name: name of the loss.
         dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 
@@ -66,8 +67,15 @@ class InRequestChoice(PackedLoss):
     largest_label = 1.0
     boundaries = ()
 
-    def __init__(self, several: str = "refuse", name: str = "in_request_choice", dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(
+        self,
+        several: str = "refuse",
+        from_logits: bool = True,
+        reduction: str = "mean_with_sample_weight",
+        name: str = "in_request_choice",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, dtype, reduction, from_logits)
         if several not in SEVERAL:
             raise ValueError(f"`several` must be one of {SEVERAL}. Received: several={several!r}")
         self.several = several
@@ -76,8 +84,8 @@ class InRequestChoice(PackedLoss):
         look = self.several == "refuse" and not self._looked
         observed = self.read(y_true, y_pred, sample_weight, lists=True)
         top, total, most = for_own_rows(_sums, observed.request, observed.label, observed.logit, observed.weight)
-        total, wrong = replicas.total(ops.sum(total)), ops.max(most) > _MORE_THAN_ONE
-        value = ops.sum(top) / ops.where(total > 0, total, ops.ones_like(total))
+        wrong = ops.max(most) > _MORE_THAN_ONE
+        value = divided(ops.sum(top), ops.sum(total), self.reduction)
         if self.several == "refuse":
             if is_host(y_true) or (look and known(wrong)):
                 plain = [part if part is None or is_host(part) else ops.convert_to_numpy(part) for part in (y_true, sample_weight)]
@@ -103,7 +111,13 @@ class InRequestChoice(PackedLoss):
         check_choices(label, request, weight)
 
     def get_config(self) -> dict[str, Any]:
-        return {"several": self.several, "name": self.name, "dtype": self.dtype}
+        return {
+            "several": self.several,
+            "from_logits": self.from_logits,
+            "reduction": self.reduction,
+            "name": self.name,
+            "dtype": self.dtype,
+        }
 
 
 def check_choices(label: np.ndarray, request: np.ndarray, weight: np.ndarray) -> None:

@@ -9,9 +9,8 @@ import keras
 from keras import ops
 
 from keras_ranking.losses.packed import Observed, check_boundaries
-from keras_ranking.losses.reduction import PackedLoss, reported
+from keras_ranking.losses.reduction import PackedLoss, divided, reported
 from keras_ranking.losses.request_pairs import pair_sums
-from keras_ranking.ops import replicas
 
 _FEW = 8  # tokens: all pairs within so few cost less than to order them by request
 
@@ -29,14 +28,16 @@ def _following(values: Any, count: int) -> Any:
     return ops.reshape(tiled, (-1, count, length + 1))[:, :, :tokens]
 
 
-def pairwise_loss(observed: Observed, same_bucket: bool = True, window: int | None = None) -> Any:
+def pairwise_loss(
+    observed: Observed, same_bucket: bool = True, window: int | None = None, reduction: str = "mean_with_sample_weight"
+) -> Any:
     """The scalar of `InRequestPairwise` from tensors (B, T)."""
     label, logit, weight = observed.label, observed.logit, observed.weight
     if window == 1:
         return ops.sum(ops.zeros_like(logit) * logit)
     tokens = label.shape[1]
     if (tokens is None or tokens > _FEW) and (window is None or window > _FEW):
-        return _by_request(observed, same_bucket, window)
+        return _by_request(observed, same_bucket, window, reduction)
     # A window as wide as the row would cost more than comparing all tokens.
     reach = None if window is None or (tokens is not None and window > tokens) else window - 1
     first = ops.expand_dims(label, 1), ops.expand_dims(logit, 1), ops.expand_dims(weight, 1)
@@ -54,18 +55,16 @@ def pairwise_loss(observed: Observed, same_bucket: bool = True, window: int | No
     pair = pair * ops.abs(order)
     # Masked before the softplus, so that the gradient is exactly zero if there is no pair.
     margin = ops.where(pair > 0, order * (first[1] - second[1]), ops.zeros_like(pair))
-    total = replicas.total(ops.sum(pair))
-    return ops.sum(pair * ops.softplus(-margin)) / ops.where(total > 0, total, ops.ones_like(total))
+    return divided(ops.sum(pair * ops.softplus(-margin)), ops.sum(pair), reduction)
 
 
-def _by_request(observed: Observed, same_bucket: bool, window: int | None) -> Any:
+def _by_request(observed: Observed, same_bucket: bool, window: int | None, reduction: str) -> Any:
     """The same from sums over the pairs that there are. Its gradient is with respect to the logits."""
     loss, total, slope = pair_sums(observed, same_bucket, window)
-    total = replicas.total(total)
-    total = ops.where(total > 0, total, ops.ones_like(total))
+    loss, slope = divided(loss, total, reduction), divided(slope, total, reduction)
     # A term of value 0 with the gradient of the loss. An infinite logit has none, since the difference would be NaN.
     logit = ops.where(ops.isfinite(observed.logit), observed.logit, ops.zeros_like(observed.logit))
-    return loss / total + ops.sum(slope / total * (logit - ops.stop_gradient(logit)))
+    return loss + ops.sum(slope * (logit - ops.stop_gradient(logit)))
 
 
 def check_window(window: int | None) -> int | None:
@@ -101,6 +100,8 @@ class InRequestPairwise(PackedLoss):
         same_bucket: pair only items of the same position bucket.
         window: tokens that are `window` or more apart form NO pair; exact if no request spans more tokens (see `largest_request`).
             None: all pairs of a request.
+        from_logits: whether `y_pred` are logits; else probabilities, of which ln p - ln(1 - p) is taken, p at least 1e-7 from 0 and 1.
+        reduction: 'mean_with_sample_weight', or 'sum': without the divisor.
         name: name of the loss.
         dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 
@@ -130,23 +131,27 @@ class InRequestPairwise(PackedLoss):
         boundaries: Sequence[int] = (),
         same_bucket: bool = True,
         window: int | None = None,
+        from_logits: bool = True,
+        reduction: str = "mean_with_sample_weight",
         name: str = "in_request_pairwise",
         dtype: Any = None,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name, dtype, reduction, from_logits)
         self.boundaries = check_boundaries(boundaries)
         self.same_bucket = bool(same_bucket)
         self.window = check_window(window)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         observed = self.read(y_true, y_pred, sample_weight, lists=True)
-        return reported(pairwise_loss(observed, self.same_bucket and bool(self.boundaries), self.window), observed)
+        return reported(pairwise_loss(observed, self.same_bucket and bool(self.boundaries), self.window, self.reduction), observed)
 
     def get_config(self) -> dict[str, Any]:
         return {
             "boundaries": list(self.boundaries),
             "same_bucket": self.same_bucket,
             "window": self.window,
+            "from_logits": self.from_logits,
+            "reduction": self.reduction,
             "name": self.name,
             "dtype": self.dtype,
         }

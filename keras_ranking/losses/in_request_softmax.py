@@ -9,16 +9,14 @@ import keras
 from keras import ops
 
 from keras_ranking.losses.packed import Observed, check_boundaries, request_segments
-from keras_ranking.losses.reduction import PackedLoss, reported
-from keras_ranking.ops import replicas
+from keras_ranking.losses.reduction import PackedLoss, divided, reported
 from keras_ranking.ops.rows import for_own_rows
 
 
-def softmax_loss(observed: Observed) -> Any:
+def softmax_loss(observed: Observed, reduction: str = "mean_with_sample_weight") -> Any:
     """The scalar of `InRequestSoftmax` from tensors (B, T)."""
     loss, total = (ops.sum(part) for part in for_own_rows(_sums, observed.request, observed.label, observed.logit, observed.weight))
-    total = replicas.total(total)
-    return loss / ops.where(total > 0, total, ops.ones_like(total))
+    return divided(loss, total, reduction)
 
 
 def _sums(request: Any, *slots: Any) -> tuple[Any, Any]:
@@ -58,6 +56,8 @@ class InRequestSoftmax(PackedLoss):
 
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. (): one bucket.
+        from_logits: whether `y_pred` are logits; else probabilities, of which ln p - ln(1 - p) is taken, p at least 1e-7 from 0 and 1.
+        reduction: 'mean_with_sample_weight', or 'sum': without the divisor.
         name: name of the loss.
         dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 
@@ -81,13 +81,26 @@ class InRequestSoftmax(PackedLoss):
     Reference: Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", ICML 2007.
     """
 
-    def __init__(self, boundaries: Sequence[int] = (), name: str = "in_request_softmax", dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(
+        self,
+        boundaries: Sequence[int] = (),
+        from_logits: bool = True,
+        reduction: str = "mean_with_sample_weight",
+        name: str = "in_request_softmax",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, dtype, reduction, from_logits)
         self.boundaries = check_boundaries(boundaries)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         observed = self.read(y_true, y_pred, sample_weight, lists=True)
-        return reported(softmax_loss(observed), observed)
+        return reported(softmax_loss(observed, self.reduction), observed)
 
     def get_config(self) -> dict[str, Any]:
-        return {"boundaries": list(self.boundaries), "name": self.name, "dtype": self.dtype}
+        return {
+            "boundaries": list(self.boundaries),
+            "from_logits": self.from_logits,
+            "reduction": self.reduction,
+            "name": self.name,
+            "dtype": self.dtype,
+        }

@@ -12,17 +12,15 @@ from keras import ops
 from keras_ranking.losses.in_request_pairwise import check_window, pairwise_loss
 from keras_ranking.losses.in_request_softmax import softmax_loss
 from keras_ranking.losses.packed import Observed, check_boundaries
-from keras_ranking.losses.reduction import PackedLoss, reported
-from keras_ranking.ops import replicas
+from keras_ranking.losses.reduction import PackedLoss, divided, reported
 
 
-def cross_entropy(observed: Observed) -> Any:
+def cross_entropy(observed: Observed, reduction: str = "mean_with_sample_weight") -> Any:
     """Weighted mean of -y log sigmoid(s) - (1 - y) log(1 - sigmoid(s)) over tensors (B, T); 0 if all weights are 0."""
     label, logit, weight = observed.label, observed.logit, observed.weight
     # Two softplus: no difference of large numbers, exact for large logits of both signs.
     loss = label * ops.softplus(-logit) + (1.0 - label) * ops.softplus(logit)
-    total = replicas.total(ops.sum(weight))
-    return ops.sum(weight * loss) / ops.where(total > 0, total, ops.ones_like(total))
+    return divided(ops.sum(weight * loss), ops.sum(weight), reduction)
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -48,6 +46,8 @@ class ObservedTowerLoss(PackedLoss):
         listwise_weight: factor of the listwise loss, >= 0.
         same_bucket: pairs only within one position bucket; see `InRequestPairwise`.
         window: tokens that are `window` or more apart form no pair; None: all pairs of a request. See `InRequestPairwise`.
+        from_logits: whether `y_pred` are logits; else probabilities, of which ln p - ln(1 - p) is taken, p at least 1e-7 from 0 and 1.
+        reduction: 'mean_with_sample_weight', or 'sum': without the divisor.
         name: name of the loss.
         dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for logits of any dtype.
 
@@ -82,10 +82,12 @@ class ObservedTowerLoss(PackedLoss):
         listwise_weight: float = 0.0,
         same_bucket: bool = True,
         window: int | None = None,
+        from_logits: bool = True,
+        reduction: str = "mean_with_sample_weight",
         name: str = "observed_tower_loss",
         dtype: Any = None,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name, dtype, reduction, from_logits)
         self.boundaries = check_boundaries(boundaries)
         for argument, value in (("pairwise_weight", pairwise_weight), ("listwise_weight", listwise_weight)):
             if not math.isfinite(value) or value < 0:
@@ -98,11 +100,12 @@ class ObservedTowerLoss(PackedLoss):
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         lists = self.pairwise_weight > 0 or self.listwise_weight > 0
         observed = self.read(y_true, y_pred, sample_weight, lists)
-        loss = cross_entropy(observed)
+        loss = cross_entropy(observed, self.reduction)
         if self.pairwise_weight > 0:
-            loss = loss + self.pairwise_weight * pairwise_loss(observed, self.same_bucket and bool(self.boundaries), self.window)
+            same_bucket = self.same_bucket and bool(self.boundaries)
+            loss = loss + self.pairwise_weight * pairwise_loss(observed, same_bucket, self.window, self.reduction)
         if self.listwise_weight > 0:
-            loss = loss + self.listwise_weight * softmax_loss(observed)
+            loss = loss + self.listwise_weight * softmax_loss(observed, self.reduction)
         return reported(loss, observed)
 
     def get_config(self) -> dict[str, Any]:
@@ -112,6 +115,8 @@ class ObservedTowerLoss(PackedLoss):
             "listwise_weight": self.listwise_weight,
             "same_bucket": self.same_bucket,
             "window": self.window,
+            "from_logits": self.from_logits,
+            "reduction": self.reduction,
             "name": self.name,
             "dtype": self.dtype,
         }

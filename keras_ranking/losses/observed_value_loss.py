@@ -10,9 +10,8 @@ import keras
 from keras import ops
 
 from keras_ranking.losses.packed import check_boundaries
-from keras_ranking.losses.reduction import PackedLoss, reported
+from keras_ranking.losses.reduction import PackedLoss, divided, reported
 from keras_ranking.losses.values import LARGEST_GRADE
-from keras_ranking.ops import replicas
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -31,6 +30,7 @@ class ObservedValueLoss(PackedLoss):
     Args:
         boundaries: upper bounds of the position buckets, K = len(boundaries) + 1. (): one tower.
         delta: where Huber's loss becomes linear, in units of the label; None: squared error.
+        reduction: 'mean_with_sample_weight', or 'sum': without the divisor.
         name: name of the loss.
         dtype: dtype of the computation. None: `keras.config.floatx()`, at least float32, for outputs of any dtype.
 
@@ -55,9 +55,14 @@ class ObservedValueLoss(PackedLoss):
     smallest_label = -LARGEST_GRADE
 
     def __init__(
-        self, boundaries: Sequence[int] = (), delta: float | None = None, name: str = "observed_value_loss", dtype: Any = None
+        self,
+        boundaries: Sequence[int] = (),
+        delta: float | None = None,
+        reduction: str = "mean_with_sample_weight",
+        name: str = "observed_value_loss",
+        dtype: Any = None,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name, dtype, reduction)
         self.boundaries = check_boundaries(boundaries)
         if delta is not None and not (math.isfinite(delta) and delta > 0):
             raise ValueError(f"`delta` must be a positive number, or None. Received: delta={delta}")
@@ -72,9 +77,13 @@ class ObservedValueLoss(PackedLoss):
             # Of |d| = min(|d|, delta) + rest: no branch, so that no gradient of an unused one can be NaN.
             near = ops.minimum(ops.abs(apart), self.delta)
             loss = 0.5 * ops.square(near) + self.delta * (ops.abs(apart) - near)
-        total = replicas.total(ops.sum(observed.weight))
-        mean = ops.sum(observed.weight * loss) / ops.where(total > 0, total, ops.ones_like(total))
-        return reported(mean, observed)
+        return reported(divided(ops.sum(observed.weight * loss), ops.sum(observed.weight), self.reduction), observed)
 
     def get_config(self) -> dict[str, Any]:
-        return {"boundaries": list(self.boundaries), "delta": self.delta, "name": self.name, "dtype": self.dtype}
+        return {
+            "boundaries": list(self.boundaries),
+            "delta": self.delta,
+            "reduction": self.reduction,
+            "name": self.name,
+            "dtype": self.dtype,
+        }

@@ -226,7 +226,7 @@ def unpack(y_true: Any, y_pred: Any, sample_weight: Any, boundaries: Sequence[in
     if reading.logits and is_probability(y_pred):
         raise ValueError(
             "`y_pred` must be logits, to which a sigmoid is applied here. Received: the output of a sigmoid or softmax; "
-            "leave out the activation of the last layer"
+            "leave out the activation of the last layer, or give a loss from_logits=False"
         )
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.cast(ops.convert_to_tensor(y_pred), dtype)
     if is_packed(y_true, y_pred):

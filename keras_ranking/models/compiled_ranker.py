@@ -69,6 +69,19 @@ class CompiledRanker(CheckedModel, keras.Model):
             )
         return super().fit(*args, **settings)
 
+    def _run_through_graph(self, inputs: Any, operation_fn: Any = None, call_fn: Any = None) -> Any:
+        # To run, Keras wraps what a layer does in a function; to clone a model, it puts new layers in the places of its own.
+        def own(layer: Any) -> Any:
+            given = layer if operation_fn is None else operation_fn(layer)
+            if isinstance(given, keras.Layer) and given is not layer:
+                raise ValueError(
+                    f"`keras.models.clone_model` copies layers one by one, and would lose what serves the model '{self.name}'. For new "
+                    "weights use `type(model).from_config(model.get_config())`, for a copy of these `copy.deepcopy(model)`."
+                )
+            return given
+
+        return super()._run_through_graph(inputs, operation_fn=own, call_fn=call_fn)
+
     def export(self, *args: Any, **settings: Any) -> Any:
         """As `keras.Model.export`.
 
@@ -96,6 +109,12 @@ class CompiledRanker(CheckedModel, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built and built:
             self.optimizer.build(self.trainable_variables)
+
+    def compile_anew(self) -> None:
+        """Compile as before, with an optimiser that has no state yet."""
+        config = self.get_compile_config()
+        optimizer = config["optimizer"] and {**config["optimizer"], _BUILT: False}
+        self.compile_from_config({**config, "optimizer": optimizer})
 
     @property
     def _half_precision(self) -> bool:

@@ -15,6 +15,7 @@ from keras_ranking.losses import InRequestChoice, ObservedTowerLoss, ObservedVal
 from keras_ranking.losses.reduction import PackedLoss
 from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
+from keras_ranking.models.int8_layers import QuantizesLayers, int8_layers, restore_int8
 from keras_ranking.models.served_values import check_kinds, served_value
 from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps
@@ -25,7 +26,7 @@ from keras_ranking.schema import Schema
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(HasHeads, RunsStreams, TableSteps, CompiledRanker):
+class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledRanker):
     """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
     * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
@@ -331,6 +332,10 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, CompiledRanker):
             blocks.append(mean.reshape(*mean.shape[:2], cache["time"].shape[1], -1).sum(axis=-1))
         return np.stack(blocks)
 
+    def forget_graphs(self) -> None:
+        """Drop the graphs of serving and their compiled programs; they are built again where they are used."""
+        self._graphs.built.clear()
+
     # -- saving ----------------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
@@ -342,6 +347,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, CompiledRanker):
             "quantized": call.quantized,
             "name": self.name,
             **({"frozen": frozen} if (frozen := frozen_parts(self.layers)) else {}),
+            **({"int8": paths} if (paths := int8_layers(self)) else {}),
         }
 
     @classmethod
@@ -351,6 +357,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, CompiledRanker):
         with quantized_tables() if config.get("quantized") else contextlib.nullcontext():
             build, schema = BUILDERS[config["builder"]], Schema.model_validate(config["schema"])
             model: RankingModel = build(schema, **config["arguments"], name=config["name"])
+        restore_int8(model, config.get("int8", ()))
         list(freeze_parts(model.layers, config.get("frozen", ())))
         return model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_ranking.losses import InRequestPairwise, InRequestSoftmax, ObservedTowerLoss, largest_request, targets
+from keras_ranking.losses import InRequestPairwise, InRequestSoftmax, ObservedTowerLoss, ObservedValueLoss, largest_request, targets
 from tests.losses.helpers import (
     random_batch,
     reference_cross_entropy,
@@ -269,3 +269,45 @@ def test_memory_does_not_grow_with_the_square_of_the_row() -> None:
     assert largest(ObservedTowerLoss(BOUNDARIES, 1.0, 1.0, window=window)) <= 2 * tokens * window
     for longest in (None, 100):
         assert largest(ObservedTowerLoss(BOUNDARIES, 1.0, 1.0, window=longest)) <= tokens * tokens / 8
+
+
+def test_a_sum_is_the_mean_times_its_divisor() -> None:
+    y_true, logits, weight, plain = random_batch(np.random.default_rng(2))
+    label, request, bucket = plain[..., 0], plain[..., 2], np.searchsorted(BOUNDARIES, plain[..., 1])
+    higher = label[:, :, None] > label[:, None, :]
+    pairs = higher & (request[:, :, None] == request[:, None, :]) & (bucket[:, :, None] == bucket[:, None, :])
+    divisors = {
+        ObservedTowerLoss: weight.sum(dtype=np.float64),
+        ObservedValueLoss: weight.sum(dtype=np.float64),
+        InRequestPairwise: (pairs * weight[:, :, None].astype(np.float64) * weight[:, None, :]).sum(),
+    }
+    for kind, divisor in divisors.items():
+        mean, total = (value_of(kind(BOUNDARIES, reduction=way), y_true, logits, weight) for way in ("mean_with_sample_weight", "sum"))
+        assert total == pytest.approx(mean * divisor, rel=1e-5) and divisor > 2
+    # A list counts with the mean weight of its positives: by weights of one, once for each list that has a positive.
+    ones = np.ones_like(weight)
+    lists = len({(row, request[row, at]) for row, at in zip(*np.nonzero(label), strict=True)})
+    mean, total = (
+        value_of(InRequestSoftmax(BOUNDARIES, reduction=way), y_true, logits, ones) for way in ("mean_with_sample_weight", "sum")
+    )
+    assert total == pytest.approx(mean * lists, rel=1e-5)
+    settings = {"reduction": "sum", "from_logits": False, "pairwise_weight": 0.5}
+    again = ObservedTowerLoss.from_config(ObservedTowerLoss(**settings).get_config())
+    assert {name: getattr(again, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("kind", [ObservedTowerLoss, InRequestPairwise, InRequestSoftmax])
+def test_probabilities_and_their_logits_have_one_loss(kind: Any) -> None:
+    y_true, logits, weight, _ = random_batch(np.random.default_rng(4))
+    probability = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    value, gradient = value_and_gradient(lambda x: kind(BOUNDARIES)(y_true, x, weight), logits)
+    found, slope = value_and_gradient(lambda x: kind(BOUNDARIES, from_logits=False)(y_true, x, weight), probability)
+    assert found == pytest.approx(value, rel=1e-5)
+    np.testing.assert_allclose(slope * probability * (1 - probability), gradient, atol=1e-6)  # dL/ds = dL/dp p (1 - p)
+    ends = np.where(np.arange(logits.shape[1])[None, :, None] % 2 == 0, 0.0, 1.0) * np.ones_like(probability)
+    value, gradient = value_and_gradient(lambda x: kind(BOUNDARIES, from_logits=False)(y_true, x, weight), ends.astype(np.float32))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    with pytest.raises(ValueError, match=r"`y_pred` must hold probabilities from 0 to 1 with from_logits=False. Received: "):
+        kind(BOUNDARIES, from_logits=False)(y_true, logits, weight)  # what a caller of logits would give
+    with pytest.raises(ValueError, match="`reduction` must be one of"):
+        kind(reduction="none")

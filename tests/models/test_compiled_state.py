@@ -118,14 +118,6 @@ def test_training_goes_on_as_if_it_had_not_stopped(schema: Any, batches: list[An
     assert any((a != b).any() for a, b in zip(before, numbers(model.trainable_variables), strict=True))
 
 
-def test_a_clone_is_compiled_anew(schema: Any) -> None:
-    model = kr.models.LiRank(schema, **SMALL)
-    plain(model)
-    clone = keras.models.clone_model(model)
-    assert clone.compiled and clone.optimizer is not None and clone.optimizer is not model.optimizer
-    assert clone.loss["click"].get_config() == model.loss["click"].get_config()
-
-
 def test_a_model_that_was_not_compiled_stays_so(schema: Any, tmp_path: Path) -> None:
     model = kr.models.LiRank(schema, **SMALL)
     assert not saved(model, tmp_path).compiled
