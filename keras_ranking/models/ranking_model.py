@@ -13,9 +13,9 @@ import numpy as np
 from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import InRequestChoice, ObservedTowerLoss, ObservedValueLoss
 from keras_ranking.losses.reduction import PackedLoss
-from keras_ranking.models.compiled_ranker import CompiledRanker
 from keras_ranking.models.graph import Graph
-from keras_ranking.models.int8_layers import QuantizesLayers, int8_layers, restore_int8
+from keras_ranking.models.keras_model.compiled_ranker import CompiledRanker
+from keras_ranking.models.keras_model.int8_layers import QuantizesLayers, int8_layers, restore_int8
 from keras_ranking.models.served_values import check_kinds, served_value
 from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps

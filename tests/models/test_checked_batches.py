@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
-from keras_ranking.models.compiled_ranker import CompiledRanker
+from keras_ranking.models.keras_model.compiled_ranker import CompiledRanker
 
 BACKEND = keras.backend.backend()
 COMPILED = {"tensorflow": (True, False), "jax": (True,), "torch": (False,)}[BACKEND]

@@ -128,7 +128,7 @@ def _check_own(item: Any, argument: str, boundaries: tuple[int, ...]) -> None:
             "`metrics` must hold metrics without weights: Keras passes `sample_weight` to `weighted_metrics` alone, and padding would be "
             f"counted here. Received: {_name(item)}; give it in `weighted_metrics`"
         )
-    if not getattr(item, "from_logits", True):
+    if isinstance(item, PackedLoss) and not item.from_logits:
         raise ValueError(
             f"`{argument}` must be for logits, which this model returns. Received: {_name(item)} with from_logits=False; leave that out"
         )

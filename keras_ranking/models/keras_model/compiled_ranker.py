@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_ranking import losses, metrics
 from keras_ranking.losses.reduction import PackedLoss
-from keras_ranking.models.compile_checks import Foreign, check_choices, check_compiled, check_targets, own_by_name
 from keras_ranking.models.graph import CheckedModel
+from keras_ranking.models.keras_model.compile_checks import Foreign, check_choices, check_compiled, check_targets, own_by_name
 from keras_ranking.ops.whole import read
 
 _SEEDS = "seed_generators"
