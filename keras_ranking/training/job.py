@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,16 @@ from keras_ranking.data.readers.log import HISTORY
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import checked_callbacks
-from keras_ranking.training.checkpoint import FILE, best_of, check_same, fingerprint, read_checkpoint, restore
+from keras_ranking.training.checkpoint import FILE, fingerprint
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.options import NEWER, TrainingOptions
+from keras_ranking.training.options import Settings, TrainingOptions
 from keras_ranking.training.progress import Progress, Rest
 from keras_ranking.training.recipe import Recipe, as_plain
 from keras_ranking.training.record import history_of, write_folder
 from keras_ranking.training.reporting import tell_counts, tell_rows, tell_start
+from keras_ranking.training.resumption import Beginning, made_with, path_of
 from keras_ranking.training.setup import build_for, compile_for, delays_for, training_data, weights_for
-from keras_ranking.training.start_tables import StartTables
-from keras_ranking.training.streaming.run import Settings
 from keras_ranking.training.validation import Validation, validation_rows
-from keras_ranking.training.weight_average import WeightAverage, averages_of
 
 
 @dataclass(frozen=True)
@@ -102,15 +99,10 @@ def run_job(log: Log, job: Job, given: Settings, on_error: str = "raise") -> tup
     weights = weights_for(sequences, training, events, schema, ranker.tasks)
     delays = delays_for(events, training, rows)
     named = {"model": job.model, "seed": given.seed, "backend": keras.backend.backend()}
-    made_with = {**named, "data": fingerprint(sequences, weights.by_task, delays)}
-    settings = {name: value for name, value in asdict(training).items() if name not in NEWER or value is not None}
-    made_with |= {"training": as_plain(settings), "arguments": as_plain(ranker.arguments)}
-    if started := _started(callbacks):
-        made_with["started_tables"] = started
-    if chosen := recipe.plain():
-        made_with["recipe"] = chosen
+    data = fingerprint(sequences, weights.by_task, delays)
+    made = made_with(ranker, named, data, training, recipe, callbacks)
     if job.begin is not None:
-        made_with |= job.begin(ranker)
+        made |= job.begin(ranker)
     about: dict[str, Any] = {
         **named,
         "options": as_plain(dict(given.options or {})),
@@ -120,34 +112,21 @@ def run_job(log: Log, job: Job, given: Settings, on_error: str = "raise") -> tup
         "preset": log.preset,
         "on_error": on_error,
         **job.about,
-        "fingerprint": made_with,
+        "fingerprint": made,
     }
-    plan.agree(made_with)
-    stopped = None
-    if given.resume and out is not None:
-        stopped = read_checkpoint(out)
-        if stopped.about["finished"]:
-            raise ValueError(f"the training in '{out}' is finished and cannot be resumed; `warm_start` trains it on new events.")
-        check_same(stopped.about["fingerprint"], made_with, out)
-    progress = None if stopped is None else stopped.about["progress"]
-    validation = average = None
-    if recipe.ema is not None:
-        arrays = {} if stopped is None else averages_of(stopped.arrays)
-        average = WeightAverage(recipe.ema, recipe.ema_every, 0 if progress is None else progress["step"], arrays)
+    plan.agree(made)
+    beginning = Beginning.of(given, made)
+    average, validation = beginning.average(recipe), None
     if held is not None:
-        best = None if stopped is None else best_of(stopped)
-        validation = Validation(ranker, log, held, recipe, on_error, progress, best, average)
+        validation = Validation(ranker, log, held, recipe, on_error, beginning.progress, beginning.best, average)
         callbacks = checked_callbacks(callbacks, recipe.rate, validation.names)
-    first = 0 if progress is None else progress["epoch"]
-    dataset, window = training_data(ranker, sequences, training, given.seed, weights.by_task, delays, epoch=first)
+    dataset, window = training_data(ranker, sequences, training, given.seed, weights.by_task, delays, epoch=beginning.epoch)
     compiled = partial(compile_for, training=training, steps=len(dataset) * training.epochs, window=window, recipe=recipe)
     compiled(ranker)
     tell_start(ranker, sequences, dataset, weights.report, plan.start(ranker, dataset), given.verbose)
-    if stopped is not None:
-        restore(stopped, ranker)
-    start = time.perf_counter()
-    path = None if out is None else Path(out) / FILE
-    counter = Progress(path, given.checkpoint_every, about, given.seed, len(dataset), progress, validation, average)
+    beginning.restore(ranker)
+    start, path = time.perf_counter(), path_of(given, FILE)
+    counter = Progress(path, given.checkpoint_every, about, given.seed, len(dataset), beginning.progress, validation, average)
     fit(ranker, dataset, training.epochs, counter, callbacks, given.verbose)
     ranker = plan.finished(ranker, partial(job.build, schema), compiled)
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
@@ -178,17 +157,3 @@ def fit(ranker: models.RankingModel, dataset: Any, epochs: int, counter: Progres
         average.finish(ranker)
     if validation is not None:
         validation.finish(ranker)
-
-
-def _started(callbacks: Any) -> dict[str, str]:
-    """Digests of the factors from which tables start, by column."""
-    listed = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
-    return {column: digest for one in listed if isinstance(one, StartTables) for column, digest in one.digests.items()}
-
-
-def digest(weights: list[np.ndarray]) -> str:
-    """A digest of weights."""
-    found = hashlib.blake2b(digest_size=16)
-    for weight in weights:
-        found.update(np.ascontiguousarray(weight).tobytes())
-    return found.hexdigest()

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -204,3 +205,18 @@ def split_options(model: str, options: Mapping[str, Any], preset: str | None = N
             raise ValueError(f"`{name}` has no effect without `{other}` of {needed}. Received: {name}={options[name]!r}")
     training = TrainingOptions(**{name: value for name, value in given.items() if name in training_names})
     return {name: value for name, value in given.items() if name in model_names}, training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `train` beside log and model."""
+
+    out: str | Path | None = None
+    seed: int = 0
+    epochs: int | None = None
+    options: Mapping[str, Any] | None = None
+    verbose: bool = True
+    checkpoint_every: int | None = None
+    resume: bool = False
+    callbacks: Any = ()
+    distribution: Any = None

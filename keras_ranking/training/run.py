@@ -23,17 +23,18 @@ from keras_ranking.training.agreement import check_built_alike, check_schema, ch
 from keras_ranking.training.checkpoint import read_checkpoint, restore, set_weights
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.job import Job, digest, fit, run_job
+from keras_ranking.training.job import Job, fit, run_job
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
-from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
+from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.recipe import Recipe, split_recipe
 from keras_ranking.training.record import history_of, write_folder
 from keras_ranking.training.reporting import tell_preset, tell_rows, tell_start
+from keras_ranking.training.resumption import weights_digest
 from keras_ranking.training.setup import compile_for, delays_for, training_data, weights_for
 from keras_ranking.training.streaming.evaluate import check_prepared
-from keras_ranking.training.streaming.run import Settings, train_on_shards, warm_start_on_shards
+from keras_ranking.training.streaming.run import train_on_shards, warm_start_on_shards
 from keras_ranking.values import require_kind
 
 HISTORY_SPLIT = "history"
@@ -282,4 +283,4 @@ def _begin_as(source: models.RankingModel, path: str, ranker: models.RankingMode
     """Give a model the weights of one that was built alike."""
     check_built_alike(ranker, source, path)
     set_weights(source.get_weights(), ranker)
-    return {"started_weights": digest(source.get_weights())}
+    return {"started_weights": weights_digest(source.get_weights())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,39 +21,23 @@ from keras_ranking.data.shards.log import TRAINING, Chosen
 from keras_ranking.number_edges import checked_edges, quantile_edges
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, checked_callbacks
-from keras_ranking.training.checkpoint import FILE, best_of, check_same, read_checkpoint, restore, set_weights
+from keras_ranking.training.checkpoint import FILE, read_checkpoint, restore, set_weights
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
-from keras_ranking.training.options import MODELS, NEWER, TrainingOptions, model_name, split_options
+from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_options
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
 from keras_ranking.training.record import history_with, read_of, stamps, write_folder
 from keras_ranking.training.reporting import tell_preset, tell_tables
+from keras_ranking.training.resumption import Beginning, made_with, path_of, weights_digest
 from keras_ranking.training.setup import compile_for
-from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.streaming.data import Facts, StreamedData, Weigher, logged_delays
 from keras_ranking.training.streaming.evaluate import StreamedValidation, check_encoding, validation_of
-from keras_ranking.training.weight_average import WeightAverage, averages_of
 
 Fit = Callable[[models.RankingModel, Any, int, Progress, Any, bool], None]
 _CONTINUED = ("optimizer", "schedule", "metrics")  # of the recipe, in a daily step
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of `train` beside log and model."""
-
-    out: str | Path | None = None
-    seed: int = 0
-    epochs: int | None = None
-    options: Mapping[str, Any] | None = None
-    verbose: bool = True
-    checkpoint_every: int | None = None
-    resume: bool = False
-    callbacks: Any = ()
-    distribution: Any = None
 
 
 def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> tuple[models.RankingModel, dict[str, Any]]:
@@ -95,17 +79,12 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     weigher = Weigher(log, chosen, training, ranker.tasks, facts.learned[1])
     delays = logged_delays(log, chosen, training.delay_column)
     named = {"model": model, "seed": seed, "backend": keras.backend.backend()}
-    settings = {name: value for name, value in asdict(training).items() if name not in NEWER or value is not None}
     data = hashlib.blake2b(f"{log.digest} {schema.digest} {chosen}".encode(), digest_size=16).hexdigest()
-    made_with = {**named, "data": data, "training": as_plain(settings), "arguments": as_plain(ranker.arguments)}
-    if started := _started(callbacks):
-        made_with["started_tables"] = started
-    if plain := recipe.plain():
-        made_with["recipe"] = plain
+    made = made_with(ranker, named, data, training, recipe, callbacks)
     if source is not None:
         check_built_alike(ranker, source, str(recipe.init_from))
         set_weights(source.get_weights(), ranker)
-        made_with["started_weights"] = _digest(source.get_weights())
+        made["started_weights"] = weights_digest(source.get_weights())
     about: dict[str, Any] = {
         **named,
         **{name: getattr(given, name) for name in ("epochs", "checkpoint_every")},
@@ -115,37 +94,24 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         "preset": log.preset,
         "on_error": log.manifest["on_error"],
         "shards": log.shards,
-        "fingerprint": made_with,
+        "fingerprint": made,
     }
-    plan.agree(made_with)
-    stopped = None
-    if given.resume and out is not None:
-        stopped = read_checkpoint(out)
-        if stopped.about["finished"]:
-            raise ValueError(f"the training in '{out}' is finished and cannot be resumed; `warm_start` trains it on new events.")
-        check_same(stopped.about["fingerprint"], made_with, out)
-    progress = None if stopped is None else stopped.about["progress"]
-    validation = average = None
-    if recipe.ema is not None:
-        arrays = {} if stopped is None else averages_of(stopped.arrays)
-        average = WeightAverage(recipe.ema, recipe.ema_every, 0 if progress is None else progress["step"], arrays)
+    plan.agree(made)
+    beginning = Beginning.of(given, made)
+    average, validation = beginning.average(recipe), None
     if held is not None:
-        best = None if stopped is None else best_of(stopped)
-        validation = StreamedValidation(ranker, log, held, recipe, progress, best, average)
+        validation = StreamedValidation(ranker, log, held, recipe, beginning.progress, beginning.best, average)
         callbacks = checked_callbacks(callbacks, recipe.rate, validation.names)
-    first = 0 if progress is None else progress["epoch"]
-    streamed = StreamedData(ranker, log, chosen, facts, training, seed, weigher, delays, first)
+    streamed = StreamedData(ranker, log, chosen, facts, training, seed, weigher, delays, beginning.epoch)
     steps = len(streamed.dataset)
     if given.verbose:
         print(described(ranker, streamed), flush=True)
     compiled = partial(compile_for, training=training, steps=steps * training.epochs, window=streamed.window, recipe=recipe)
     compiled(ranker)
     _tell_devices(ranker, plan.start(ranker, streamed.dataset), given.verbose)
-    if stopped is not None:
-        restore(stopped, ranker)
+    beginning.restore(ranker)
     start = time.perf_counter()
-    path = None if out is None else Path(out) / FILE
-    counter = Progress(path, given.checkpoint_every, about, seed, steps, progress, validation, average)
+    counter = Progress(path_of(given, FILE), given.checkpoint_every, about, seed, steps, beginning.progress, validation, average)
     fit(ranker, streamed.dataset, training.epochs, counter, callbacks, given.verbose)
     ranker = plan.finished(ranker, lambda: MODELS[model](schema, **model_options), compiled)
     return ranker, _recorded(ranker, streamed, about, counter, time.perf_counter() - start, out)
@@ -279,15 +245,3 @@ def _tell_devices(ranker: models.RankingModel, devices: str | None, verbose: boo
         print(devices, flush=True)
     if verbose:
         tell_tables(ranker)
-
-
-def _started(callbacks: Any) -> dict[str, str]:
-    listed = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
-    return {column: digest for one in listed if isinstance(one, StartTables) for column, digest in one.digests.items()}
-
-
-def _digest(weights: list[np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()

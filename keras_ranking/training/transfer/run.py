@@ -16,10 +16,10 @@ from keras_ranking.models.wiring import WITH_HEADS, freeze_parts, inner
 from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import FILE, read_checkpoint
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.job import Job, digest, run_job
-from keras_ranking.training.options import MODELS, TrainingOptions, model_name, split_options
+from keras_ranking.training.job import Job, run_job
+from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
-from keras_ranking.training.streaming.run import Settings
+from keras_ranking.training.resumption import weights_digest
 from keras_ranking.training.transfer.columns import arguments_for, schema_for
 from keras_ranking.training.transfer.options import TRUNK_SHARE, WAYS, Transfer, split_transfer
 from keras_ranking.training.transfer.weights import carry, trained_paths
@@ -180,7 +180,13 @@ def _job(
     def begin(ranker: models.RankingModel) -> dict[str, Any]:
         carried = carry(ranker, source, choices.columns, choices.new_tables, choices.heads)
         frozen = ranker.get_config().get("frozen", [])
-        found = {"source": digest(source.get_weights()), "train": train, **as_plain(asdict(choices)), **carried.plain(), "frozen": frozen}
+        found = {
+            "source": weights_digest(source.get_weights()),
+            "train": train,
+            **as_plain(asdict(choices)),
+            **carried.plain(),
+            "frozen": frozen,
+        }
         return {"transfer": found}
 
     return Job(name, build, training, recipe, schema, begin, about)
