@@ -196,7 +196,7 @@ examples:
         keras=True,
     )
     made.add_argument("--model", metavar="NAME", help="architecture: cadet, lirank, amortized, ligr or feedsr (default: cadet)")
-    made.add_argument("--preset", metavar="NAME", help="with --model lirank: feed, ads or jobs (default: feed)")
+    made.add_argument("--preset", metavar="NAME", help="paper; with --model lirank also feed, ads or jobs (default: feed)")
     help_of_schema = "schema of a parquet log, as JSON (with --resume: default that of the training); replaces that of another source"
     data_arguments(made, help_of_schema, required=False)
     made.add_argument("--from-study", metavar="DIR", help="train the chosen setting of a study that `tune` made, on all training rows")

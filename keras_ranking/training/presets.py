@@ -1,10 +1,12 @@
-"""Options of models and of training for the public logs and the simulated one, each chosen on its training days."""
+"""Options of models and of training: for public logs and the simulated one, chosen on training days, and what the papers state."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from keras_ranking.data.readers.ebnerd import ebnerd_schema
+from keras_ranking.schema import Schema
 
 _EBNERD_REQUESTS: dict[str, Any] = {
     "features": tuple(feature.name for feature in ebnerd_schema().features if feature.kind != "id"),
@@ -71,12 +73,80 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+PAPER = "paper"
+# What the papers state or their digests quote; sizes and rates are not known, and those of the builders and of `TrainingOptions`.
+PAPERS: dict[str, dict[str, Any]] = {
+    # Gates of input, queries and keys, rotation by time, delayed actions, a tower a range of positions; pairs with a factor of our choice.
+    "cadet": {
+        "layout": "interleaved",
+        "gates": "all",
+        "rotate_by": "time",
+        "mask": "delay",
+        "towers": "separate",
+        "pairwise_weight": 0.1,
+        "listwise_weight": 0.0,
+    },
+    "feedsr": {
+        "layout": "interleaved",
+        "rotate_by": "index",
+        "mask": "causal",
+        "residual": "scalar",
+        "head": "parallel_dcn",
+        "serving_position": 5,
+        "shuffle_sessions": "epoch",
+        "ipw": "all",
+        "position_half_life": "length",
+        "age_half_life_days": 60.0,
+        "schedule": "onecycle",
+        "pairwise_weight": 0.0,
+        "listwise_weight": 0.0,
+    },
+    # The feed ranker: a tower of clicks and one of contributions, each with layers of its own over the same columns.
+    "lirank": {
+        "preset": "feed",
+        "shared_trunk": False,
+        "table_optimizer": "adagrad",
+        "pairwise_weight": 0.0,
+        "listwise_weight": 0.0,
+    },
+    # Gated blocks, sessions masked, and one set-wise block of about ten items.
+    "ligr": {
+        "gate": True,
+        "history_mask": "sessions",
+        "setwise_layers": 1,
+        "top_k": 10,
+        "pairwise_weight": 0.0,
+        "listwise_weight": 0.0,
+    },
+    "amortized": {
+        "fusion": "append_cross",
+        "cross": "low_rank",
+        "calibration": False,
+        "pairwise_weight": 0.0,
+        "listwise_weight": 0.0,
+    },
+}
+
+
+def preset_of(options: Mapping[str, Any], preset: str | None, schema: Schema) -> tuple[dict[str, Any], str | None]:
+    """The preset that counts, and the options without its name: that of the log, or 'paper' where `options` has preset='paper'.
+
+    Without positions in the log, the paper's preset does without the weights that are estimated from them.
+    """
+    if options.get("preset") != PAPER:
+        return dict(options), preset
+    rest = {name: value for name, value in options.items() if name != "preset"}
+    return (rest if schema.position is not None else {"ipw": None, **rest}), PAPER
+
+
 def preset_options(model: str, preset: str | None) -> dict[str, Any]:
     """Options of a preset for a model; {} where the preset has none for it.
 
     Raises:
         ValueError: an unknown preset.
     """
+    if preset == PAPER:
+        return PAPERS[model]
     known = sorted({name for _, name in PRESETS})
     if preset is not None and preset not in known:
         raise ValueError(f"`preset` of a log must be one of {known} or None. Received: preset={preset!r}")

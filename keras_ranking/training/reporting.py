@@ -12,14 +12,15 @@ import keras
 from keras_ranking import models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, Sequences
 from keras_ranking.optimizers import TableOptimizer
-from keras_ranking.training.presets import preset_options
+from keras_ranking.training.presets import PAPER, preset_options
 
 
 def tell_preset(model: str, preset: str | None, options: Mapping[str, Any]) -> None:
-    """Print the options that the log's preset has set."""
+    """Print the options that the preset has set: the log's, or 'paper'."""
     chosen = {name: value for name, value in preset_options(model, preset).items() if name not in options}
     if chosen:
-        print(f"preset '{preset}' of the log: {', '.join(f'{name}={value}' for name, value in chosen.items())}", flush=True)
+        whose = "" if preset == PAPER else " of the log"
+        print(f"preset '{preset}'{whose}: {', '.join(f'{name}={value}' for name, value in chosen.items())}", flush=True)
 
 
 def tell_counts(log: Log) -> None:

@@ -26,7 +26,7 @@ from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.job import Job, fit, run_job
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
-from keras_ranking.training.presets import preset_options
+from keras_ranking.training.presets import preset_of, preset_options
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.recipe import Recipe, split_recipe
 from keras_ranking.training.record import history_of, write_folder
@@ -68,7 +68,7 @@ def train(
         seed: of weights, shuffling and dropout.
         epochs: None: that of `options`.
         options: arguments of the builder, and fields of `TrainingOptions` (such as `batch_size`) and `Recipe`, by name; where none is
-            given, those of `log.preset`, if it has one.
+            given, those of `log.preset`, if it has one. preset='paper' takes those that the model's paper states in their place.
         verbose: print progress.
         checkpoint_every: number of steps between writes of `checkpoint.npz`, which is then also written after each epoch; None: at the
             end alone.
@@ -119,7 +119,8 @@ def train(
         arguments = Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks, distribution)
         return train_on_shards(log, model, arguments, fit)
     model = model_name(model)
-    rest, recipe = split_recipe(options or {}, preset_options(model, log.preset))
+    chosen, preset = preset_of(options or {}, log.preset, log.schema)
+    rest, recipe = split_recipe(chosen, preset_options(model, preset))
     if recipe.ensemble > 1:
         each: dict[str, Any] = {
             "epochs": epochs,
@@ -133,7 +134,7 @@ def train(
             settings = {"checkpoint_every": checkpoint_every, "resume": resume, "callbacks": callbacks, "on_error": on_error}
             return train(log, model, out, seed, epochs, options, verbose and plan.writes, **settings)
     active().check(recipe)
-    model_options, training = split_options(model, rest, log.preset)
+    model_options, training = split_options(model, rest, preset)
     training = training if epochs is None else replace(training, epochs=epochs)
     source = None if recipe.init_from is None else models.load(recipe.init_from)
     schema = log.schema if training.number_bins is None else log.schema.binned(training.number_bins)
@@ -141,9 +142,9 @@ def train(
         check_schema(log.schema, source.schema, str(recipe.init_from))
         schema = source.schema
     if verbose:
-        tell_preset(model, log.preset, options or {})
+        tell_preset(model, preset, chosen)
     begin = None if source is None else partial(_begin_as, source, str(recipe.init_from))
-    job = Job(model, lambda fitted: MODELS[model](fitted, **model_options), training, recipe, schema, begin)
+    job = Job(model, lambda fitted: MODELS[model](fitted, **model_options), training, recipe, schema, begin, {"preset": preset})
     return run_job(log, job, Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks), on_error)
 
 

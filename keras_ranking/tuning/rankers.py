@@ -14,7 +14,7 @@ from keras_ranking.data import Log
 from keras_ranking.data.counted import counted_log
 from keras_ranking.training.checkpoint import FILE, read_checkpoint
 from keras_ranking.training.options import MODELS, split_options
-from keras_ranking.training.presets import preset_options
+from keras_ranking.training.presets import preset_of, preset_options
 from keras_ranking.training.recipe import METRICS, split_recipe
 from keras_ranking.training.run import train
 from keras_ranking.training.validation import validation_rows
@@ -95,8 +95,9 @@ def check_ranker(log: Log, settings: Settings) -> Log:
     rows = counted.events[(counted.events["split"] == "train").to_numpy() & (True if held is None else ~held)]
     for number, tried in enumerate(_corners(settings)):
         try:
-            rest, recipe = split_recipe(trial_options(settings, tried), preset_options(settings.model, counted.preset))
-            model_options, training = split_options(settings.model, rest, counted.preset)
+            options, preset = preset_of(trial_options(settings, tried), counted.preset, counted.schema)
+            rest, recipe = split_recipe(options, preset_options(settings.model, preset))
+            model_options, training = split_options(settings.model, rest, preset)
             if number < _MOST_BUILT:
                 schema = counted.schema if training.number_bins is None else counted.schema.binned(training.number_bins)
                 if number == 0:
@@ -159,8 +160,9 @@ def _trained(log: Log, settings: Settings, options: Mapping[str, Any], seed: int
 
 
 def _epochs(log: Log, settings: Settings, options: Mapping[str, Any]) -> int:
-    rest, _ = split_recipe(options, preset_options(settings.model, log.preset))
-    return split_options(settings.model, rest, log.preset)[1].epochs
+    chosen, preset = preset_of(options, log.preset, log.schema)
+    rest, _ = split_recipe(chosen, preset_options(settings.model, preset))
+    return split_options(settings.model, rest, preset)[1].epochs
 
 
 def _metric_name(settings: Settings) -> str:

@@ -13,7 +13,11 @@ from keras_ranking.schema import Schema
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a ranker of the paper has, where the paper says so; sizes that it does not give are arguments of the models."""
+    """What a ranker of the paper has, where the paper says so; sizes that it does not give are arguments of the models.
+
+    Two are choices: a trunk that both towers of 'feed' share (the paper states fully connected layers of their own, `shared_trunk=False`),
+    and the low-rank cross net of 'jobs' (stated: a two-layer DCNv2 for each task).
+    """
 
     cross: str
     gate: str | None

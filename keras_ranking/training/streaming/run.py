@@ -26,7 +26,7 @@ from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
-from keras_ranking.training.presets import preset_options
+from keras_ranking.training.presets import preset_of, preset_options
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
 from keras_ranking.training.record import history_with, read_of, stamps, write_folder
@@ -53,7 +53,8 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         ValueError: as `train`.
     """
     model, seed, out = model_name(model), given.seed, given.out
-    rest, recipe = split_recipe(given.options or {}, preset_options(model, log.preset))
+    options, preset = preset_of(given.options or {}, log.preset, log.schema)
+    rest, recipe = split_recipe(options, preset_options(model, preset))
     if recipe.ensemble > 1:
         one = partial(_member, log, model, replace(given, options={**(given.options or {}), "ensemble": 1}), fit)
         return train_members(one, recipe.ensemble, seed, out, given.resume, verbose=given.verbose)
@@ -63,7 +64,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     plan = active()
     plan.check(recipe)
     callbacks = checked_callbacks(given.callbacks, recipe.rate) if recipe.validation is None else given.callbacks
-    model_options, training = split_options(model, rest, log.preset)
+    model_options, training = split_options(model, rest, preset)
     training = training if given.epochs is None else replace(training, epochs=given.epochs)
     chosen, held = validation_of(log, recipe.validation)
     schema = _binned(log, chosen, training)
@@ -72,7 +73,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         check_encoding(log, source.schema, f"'{recipe.init_from}'")
         schema = source.schema
     if given.verbose:
-        tell_preset(model, log.preset, given.options or {})
+        tell_preset(model, preset, options)
     keras.utils.set_random_seed(seed)
     ranker = MODELS[model](schema, **model_options)
     facts = Facts.of(log, chosen, ranker)
@@ -91,7 +92,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         "options": as_plain(dict(given.options or {})),
         "log": log.name,
         "log_seed": seed,
-        "preset": log.preset,
+        "preset": preset,
         "on_error": log.manifest["on_error"],
         "shards": log.shards,
         "fingerprint": made,
