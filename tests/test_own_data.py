@@ -79,6 +79,9 @@ def test_from_a_parquet_to_a_served_score(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"{int(tail.sum())} left out: column 'seconds_viewed' must not be missing" in said["evaluate"]
     assert re.search(r"\d+ left out: column 'list_id' has a row that repeats an earlier row exactly", said["train"])
     assert float(re.search(r"^auc +(\S+)", said["evaluate"], flags=re.MULTILINE)[1]) > 0.55  # type: ignore[index]
+    assert "AUC, all rows" in said["report"]
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 5 and "price" in page
     scored = pd.read_parquet("scores.parquet")
     assert len(scored) == len(log) and scored["predicted_bought"].notna().to_numpy()[tail].all()
     pd.testing.assert_series_equal(scored["product_id"], log["product_id"])
