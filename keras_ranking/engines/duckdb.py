@@ -14,6 +14,7 @@ from keras_ranking.engines.files import PART, ROW, ParquetLog, parquet_log, part
 from keras_ranking.schema import Schema
 
 _MEMORY = 4e9
+_WAITING = 1_000_000
 
 
 def prepare(
@@ -87,7 +88,9 @@ def _split(engine: Any, log: ParquetLog, plan: Plan, folder: Path, memory: float
     """Write the rows of each part below a folder, with their numbers in the log."""
     with engine.connect(config={"memory_limit": f"{int(memory * 0.6)}B", "temp_directory": str(folder.parent / "spilled")}) as connection:
         connection.execute("SET preserve_insertion_order = false")
-        connection.execute(f"SET partitioned_write_flush_threshold = {max(20_000, int(memory / 4e9 * 200_000))}")
+        # Rows that wait to be written, of all parts together: a threshold that does not fall with their number would hold the whole log.
+        waiting = int(_WAITING * memory / _MEMORY)
+        connection.execute(f"SET partitioned_write_flush_threshold = {max(2_000, min(200_000, waiting // plan.shards))}")
         connection.execute(f"SET partitioned_write_max_open_files = {min(plan.shards, 500)}")
         files = f"read_parquet([{', '.join(map(_text, log.files))}], union_by_name = true, file_row_number = true, filename = true)"
         member = _quoted(plan.schema.member)
