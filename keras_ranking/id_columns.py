@@ -64,6 +64,16 @@ class Id(Column):
         return id_halves(values, self.name)
 
 
+def session_column(name: str) -> Id:
+    """How ids of sessions are read: hashed to 31 bits, since a model only asks which are equal.
+
+    Args:
+        name: column of the log.
+    """
+    made: Id = Id.model_construct(name=name, buckets=INT32_MAX)  # a column that is no feature may have any name
+    return made
+
+
 class Category(Column):
     """One of a few values: rows 1..n of a stated vocabulary, in its order; row 0 = missing or not in the vocabulary.
 

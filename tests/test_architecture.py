@@ -117,6 +117,7 @@ def room_of(path: Path) -> str:
             "schema_inference",
             "schema_sums",
             "task",
+            "utility",
             "values",
         )
         return {"__init__": "", **dict.fromkeys(of_schema, "schema")}.get(parts[0], parts[0])

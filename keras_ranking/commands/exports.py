@@ -46,6 +46,7 @@ def export(args: argparse.Namespace) -> int:
             server_batching=args.server_batching,
             events=events,
             run=args.model_dir,
+            utility=args.utility,
         )
     print(f"version {version.name}: {version}")
     return 0

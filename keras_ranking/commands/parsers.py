@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_ranking.commands import exports, learning, scoring
-from keras_ranking.commands.recipe_arguments import recipe_arguments, tracking_arguments
+from keras_ranking.commands.recipe_arguments import recipe_arguments, tracking_arguments, utility_argument
 
 BACKENDS = ("tensorflow", "jax", "torch")
 DATA_HELP = """\
@@ -261,20 +261,18 @@ example:
   keras-ranking export runs/cadet --out saved_models/cadet
   keras-ranking export runs/cadet --out saved_models/cadet --precision bfloat16 --events log.parquet
   keras-ranking export runs/cadet --out saved_models/cadet_xla --xla --history-buckets 128 512 --candidate-buckets 64
-  keras-ranking export runs/lirank --out saved_models/lirank --quantize int8
+  keras-ranking export runs/lirank --out saved_models/lirank --quantize int8 --utility click=1,like=4
 """,
         keras=True,
     )
     made.add_argument("model_dir", metavar="MODEL_DIR", help="folder that `train` wrote")
     made.add_argument("--out", required=True, metavar="FOLDER", help="the served model, with numbered folders as versions")
     made.add_argument("--quantize", choices=["int8"], help="embedding tables in int8, about 0.3 of the size")
-    made.add_argument(
-        "--precision", choices=["float32", "bfloat16"], default="float32", help="data type of matrix products (default: float32)"
-    )
+    text = "data type of matrix products (default: float32)"
+    made.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help=text)
     made.add_argument("--xla", action="store_true", help="compile attention and trunk for fixed lengths; the server needs flags")
-    made.add_argument(
-        "--through", choices=["tensorflow", "jax"], default="tensorflow", help="backend that compiles the graph (default: tensorflow)"
-    )
+    text = "backend that compiles the graph (default: tensorflow)"
+    made.add_argument("--through", choices=["tensorflow", "jax"], default="tensorflow", help=text)
     lengths: dict[str, Any] = {"type": positive, "nargs": "+", "metavar": "N"}
     made.add_argument("--history-buckets", **lengths, help="with --xla or --through jax: history lengths (default: 128 512 1024)")
     made.add_argument("--candidate-buckets", **lengths, help="likewise: candidate counts (default: 64 512)")
@@ -282,6 +280,7 @@ example:
         "--server-batching", choices=["equal_lengths", "padded"], help="turn on batching in the flags of TensorFlow Serving (default: off)"
     )
     made.add_argument("--events", metavar="FILE", help="a log to check skew with: .parquet, .csv, .csv.gz or .json")
+    utility_argument(made, "that of the model")
     made.add_argument("--no-verify", action="store_true", help="do not compare scores of the written graph with Keras")
 
 
@@ -392,7 +391,7 @@ examples:
     made.add_argument("--schema", metavar="FILE", help="with --server: the schema.json that training wrote")
     made.add_argument("--signature", default="serving_default", metavar="NAME", help="with --server: serving_default or raw")
     _server_arguments(made)
-    made.add_argument("--task", metavar="NAME", help="task to rank by (default: the schema's first)")
+    made.add_argument("--task", metavar="NAME", help="task to rank by, or score (default: score, or the first task)")
     made.add_argument("--top", type=positive, metavar="N", help="print only the first N")
     made.add_argument("--json", action="store_true", help="print JSON")
 

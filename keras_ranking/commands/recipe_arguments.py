@@ -20,6 +20,7 @@ NAMES = (
     "ema_every",
     "ensemble",
     "init_from",
+    "utility",
 )
 
 
@@ -27,6 +28,24 @@ def _number_or_text(text: str) -> float | str:
     with contextlib.suppress(ValueError):
         return float(text)
     return text
+
+
+def _weights(text: str) -> dict[str, float]:
+    """'click=1,like=4' -> weights by task."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            found[name.strip()] = float(weight)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be TASK=WEIGHT,TASK=WEIGHT, such as click=1,like=4. Received: {text!r}") from None
+    return found
+
+
+def utility_argument(made: Any, default: str) -> None:
+    """Add `--utility`."""
+    text = f"rank by one number, the sum of what is served by task times its weight, such as click=1,like=4 (default: {default})"
+    made.add_argument("--utility", type=_weights, metavar="TASK=WEIGHT,...", help=text)
 
 
 def recipe_arguments(made: argparse.ArgumentParser) -> None:
@@ -53,6 +72,7 @@ def recipe_arguments(made: argparse.ArgumentParser) -> None:
     text = "train N models of seeds that differ by one, whose mean probability is the score of one model (default: 1)"
     group.add_argument("--ensemble", type=int, metavar="N", help=text)
     group.add_argument("--init-from", metavar="DIR", help="start from the weights of a saved model with the same options")
+    utility_argument(made, "none; it may also be chosen at the export")
 
 
 def tracking_arguments(made: argparse.ArgumentParser) -> None:

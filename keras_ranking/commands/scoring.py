@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_ranking.commands.common import client_of, needs_server, plain_value, read_rows, start_keras, table
 from keras_ranking.schema import Schema
+from keras_ranking.utility import SCORE as UTILITY
 
 
 def score(args: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ def score(args: argparse.Namespace) -> int:
             candidates = _counted(Path(args.schema), schema, history, candidates, moment, member)
             scores = client.score(history, candidates, moment)
     else:
-        if args.task and (Path(args.model) / "schema.json").is_file():
+        if args.task and args.task != UTILITY and (Path(args.model) / "schema.json").is_file():
             Schema.load(Path(args.model) / "schema.json").task(args.task)  # an unknown one, before Keras is started
         start_keras(args)
         from keras_ranking import models
@@ -33,7 +34,9 @@ def score(args: argparse.Namespace) -> int:
         schema = model.schema
         candidates = _counted(Path(args.model), schema, history, candidates, moment, member)
         scores = score_here(model, history, candidates, moment)
-    task = schema.task(args.task).name if args.task else str(scores.columns[0])
+    task = str(scores.columns[0])
+    if args.task or UTILITY in scores:
+        task = UTILITY if args.task in (None, UTILITY) else schema.task(args.task).name
     if task not in scores:
         raise ValueError(f"`--task` must be one that the model scores, {list(scores.columns)}. Received: {task}")
     order = scores[task].to_numpy().argsort(kind="stable")[::-1][: args.top]
@@ -103,5 +106,5 @@ def score_here(model: Any, history: Any, candidates: Any, moment: Any) -> Any:
     graph = model.serving_model
     tensors = pad_requests([request_tensors(model.schema, history, candidates, moment, list(graph.input))])
     outputs = graph(tensors)
-    tasks = [task.name for task in model.schema.tasks if task.name in outputs]
+    tasks = [task.name for task in model.schema.tasks if task.name in outputs] + ([UTILITY] if model.utility else [])
     return pd.DataFrame({task: keras.ops.convert_to_numpy(outputs[task])[0, : len(candidates)] for task in tasks})

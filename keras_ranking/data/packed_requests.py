@@ -177,7 +177,8 @@ class PackedRequests(EpochDataset):
                 made[name] = np.pad(np.where(there, place[np.minimum(which, len(place) - 1)], 0), spare)
             else:
                 column = name.removeprefix("stream_")
-                made[name] = take_or_zero(sequences.time if column == "time" else sequences.columns[column], tokens)
+                held: dict[str, Any] = {"time": sequences.time, "session": sequences.session}
+                made[name] = take_or_zero(held[column] if column in held else sequences.columns[column], tokens)
         return made
 
     def _divided(self) -> dict[str, np.ndarray]:

@@ -73,11 +73,15 @@ class Requests:
                 out[name] = np.where(which < 0, 0, self.time[which]).astype(np.int32)
             elif name == "history_time":
                 out[name] = take_or_zero(sequences.time, events)
+            elif name in ("history_session", "request_session") and sequences.session is not None:
+                # The first candidate has that of the request.
+                out[name] = take_or_zero(sequences.session, events if side == "history" else shown[:, 0])
             elif column in columns.get(side, ()):
                 out[name] = take_or_zero(sequences.columns[column], events if side == "history" else shown)
             else:
                 raise ValueError(
-                    "`names` must be `history_length`, `history_time`, `candidate_count`, `request_time`, "
+                    "`names` must be `history_length`, `history_time`, `candidate_count`, `request_time`, with a session in the schema "
+                    "`history_session` and `request_session`, "
                     f"or `history_` and `candidate_` before the columns {columns}. Received: {name!r}"
                 )
         return out

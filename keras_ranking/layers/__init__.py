@@ -40,6 +40,7 @@ from keras_ranking.layers.heads import (
     fit_stack,
 )
 from keras_ranking.layers.history import (
+    AppendedValues,
     AppendEvents,
     HistoryAttention,
     HistoryEncoder,
@@ -86,6 +87,7 @@ __all__ = [
     "ActionEmbedding",
     "AloneSpans",
     "AppendEvents",
+    "AppendedValues",
     "AttentionLowRankCross",
     "BaseRate",
     "BayesianLinear",

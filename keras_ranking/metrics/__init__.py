@@ -17,6 +17,7 @@ from keras_ranking.metrics.replay import ReplayRate, replay_contribution_rate
 from keras_ranking.metrics.replay_contribution_rate_metric import ReplayContributionRate
 from keras_ranking.metrics.report import summary
 from keras_ranking.metrics.report_kinds import grade_summary, number_summary
+from keras_ranking.metrics.utility import realised_utility, utility_score
 
 __all__ = [
     "BootstrapInterval",
@@ -47,8 +48,10 @@ __all__ = [
     "observed_over_expected",
     "paired_bootstrap",
     "per_request_auc",
+    "realised_utility",
     "replay_contribution_rate",
     "summary",
     "summary_differences",
     "summary_intervals",
+    "utility_score",
 ]

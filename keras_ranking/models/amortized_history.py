@@ -44,8 +44,9 @@ class AmortizedHistory(RequestRanker):
         times = self.keep(history["history_time"], length=length)
         if "request_time" in history:
             length = self.visible(times, history_length=length, request_time=history["request_time"])
-        token, past = self._events(self._clean(events))
-        kept = dict(self.steps["prefill"]({"history": token, "visible": length, "times": times}))
+        clean = self._clean(events)
+        token, past = self._events(clean)
+        kept = dict(self.steps["prefill"]({"history": token, "visible": length, "times": times, **self._sessions(clean)}))
         return kept if self.reader is None else {**kept, **self.reader.latest(past, length)}
 
     def _read(self, cache: Tensors, candidates: Tensors, columns: Tensors) -> tuple[Any, list[Any]]:
@@ -61,9 +62,14 @@ class AmortizedHistory(RequestRanker):
     def _extend(self, cache: Tensors, history: Tensors) -> Tensors:
         count = history["history_length"]
         times = self.keep(history["history_time"], length=count)
-        token, past = self._events(self._clean(history))
-        longer = dict(self.steps["extend"]({"history": token, "count": count, "times": times}, cache=cache))
+        clean = self._clean(history)
+        token, past = self._events(clean)
+        longer = dict(self.steps["extend"]({"history": token, "count": count, "times": times, **self._sessions(clean)}, cache=cache))
         return longer if self.reader is None else {**longer, **self.reader.extended(cache, past)}
+
+    def _sessions(self, columns: Tensors) -> Tensors:
+        """Ids of the sessions of events, where the mask reads them."""
+        return {"sessions": columns["session"]} if self.history.session_ids else {}
 
     @property
     def extend(self) -> Any:

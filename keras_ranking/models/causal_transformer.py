@@ -68,6 +68,7 @@ class CausalTransformer:
         self.keep = layers.KeepFirst(name="keep_history")
         self.segments = layers.Segments(name="history_segments")
         self.request_times = layers.RequestTimes(name="request_times")
+        self.append, self.appended = layers.AppendEvents(name="append_events"), layers.AppendedValues(name="appended_values")
         self.latest = None
         if visibility.max_history is not None:
             size = visibility.max_history * (2 if self.layout == "interleaved" else 1)
@@ -102,7 +103,9 @@ class CausalTransformer:
         delay: Any = seen.delay
         self.token_features = schema.inputs(tokens.token_features)
         self.late_features = schema.inputs(tokens.late_features)
-        self.spans = layers.EventSpans(seen.mask, delay, seen.session_gap, own=self.layout != "value", name="event_spans")
+        self.by_column = seen.by_column
+        sessions: dict[str, Any] = {"session_gap": seen.session_gap, "by_column": self.by_column}
+        self.spans = layers.EventSpans(seen.mask, delay, own=self.layout != "value", **sessions, name="event_spans")
         self.token_spans = layers.TokenSpans(self.layout, name="token_spans")
         of_item, of_action, of_late = map(numbers.concat_options, (self.token_features, schema.actions, self.late_features))
         of_ids: dict[str, Any] = {"id_dim": tokens.id_dim, "id_dropout": tokens.id_dropout}
@@ -119,7 +122,7 @@ class CausalTransformer:
         self.late = None
         if self.late_features:
             self.late = layers.FeatureConcat(self.late_features, name="late_context", **policy, **of_ids, **of_late)
-        self.visible = layers.VisibleLength(delay, seen.mask, seen.session_gap, name="visible_length")
+        self.visible = layers.VisibleLength(delay, seen.mask, **sessions, name="visible_length")
         if self.layout == "interleaved":
             self.interleave = layers.Interleave(name="interleave", **policy)
         if self.layout == "fused":
@@ -160,6 +163,7 @@ class CausalTransformer:
 
     def row_inputs(self) -> Tensors:
         names = ["time", "segment"] + ["delay"] * self.visibility.sampled_delay + ["request_slot"] * self.reads_list
+        names += ["session"] * self.by_column
         times = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
         return {**times, **input_columns((*self.token_features, *self.schema.actions, *self.late_features), "", None)}
 
@@ -167,11 +171,12 @@ class CausalTransformer:
         return {
             "history_time": keras.Input((None,), dtype="int32", name="history_time"),
             "history_length": keras.Input((), dtype="int32", name="history_length"),
+            **({"history_session": keras.Input((None,), dtype="int32", name="history_session")} if self.by_column else {}),
             **input_columns((*self.token_features, *self.schema.actions), "history_", None),
         }
 
     def candidate_inputs(self) -> Tensors:
-        names = ["request_time"] + ["candidate_count"] * self.reads_list
+        names = ["request_time"] + ["request_session"] * self.by_column + ["candidate_count"] * self.reads_list
         return {
             **{name: keras.Input((), dtype="int32", name=name) for name in names},
             **input_columns((*self.token_features, *self.late_features), "candidate_", None),
@@ -188,13 +193,12 @@ class CausalTransformer:
 
         With `caches` the row is a history, and each block's keys and values are appended to it.
         """
-        x = self.item(self._of(self.token_features, inputs))
-        actions = None if self.action is None else self.action(self._of(self.schema.actions, inputs))
+        x, actions = self._tokens(inputs)
         sampled = caches is None and self.visibility.sampled_delay
-        spans = self.spans(times, segments, delays=inputs["delay"]) if sampled else self.spans(times, segments)
+        more = {"delays": inputs["delay"]} if sampled else {"sessions": inputs["session"]} if self.by_column else {}
+        spans = self.spans(times, segments, **more)
         index = spans.end - spans.start if self.by_index else None
-        if self.latest is not None:
-            spans = Spans(at_least(spans.start, spans.end - int32(self.visibility.max_history)), spans.end, spans.own)
+        spans = self._latest_of(spans)
         events: Tensors = {} if self.past is None else self.past.events(inputs, actions)
         read: list[Any] = []
         if self.past is not None and caches is None:
@@ -217,6 +221,18 @@ class CausalTransformer:
             if caches is not None:
                 caches.append((key, value))
         return self.read_out(x) if queries else x, events, read
+
+    def _tokens(self, inputs: Tensors) -> tuple[Any, Any]:
+        """Item and action of each event."""
+        return self.item(self._of(self.token_features, inputs)), (
+            None if self.action is None else self.action(self._of(self.schema.actions, inputs))
+        )
+
+    def _latest_of(self, spans: Spans) -> Spans:
+        """The spans without what is older than the latest `max_history` visible events."""
+        if self.latest is None:
+            return spans
+        return Spans(at_least(spans.start, spans.end - int32(self.visibility.max_history)), spans.end, spans.own)
 
     def _joined(self, parts: list[Any]) -> Any:
         return self.join(parts) if len(parts) > 1 else parts[0]
@@ -244,8 +260,42 @@ class CausalTransformer:
             "key": ops.stack([key for key, _ in caches], axis=1),
             "value": ops.stack([value for _, value in caches], axis=1),
             "time": clean["time"],
+            **({"session": clean["session"]} if self.by_column else {}),
             "length": length,
         }
+
+    def extend(self, cache: Tensors, history: Tensors) -> Tensors:
+        """A cache with later events behind those that it has: every mask is causal, so that what is kept stays as it is."""
+        count, held = history["history_length"], cache["length"]
+        new = {name.removeprefix("history_"): self.keep(x, length=count) for name, x in history.items() if name != "history_length"}
+        x, actions = self._tokens(new)
+        longer = {} if self.past is None else self.past.events(new, actions)
+        longer |= {name: new[name] for name in ("time", "session") if name in cache}
+        longer = {name: self.append(cache[name], new=part, length=held) for name, part in longer.items()}
+        spans = self.spans(
+            longer["time"],
+            self.segments(longer["time"], length=held + count),
+            **({"sessions": longer["session"]} if self.by_column else {}),
+        )
+        index = self.appended(spans.end - spans.start, new=new["time"], length=held) if self.by_index else None
+        spans, times, keys = self._latest_of(spans), new["time"], held
+        if self.layout == "interleaved":
+            x, spans, times, keys = (
+                self.interleave(x, actions=actions),
+                self.token_spans(tuple(spans)),
+                self.token_times(times),
+                held + held,
+            )
+            index = self.token_index(index) if self.by_index else None
+        elif self.layout == "fused":
+            x = self.fuse(x, actions=actions)
+        kept = []
+        for i, block in enumerate(self.blocks):
+            given = {"times": times, "index": index, "value_bias": actions if self.layout == "value" else None}
+            x, *both = block(x, **given, spans=tuple(spans), cache=(cache["key"][:, i], cache["value"][:, i], keys), return_cache=True)
+            kept.append(both)
+        made = {name: ops.stack([pair[at] for pair in kept], axis=1) for at, name in enumerate(("key", "value"))}
+        return {**longer, **made, "length": held + count}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         x, places, visible = self._candidates(cache, candidates)
@@ -261,9 +311,7 @@ class CausalTransformer:
         """What candidates read of the cached events that they see."""
         if self.past is None:
             return []
-        moment = candidates["request_time"]
-        visible = self.visible(cache["time"], history_length=cache["length"], request_time=moment)
-        return self.past.of_cache(columns, cache, visible, moment)
+        return self.past.of_cache(columns, cache, self._visible(cache, candidates), candidates["request_time"])
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
         """Weights of each block, (B, H, N, keys + 1): see `SelfGatedAttention.candidate_weights`."""
@@ -285,12 +333,17 @@ class CausalTransformer:
         keys, values = (self.latest(cache[name], length=visible) for name in ("key", "value"))
         return keys, values, at_most(visible, self.latest.size)
 
+    def _visible(self, cache: Tensors, candidates: Tensors) -> Any:
+        """How many cached events the candidates see, (B,)."""
+        ids = {"history_session": cache["session"], "request_session": candidates["request_session"]} if self.by_column else {}
+        return self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"], **ids)
+
     def _candidates(self, cache: Tensors, candidates: Tensors) -> tuple[Any, dict[str, Any], Any]:
         """Candidate tokens, their times and places, and how many cached keys they see."""
         x = self.item(self._of(self.token_features, without_prefix(candidates, "candidate_")))
         if self.layout == "fused":
             x = self.fuse(x)
-        visible = self.visible(cache["time"], history_length=cache["length"], request_time=candidates["request_time"])
+        visible = self._visible(cache, candidates)
         keys = visible + visible if self.layout == "interleaved" else visible
         places = {"times": self.request_times(x, request_time=candidates["request_time"])}
         if self.by_index:

@@ -14,6 +14,7 @@ from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
+from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.whole import whole_numbers
 
 # (x, y, sample_weight) -> x, as whole numbers.
@@ -243,3 +244,17 @@ class _Again:
 
     def __iter__(self) -> Iterator[Any]:
         return self._start()
+
+
+def picked(tensors: Mapping[str, Any], graph: keras.Model) -> dict[str, Any]:
+    """The inputs of a graph from named tensors, as tensors.
+
+    Raises:
+        ValueError: a missing one.
+    """
+    names = list(graph.input)
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"the inputs must have {names}. Missing: {missing}")
+    # Keras refuses arguments that mix arrays with its own tensors.
+    return {name: as_tensor(tensors[name]) for name in names}

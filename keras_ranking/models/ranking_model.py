@@ -13,23 +13,34 @@ import numpy as np
 from keras_ranking.layers.embedding.quantized_embedding import quantized_tables
 from keras_ranking.losses import InRequestChoice, ObservedTowerLoss, ObservedValueLoss
 from keras_ranking.losses.reduction import PackedLoss
-from keras_ranking.models.graph import Graph
+from keras_ranking.models.graph import Graph, picked
 from keras_ranking.models.keras_model.compiled_ranker import CompiledRanker
+from keras_ranking.models.keras_model.growing_caches import GrowsCaches
 from keras_ranking.models.keras_model.int8_layers import QuantizesLayers, int8_layers, restore_int8
-from keras_ranking.models.served_values import check_kinds, served_value
+from keras_ranking.models.served_values import HasUtility, check_kinds, served_value
 from keras_ranking.models.stream_inputs import RunsStreams
 from keras_ranking.models.table_steps import TableSteps
-from keras_ranking.models.wiring import BUILDERS, BuilderCall, HasHeads, Tensors, UntrackedGraphs, Wiring, freeze_parts, frozen_parts
+from keras_ranking.models.wiring import (
+    BUILDERS,
+    BuilderCall,
+    HasHeads,
+    Tensors,
+    UntrackedGraphs,
+    Wiring,
+    freeze_parts,
+    frozen_parts,
+    saved_arguments,
+)
 from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.replicas import refuse_replicas
 from keras_ranking.schema import Schema
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledRanker):
+class RankingModel(HasHeads, HasUtility, GrowsCaches, RunsStreams, TableSteps, QuantizesLayers, CompiledRanker):
     """A functional `keras.Model` for training, with the two phases of serving over the same weights.
 
-    * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task; for `fit`, `evaluate`, `predict`;
+    * the model itself: packed rows (or requests, see `form`) -> logits (B, T, K) by task, for `fit`, `evaluate`, `predict`;
     * `encode(history) -> cache` and `score(cache, candidates) -> logits`: the history once, then any candidates;
     * `serving_model`: their composition, request -> probabilities; what is exported.
 
@@ -175,7 +186,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
         """Functional model: serving tensors -> probabilities, or what `Task` says of other kinds.
 
         Outputs: `<task>` float32 (B, N), the value at `serving_tower` or a mixture of all (`served`); with K > 1 towers by
-        position also `<task>_by_position` (B, N, K). Zero beyond `candidate_count`.
+        position also `<task>_by_position` (B, N, K); with a `utility` also `score` (B, N). Zero beyond `candidate_count`.
         """
 
         def build() -> keras.Model:
@@ -188,7 +199,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
             count = candidates.pop("candidate_count", None)
             count = keras.Input((), dtype="int32", name="candidate_count") if count is None else count
             keep = KeepFirst(name="keep_candidates")
-            clean = {name: x if name == "request_time" else keep(x, length=count) for name, x in candidates.items()}
+            clean = {name: x if name.startswith("request_") else keep(x, length=count) for name, x in candidates.items()}
             if "candidate_count" in wiring.candidate_inputs():
                 clean["candidate_count"] = count
             moment = {"request_time": clean["request_time"]} if getattr(wiring, "encodes_at_moment", False) else {}
@@ -207,7 +218,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
             outputs[task] = self.served(towers)
             if self.boundaries and getattr(self._graphs.wiring, "returns_towers", True):
                 outputs[f"{task}_by_position"] = towers
-        return outputs
+        return self.with_score(outputs)
 
     def encode(self, history: Mapping[str, Any]) -> Tensors:
         """Read histories once.
@@ -217,12 +228,11 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
                 `request_time` int32 (B,) where the model's cache is of one moment (`encoder.input` says).
 
         Returns:
-            The cache, which `score` takes: for attention, per layer keys and values, already gated and rotated, with the times
-            they belong to; empty for a model that reads no history.
+            The cache, which `score` takes: for attention, per layer keys and values, gated and rotated, and their times; else none.
         """
         if not self._graphs.wiring.history_inputs():
             return {}
-        return dict(self.encoder(_pick(history, self.encoder)))
+        return dict(self.encoder(picked(history, self.encoder)))
 
     def score(self, cache: Mapping[str, Any], candidates: Mapping[str, Any]) -> Tensors:
         """Score candidates against encoded histories.
@@ -239,42 +249,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
         if "candidate_count" in self.scorer.input and "candidate_count" not in named:
             lead = next(x.shape[:2] for name, x in candidates.items() if name.startswith("candidate_"))
             named["candidate_count"] = np.full(lead[0], lead[1], dtype=np.int32)
-        return dict(self.scorer(_pick(named, self.scorer)))
-
-    def extend(self, cache: Mapping[str, Any], history: Mapping[str, Any]) -> Tensors:
-        """Append later events to encoded histories: equal to encoding all of them, at the cost of the new ones.
-
-        Args:
-            cache: from `encode` or `extend`.
-            history: the new events, as for `encode`: `history_length` counts these alone. Every one is later than what is kept.
-
-        Returns:
-            The longer cache.
-
-        Raises:
-            ValueError: the model's cache cannot grow: in its history events see later ones, or a summary of all is kept.
-        """
-        graph = self.extender
-        return dict(graph(_pick({f"cache_{name}": x for name, x in cache.items()} | dict(history), graph)))
-
-    @property
-    def extender(self) -> keras.Model:
-        """Functional model: cache and `history_*` of later events -> the longer cache.
-
-        Raises:
-            ValueError: the model's cache cannot grow.
-        """
-        extend = getattr(self._graphs.wiring, "extend", None)
-        if extend is None:
-            raise ValueError(f"the cache of the model '{self.name}' cannot be extended.")
-
-        def build() -> keras.Model:
-            kept = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
-            new = self._graphs.wiring.history_inputs()
-            named = {f"cache_{name}": x for name, x in kept.items()} | new
-            return Graph(named, extend(kept, new), name=f"{self.name}_extender")
-
-        return self._graphs.get("extender", build)
+        return dict(self.scorer(picked(named, self.scorer)))
 
     @property
     def explore_model(self) -> keras.Model | None:
@@ -285,7 +260,12 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
         explore = getattr(self._graphs.wiring, "explore", None)
         if explore is None or not self._builder_call.arguments.get("explore"):
             return None
-        return self._graphs.get("explore", lambda: explore(f"{self.name}_explore"))
+
+        def build() -> keras.Model:
+            graph = explore(f"{self.name}_explore")
+            return Graph(graph.input, self.with_score(graph.output), name=graph.name) if self.utility else graph
+
+        return self._graphs.get("explore", build)
 
     @property
     def last_inputs(self) -> keras.Model:
@@ -321,8 +301,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
             ValueError: the model has no attention of candidates over cached events.
 
         Returns:
-            float32 (blocks, B, N, L): the weight on each event of the history, its tokens together. What is missing to 1 is
-            the weight on the candidate itself.
+            float32 (blocks, B, N, L): the weight on each event, its tokens together. What is missing to 1 is that on the candidate.
         """
         names = [name for name in self._graphs.wiring.candidate_inputs() if name != "candidate_count"]
         tensors = {name: as_tensor(candidates[name]) for name in names}
@@ -348,6 +327,7 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
             "name": self.name,
             **({"frozen": frozen} if (frozen := frozen_parts(self.layers)) else {}),
             **({"int8": paths} if (paths := int8_layers(self)) else {}),
+            **({"utility": self.utility} if self.utility else {}),
         }
 
     @classmethod
@@ -356,19 +336,11 @@ class RankingModel(HasHeads, RunsStreams, TableSteps, QuantizesLayers, CompiledR
             raise ValueError(f"unknown model '{config['builder']}'. This version has: {sorted(BUILDERS)}")
         with quantized_tables() if config.get("quantized") else contextlib.nullcontext():
             build, schema = BUILDERS[config["builder"]], Schema.model_validate(config["schema"])
-            model: RankingModel = build(schema, **config["arguments"], name=config["name"])
+            model: RankingModel = build(schema, **saved_arguments(config["arguments"]), name=config["name"])
         restore_int8(model, config.get("int8", ()))
         list(freeze_parts(model.layers, config.get("frozen", ())))
+        model.utility = config.get("utility")
         return model
-
-
-def _pick(tensors: Mapping[str, Any], graph: keras.Model) -> Tensors:
-    names = list(graph.input)
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise ValueError(f"the inputs must have {names}. Missing: {missing}")
-    # Keras refuses arguments that mix arrays with its own tensors.
-    return {name: as_tensor(tensors[name]) for name in names}
 
 
 def load(path: str | Path) -> RankingModel:

@@ -130,6 +130,18 @@ class RequestRanker:
         """Random effects by task."""
         return self.logits.effects
 
+    @property
+    def cannot_extend(self) -> str:
+        """Why a cache cannot grow."""
+        if self.history is None:
+            return "it reads no history"
+        if not self.history.amortises:
+            return f"fusion={self.history.fusion!r} encodes the events again with each candidate"
+        return (
+            "what is kept of an event depends on later ones. Make it with history_mask='causal' or 'sessions', pool=False and latest=0. "
+            f"Received: history_mask={self.history.history_mask!r}, pool={self.history.pool}, latest={self.history.latest}"
+        )
+
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
     def row_inputs(self) -> Tensors:
@@ -138,6 +150,7 @@ class RequestRanker:
         if self.history is None:
             return columns
         times = {"history_time": (None, None), "history_length": (None,), "request_time": (None,)}
+        times |= {"history_session": (None, None)} if self.history.session_ids else {}
         times |= dict.fromkeys(SLOTS_BY_LENGTH if self.history.fusion == "concat" else (), (None,))
         return {
             **columns,
@@ -151,7 +164,7 @@ class RequestRanker:
             return {}
         slots = {"request_slot": keras.Input((None,), dtype="int32", name="request_slot")}
         kind = next(name for name, prefixes in STREAMS.items() if prefixes != self.history.looks_ahead)
-        whole = ("stream_time", kind, "stream_begin", "stream_end", "request_time")
+        whole = ("stream_time", kind, "stream_begin", "stream_end", "request_time", *["stream_session"] * self.history.session_ids)
         return {
             **slots,
             **input_columns(self.candidate_columns, "candidate_", None),
@@ -165,6 +178,7 @@ class RequestRanker:
         return {
             "history_time": keras.Input((None,), dtype="int32", name="history_time"),
             "history_length": keras.Input((), dtype="int32", name="history_length"),
+            **({"history_session": keras.Input((None,), dtype="int32", name="history_session")} if self.history.session_ids else {}),
             **input_columns((*self.past, *self.schema.actions), "history_", None),
         }
 
@@ -280,6 +294,7 @@ class RequestRanker:
             "candidates": self._candidate_token(columns, inputs["request_slot"]),
             "visible": visible,
             "times": history["history_time"],
+            **({"sessions": history["history_session"]} if self.history.session_ids else {}),
             "request_time": moment,
             "slot": inputs["request_slot"],
             **{name: inputs[name] for name in SLOTS_BY_LENGTH if name in inputs},
@@ -295,6 +310,7 @@ class RequestRanker:
             "candidates": self._candidate_token(columns, inputs["request_slot"]),
             "stream": next(inputs[name] for name in STREAMS if name in inputs),
             "times": stream["time"],
+            **({"sessions": stream["session"]} if self.history.session_ids else {}),
             "request_time": inputs["request_time"],
             "slot": inputs["request_slot"],
         }

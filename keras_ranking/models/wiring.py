@@ -23,7 +23,8 @@ class Wiring(Protocol):
     """The layers of a model, wired three ways. Every method takes and returns symbolic or real tensors alike.
 
     A wiring may also have `boundaries`, `serving_tower`, `auxiliary`, `loss_settings`, `returns_towers`, `encodes_at_moment`, `extend`,
-    `explore`, `last_inputs`, `posteriors`, `effects` and `stream_inputs`: see the properties of `RankingModel` that read them.
+    `cannot_extend`, `explore`, `last_inputs`, `posteriors`, `effects` and `stream_inputs`: see the properties of `RankingModel` that read
+    them.
     """
 
     form: str
@@ -64,6 +65,11 @@ class UntrackedGraphs:
             self.built[kind] = build()
         return self.built[kind]
 
+    def forget(self, *kinds: str) -> None:
+        """Have the graphs of these kinds built anew at their next use."""
+        for kind in kinds:
+            self.built.pop(kind, None)
+
 
 @dataclass(frozen=True)
 class BuilderCall:
@@ -78,6 +84,30 @@ class BuilderCall:
     def of(cls, builder: str, schema: Schema, arguments: Mapping[str, Any]) -> BuilderCall:
         """The call as it is made now, with tables in int8 inside `quantized_tables`."""
         return cls(builder, schema, dict(arguments), tables_are_quantized())
+
+
+def extension_of(wiring: Wiring, name: str) -> Callable[..., Tensors]:
+    """The function (cache, later events) -> longer cache of a model.
+
+    Raises:
+        ValueError: the cache cannot grow, with the reason.
+    """
+    extend = getattr(wiring, "extend", None)
+    if extend is None:
+        raise ValueError(
+            f"the cache of the model '{name}' cannot be extended: {getattr(wiring, 'cannot_extend', 'nothing of it is kept')}."
+        )
+    return typing.cast(Callable[..., Tensors], extend)
+
+
+def saved_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a saved file; those of earlier versions, whose masks told sessions by pauses, say so."""
+    found = dict(arguments)
+    if found.get("mask") == "session" or found.get("history_mask") == "sessions":
+        found.setdefault("session_by", "gap")
+    if "base_arguments" in found:
+        found["base_arguments"] = saved_arguments(found["base_arguments"])
+    return found
 
 
 BUILDERS: dict[str, Callable[..., Any]] = {}

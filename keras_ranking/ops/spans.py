@@ -126,20 +126,23 @@ class Spans(NamedTuple):
         return _finish(segments, first, end, _event_starts(events, segments, index) if own else None)
 
     @classmethod
-    def sessions(cls, sessions: Tensor, segments: Tensor, events: Tensor | None = None, own: bool = True) -> Spans:
+    def sessions(cls, sessions: Tensor, segments: Tensor, events: Tensor | None = None, own: bool = True, apart: bool = False) -> Spans:
         """Each token sees the earlier sessions of its segment, and its own event up to itself.
+
+            j is seen  iff  segment_j = segment_i and (j is before the first token of the session of i  or  (event_j = event_i and j <= i))
 
         Source: the same-session mask of Feed-SR, history of LiGR.
 
         Args:
-            sessions: int32 (B, T), ids equal for the tokens of one session, which are neighbours.
+            sessions: int32 (B, T), ids equal for the tokens of one session, which are neighbours, or `apart`.
             segments: int32 (B, T), 0 = padding.
             events: int32 (B, T), ids equal for the tokens of one event, which are neighbours. None: every token is an event.
             own: whether a token sees its own event.
+            apart: whether tokens of other sessions may stand between those of one: none of its own session is seen then either.
         """
-        segments = _ids(segments, "segments")
+        segments, sessions = _ids(segments, "segments"), _ids(sessions, "sessions")
         index, first, _ = _runs(segments)
-        _, session_first, _ = _runs(segments, _ids(sessions, "sessions"))
+        session_first = _first_of_equals(sessions, segments) if apart else _runs(segments, sessions)[1]
         return _finish(segments, first, session_first, _event_starts(events, segments, index) if own else None)
 
     @classmethod
@@ -316,6 +319,15 @@ def _runs(*ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     first = search(runs, ops.zeros_like(index), index, runs - 1)
     end = search(runs, index + 1, ops.zeros_like(index) + ops.shape(runs)[1], runs)
     return index, first, end
+
+
+def _first_of_equals(ids: Tensor, segments: Tensor) -> Tensor:
+    """int32 (B, T): the first token with the id and the segment of each token, wherever the others stand; segments are runs."""
+    order = ops.cast(ops.argsort(ids, axis=1), "int32")  # stable: those of one id stay in order, so that their segments are runs
+    sorted_ids, sorted_segments = (ops.take_along_axis(x, order, axis=1) for x in (ids, segments))
+    begin = _runs(sorted_ids, sorted_segments)[1]
+    first = ops.take_along_axis(order, begin, axis=1)
+    return ops.take_along_axis(first, ops.cast(ops.argsort(order, axis=1), "int32"), axis=1)
 
 
 def _event_starts(events: Tensor | None, segments: Tensor, index: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ def importances(
         ValueError: a column that the model does not read.
     """
     reads = [name for name in ranker.serving_model.input if name.partition("_")[0] in ("history", "candidate")]
+    reads = [name for name in reads if name != "history_session"]  # which says what is seen
     columns = list(dict.fromkeys(name.partition("_")[2] for name in reads if not name.endswith(("_time", "_length", "_count"))))
     chosen = groups_of(columns) if groups is None else {name: tuple(of) for name, of in groups.items()}
     if unknown := [column for of in chosen.values() for column in of if column not in columns]:

@@ -96,6 +96,7 @@ def run_job(log: Log, job: Job, given: Settings, on_error: str = "raise") -> tup
         tell_counts(log)
     tell_rows(sequences, given.verbose)
     ranker = job.build(schema)
+    ranker.utility = recipe.utility
     weights = weights_for(sequences, training, events, schema, ranker.tasks)
     delays = delays_for(events, training, rows)
     named = {"model": job.model, "seed": given.seed, "backend": keras.backend.backend()}
@@ -129,6 +130,7 @@ def run_job(log: Log, job: Job, given: Settings, on_error: str = "raise") -> tup
     counter = Progress(path, given.checkpoint_every, about, given.seed, len(dataset), beginning.progress, validation, average)
     fit(ranker, dataset, training.epochs, counter, callbacks, given.verbose)
     ranker = plan.finished(ranker, partial(job.build, schema), compiled)
+    ranker.utility = recipe.utility
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
     if out is not None:
         write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts)

@@ -49,6 +49,8 @@ class Recipe:
             their probabilities, as one model (`kr.models.ensemble`). Each is trained, and can be resumed, in a folder `members/N`.
         init_from: folder or file of a saved model, with the same builder and arguments: training starts from its weights, and reads numbers
             with its schema. The optimiser starts anew; `warm_start` continues a training.
+        utility: task -> weight of the output `score`, such as {"click": 1.0, "like": 4.0}. It is set as `model.utility`, saved with the
+            model, and changes nothing in training. None: no such output.
 
     Raises:
         ValueError: a value out of range, or an option that has no effect without another.
@@ -73,6 +75,7 @@ class Recipe:
     ema_every: int = 1
     ensemble: int = 1
     init_from: str | Path | None = None
+    utility: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if is_real(self.validation) and not 0 < float(self.validation) < 1:  # type: ignore[arg-type]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ranking import models
 from keras_ranking.data import Log, PackedDataset, PackedRequests, Sequences
 from keras_ranking.optimizers import TableOptimizer
 from keras_ranking.training.presets import PAPER, preset_options
+
+_DIFFER = 0.01  # share of events from which on it is told that ids and pauses disagree
 
 
 def tell_preset(model: str, preset: str | None, options: Mapping[str, Any]) -> None:
@@ -52,9 +55,39 @@ def tell_start(
     """Print model and data, the devices if there are several, and which tables are updated by rows."""
     if verbose:
         print(describe(ranker, sequences, dataset, report), flush=True)
+        tell_sessions(ranker, [sequences])
         if devices is not None:
             print(devices, flush=True)
         tell_tables(ranker)
+
+
+def tell_sessions(ranker: models.RankingModel, parts: Iterable[Sequences]) -> None:
+    """Print how many events begin a session by the ids of the log and not by the pause, or the reverse, if more than one in a hundred."""
+    if ranker.arguments.get("session_by") != "column":
+        return
+    gap = int(ranker.arguments["session_gap"])
+    found = [sessions_that_differ(sequences, gap) for sequences in parts]
+    differ, events = (sum(pair[at] for pair in found) for at in (0, 1))
+    if differ > _DIFFER * events:
+        print(
+            f"sessions: for {differ:,} of {events:,} events ({differ / events:.1%}) column '{ranker.schema.session}' and pauses of {gap:,} "
+            "seconds disagree whether a session begins; masks go by the column (by pauses with session_by='gap')",
+            flush=True,
+        )
+
+
+def sessions_that_differ(sequences: Sequences, gap: int) -> tuple[int, int]:
+    """Events that begin a session by one of ids and pauses alone, and all that have an earlier event of their member.
+
+    Args:
+        sequences: with ids of sessions.
+        gap: seconds without an event that end a session.
+    """
+    later = np.ones(sequences.num_events, dtype=bool)
+    later[sequences.offsets[:-1][np.diff(sequences.offsets) > 0]] = False
+    session: Any = sequences.session
+    by_id, by_pause = np.diff(session, prepend=-1) != 0, np.diff(sequences.time, prepend=0) >= gap
+    return int(((by_id != by_pause) & later).sum()), int(later.sum())
 
 
 def tell_tables(ranker: models.RankingModel) -> None:

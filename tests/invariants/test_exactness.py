@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
-from tests.invariants.conftest import Case, sigmoid
+from tests.invariants.conftest import Case, sigmoid, to_numpy
 
 TOLERANCE = 1e-5
 CLEARLY = 1e-3
@@ -221,6 +221,24 @@ def test_labels_positions_and_after_scoring_values_are_not_inputs(case: Case, tr
 
 
 # 5. time shift ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_sum_of_what_is_served(case: Case) -> None:
+    model, weights = case.model, {"click": -1.5, "like": 4.0}
+    weights = {task: weight for task, weight in weights.items() if task in model.tasks}
+    tensors = case.tensors([1, 2, 3])
+    model.utility = weights
+    try:
+        found = {name: to_numpy(x) for name, x in model.serving_model(tensors).items()}
+        cached = model.probabilities(model.score(model.encode(tensors), tensors), tensors["candidate_count"])
+        assert model.get_config()["utility"] == weights
+    finally:
+        model.utility = None
+    beyond = np.arange(found["score"].shape[1]) >= tensors["candidate_count"][:, None]
+    assert not found["score"][beyond].any() and found["score"][~beyond].all()
+    np.testing.assert_allclose(found["score"], sum(weight * found[task] for task, weight in weights.items()), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(to_numpy(cached["score"]), found["score"], rtol=0, atol=1e-5)
+    assert "score" not in model.serving_model.output  # control: without a utility there is none
 
 
 @pytest.mark.parametrize("shift", [1, 86_399, 500_000_000])

@@ -60,7 +60,7 @@ def rows(log: Any, schema: kr.Schema) -> Any:
         ({"auxiliary_tasks": {"save": 0.1}}, "unknown task 'save'"),
         ({"rotate_by": "place"}, "`rotate_by` must be one of"),
         ({"rotate_by": "split", "num_kv_heads": 1}, "`num_kv_heads` must be even and `rotary` must be given with rotate_by='split'"),
-        ({"mask": "session", "session_gap": 60}, "`session_gap` must be at least `delay`"),
+        ({"mask": "session", "session_by": "gap", "session_gap": 60}, "`session_gap` must be at least `delay`"),
         ({"tasks": ["purchase"]}, "unknown task 'purchase'"),
         ({"calibration_options": {"step": 0.5}}, "`calibration_options` go with `calibration=True`"),
         ({"token_features": ["click"]}, "known only after scoring"),

@@ -132,7 +132,7 @@ def test_the_whole_model_in_numpy(schema: kr.Schema, sequences: Any) -> None:
         ({"dim": 10, "num_heads": 4}, "`dim` must be a positive multiple"),
         ({"delay": 599}, "`delay` must be at least the schema's feedback_delay, 600"),
         ({"mask": "causal", "delay": 900}, "`delay` has no meaning with mask='causal'"),
-        ({"mask": "session", "session_gap": 300}, "`session_gap` must be at least `delay`"),
+        ({"mask": "session", "session_by": "gap", "session_gap": 300}, "`session_gap` must be at least `delay`"),
         ({"mask": "window"}, "`mask` must be one of"),
         ({"layout": "stacked"}, "`layout` must be one of"),
         ({"action_masking": 0.2}, "`action_masking` is for layout='fused'"),

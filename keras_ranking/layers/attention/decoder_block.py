@@ -116,8 +116,10 @@ class DecoderBlock(WholeInputs, PassesMask, keras.layers.Layer):
         x = self.attention_add(inputs, self.dropout(attended, training=training))
         return self.ffn_add(x, self.dropout(self.ffn_out(self.ffn_in(self.ffn_norm(x))), training=training))
 
-    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, stride: int = 1, **__: Any) -> Any:
-        return self.attention.compute_output_spec(inputs, return_cache=return_cache, stride=stride)
+    def compute_output_spec(
+        self, inputs: Any, *_: Any, spans: Any = None, cache: Any = None, return_cache: bool = False, stride: int = 1, **__: Any
+    ) -> Any:
+        return self.attention.compute_output_spec(inputs, spans=spans, cache=cache, return_cache=return_cache, stride=stride)
 
     def get_config(self) -> dict[str, Any]:
         attention = self.attention.get_config()

@@ -239,28 +239,30 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
 
     @staticmethod
     def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any) -> tuple[Any, Any, Any]:
-        """Queries placed after the first `lengths` keys of a cache, and the keys and values of both."""
+        """What the new tokens attend to, placed after the first `lengths` keys of a cache, and the keys and values of both.
+
+        The weights of M new tokens on all S + M keys are stored: few tokens follow many.
+        """
         held_key, held_value, lengths = cache
         slots, added = ops.shape(held_key)[1], ops.shape(query)[1]
         key = gather_rows(ops.concatenate([held_key, ops.cast(key, held_key.dtype)], axis=1), lengths, slots)
         value = gather_rows(ops.concatenate([held_value, ops.cast(value, held_value.dtype)], axis=1), lengths, slots)
-        shape = ops.shape(query)
-        before = ops.zeros((shape[0], slots, *shape[2:]), dtype=query.dtype)
-        queries = gather_rows(ops.concatenate([before, query], axis=1), lengths, slots)
-        # Only the new tokens are queries.
-        index = ops.arange(slots + added, dtype="int32")[None, :] + ops.zeros_like(lengths)[:, None]
-        is_query = index >= lengths[:, None]
-        nothing = (ops.zeros_like(index), ops.zeros_like(index), index + 1)
-        spans = Spans(*(ops.where(is_query, part, none) for part, none in zip(spans, nothing, strict=True)))
-        out = span_attention(queries, key, value, spans)
-        rows = lengths[:, None] + ops.arange(added, dtype="int32")[None, :]
-        return ops.take_along_axis(out, rows[:, :, None, None], axis=1), key, value
+        place = lengths[:, None] + ops.arange(added, dtype="int32")[None, :]
+        start, end, own = (ops.take_along_axis(part, place, axis=1)[:, :, None] for part in spans)
+        at = ops.arange(slots + added, dtype="int32")[None, None, :]
+        earlier, itself = ops.logical_and(at >= start, at < end), ops.logical_and(at >= own, at <= place[:, :, None])
+        return _few_queries(query, key, value, ops.logical_or(earlier, itself)), key, value
 
-    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, stride: int = 1, **__: Any) -> Any:
+    def compute_output_spec(
+        self, inputs: Any, *_: Any, spans: Any = None, cache: Any = None, return_cache: bool = False, stride: int = 1, **__: Any
+    ) -> Any:
         _check_stride(inputs, stride)
         batch, tokens, width = inputs.shape
         out = keras.KerasTensor((batch, None if tokens is None else tokens // stride, width), dtype=self.compute_dtype)
-        shape = (*inputs.shape[:2], self.num_kv_heads, self.head_dim)
+        keys = tokens
+        if cache is not None and spans is not None:  # those of the cache, and the new ones
+            keys = None if None in (tokens, cache[0].shape[1]) else tokens + cache[0].shape[1]
+        shape = (batch, keys, self.num_kv_heads, self.head_dim)
         cache = [keras.KerasTensor(shape, dtype=self.compute_dtype) for _ in ("key", "value")]
         return (out, *cache) if return_cache else out
 
@@ -276,3 +278,19 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
             "rotate_by": self.rotate_by,
             "rotary_base": self.rotary_base,
         }
+
+
+def _few_queries(query: Any, key: Any, value: Any, seen: Any) -> Any:
+    """Softmax attention of queries (B, M, H, D) over keys (B, S, H_kv, D) that are `seen` (B, M, S); zero where a query sees none."""
+    batch, tokens, heads, size = ops.shape(query)
+    kv_heads = key.shape[2]
+    grouped = ops.reshape(query, (batch, tokens, kv_heads, heads // kv_heads, size))
+    logits = ops.cast(ops.einsum("bmkgd,bskd->bkgms", grouped, key), "float32") / size**0.5
+    seen = seen[:, None, None]
+    logits = ops.where(seen, logits, -1e30)
+    weights = ops.where(seen, ops.exp(logits - ops.max(logits, axis=-1, keepdims=True)), 0.0)
+    weights = weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
+    # Values beyond the length of a cache may be anything.
+    value = ops.where(ops.any(seen[:, 0, 0], axis=1)[:, :, None, None], value, ops.zeros_like(value))
+    out = ops.einsum("bkgms,bskd->bmkgd", ops.cast(weights, value.dtype), value)
+    return ops.reshape(out, (batch, tokens, heads, size))

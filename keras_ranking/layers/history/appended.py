@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def prefill(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | None) -> dict[str, Any]:
     """Keys and values of the latest visible events in every block; see `HistoryEncoder.prefill`."""
-    history, real, times, length = latest_events(encoder, inputs)
+    history, real, times, sessions, length = latest_events(encoder, inputs)
     x = encoder.maps["history"](history)
-    spans, rotation = history_spans(encoder, real, times), rotated_by(encoder, times, x)
+    spans, rotation = history_spans(encoder, real, times, sessions), rotated_by(encoder, times, x)
     keys, values = [], []
     for block in encoder.blocks:
         x, key, value = block(x, times=rotation, spans=tuple(spans), return_cache=True, training=training)
@@ -30,6 +30,8 @@ def prefill(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool |
     cache = {"key": ops.stack(keys, axis=1), "value": ops.stack(values, axis=1), "length": length}
     if times is not None:
         cache["time"] = times
+    if encoder.session_ids:
+        cache["session"] = sessions
     if encoder.pool or encoder.latest:
         cache["summary"] = history_summary(encoder, encoder.norm(x), real, length)
     return cache
@@ -53,11 +55,13 @@ def extend(encoder: HistoryEncoder, inputs: Mapping[str, Any], cache: Mapping[st
     slots, added = ops.shape(cache["key"])[2], ops.shape(x)[1]
     index = ops.arange(slots + added, dtype="int32")[None, :]
     real = index < (length + count)[:, None]
-    times = None
-    if "time" in cache and "times" in inputs:
-        # Cached times, then the new ones directly after the last real one of each row.
-        times = gather_rows(ops.concatenate([cache["time"], inputs["times"]], axis=1), length, slots)
-    spans = history_spans(encoder, real, times)
+    # What is cached, then the same of the new ones directly after the last real one of each row.
+    joined = {
+        kept: gather_rows(ops.concatenate([cache[kept], inputs[name]], axis=1), length, slots)
+        for kept, name in (("time", "times"), ("session", "sessions"))
+        if kept in cache and name in inputs
+    }
+    spans = history_spans(encoder, real, joined.get("time"), joined.get("session"))
     rotation = rotated_by(encoder, inputs.get("times"), x, first=length[:, None])
     keys, values = [], []
     for i, block in enumerate(encoder.blocks):
@@ -66,7 +70,7 @@ def extend(encoder: HistoryEncoder, inputs: Mapping[str, Any], cache: Mapping[st
         keys.append(key)
         values.append(value)
     longer = {"key": ops.stack(keys, axis=1), "value": ops.stack(values, axis=1), "length": length + count}
-    return longer if times is None else {**longer, "time": times}
+    return {**longer, **joined}
 
 
 def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | None) -> Any:
@@ -75,7 +79,7 @@ def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | 
     A row of tokens is the windows of its Q requests, one after another, and then its candidate slots.
     """
     slot = inputs["slot"]
-    history, real, times, length = latest_events(encoder, inputs)
+    history, real, times, sessions, length = latest_events(encoder, inputs)
     batch, window = ops.shape(slot)[0], ops.shape(history)[1]
     requests = ops.shape(history)[0] // batch
     candidates = encoder.maps["candidate"](inputs["candidates"])
@@ -87,7 +91,7 @@ def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | 
 
     owner = at_least(slot - 1, 0)
     first = row(ops.zeros_like(real, dtype="int32") + (ops.arange(batch * requests, dtype="int32") % requests * window)[:, None])
-    inside = Spans(*(row(part) + first for part in history_spans(encoder, real, times)))
+    inside = Spans(*(row(part) + first for part in history_spans(encoder, real, times, sessions)))
     start = owner * window
     seen = start + ops.take_along_axis(ops.reshape(length, (batch, requests)), owner, axis=1)
     index = before + ops.arange(slots, dtype="int32")[None, :] + ops.zeros_like(slot)

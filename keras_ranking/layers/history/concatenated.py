@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def prefill(encoder: HistoryEncoder, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The latest visible events, unchanged: nothing can be computed without a candidate."""
-    history, _, times, length = latest_events(encoder, inputs)
+    history, _, times, _, length = latest_events(encoder, inputs)
     cache = {"history": history, "length": length}
     return cache if times is None else {**cache, "time": times}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | None) -> Any:
     """Several requests per row; see `HistoryEncoder.packed`. Each slot has a window of tokens, as wide as those of its length."""
     slot, candidates = inputs["slot"], inputs["candidates"]
-    history, _, times, length = latest_events(encoder, inputs)
+    history, _, times, _, length = latest_events(encoder, inputs)
     longest, window = ops.shape(inputs["history"])[1], ops.shape(history)[1]
     (rows, slots), width = ops.shape(slot), candidates.shape[-1]
     candidates = ops.reshape(ops.cast(candidates, history.dtype), (rows * slots, width))

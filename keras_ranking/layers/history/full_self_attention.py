@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def score(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | None) -> Any:
     """Events and candidates in one pass, in which each token sees all tokens; there is no cache."""
-    history, _, times, length = latest_events(encoder, inputs)
+    history, _, times, _, length = latest_events(encoder, inputs)
     window, count = ops.shape(history)[1], ops.shape(inputs["candidates"])[1]
     x = ops.concatenate([encoder.maps["history"](history), encoder.maps["candidate"](inputs["candidates"])], axis=1)
     rotation = rotated_by(encoder, times, history)

@@ -51,7 +51,8 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         dim: D, width of appended tokens, to which events and candidates are mapped; None: the events' width. Not for `concat`.
         history_mask: which appended events see which: 'bidirectional': all; 'causal': earlier ones and itself, the cache can be extended;
             'sessions': earlier sessions and itself (LiGR: no label of the same session).
-        session_gap: seconds without an event after which a new session starts.
+        session_gap: seconds without an event after which a new session starts; without `session_ids`.
+        session_ids: with history_mask='sessions', whether inputs have `sessions`, int32 like `times`, equal for one session.
         pool: whether the max-pooled history is part of the output; None: only for `concat`, where it is required.
         latest: k, number of latest events whose states are parts of the output; None: 5 for `concat`, else 0.
         projection: width to which the output is mapped by a linear layer; None: none.
@@ -84,7 +85,10 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         (2, 2, 4)
     """
 
-    whole = ("times", "time", "request_time", "visible", "slot", "count", "length", "stream", "begin", "end", *SLOTS_BY_LENGTH)
+    whole = (
+        *("times", "time", "request_time", "visible", "slot", "count", "length", "stream", "begin", "end", "sessions", "session"),
+        *SLOTS_BY_LENGTH,
+    )
     mask_instead = "`visible` and the other entries of its dict"
 
     def __init__(
@@ -107,6 +111,7 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         block_options: Mapping[str, Any] | None = None,
         activation: str = "silu",
         dropout: float = 0.0,
+        session_ids: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -136,6 +141,9 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         self.block, self.block_options = block, dict(block_options or {})
         self.activation, self.dropout_rate = activation, float(dropout)
         self.see_self = fusion == "append_falcon"
+        self.session_ids = bool(session_ids)
+        if self.session_ids and history_mask != "sessions":
+            raise ValueError(f"`session_ids` go with history_mask='sessions'. Received: history_mask={history_mask!r}")
 
     @property
     def amortises(self) -> bool:
@@ -156,13 +164,14 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
 
     @property
     def _reads_times(self) -> bool:
-        return (self.rotary is not None and self.rotate_by == "time") or self.history_mask == "sessions"
+        return (self.rotary is not None and self.rotate_by == "time") or (self.history_mask == "sessions" and not self.session_ids)
 
     def _needed(self, step: str) -> list[str]:
-        history = ["history", "visible"] + (["times"] if self._reads_times else [])
+        read = ["times"] * self._reads_times + ["sessions"] * self.session_ids
+        history = ["history", "visible", *read]
         moment = ["request_time"] if self.appended and self.rotary is not None and self.rotate_by == "time" else []
         candidates = ["candidates", *moment]
-        extended = ["history", "count"] + (["times"] if self._reads_times else [])
+        extended = ["history", "count", *read]
         named = {"prefill": history, "score": candidates, "extend": extended, "packed": [*history, *candidates, "slot"]}
         named["streams"] = [name for name in named["packed"] if name != "visible"] + ["stream", "begin", "end"]
         return named.get(step, [*history, *candidates])
@@ -218,7 +227,8 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
 
         Returns:
             Dict of `length` int32 (B,), number of events read; for appended fusions `key` and `value` (B, blocks, W, H, d_h), gated and
-            rotated, and `summary` (B, (pool + k) D) with `pool` or `latest`; for `concat` `history`, the events; `time` if times are used.
+            rotated, and `summary` (B, (pool + k) D) with `pool` or `latest`; for `concat` `history`, the events; `time` if times are used,
+            `session` if ids of sessions are.
         """
         return dict(self(inputs, step="prefill", training=training))
 
@@ -348,6 +358,8 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
             found["history"] = keras.KerasTensor((batch, slots, inputs["history"].shape[-1]), dtype=self.compute_dtype)
         if "times" in inputs:
             found["time"] = keras.KerasTensor((batch, slots), dtype="int32")
+        if self.session_ids:
+            found["session"] = keras.KerasTensor((batch, slots), dtype="int32")
         if self.appended and (self.pool or self.latest):
             found["summary"] = keras.KerasTensor((batch, (self._output_parts - 1) * self.width), dtype=self.compute_dtype)
         return found
@@ -364,6 +376,7 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
             "dim": self.dim,
             "history_mask": self.history_mask,
             "session_gap": self.session_gap,
+            "session_ids": self.session_ids,
             "pool": self.pool,
             "latest": self.latest,
             "projection": self.projection,

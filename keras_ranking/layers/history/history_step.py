@@ -36,7 +36,7 @@ class HistoryStep(WholeInputs, RefusesMask, keras.layers.Layer):
         ['key', 'length', 'value']
     """
 
-    whole = ("times", "time", "request_time", "visible", "slot", "count", "length")
+    whole = ("times", "time", "request_time", "visible", "slot", "count", "length", "sessions", "session")
     mask_instead = "`visible` and the other entries of its dict"
 
     def __init__(self, encoder: Any, step: str, **settings: Any) -> None:

@@ -17,29 +17,31 @@ if TYPE_CHECKING:
     from keras_ranking.layers.history.history_encoder import HistoryEncoder
 
 
-def latest_window(history: Any, times: Any, visible: Any, size: int) -> tuple[Any, Any, Any]:
-    """The `size` latest visible events, left-aligned: history (B, W, E), times (B, W) or None, and how many are real, (B,).
+def latest_window(history: Any, times: Any, visible: Any, size: int, sessions: Any = None) -> tuple[Any, Any, Any, Any]:
+    """The `size` latest visible events, left-aligned: history (B, W, E), times and sessions (B, W) or None, and how many are real, (B,).
 
     W is the smaller of `size` and L.
     """
     slots = ops.shape(history)[1]
     if isinstance(slots, int) and slots <= size:
-        return history, times, ops.cast(visible, "int32")
+        return history, times, sessions, ops.cast(visible, "int32")
     window = min(slots, size) if isinstance(slots, int) else at_most(slots, size)
     visible = ops.cast(visible, "int32")
     length = at_most(visible, window)
     index = (visible - length)[:, None] + ops.arange(window, dtype="int32")[None, :]
     index = at_most(index, slots - 1)
     history = ops.take_along_axis(history, index[:, :, None], axis=1)
-    return history, None if times is None else ops.take_along_axis(times, index, axis=1), length
+    times, sessions = (None if x is None else ops.take_along_axis(x, index, axis=1) for x in (times, sessions))
+    return history, times, sessions, length
 
 
-def latest_events(encoder: HistoryEncoder, inputs: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """Tokens (B, W, E) of the latest visible events, whether each is real (B, W), their times, and their number (B,)."""
-    history, times, length = latest_window(inputs["history"], inputs.get("times"), inputs["visible"], encoder.max_history)
+def latest_events(encoder: HistoryEncoder, inputs: Mapping[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
+    """Tokens (B, W, E) of the latest visible events, whether each is real (B, W), their times and sessions, and their number (B,)."""
+    read = inputs["history"], inputs.get("times"), inputs["visible"], encoder.max_history, inputs.get("sessions")
+    history, times, sessions, length = latest_window(*read)
     real = ops.arange(ops.shape(history)[1], dtype="int32")[None, :] < length[:, None]
     history = ops.where(real[:, :, None], history, ops.zeros_like(history))
-    return history, real, times, length
+    return history, real, times, sessions, length
 
 
 def rotated_by(encoder: HistoryEncoder, times: Any, like: Any, first: Any = 0) -> Any:
@@ -51,13 +53,15 @@ def rotated_by(encoder: HistoryEncoder, times: Any, like: Any, first: Any = 0) -
     return first + ops.arange(ops.shape(like)[1], dtype="int32")[None, :] + ops.zeros_like(like[:, :, 0], dtype="int32")
 
 
-def history_spans(encoder: HistoryEncoder, real: Any, times: Any) -> Spans:
+def history_spans(encoder: HistoryEncoder, real: Any, times: Any, sessions: Any = None) -> Spans:
     """Spans of the events among themselves, by the encoder's `history_mask`."""
     segments = ops.cast(real, "int32")
     if encoder.history_mask == "bidirectional":
         return Spans.bidirectional(segments)
     if encoder.history_mask == "causal":
         return Spans.causal(segments)
+    if encoder.session_ids:
+        return Spans.sessions(sessions, segments, apart=True)
     return Spans.sessions(session_ids(times, encoder.session_gap), segments)
 
 

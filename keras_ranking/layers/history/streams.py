@@ -28,7 +28,8 @@ def score(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | N
     index = before + ops.arange(slots, dtype="int32")[None, :] + ops.zeros_like(slot)
     alone = index + 1 if not encoder.see_self else ops.where(empty, index + 1, index)
     seen = (begin, ops.where(empty, begin, end), alone)
-    spans = tuple(ops.concatenate(pair, axis=1) for pair in zip(history_spans(encoder, stream, inputs.get("times")), seen, strict=True))
+    inside = history_spans(encoder, stream, inputs.get("times"), inputs.get("sessions"))
+    spans = tuple(ops.concatenate(pair, axis=1) for pair in zip(inside, seen, strict=True))
     rotation = None
     if encoder.rotary is not None and encoder.rotate_by == "time":
         rotation = ops.concatenate([inputs["times"], ops.take_along_axis(inputs["request_time"], owner, axis=1)], axis=1)

@@ -12,7 +12,7 @@ from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.wiring import BUILDERS, Tensors, builder, copied
 from keras_ranking.schema import Schema
 
-OF_WIRING = ("boundaries", "serving_tower", "loss_settings", "returns_towers", "encodes_at_moment")
+OF_WIRING = ("boundaries", "serving_tower", "loss_settings", "returns_towers", "encodes_at_moment", "cannot_extend")
 _OWN = ("of", "members", "base_rate")
 
 
@@ -63,6 +63,10 @@ def ensemble(models: Sequence[RankingModel], base_rate: bool = False, name: str 
     for member, model in zip(members_of(made), models, strict=True):
         for target, source in zip(member.variables, model.variables, strict=True):
             target.assign(copied(source))
+    utilities = [model.utility for model in models]
+    if any(utility != utilities[0] for utility in utilities):
+        raise ValueError(f"`models` must have the same `utility`. Received: {utilities}")
+    made.utility = utilities[0] or None
     return made
 
 
@@ -102,7 +106,7 @@ class EnsembleWiring:
                 setattr(self, each, getattr(self.first, each))
         if hasattr(self.first, "stream_inputs"):
             self.stream_inputs = self.first.stream_inputs
-        if hasattr(self.first, "extend"):
+        if getattr(self.first, "extend", None) is not None:
             self.extend = self._extend
         tasks = models[0].tasks
         numbers = [task for task in tasks if models[0].schema.task(task).kind == "number"]  # whose outputs have a mean themselves

@@ -88,6 +88,7 @@ def with_forest(
     for target, source in zip(wiring.forest.variables, forest.variables, strict=True):
         target.assign(copied(source))
     set_stack(made, weights, 0.0)
+    made.utility = model.utility or None
     return made
 
 

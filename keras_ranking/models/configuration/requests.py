@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from keras_ranking.layers.interaction.dcn import CROSSES
-from keras_ranking.models.configuration.sequence import OF_MODEL
+from keras_ranking.models.configuration.sequence import OF_MODEL, told_by
 from keras_ranking.schema import Schema
 
 _MERGES = ("replace", "add")
@@ -184,7 +184,9 @@ class HistoryBlocks:
             'sessions', without `pool` and `latest`: a cache serves later requests too, and `extend` adds events to it. `encode` then
             does not read the time of a request and keeps the latest `max_history` events of all that it is given: give it those that
             are visible. A request in one piece reads the latest visible ones.
-        session_gap: seconds without an event that end a session.
+        session_gap: seconds without an event that end a session, where sessions are told by it.
+        session_by: how history_mask='sessions' tells sessions: 'column': by the ids in the schema's session column; 'gap': by pauses.
+            None: 'column' where the schema names one.
         pool, latest: parts of the encoded history that join next to the candidate's own state, see `HistoryEncoder`.
         rotary: (shortest, longest) period of the rotation by time, in seconds; None: no rotation.
         rotate_by: 'time' or 'index'.
@@ -197,6 +199,8 @@ class HistoryBlocks:
         2
     """
 
+    NEWER: ClassVar[tuple[str, ...]] = ("session_by",)
+
     fusion: str = "append_cross"
     dim: int = 64
     num_layers: int = 2
@@ -206,6 +210,7 @@ class HistoryBlocks:
     delay: int | None = None
     history_mask: str = "bidirectional"
     session_gap: int = 1800
+    session_by: str | None = None
     pool: bool = False
     latest: int = 0
     rotary: Sequence[float] | None = (8.0, 15_552_000.0)
@@ -227,6 +232,7 @@ class HistoryBlocks:
             max_history=int(self.max_history),
             delay=visible_after(schema, self.delay),
             session_gap=int(self.session_gap),
+            session_by=told_by(self.session_by, schema, self.history_mask == "sessions"),
             pool=bool(self.pool),
             latest=int(self.latest),
             rotary=None if self.rotary is None else [float(end) for end in self.rotary],
@@ -238,7 +244,7 @@ class HistoryBlocks:
         if self.fusion == "concat":
             return {"fusion": "concat", **sizes, "projection": self.dim}
         own = {name: getattr(self, name) for name in ("fusion", "dim", "history_mask", "session_gap", "pool")}
-        return {**own, **sizes}
+        return {**own, **sizes, "session_ids": self.session_by == "column"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +259,9 @@ class GatedBlocks:
         delay: seconds after which an event is visible; None: the schema's `feedback_delay`, and no less.
         history_mask: 'sessions': a past event sees earlier sessions and itself, so events of one session do not see each other's
             labels; 'causal' or 'bidirectional', see `HistoryBlocks`.
-        session_gap: seconds without an event that end a session.
+        session_gap: seconds without an event that end a session, where sessions are told by it.
+        session_by: how history_mask='sessions' tells sessions: 'column': by the ids in the schema's session column; 'gap': by pauses.
+            None: 'column' where the schema names one.
         rotary: (shortest, longest) period of the rotation by time, in seconds; None: no rotation.
         rotate_by: 'time' or 'index'.
 
@@ -265,6 +273,8 @@ class GatedBlocks:
         'sessions'
     """
 
+    NEWER: ClassVar[tuple[str, ...]] = ("session_by",)
+
     dim: int = 64
     num_layers: int = 2
     num_heads: int = 4
@@ -275,6 +285,7 @@ class GatedBlocks:
     delay: int | None = None
     history_mask: str = "sessions"
     session_gap: int = 1800
+    session_by: str | None = None
     rotary: Sequence[float] | None = (8.0, 15_552_000.0)
     rotate_by: str = "time"
 
@@ -298,6 +309,7 @@ class GatedBlocks:
             max_history=int(self.max_history),
             delay=visible_after(schema, self.delay),
             session_gap=int(self.session_gap),
+            session_by=told_by(self.session_by, schema, self.history_mask == "sessions"),
             rotary=None if self.rotary is None else [float(end) for end in self.rotary],
         )
 
@@ -305,6 +317,7 @@ class GatedBlocks:
         """Arguments of `HistoryEncoder`, but for `max_history` and `dropout`."""
         names = ("dim", "num_layers", "num_heads", "ffn_multiple", "history_mask", "session_gap", "rotary", "rotate_by")
         own = {name: getattr(self, name) for name in names}
+        own["session_ids"] = self.session_by == "column"
         return {"fusion": "append_falcon", **own, "pool": False, "latest": 0, "block": "ligr", "block_options": self.gates}
 
     @property

@@ -204,7 +204,9 @@ class Visibility:
             good. See `EventSpans`, also for events in random order inside sessions.
         delay: seconds after which an event is visible to later ones (CADET: stated second-hand; size: choice). None: the schema's
             `feedback_delay`; less than that is refused, since it would show actions before they are known.
-        session_gap: seconds without an event that end a session, at least `delay`.
+        session_gap: seconds without an event that end a session, at least `delay`; where sessions are told by it.
+        session_by: how mask='session' tells sessions. 'column': by the ids in the schema's session column, which a request gives too
+            (`Request.session`); no event younger than `delay` is seen. 'gap': by pauses. None: 'column' where the schema names one.
         max_history: latest visible events that an event or candidate sees in each block (Feed-SR: 1000, stated); None: all. 0: the
             model without a history. A request may hold more: the latest events may not be visible yet, and a second block reaches
             further back.
@@ -219,9 +221,12 @@ class Visibility:
         True
     """
 
+    NEWER: ClassVar[tuple[str, ...]] = ("session_by",)
+
     mask: str = "delay"
     delay: int | None = None
     session_gap: int = 1800
+    session_by: str | None = None
     max_history: int | None = None
     sampled_delay: bool = False
 
@@ -244,9 +249,15 @@ class Visibility:
             self,
             delay=self._delay(schema),
             session_gap=int(self.session_gap),
+            session_by=told_by(self.session_by, schema, self.mask == "session"),
             max_history=None if self.max_history is None else int(self.max_history),
             sampled_delay=bool(self.sampled_delay),
         )
+
+    @property
+    def by_column(self) -> bool:
+        """Whether the mask reads ids of sessions."""
+        return self.session_by == "column"
 
     def _delay(self, schema: Schema) -> int:
         if self.mask == "causal":
@@ -257,6 +268,21 @@ class Visibility:
         if 1 <= delay < schema.feedback_delay:
             raise ValueError(f"`delay` must be at least the schema's feedback_delay, {schema.feedback_delay}. Received: delay={delay}")
         return delay
+
+
+def told_by(session_by: str | None, schema: Schema, read: bool) -> str | None:
+    """How sessions are told, written out; None where the mask does not read any.
+
+    Raises:
+        ValueError: another word, 'column' for a schema without a session, or a choice without effect.
+    """
+    if session_by not in (None, "column", "gap"):
+        raise ValueError(f"`session_by` must be 'column', 'gap' or None. Received: session_by={session_by!r}")
+    if session_by == "column" and schema.session is None:
+        raise ValueError("`session_by` must be 'gap' or None for a schema that names no session. Received: session_by='column'")
+    if session_by is not None and not read:
+        raise ValueError(f"`session_by` has no effect on a mask that reads no sessions. Received: session_by={session_by!r}")
+    return (session_by or ("gap" if schema.session is None else "column")) if read else None
 
 
 def check_together(tokens: Tokens, attention: Attention) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_ranking.columns import Number
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH
-from keras_ranking.serving.protocol.raw_values import column_of
+from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH, SESSIONS
+from keras_ranking.serving.protocol.raw_values import column_of, columns_of
 
 Specs = Mapping[str, Mapping[str, Any]]
 """Input name -> {"dtype", "shape", "axis", "rows"}, as in `model_folder.Card.inputs`."""
@@ -54,6 +54,9 @@ def random_requests(
             ago = np.sort(rng.integers(1, 10**7, shape), axis=1)[:, ::-1]
             values = (request_time[:, None] - ago).astype(np.int32)
             values = _left_aligned(values, lengths["history"])
+        elif name in SESSIONS:  # a later one after an earlier one; the request's may have events
+            first, last = (4, 8) if axis is None else (0, 6)
+            values = np.sort(rng.integers(first, last, shape), axis=-1).astype(np.int32)
         elif spec["dtype"] == "int32":
             values = rng.integers(0, spec.get("rows") or _ROWS_UNKNOWN, shape).astype(np.int32)
             if spec.get("sets"):  # sets of several sizes, empty ones among them
@@ -86,7 +89,7 @@ def random_raw(
     rng = np.random.default_rng(seed)
     plain = {"string": "int32", "int64": "int32", "float64": "float32"}
     out = random_requests({k: {**x, "dtype": plain.get(x["dtype"], x["dtype"])} for k, x in raw.items()}, history, candidates, seed)
-    columns = {column.name: column for column in (*schema.features, *schema.actions)}
+    columns = columns_of(schema)
     lengths = {"history": np.asarray(history), "candidate": np.asarray(candidates)}
     for name, spec in raw.items():
         column, shape = column_of(columns, name), out[name].shape
@@ -94,7 +97,7 @@ def random_raw(
             if spec["dtype"] == "int64":
                 out[name] = out[name].astype(np.int64) + schema.epoch
             continue
-        beyond = np.arange(shape[1]) >= lengths[spec["axis"]][:, None]
+        beyond = np.zeros(shape, bool) if spec["axis"] is None else np.arange(shape[1]) >= lengths[spec["axis"]][:, None]
         if spec["dtype"] == "string":
             known = getattr(column, "vocabulary", None) or ()
             words = np.array([*(text.encode() for text in (*known, *_TEXTS)), b""], dtype=object)

@@ -18,6 +18,7 @@ from keras_ranking.serving.protocol.model_folder import (
     FEATURES,
     RAW,
     SCHEMA_FILE,
+    SESSIONS,
     SIGNATURE,
     Card,
     axis_of,
@@ -246,6 +247,11 @@ def _compare_features(
             continue
         axis = axis_of(name, (None, None)) if name != "request_time" else None
         column = schema.time if name in ("request_time", "history_time") else name.removeprefix(f"{axis}_")
+        if name == SESSIONS[1]:
+            continue
+        if name == SESSIONS[0]:
+            _compare_sessions(report, str(schema.session), got, wanted, found, kept, which)
+            continue
         entry = report.features.setdefault(column, Difference())
         for row, q, begin, end in _slices(found, which, axis or "candidate"):
             if axis is None:
@@ -255,6 +261,22 @@ def _compare_features(
                 a, b = got[name][row, : end - begin], wanted[name][row, : end - begin]
             if len(a):
                 entry.add(a, b, a.view(np.int32) != b.view(np.int32), _places(found, kept, q, begin, end))
+
+
+def _compare_sessions(report: SkewReport, name: str, got: Batch, wanted: Batch, found: Any, kept: pd.DataFrame, which: np.ndarray) -> None:
+    """Compare which events are of one session, and which of that of the request: the ids themselves differ."""
+    events, request = SESSIONS
+    entry = report.features.setdefault(name, Difference())
+    for row, q, begin, end in _slices(found, which, "history"):
+        a, b = (_partition(x[events][row, : end - begin], x[request][row] if request in x else None) for x in (got, wanted))
+        if end > begin:
+            entry.add(a, b, a != b, _places(found, kept, q, begin, end))
+
+
+def _partition(events: np.ndarray, request: Any) -> np.ndarray:
+    """The same numbers for the same sessions: those of the events by their order, 0 for that of the request."""
+    codes, _ = pd.factorize(np.append(np.int64(-1) if request is None else np.int64(request), events.astype(np.int64)))
+    return codes[1:].astype(np.int32)
 
 
 def _compare_scores(

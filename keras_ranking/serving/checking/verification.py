@@ -9,11 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from keras_ranking.models.served_values import weighted_sum
 from keras_ranking.schema import Schema
 from keras_ranking.serving.checking.sample_requests import alone, random_raw, random_requests, spoilt
+from keras_ranking.serving.checking.verification_worker import LATER
 from keras_ranking.serving.checking.worker_process import ExportError, run_worker
-from keras_ranking.serving.protocol.model_folder import ENCODE, EXPLORE, FEATURES, INVALID_SCORE, RAW, SCORE, SIGNATURE
+from keras_ranking.serving.protocol.model_folder import (
+    ENCODE,
+    EXPLORE,
+    EXTEND,
+    FEATURES,
+    HISTORY_LENGTH,
+    INVALID_SCORE,
+    RAW,
+    SCORE,
+    SIGNATURE,
+    WEIGHTED,
+)
 from keras_ranking.serving.protocol.raw_values import encode_raw
+from keras_ranking.utility import SCORE as SCORED, WEIGHT
 
 Batch = dict[str, np.ndarray]
 COMPOSED = f"{ENCODE}+{SCORE}"
@@ -80,6 +94,10 @@ def verify(
             _save(cases, RAW, number, invalid, expected)
         batch = random_raw(schema, raw, (0, 1, 40), (50, 1, 3), seed=2)
         _save(cases, FEATURES, 0, batch, encode_raw(schema, raw, batch))
+    if EXTEND in signatures:
+        _save_extended(model, signatures[SIGNATURE]["inputs"], cases)
+    if WEIGHTED[SIGNATURE] in signatures:
+        _save_weighted(model, schema, signatures, cases, lengths)
     run_worker("keras_ranking.serving.checking.verification_worker", [str(target), str(cases)], work)
     result = json.loads((cases / "result.json").read_text(encoding="utf-8"))
     if result["problems"]:
@@ -89,6 +107,47 @@ def verify(
         name = max(result["worst"], key=lambda output: float(result["worst"][output]))
         raise ExportError(f"the written graph's '{name}' differs from the Keras scores by {worst:.3g}, more than {bound:g}")
     return {"largest_difference": worst, "bound": bound, "requests": sum(len(history) for history, _ in lengths)}
+
+
+def _save_extended(model: Any, inputs: Mapping[str, Any], cases: Path) -> None:
+    """A case whose history is encoded in two parts."""
+    # An encoder of requests keeps the latest `max_history` of the events that it is given at once.
+    most = model.arguments["max_history"] if model.form == "requests" else 20
+    whole, begun = (np.minimum(lengths, most) for lengths in ((0, 1, 7, 20, 9), (0, 0, 4, 13, 9)))
+    candidates = (1, 5, 2, 9, 3)
+    batch = random_requests(inputs, whole.tolist(), candidates, seed=5)
+    first, later = {**batch, HISTORY_LENGTH: begun.astype(np.int32)}, {LATER + HISTORY_LENGTH: (whole - begun).astype(np.int32)}
+    for name, spec in inputs.items():
+        if spec["axis"] == "history":
+            index = np.minimum(begun[:, None] + np.arange(int((whole - begun).max()) + 1), batch[name].shape[1] - 1)
+            later[LATER + name] = batch[name][np.arange(len(whole))[:, None], index]
+    _save(cases, f"{ENCODE}+{EXTEND}+{SCORE}", 0, {**first, **later}, keras_scores(model.serving_model, batch, inputs))
+
+
+def _save_weighted(model: Any, schema: Schema, signatures: Mapping[str, Any], cases: Path, lengths: list[Any]) -> None:
+    """Cases of the signatures with weights of the request."""
+    serving = signatures[SIGNATURE]["inputs"]
+    weights = {name: spec for name, spec in signatures[WEIGHTED[SIGNATURE]]["inputs"].items() if name not in serving}
+
+    def expected(encoded: Batch, drawn: Batch) -> Batch:
+        scores = keras_scores(model.serving_model, encoded, serving)
+        return {**scores, SCORED: weighted_sum(scores, {name.removeprefix(WEIGHT): x[:, None] for name, x in drawn.items()})}
+
+    for number in (0, len(lengths) - 1):
+        history, candidates = lengths[number]
+        batch, drawn = (random_requests(each, history, candidates, seed=number + at) for at, each in ((0, serving), (50, weights)))
+        for name in [WEIGHTED[SIGNATURE]] + ([f"{ENCODE}+{WEIGHTED[SCORE]}"] if ENCODE in signatures else []):
+            _save(cases, name, number, {**batch, **drawn}, expected(batch, drawn))
+    history, candidates = _SPOILT
+    batch = random_requests(serving, history, candidates, seed=3, hostile=False)
+    drawn = random_requests(weights, history, candidates, seed=4)
+    first = [{name: values[:1] for name, values in each.items()} for each in (batch, drawn)]
+    drawn[next(iter(drawn))][-1] = np.nan
+    _save(cases, WEIGHTED[SIGNATURE], len(lengths), {**batch, **drawn}, _with_mark(expected(first[0], first[1])))
+    (history, candidates), raw = lengths[0], signatures[RAW]["inputs"]
+    batch = random_raw(schema, raw, history, candidates, seed=1, wild=False)
+    drawn = random_requests(weights, history, candidates, seed=51)
+    _save(cases, WEIGHTED[RAW], 0, {**batch, **drawn}, expected(encode_raw(schema, raw, batch), drawn))
 
 
 def _lengths(history: Sequence[int], candidates: Sequence[int], inside: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_ranking.serving.protocol.model_folder import EXTEND
+
 Batch = dict[str, np.ndarray]
+LATER = "later_"  # prefix of the events by which a case extends its history
 
 
 def check(version: Path, cases: Path) -> dict[str, Any]:
@@ -63,8 +66,9 @@ def _run(model: Any, signature: str, inputs: Batch) -> Batch:
     """Run a signature; of two separated by '+', the second on the outputs of the first."""
     result: Batch = {}
     for name in signature.split("+"):
-        wanted = model.signature(name).inputs
-        result = dict(model.run(name, {key: (result if key in result else inputs)[key] for key in wanted}))
+        later = {key: inputs[LATER + key] for key in model.signature(name).inputs if name == EXTEND and LATER + key in inputs}
+        given = {**inputs, **later, **result}
+        result = dict(model.run(name, {key: given[key] for key in model.signature(name).inputs}))
         if bad := [key for key, values in result.items() if values.dtype.kind == "f" and not np.isfinite(values).all()]:
             raise ValueError(f"output '{bad[0]}' of '{name}' is not finite")
     return result

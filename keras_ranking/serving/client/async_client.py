@@ -15,7 +15,17 @@ import pandas as pd
 
 from keras_ranking.schema import Schema
 from keras_ranking.serving.client.client import make_target
-from keras_ranking.serving.client.encoding import Encoder, LogRows, as_requests, checked_inputs, chosen, positive
+from keras_ranking.serving.client.encoding import (
+    Encoder,
+    LogRows,
+    as_requests,
+    checked_inputs,
+    chosen,
+    in_groups,
+    positive,
+    task_of,
+    weighted_name,
+)
 from keras_ranking.serving.client.grpc_transport import ClientTls, GrpcParts, Tensors
 from keras_ranking.serving.client.retry import Budget, Retry
 from keras_ranking.serving.protocol.errors import ServingError
@@ -67,7 +77,7 @@ class AsyncClient:
     ) -> None:
         target = make_target(address, model, version, label, timeout, token, tls, retry)
         self.schema = schema if isinstance(schema, Schema) else Schema.load(schema)
-        self._encoder = Encoder(self.schema, None if tasks is None else [self.schema.task(task).name for task in tasks])
+        self._encoder = Encoder(self.schema, None if tasks is None else [task_of(self.schema, task) for task in tasks])
         self._signature, self._timeout = signature, timeout
         self._parts = GrpcParts(target)
         self._budget = Budget(target.retry)
@@ -77,10 +87,16 @@ class AsyncClient:
         self._process = os.getpid()
 
     async def score(
-        self, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, timeout: float | None = None
+        self,
+        history: pd.DataFrame | None,
+        candidates: pd.DataFrame,
+        request_time: Any,
+        timeout: float | None = None,
+        session: Any = None,
+        utility: Mapping[str, float] | None = None,
     ) -> pd.DataFrame:
         """Scores of one request, as `Client.score`."""
-        return (await self.score_many([Request(history, candidates, request_time)], timeout=timeout))[0]
+        return (await self.score_many([Request(history, candidates, request_time, session, utility)], timeout=timeout))[0]
 
     async def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None, *, parallel: int = 4
@@ -88,26 +104,27 @@ class AsyncClient:
         """Scores of several requests, in their order, as `Client.score_many`, with `parallel` concurrent calls."""
         positive(batch=batch, parallel=parallel)
         wanted = as_requests(requests)
-        if not wanted:
-            return []
-        signature = chosen(await self.signatures(), self._signature)
-        try:
-            return await self._score(wanted, signature, batch, timeout, parallel)
-        except ServingError as error:
-            # A new version with other inputs may have been loaded since the signatures were read.
-            if error.code != "INVALID_ARGUMENT" or (await self.signatures(refresh=True)).get(self._signature) == signature:
-                raise
-            return await self._score(wanted, chosen(await self.signatures(), self._signature), batch, timeout, parallel)
+        frames: dict[int, pd.DataFrame] = {}
+        for own, places in in_groups(wanted):
+            name = weighted_name(self._signature) if own else self._signature
+            signature = chosen(await self.signatures(), name)
+            try:
+                frames |= await self._score(wanted, places, signature, batch, timeout, parallel)
+            except ServingError as error:
+                # A new version with other inputs may have been loaded since the signatures were read.
+                if error.code != "INVALID_ARGUMENT" or (await self.signatures(refresh=True)).get(name) == signature:
+                    raise
+                frames |= await self._score(wanted, places, chosen(await self.signatures(), name), batch, timeout, parallel)
+        return [frames[place] for place in range(len(wanted))]
 
     async def _score(
-        self, requests: list[Request], signature: Signature, batch: int, timeout: float | None, parallel: int
-    ) -> list[pd.DataFrame]:
-        batches = self._encoder.batches(requests, signature, batch)
+        self, requests: list[Request], places: list[int], signature: Signature, batch: int, timeout: float | None, parallel: int
+    ) -> dict[int, pd.DataFrame]:
+        batches = self._encoder.batches(requests, places, signature, batch)
         replies = await self._all(signature, (tensors for tensors, _ in batches), timeout, parallel)
-        frames: list[pd.DataFrame] = []
+        frames: dict[int, pd.DataFrame] = {}
         for outputs, (_, part) in zip(replies, batches, strict=True):
-            first = len(frames)
-            frames += [self._encoder.frame(outputs, row, request.candidates, first + row) for row, request in enumerate(part)]
+            frames |= {place: self._encoder.frame(outputs, row, requests[place].candidates, place) for row, place in enumerate(part)}
         return frames
 
     async def _all(self, signature: Signature, calls: Iterable[Tensors], timeout: float | None, parallel: int) -> list[Tensors]:

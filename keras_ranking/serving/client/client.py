@@ -13,12 +13,23 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.schema import Schema
-from keras_ranking.serving.client.encoding import Encoder, LogRows, as_requests, checked_inputs, checked_outputs, chosen, positive
+from keras_ranking.serving.client.encoding import (
+    Encoder,
+    LogRows,
+    as_requests,
+    checked_inputs,
+    checked_outputs,
+    chosen,
+    in_groups,
+    positive,
+    task_of,
+    weighted_name,
+)
 from keras_ranking.serving.client.grpc_transport import ClientTls, GrpcTransport, Target, Tensors, Transport
 from keras_ranking.serving.client.rest_transport import RestTransport
 from keras_ranking.serving.client.retry import Retry
 from keras_ranking.serving.protocol.errors import ServingError
-from keras_ranking.serving.protocol.model_folder import SIGNATURE
+from keras_ranking.serving.protocol.model_folder import CACHE_LENGTH, CACHE_TIME, EXTEND, SIGNATURE
 from keras_ranking.serving.protocol.requests import Request, pad_requests
 from keras_ranking.serving.protocol.signature import Signature
 
@@ -35,7 +46,7 @@ class Client:
         model: name of the model on the server.
         protocol: 'grpc' (smaller messages and faster; needs grpcio and protobuf) or 'rest' (needs neither). TensorFlow is not imported.
         timeout: seconds of a call with all its attempts; sent to the server, which drops calls that are too late.
-        tasks: names of the tasks to return; None: all that the model scores, in schema order.
+        tasks: names of the tasks to return, and 'score', the utility; None: all that the model scores, in schema order, and its `score`.
         signature: of the model: 'serving_default', or 'raw' to send the values of the log as they are.
         version, label: the version that scores, at most one of them; None: the server's default.
         token: bearer token of the server.
@@ -78,7 +89,7 @@ class Client:
             raise ValueError(f"`protocol` must be 'grpc' or 'rest'. Received: protocol={protocol!r}")
         target = make_target(address, model, version, label, timeout, token, tls, retry)
         self.schema = schema if isinstance(schema, Schema) else Schema.load(schema)
-        self._tasks = None if tasks is None else [self.schema.task(task).name for task in tasks]
+        self._tasks = None if tasks is None else [task_of(self.schema, task) for task in tasks]
         self._signature, self._timeout, self.version, self.label = signature, timeout, version, label
         self._made_with: dict[str, Any] = {"address": address, "model": model, "protocol": protocol, "timeout": timeout}
         self._made_with |= {"tasks": tasks, "signature": signature, "token": token, "tls": tls, "retry": retry}
@@ -86,22 +97,28 @@ class Client:
         self._signatures: dict[str, Signature] | None = None
 
     def score(
-        self, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, timeout: float | None = None
+        self,
+        history: pd.DataFrame | None,
+        candidates: pd.DataFrame,
+        request_time: Any,
+        timeout: float | None = None,
+        session: Any = None,
+        utility: Mapping[str, float] | None = None,
     ) -> pd.DataFrame:
         """Scores of one request.
 
         Args:
-            history, candidates, request_time: see `Request`.
+            history, candidates, request_time, session, utility: see `Request`.
             timeout: seconds of this call; None: the client's.
 
         Returns:
-            One float32 column per task with probabilities, rows and index those of `candidates`.
+            One float32 column per task with probabilities, and `score` of a model with a utility; rows and index those of `candidates`.
 
         Raises:
             ValueError: errors of `request_tensors`; nothing was sent.
             ServingError: an error of the server; `.code` is the gRPC status.
         """
-        return self.score_many([Request(history, candidates, request_time)], timeout=timeout)[0]
+        return self.score_many([Request(history, candidates, request_time, session, utility)], timeout=timeout)[0]
 
     def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
@@ -119,16 +136,18 @@ class Client:
         """
         positive(batch=batch)
         wanted = as_requests(requests)
-        if not wanted:
-            return []
-        signature = self._chosen()
-        try:
-            return self._score(wanted, signature, batch, timeout)
-        except ServingError as error:
-            # A new version with other inputs may have been loaded since the signatures were read.
-            if error.code != "INVALID_ARGUMENT" or self.signatures(refresh=True).get(self._signature) == signature:
-                raise
-            return self._score(wanted, self._chosen(), batch, timeout)
+        frames: dict[int, pd.DataFrame] = {}
+        for own, places in in_groups(wanted):
+            name = weighted_name(self._signature) if own else self._signature
+            signature = chosen(self.signatures(), name)
+            try:
+                frames |= self._score(wanted, places, signature, batch, timeout)
+            except ServingError as error:
+                # A new version with other inputs may have been loaded since the signatures were read.
+                if error.code != "INVALID_ARGUMENT" or self.signatures(refresh=True).get(name) == signature:
+                    raise
+                frames |= self._score(wanted, places, chosen(self.signatures(), name), batch, timeout)
+        return [frames[place] for place in range(len(wanted))]
 
     def score_frame(
         self,
@@ -204,15 +223,48 @@ class Client:
         cache = self._transport.predict(signature, pad_requests([self._encoder.tensors(request, signature)]), self._timeout)
         return dict(checked_outputs(cache))
 
-    def score_cached(self, cache: Tensors, candidates: pd.DataFrame, request_time: Any) -> pd.DataFrame:
+    def extend(self, cache: Tensors, history: pd.DataFrame) -> Tensors:
+        """The cache of a history with later events behind it, by the signature `extend_history`.
+
+        It equals that of `encode` of all events, at the cost of the new ones.
+
+        Args:
+            cache: of one history, from `encode` or `extend`.
+            history: the later events, oldest first; none is earlier than those in the cache.
+
+        Raises:
+            ValueError: no event, an event that is too early, or as `score`.
+            ServingError: as `score`; FAILED_PRECONDITION for a model whose cache cannot grow.
+        """
+        signature = chosen(self.signatures(), EXTEND)
+        if history is None or not len(history):
+            raise ValueError("`history` must have at least one later event. Received: none")
+        request = Request(history, pd.DataFrame(index=[0]), history[self.schema.time].iloc[-1])
+        kept = {name: values for name, values in cache.items() if name in signature.inputs}
+        new = pad_requests([self._encoder.tensors(request, signature, without=list(kept))])
+        length = int(cache[CACHE_LENGTH][0]) if CACHE_LENGTH in cache else 0
+        if length and CACHE_TIME in cache and new["history_time"][0, 0] < cache[CACHE_TIME][0, length - 1]:
+            early = int(cache[CACHE_TIME][0, length - 1]) - int(new["history_time"][0, 0])
+            raise ValueError(f"`history` must not be earlier than the events in the cache. Received: an event {early} s before their last")
+        return dict(checked_outputs(self._transport.predict(signature, {**kept, **new}, self._timeout)))
+
+    def score_cached(
+        self,
+        cache: Tensors,
+        candidates: pd.DataFrame,
+        request_time: Any,
+        session: Any = None,
+        utility: Mapping[str, float] | None = None,
+    ) -> pd.DataFrame:
         """Scores of candidates after a cached history, by the signature `score_candidates`; as `score` returns them.
 
         Raises:
             ValueError, ServingError: as `score`.
         """
-        signature = chosen(self.signatures(), SCORE)
+        signature = chosen(self.signatures(), SCORE if utility is None else weighted_name(SCORE))
         kept = {name: values for name, values in cache.items() if name in signature.inputs}
-        rest = pad_requests([self._encoder.tensors(Request(None, candidates, request_time), signature, without=list(kept))])
+        request = Request(None, candidates, request_time, session, utility)
+        rest = pad_requests([self._encoder.tensors(request, signature, without=list(kept))])
         return self._encoder.frame(self._transport.predict(signature, {**kept, **rest}, self._timeout), 0, candidates)
 
     def signatures(self, refresh: bool = False) -> dict[str, Signature]:
@@ -267,12 +319,13 @@ class Client:
     def _chosen(self) -> Signature:
         return chosen(self.signatures(), self._signature)
 
-    def _score(self, requests: list[Request], signature: Signature, batch: int, timeout: float | None) -> list[pd.DataFrame]:
-        frames: list[pd.DataFrame] = []
-        for tensors, part in self._encoder.batches(requests, signature, batch):
+    def _score(
+        self, requests: list[Request], places: list[int], signature: Signature, batch: int, timeout: float | None
+    ) -> dict[int, pd.DataFrame]:
+        frames: dict[int, pd.DataFrame] = {}
+        for tensors, part in self._encoder.batches(requests, places, signature, batch):
             outputs = self._transport.predict(signature, tensors, self._timeout if timeout is None else timeout)
-            first = len(frames)
-            frames += [self._encoder.frame(outputs, row, request.candidates, first + row) for row, request in enumerate(part)]
+            frames |= {place: self._encoder.frame(outputs, row, requests[place].candidates, place) for row, place in enumerate(part)}
         return frames
 
 

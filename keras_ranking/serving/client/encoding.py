@@ -12,10 +12,11 @@ import pandas as pd
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.errors import ServingError
 from keras_ranking.serving.protocol.marks import error_of, marked
-from keras_ranking.serving.protocol.model_folder import RAW
+from keras_ranking.serving.protocol.model_folder import RAW, RAW_VALUES, WEIGHTED
 from keras_ranking.serving.protocol.raw_requests import raw_request_tensors
 from keras_ranking.serving.protocol.requests import Request, pad_requests, request_tensors
 from keras_ranking.serving.protocol.signature import Signature, Tensor, kind_name
+from keras_ranking.utility import SCORE, WEIGHT, checked_utility
 
 Tensors = dict[str, np.ndarray]
 
@@ -26,33 +27,43 @@ class Encoder:
 
     Args:
         schema: of the served model.
-        tasks: names of the tasks to return; None: all that the model scores, in schema order.
+        tasks: names of the tasks to return, and 'score'; None: all that the model scores, in schema order, and its `score`.
     """
 
     schema: Schema
     tasks: list[str] | None
 
-    def batches(self, requests: Sequence[Request], signature: Signature, batch: int) -> list[tuple[Tensors, Sequence[Request]]]:
-        """Padded tensors of `batch` requests each, with the requests.
+    def batches(
+        self, requests: Sequence[Request], places: Sequence[int], signature: Signature, batch: int
+    ) -> list[tuple[Tensors, Sequence[int]]]:
+        """Padded tensors of `batch` of the requests at some places, with these places.
 
         Raises:
             ValueError, TypeError: as `request_tensors`, with the number of the request.
         """
         encoded = []
-        for number, request in enumerate(requests):
+        for place in places:
             try:
-                encoded.append(self.tensors(request, signature))
+                encoded.append(self.tensors(requests[place], signature))
             except (ValueError, TypeError) as error:
-                raise type(error)(f"request {number}: {error}") if len(requests) > 1 else error from None
-        return [(pad_requests(encoded[at : at + batch]), requests[at : at + batch]) for at in range(0, len(requests), batch)]
+                raise type(error)(f"request {place}: {error}") if len(requests) > 1 else error from None
+        return [(pad_requests(encoded[at : at + batch]), places[at : at + batch]) for at in range(0, len(places), batch)]
 
     def tensors(self, request: Request, signature: Signature, without: Sequence[str] = ()) -> Tensors:
         """One request's tensors for a signature, except the inputs named in `without`."""
         arguments = self.schema, request.history, request.candidates, request.request_time
         inputs = {name: tensor for name, tensor in signature.inputs.items() if name not in without}
-        if signature.name == RAW:
-            return raw_request_tensors(*arguments, Signature(RAW, inputs, signature.outputs))
-        return request_tensors(*arguments, sorted(inputs))
+        weights = self._weights(request, signature) if signature.name in WEIGHTED.values() else {}
+        inputs = {name: tensor for name, tensor in inputs.items() if name not in weights}
+        if signature.name in RAW_VALUES:
+            return {**raw_request_tensors(*arguments, Signature(RAW, inputs, signature.outputs), request.session), **weights}
+        return {**request_tensors(*arguments, sorted(inputs), request.session), **weights}
+
+    def _weights(self, request: Request, signature: Signature) -> Tensors:
+        """Weights of the request by input, 0 for tasks without one."""
+        tasks = [name.removeprefix(WEIGHT) for name in signature.inputs if name.startswith(WEIGHT)]
+        given = checked_utility(request.utility, tasks)
+        return {WEIGHT + task: np.asarray(given.get(task, 0.0), dtype=np.float32) for task in tasks}
 
     def frame(self, outputs: Mapping[str, np.ndarray], row: int, candidates: pd.DataFrame, number: int = 0) -> pd.DataFrame:
         """Scores of the request in one row of the outputs, with the index of its candidates; `number` is that of the request in errors.
@@ -70,7 +81,10 @@ class Encoder:
         Raises:
             ServingError: NOT_FOUND where the model does not score them.
         """
-        tasks = self.tasks if self.tasks is not None else [task.name for task in self.schema.tasks if task.name in outputs]
+        tasks = self.tasks
+        if tasks is None:
+            tasks = [task.name for task in self.schema.tasks if task.name in outputs]
+            tasks += [SCORE] if tasks and SCORE in outputs and SCORE not in tasks else []
         missing = [task for task in tasks if task not in outputs]
         if missing or not tasks:
             raise ServingError("NOT_FOUND", f"the model does not score {missing or 'any task of the schema'}. It gives: {sorted(outputs)}")
@@ -111,7 +125,7 @@ class LogRows:
             which = order[at : at + batch]
             events = found.candidate_index(which)
             rows = np.where((events >= 0) & self._target[events], self._rows[events], -1)
-            if self._signature.name == RAW:
+            if self._signature.name in RAW_VALUES:
                 yield pad_requests([self._encoder.tensors(self._request(number), self._signature) for number in which]), rows
             else:
                 yield found.tensors(which, sorted(self._signature.inputs)), rows
@@ -132,7 +146,29 @@ class LogRows:
         events = self._rows[found.history_begin[number] : found.history_end[number]]
         shown = self._rows[found.candidate_begin[number] : found.candidate_end[number]]
         time = int(found.time[number]) + self._encoder.schema.epoch
-        return Request(self._events.iloc[events], self._events.iloc[shown], time)
+        return Request(self._events.iloc[events], self._events.iloc[shown], time)  # whose session is in the candidates
+
+
+def task_of(schema: Schema, name: str) -> str:
+    """Name of a task, or 'score'."""
+    return SCORE if name == SCORE else schema.task(name).name
+
+
+def weighted_name(name: str) -> str:
+    """The signature that takes weights of the request, for the one without.
+
+    Raises:
+        ValueError: there is none, such as for `explore`.
+    """
+    if name not in WEIGHTED:
+        raise ValueError(f"a `utility` of the request goes with the signatures {list(WEIGHTED)}. Received: signature='{name}'")
+    return WEIGHTED[name]
+
+
+def in_groups(requests: Sequence[Request]) -> list[tuple[bool, list[int]]]:
+    """Places of the requests with weights of their own (True) and without, each group in order."""
+    found = [(own, [place for place, request in enumerate(requests) if (request.utility is not None) == own]) for own in (False, True)]
+    return [group for group in found if group[1]]
 
 
 def as_requests(requests: Sequence[Request | tuple[Any, Any, Any]]) -> list[Request]:

@@ -15,6 +15,7 @@ from keras_ranking.serving.exporting import server_configs
 from keras_ranking.serving.exporting.atomic_version import publish, staging_directory, sync
 from keras_ranking.serving.exporting.options import GraphOptions, Options, Verification, together
 from keras_ranking.serving.protocol.raw_values import id_types
+from keras_ranking.utility import checked_utility
 
 _MODEL = "model"
 
@@ -30,6 +31,7 @@ def export(
     server_batching: str | None = None,
     run: str | Path | None = None,
     imports: Sequence[str] = (),
+    utility: Mapping[str, float] | None = None,
     **options: Any,
 ) -> Path:
     """Write a model as the next version under `folder`, with all files that TensorFlow Serving reads.
@@ -43,7 +45,12 @@ def export(
     * `raw`: the same for values of the log, which the graph encodes bit for bit as the schema does. `raw_features`: the encoded
       values, NaN (a time: -1) for a value that violates the schema;
     * `encode_history`, `score_candidates`: history -> `cache_*`; those with candidates -> scores. For models that read a history;
-    * `explore`: with a `seed` int32 (B,), for a model with exploration.
+    * `extend_history`: `cache_*` and later events in `history_*` -> the longer `cache_*`. For models with `extends`;
+    * `explore`: with a `seed` int32 (B,), for a model with exploration;
+    * `weighted`, `raw_weighted`, `score_candidates_weighted`: for a model with a utility. As those without, with the weights of the
+      request in `weight_<task>` float32 (B,) for all tasks, in the place of the exported ones.
+
+    With a utility each signature that scores has an output `score` (B, N): the sum of what is served by task, each times its weight.
 
     A request with an id outside its table, a number that is not finite, a time before the epoch or a wrong count is no error: all its
     scores are -1, and the other requests of the call are scored.
@@ -67,13 +74,17 @@ def export(
         run: folder of the training run, for the model card. None: the folder of `model`, if `model` is a path.
         imports: modules that register custom layers, imported if another process loads the model. The modules of the model's layers
             are found automatically.
+        utility: task -> weight of the output `score` in this version, such as {"click": 1.0, "like": 4.0}; None: those of
+            `model.utility`, where they live: set them there, or in `train(options={"utility": ...})`, to have them in every version and
+            in evaluations.
         options: fields of these classes one by one: `xla=True` is `GraphOptions(xla=True)`.
 
     Returns:
         The version's directory, `folder/N` with N one more than the highest there.
 
     Raises:
-        ValueError: not a ranking model, no schema, or options that exclude each other.
+        ValueError: not a ranking model, no schema, options that exclude each other, or a utility without a weight, with an unknown task
+            or with a weight that is not finite.
         TypeError: an unknown option, or one that is given twice.
         ExportError: a graph with other scores than the Keras model, lost names, skew, a full disk, a folder that cannot be written.
         FileNotFoundError: a path without a model.
@@ -94,8 +105,12 @@ def export(
         known = schema if schema is not None else getattr(model, "schema", None)
         raw_ids = id_types(known or _saved_schema(model), events) if raw_ids is None else raw_ids
     graph, verification = gather(export, (GraphOptions, Verification), configuration, options)
+    if utility is not None:
+        known = schema if schema is not None else getattr(model, "schema", None)
+        tasks = getattr(model, "arguments", {}).get("tasks") or [task.name for task in (known or _saved_schema(model)).tasks]
+        utility = checked_utility(utility, tasks)
     of_run = None if run is None else str(Path(run).resolve())
-    chosen = together(graph, verification, raw_ids, allowed_batch_sizes, of_run, folder.resolve().name, server_batching)
+    chosen = together(graph, verification, raw_ids, allowed_batch_sizes, of_run, folder.resolve().name, server_batching, utility)
     try:
         with staging_directory(folder) as work:
             target = work / _MODEL

@@ -13,13 +13,14 @@ from keras_ranking.schema import Schema
 from keras_ranking.serving.exporting.buckets import Lengths, by_bucket
 from keras_ranking.serving.exporting.guard import guarded
 from keras_ranking.serving.exporting.signatures import Endpoint, specs, with_raw
+from keras_ranking.serving.exporting.weighted import with_weights
 from keras_ranking.serving.protocol.model_folder import SIGNATURE
 
 PLATFORMS = ("cpu", "cuda")
 
 
 def endpoints(model: Any, schema: Schema, history: Lengths, candidates: Lengths, raw_ids: Any) -> dict[str, Endpoint]:
-    """`serving_default`, `raw` and `raw_features`."""
+    """`serving_default`, `raw` and `raw_features`, and those with weights of the request."""
     import keras
     from jax.experimental import jax2tf
 
@@ -45,5 +46,5 @@ def endpoints(model: Any, schema: Schema, history: Lengths, candidates: Lengths,
         return lambda tensors: converted(values, tensors)
 
     plain = Endpoint(dict, inputs, outputs, values)
-    made = guarded({SIGNATURE: by_bucket(plain, history, candidates, make, plain=False)})
-    return with_raw(made, schema, raw_ids)
+    made = with_weights({SIGNATURE: by_bucket(plain, history, candidates, make, plain=False)}, model.arguments.get("tasks", ()))
+    return with_raw(guarded(made), schema, raw_ids)

@@ -49,6 +49,7 @@ def describe(model: Any, card: Card, target: Path, run: Path | None, origin: str
         "created": card.created,
         "schema_hash": card.schema_digest,
         "tasks": card.tasks,
+        "utility": card.utility,
         "code": {"version": card.packages.get("keras-ranking"), "commit": _commit()},
         "backend": {"trained_on": history.get("backend"), "exported_from": origin},
         "packages": card.packages,
@@ -116,6 +117,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         "|---|---|",
         f"| architecture | {content['architecture']} |",
         f"| tasks | {', '.join(content['tasks'])} |",
+        f"| score | {_sum_of(content['utility'])} |",
         f"| created | {content['created']} |",
         f"| schema hash | `{content['schema_hash']}` |",
         f"| code | {code['version']}" + (f", commit {code['commit']}" if code["commit"] else "") + " |",
@@ -154,6 +156,10 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def _shape(name: str, spec: Mapping[str, Any]) -> str:
     return f"`{name}` {spec['dtype']} ({', '.join('?' if size is None else str(size) for size in spec['shape'])})"
+
+
+def _sum_of(utility: Mapping[str, float]) -> str:
+    return " + ".join(f"{weight:g} {task}" for task, weight in utility.items()).replace("+ -", "- ") or "none: no utility"
 
 
 def _figure(value: Any) -> str:

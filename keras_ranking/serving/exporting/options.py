@@ -96,6 +96,7 @@ class Options:
     skew_bound: float | None = None
     name: str = ""
     server_batching: str | None = None
+    utility: dict[str, float] | None = None
 
     def buckets(self, model: Any) -> tuple[list[int], list[int]]:
         """Lengths of a compiled graph; empty for a plain one. The default history lengths end at the model's `max_history`."""
@@ -129,6 +130,7 @@ def together(
     run: str | None,
     name: str,
     server_batching: str | None,
+    utility: Mapping[str, float] | None = None,
 ) -> Options:
     """All options of an export in one object.
 
@@ -140,7 +142,7 @@ def together(
         raise ValueError(f"`server_batching` must be {known}. Received: server_batching={server_batching!r}")
     sizes = increasing("allowed_batch_sizes", allowed_batch_sizes)
     rest: dict[str, Any] = {"raw_ids": dict(raw_ids or {}), "allowed_batch_sizes": sizes, "server_batching": server_batching}
-    rest |= {"run": run, "name": name}
+    rest |= {"run": run, "name": name, "utility": None if utility is None else {task: float(x) for task, x in utility.items()}}
     return Options(**asdict(graph), **asdict(verification), **rest)
 
 

@@ -17,7 +17,7 @@ from keras_ranking.columns import Category, Id, Ids, Number
 from keras_ranking.ops import logarithm
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import AXES
-from keras_ranking.serving.protocol.raw_values import Specs, column_of
+from keras_ranking.serving.protocol.raw_values import Specs, column_of, columns_of
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _INT32_MAX = 2**31 - 1
@@ -37,7 +37,7 @@ class RawEncoder:
 
     def __init__(self, schema: Schema, specs: Specs) -> None:
         self.schema, self.specs = schema, specs
-        self.columns = {column.name: column for column in (*schema.features, *schema.actions)}
+        self.columns = columns_of(schema)
         self.tables: dict[str, Any] = {}
         for name in specs:
             column = column_of(self.columns, name)

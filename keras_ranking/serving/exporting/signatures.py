@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_ranking.columns import Category, Id, Ids
 from keras_ranking.schema import Schema
 from keras_ranking.serving.exporting.raw_graph import RawEncoder
-from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, FEATURES, RAW, SCORE, SIGNATURE, axis_of
+from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, EXTEND, FEATURES, RAW, SCORE, SIGNATURE, WEIGHTED, axis_of
 from keras_ranking.serving.protocol.raw_values import raw_specs
 
 Specs = dict[str, dict[str, Any]]
@@ -55,11 +55,13 @@ def trunk_endpoints(model: Any, schema: Schema) -> dict[str, Endpoint]:
     if hasattr(type(model), "encoder") and any(name.startswith("history_") for name in model.serving_model.input):
         made[ENCODE] = _encode(model.encoder, schema)
         made[SCORE] = _score(model, schema, made[ENCODE], made[SIGNATURE])
+        if getattr(model, "extends", False):
+            made[EXTEND] = _extend(model.extender, schema, made[ENCODE])
     return made
 
 
 def with_raw(made: Mapping[str, Endpoint], schema: Schema, raw_ids: Mapping[str, str] | None = None) -> dict[str, Endpoint]:
-    """The endpoints with `raw` and `raw_features`, which encode values of the log for `serving_default`.
+    """The endpoints with `raw` and `raw_features`, which encode values of the log for `serving_default`, and `raw_weighted`.
 
     Args:
         raw_ids: see `raw_values.raw_specs`.
@@ -68,17 +70,29 @@ def with_raw(made: Mapping[str, Endpoint], schema: Schema, raw_ids: Mapping[str,
     inputs = raw_specs(schema, serving.inputs, raw_ids)
     encoder = RawEncoder(schema, inputs)
     tables = list(encoder.tables.values())
-    scored = serving.function()  # traced once, called by both
+    out = {**made, FEATURES: Endpoint(encoder, inputs, serving.inputs, tables)}
+    for name, raw in ((SIGNATURE, RAW), (WEIGHTED[SIGNATURE], WEIGHTED[RAW])):
+        if name in made:
+            scored = made[name].function()  # traced once, called by both
+            weights = {key: spec for key, spec in made[name].inputs.items() if key not in serving.inputs}
+            out[name] = replace(made[name], body=calling(scored))
+            out[raw] = Endpoint(_OfRaw(scored, encoder, list(weights)), inputs | weights, serving.outputs, serving.tracked + tables)
+    return out
 
-    def score(tensors: Tensors) -> Tensors:
-        return dict(scored(tensors))
 
-    return {
-        **made,
-        SIGNATURE: Endpoint(score, serving.inputs, serving.outputs, serving.tracked),
-        RAW: Endpoint(lambda tensors: score(encoder(tensors)), inputs, serving.outputs, serving.tracked + tables),
-        FEATURES: Endpoint(encoder, inputs, serving.inputs, tables),
-    }
+def calling(function: Any) -> Callable[[Tensors], Tensors]:
+    """The body of an endpoint that calls a traced function."""
+    return lambda tensors: dict(function(tensors))
+
+
+class _OfRaw:
+    """The body of an endpoint on values of the log; `plain` inputs are not encoded."""
+
+    def __init__(self, scored: Any, encoder: RawEncoder, plain: list[str]) -> None:
+        self._scored, self._encoder, self._plain = scored, encoder, plain
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return dict(self._scored({**self._encoder(tensors), **{name: tensors[name] for name in self._plain}}))
 
 
 def float32_of(outputs: Mapping[str, Any]) -> Tensors:
@@ -99,6 +113,17 @@ def _encode(encoder: Any, schema: Schema) -> Endpoint:
         return float32_of({CACHE + name: x for name, x in encoder(tensors, training=False).items()})
 
     return Endpoint(body, inputs, outputs, [encoder])
+
+
+def _extend(extender: Any, schema: Schema, encode: Endpoint) -> Endpoint:
+    new = {name: x for name, x in extender.input.items() if not name.startswith(CACHE)}
+    inputs = dict(encode.outputs) | input_specs(new, schema)
+
+    def body(tensors: Tensors) -> Tensors:
+        named = {name: tf.cast(tensors[name], tensor.dtype) for name, tensor in extender.input.items()}
+        return float32_of({CACHE + name: x for name, x in extender(named, training=False).items()})
+
+    return Endpoint(body, inputs, encode.outputs, [extender])
 
 
 def _score(model: Any, schema: Schema, encode: Endpoint, serving: Endpoint) -> Endpoint:

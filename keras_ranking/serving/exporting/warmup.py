@@ -14,13 +14,15 @@ from keras_ranking.serving.checking.sample_requests import random_raw, random_re
 from keras_ranking.serving.protocol.model_folder import (
     CACHE,
     ENCODE,
+    EXTEND,
     EXTRA,
     FEATURES,
-    RAW,
+    RAW_VALUES,
     SCHEMA_FILE,
     SCORE,
     SIGNATURE,
     WARMUP_FILE,
+    WEIGHTED,
     Card,
     read_card,
 )
@@ -97,8 +99,9 @@ def random_batches(version: Path, card: Card, encode: Callable[[list[Batch]], li
     for signature, tensors in card.signatures.items():
         inputs = {name: spec for name, spec in tensors["inputs"].items() if not name.startswith(CACHE)}
         batches = []
-        for history, candidates in pairs if signature not in (FEATURES, RAW) else pairs[:1]:
-            if signature in (FEATURES, RAW):
+        raw = signature in (FEATURES, *RAW_VALUES)
+        for history, candidates in pairs[:1] if raw else pairs:
+            if raw:
                 batch = random_raw(schema, inputs, [history], [candidates], wild=False)
             else:
                 batch = random_requests(inputs, [history], [candidates], hostile=False)
@@ -107,7 +110,9 @@ def random_batches(version: Path, card: Card, encode: Callable[[list[Batch]], li
     if ENCODE in out and SCORE in out:
         # `score_candidates` needs a cache, which comes from the batches of `encode_history`.
         caches = encode(out[ENCODE])
-        out[SCORE] = [{**batch, **cache} for batch, cache in zip(out[SCORE], caches, strict=True)]
+        for name in (SCORE, WEIGHTED[SCORE], EXTEND):
+            if name in out:
+                out[name] = [{**batch, **cache} for batch, cache in zip(out[name], caches, strict=True)]
         out[ENCODE] = out[ENCODE][:: len(card.candidate_buckets) or 1]
     return {name: out[name] for name in sorted(out, key=lambda key: key != SIGNATURE)}
 

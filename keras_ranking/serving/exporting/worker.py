@@ -6,11 +6,12 @@ backend.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_version(
         OSError: a disk that is full or fails.
     """
     try:
-        import tensorflow as tf
+        import tensorflow  # noqa: F401
     except ModuleNotFoundError as error:
         raise ExportError("an export needs the package 'tensorflow', which is not installed: pip install keras-ranking[serving]") from error
     schema = schema if schema is not None else getattr(model, "schema", None)
@@ -74,6 +75,28 @@ def write_version(
         raise ValueError(f"`model` must be a RankingModel with `schema` and `serving_model`. Received: {type(model).__name__}")
     if options.quantize is not None:
         model = quantize_embeddings(model)
+    with _ranked_by(model, options.utility):
+        _write(model, target, schema, work, options, events, origin)
+
+
+@contextlib.contextmanager
+def _ranked_by(model: Any, utility: dict[str, float] | None) -> Iterator[None]:
+    """Give the model another utility for a while; None: its own."""
+    if utility is None:
+        yield
+        return
+    own = model.utility
+    model.utility = utility
+    try:
+        yield
+    finally:
+        model.utility = own or None
+
+
+def _write(model: Any, target: Path, schema: Schema, work: Path, options: Options, events: Any, origin: str | None) -> None:
+    """The steps of `write_version`."""
+    import tensorflow as tf
+
     try:
         made = _write_graph(model, schema, target, options)
         if options.precision == "bfloat16":
@@ -108,6 +131,7 @@ def write_version(
         history_buckets=history,
         candidate_buckets=candidates,
         server_flags=options.server_flags,
+        utility=dict(getattr(model, "utility", {})),
     )
     card.write(target)
     read_card(target)
@@ -146,7 +170,7 @@ def _skew(model: Any, target: Path, events: Any, options: Options) -> dict[str, 
 
 def _write_graph(model: Any, schema: Schema, target: Path, options: Options) -> dict[str, Any]:
     """Write the SavedModel; returns its endpoints."""
-    from keras_ranking.serving.exporting import buckets, guard, signatures
+    from keras_ranking.serving.exporting import buckets, guard, signatures, weighted
 
     if options.through == "jax":
         from keras_ranking.serving.exporting import jax_export
@@ -156,6 +180,7 @@ def _write_graph(model: Any, schema: Schema, target: Path, options: Options) -> 
         made = signatures.trunk_endpoints(model, schema)
         if options.xla:
             made = buckets.compiled(made, *options.buckets(model))
+        made = weighted.with_weights(made, getattr(model, "arguments", {}).get("tasks", ()))
         made = signatures.with_raw(guard.guarded(made), schema, options.raw_ids)
     signatures.write(made, target)
     return made

@@ -27,6 +27,7 @@ class History(NamedTuple):
         events: oldest first, those of one time in the order in which they were appended; the columns that a history has, and the time in
             Unix seconds. No rows: nothing is known of the member.
         mark: of these events: equal marks are equal events. A client keeps what it has encoded by it.
+        marks: of each event, by which a client sees that later events follow those that it has encoded; (): it encodes all anew.
 
     Example:
         >>> kr.serving.History(pd.DataFrame({"item": [4, 9], "t": [10, 20]}), mark="a digest").mark
@@ -35,6 +36,7 @@ class History(NamedTuple):
 
     events: pd.DataFrame
     mark: str
+    marks: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -79,6 +81,11 @@ class Histories:
             raise ValueError(f"`keep_seconds` must be positive, or None. Received: keep_seconds={keep_seconds!r}")
         self.schema, self.most, self.keep_seconds = schema, most, keep_seconds
         self._columns = [column.name for column in (*schema.inputs(), *schema.actions)]
+        self._optional: tuple[str, ...] = ()
+        if schema.session is not None and schema.session not in self._columns:
+            # The last, which events stored by earlier versions do not have. Not all models read it.
+            self._columns.append(schema.session)
+            self._optional = (schema.session,)
 
     def _rows(self, events: pd.DataFrame) -> list[tuple[str, int, str]]:
         """(member, Unix time, columns as JSON) of each event, after the checks that a request makes.
@@ -90,12 +97,12 @@ class Histories:
         if not isinstance(events, pd.DataFrame):
             raise TypeError(f"`events` must be a DataFrame. Received: {type(events).__name__}")
         wanted = [self.schema.member, self.schema.time, *self._columns]
-        missing = [name for name in wanted if name not in events.columns]
+        missing = [name for name in wanted if name not in events.columns and name not in self._optional]
         if missing:
             raise ValueError(f"column '{missing[0]}' is missing in the events. There are: {sorted(map(str, events.columns))}")
         if not len(events):
             return []
-        events = events[wanted].reset_index(drop=True)
+        events = events.reindex(columns=wanted).reset_index(drop=True)
         times = self.schema.encode_time(events[self.schema.time]).astype(np.int64) + self.schema.epoch
         for column in (*self.schema.inputs(), *self.schema.actions):
             column.encode(events[column.name])  # raises for what a request could not use
@@ -123,14 +130,16 @@ class Histories:
     def _history(self, member: Any, found: Iterable[tuple[int, str]]) -> History:
         """A history of (Unix time, columns as JSON), oldest first."""
         found = list(found)
-        digest = hashlib.blake2b(digest_size=16)
+        digest, marks = hashlib.blake2b(digest_size=16), []
         for at, text in found:
-            digest.update(f"{at} {text}\n".encode())
+            line = f"{at} {text}\n".encode()
+            digest.update(line)
+            marks.append(hashlib.blake2b(line, digest_size=16).hexdigest())
         rows = [json.loads(text) for _, text in found]
         frame = {self.schema.member: [member] * len(found), self.schema.time: np.array([at for at, _ in found], dtype=np.int64)}
         for number, name in enumerate(self._columns):
-            frame[name] = _series([row[number] for row in rows])
-        return History(pd.DataFrame(frame), digest.hexdigest())
+            frame[name] = _series([row[number] if number < len(row) else None for row in rows])
+        return History(pd.DataFrame(frame), digest.hexdigest(), tuple(marks))
 
 
 class MemoryHistories(Histories):

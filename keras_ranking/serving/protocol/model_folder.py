@@ -27,8 +27,13 @@ RAW = "raw"
 FEATURES = "raw_features"
 ENCODE = "encode_history"
 SCORE = "score_candidates"
+EXTEND = "extend_history"
+WEIGHTED = {SIGNATURE: "weighted", RAW: "raw_weighted", SCORE: "score_candidates_weighted"}
+"""Signatures with weights of the request for `score`, by the one without: in a version with a utility."""
+RAW_VALUES = (RAW, WEIGHTED[RAW])
+"""Signatures on values of the log that give scores."""
 CACHE = "cache_"
-"""Prefix of the outputs of `encode_history`, which are inputs of `score_candidates`."""
+"""Prefix of the outputs of `encode_history` and `extend_history`, which are inputs of `score_candidates` and `extend_history`."""
 CACHE_LENGTH, CACHE_TIME = "cache_length", "cache_time"
 INVALID_SCORE = -1.0
 """Every score of a request that the graph cannot score: no probability has this value."""
@@ -37,6 +42,8 @@ INVALID_CACHE = -3.4028234663852886e38
 WARMUP_FILE = "tf_serving_warmup_requests"
 HISTORY_LENGTH = "history_length"
 CANDIDATE_COUNT = "candidate_count"
+SESSIONS = ("history_session", "request_session")
+"""Inputs with ids of sessions: their values tell which events are of one session, and nothing else."""
 AXES = {"history": HISTORY_LENGTH, "candidate": CANDIDATE_COUNT}
 """Axes of variable length of the serving tensors, and the input with the counted length."""
 
@@ -65,6 +72,7 @@ class Card:
         precision: data type of matrix products.
         history_buckets, candidate_buckets: lengths of the compiled parts; empty for a plain graph.
         server_flags: flags without which TensorFlow Serving does not run this version.
+        utility: weights of the output `score`, by task; empty: there is none.
         format: version of this layout.
     """
 
@@ -86,6 +94,7 @@ class Card:
     history_buckets: list[int] = field(default_factory=list)
     candidate_buckets: list[int] = field(default_factory=list)
     server_flags: list[str] = field(default_factory=list)
+    utility: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, version: Path) -> None:

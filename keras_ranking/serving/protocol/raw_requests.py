@@ -10,19 +10,24 @@ import pandas as pd
 from keras_ranking.columns import Ids
 from keras_ranking.ops.hashing import canonical_text
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH
-from keras_ranking.serving.protocol.requests import checked_frames, tensors_of_frames
+from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH, SESSIONS
+from keras_ranking.serving.protocol.requests import checked_frames, session_values, tensors_of_frames
 from keras_ranking.serving.protocol.signature import Signature
 
 
 def raw_request_tensors(
-    schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, signature: Signature
+    schema: Schema,
+    history: pd.DataFrame | None,
+    candidates: pd.DataFrame,
+    request_time: Any,
+    signature: Signature,
+    session: Any = None,
 ) -> dict[str, np.ndarray]:
     """Tensors of one request for a signature on values of the log.
 
     Args:
         schema: of the model; names the columns.
-        history, candidates, request_time: see `Request`.
+        history, candidates, request_time, session: see `Request`.
         signature: from the server's metadata, with the inputs and their types. Times are Unix seconds in inputs of 64 bits, seconds
             after the schema's epoch in inputs of 32.
 
@@ -46,6 +51,8 @@ def raw_request_tensors(
         size = tuple(int(cells) for cells in (tensor.shape or ())[2:] if cells is not None)
         return np.zeros((0, *size), dtype=tensor.dtype) if values is None else _values(column, values, tensor.dtype, size)
 
+    for name, column, values in session_values(schema, frames, session, signature.inputs):
+        fixed[name] = _values(column, values, signature.inputs[name].dtype, ()).reshape(() if name == SESSIONS[1] else -1)
     return tensors_of_frames(schema, frames, fixed, signature.inputs, encode)
 
 

@@ -9,10 +9,17 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.columns import Ids, Number, Vector
+from keras_ranking.id_columns import session_column
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import AXES, axis_of
+from keras_ranking.serving.protocol.model_folder import AXES, SESSIONS, axis_of
 
 Specs = Mapping[str, Mapping[str, Any]]
+
+
+def columns_of(schema: Schema) -> dict[str, Any]:
+    """The schema's columns that inputs have after `history_` and `candidate_`, by that name: features, actions and `session`."""
+    named: dict[str, Any] = {column.name: column for column in (*schema.features, *schema.actions)}
+    return named if schema.session is None else {**named, "session": session_column(schema.session)}
 
 
 def id_types(schema: Schema, events: pd.DataFrame) -> dict[str, str]:
@@ -21,7 +28,7 @@ def id_types(schema: Schema, events: pd.DataFrame) -> dict[str, str]:
     Sets of ids are texts always, and are left out.
     """
     types = {}
-    for column in (*schema.features, *schema.actions):
+    for column in columns_of(schema).values():
         if isinstance(column, (Ids, Number, Vector)) or column.name not in events.columns:
             continue
         series = events[column.name]
@@ -42,11 +49,12 @@ def raw_specs(schema: Schema, serving: Specs, ids: Mapping[str, str] | None = No
     Raises:
         ValueError: another type, or a column that is not an id or category.
     """
-    columns = {column.name: column for column in (*schema.features, *schema.actions)}
+    columns = columns_of(schema)
+    by_name = {column.name: column for column in reversed(columns.values())}
     for name, kind in (ids or {}).items():
-        if isinstance(columns.get(name), Ids) and kind != "string":
+        if isinstance(by_name.get(name), Ids) and kind != "string":
             raise ValueError(f"`raw_ids` must be 'string' for a set of ids. Received: {name!r}: {kind!r}")
-        if kind not in ("string", "int64") or isinstance(columns.get(name), (Number, Vector, type(None))):
+        if kind not in ("string", "int64") or isinstance(by_name.get(name), (Number, Vector, type(None))):
             raise ValueError(f"`raw_ids` must map ids and categories of the schema to 'string' or 'int64'. Received: {name!r}: {kind!r}")
     out = {}
     for name, spec in serving.items():
@@ -71,13 +79,15 @@ def column_of(columns: Mapping[str, Any], name: str) -> Any:
     """The schema's column of an input, or None for times, lengths and seeds."""
     if name in AXES.values() or name in ("request_time", "history_time"):
         return None
+    if name == SESSIONS[1]:
+        return columns.get("session")
     axis = axis_of(name, (None, None))
     return columns.get(name.removeprefix(f"{axis}_")) if axis else None
 
 
 def encode_raw(schema: Schema, raw: Specs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Encode a batch of raw tensors with the data pipeline, zero beyond the lengths: the reference for the graph's encoding."""
-    columns = {column.name: column for column in (*schema.features, *schema.actions)}
+    columns = columns_of(schema)
     out = {}
     for name, values in batch.items():
         axis = raw[name]["axis"]

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from keras_ranking.column_base import named_columns
+from keras_ranking.id_columns import session_column
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH
+from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH, SESSIONS
 
 _SIDES = {"history": "the history", "candidate": "the candidates"}
 
@@ -26,6 +27,10 @@ class Request:
             empty history.
         candidates: one row per candidate: the log's columns for items and context.
         request_time: time of the request: Unix seconds or a datetime, as in the log's time column.
+        session: id of the request's session, as in the log's session column, for a model whose mask reads it (`session_by='column'`).
+            None: that of the candidates' column.
+        utility: task -> weight of the output `score` for this request alone, in the place of all exported weights; a task without one
+            has 0. None: the exported weights.
 
     Example:
         >>> candidates = pd.DataFrame({"item_id": [4, 9]})
@@ -37,26 +42,34 @@ class Request:
     history: pd.DataFrame | None
     candidates: pd.DataFrame
     request_time: Any
+    session: Any = None
+    utility: Mapping[str, float] | None = None
 
 
 def request_tensors(
-    schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any, names: Sequence[str]
+    schema: Schema,
+    history: pd.DataFrame | None,
+    candidates: pd.DataFrame,
+    request_time: Any,
+    names: Sequence[str],
+    session: Any = None,
 ) -> dict[str, np.ndarray]:
     """Encode one request, with the schema that encoded the training data.
 
     Args:
         schema: of the model.
-        history, candidates, request_time: see `Request`.
-        names: names of the tensors, for example a model's inputs: `history_<column>`, `history_time`, `history_length`, `request_time`,
-            `candidate_<column>`, `candidate_count`. Other columns of the frames are ignored.
+        history, candidates, request_time, session: see `Request`.
+        names: names of the tensors, for example a model's inputs: `history_<column>`, `history_time`, `history_session`,
+            `history_length`, `request_time`, `request_session`, `candidate_<column>`, `candidate_count`. Other columns of the frames are
+            ignored.
 
     Returns:
         For each name: int32 or float32, `history_<name>` (L[, size]), `candidate_<name>` (N[, size]), the others scalars.
         `pad_requests` makes a batch of several.
 
     Raises:
-        ValueError: no candidate, a missing column, a value that violates the schema, a history of several members, not in order of
-            time, or later than the request.
+        ValueError: no candidate, a missing column, no session where the model reads it, a value that violates the schema, a history of
+            several members, not in order of time, or later than the request.
         TypeError: not a DataFrame.
 
     Example:
@@ -82,7 +95,41 @@ def request_tensors(
         encoded: np.ndarray = column.encode(values)
         return encoded
 
+    for name, column, values in session_values(schema, frames, session, names):
+        codes = column.encode(values) if len(values) else np.zeros(0, dtype=np.int32)
+        fixed[name] = codes.reshape(() if name == SESSIONS[1] else -1)
     return tensors_of_frames(schema, frames, fixed, names, encode)
+
+
+def session_values(
+    schema: Schema, frames: Mapping[str, pd.DataFrame], session: Any, names: Iterable[str]
+) -> Iterator[tuple[str, Any, pd.Series]]:
+    """Those of `SESSIONS` that are in `names`: the name, the column, and its values: of the events, or the one of the request.
+
+    Raises:
+        ValueError: a schema or frame without the column, no session of the request, or candidates of several.
+    """
+    for name in (name for name in SESSIONS if name in names):
+        if schema.session is None:
+            raise ValueError(f"the model's input '{name}' needs a schema with a session. Received: session=None")
+        frame, values = frames["candidate"], None
+        if name == SESSIONS[0]:
+            frame = frames["history"]
+            if len(frame) and schema.session not in frame.columns:
+                raise ValueError(f"column '{schema.session}' is missing in the history. There are: {sorted(map(str, frame.columns))}")
+            values = frame[schema.session] if len(frame) else pd.Series([], dtype=object)
+        elif session is not None:
+            values = pd.Series([session])
+        elif schema.session in frame.columns:
+            values = frame[schema.session].drop_duplicates()
+            if len(values) > 1:
+                raise ValueError(f"the candidates must be of one session. Received: {len(values)} in column '{schema.session}'")
+        if values is None:
+            raise ValueError(f"the model reads the session of a request: give `session`, or the candidates' column '{schema.session}'.")
+        missing = values.isna().to_numpy()
+        if missing.any():
+            raise ValueError(f"column '{schema.session}' must have no missing value. Received: one at row {int(missing.argmax())}")
+        yield name, session_column(schema.session), values.reset_index(drop=True)
 
 
 def tensors_of_frames(

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from keras_ranking.serving.protocol.errors import invalid
-from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH
+from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, EXTEND, HISTORY_LENGTH
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Signature:
         both = (*self.inputs.values(), *self.outputs.values())
         batched = all(tensor.shape and tensor.shape[0] is None for tensor in both)
         explained = all(tensor.free == ([] if tensor.dimension is None else [tensor.dimension]) for tensor in both)
-        return bool(used) and used <= self.lengths.keys() and batched and explained
+        # A longer cache has the slots of two inputs.
+        return self.name != EXTEND and bool(used) and used <= self.lengths.keys() and batched and explained
 
     @cached_property
     def lengths(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_ranking.serving.protocol import marks
 from keras_ranking.serving.protocol.errors import ServingError, busy, not_found, too_large
-from keras_ranking.serving.protocol.model_folder import FEATURES, RAW
+from keras_ranking.serving.protocol.model_folder import FEATURES, RAW_VALUES
 from keras_ranking.serving.protocol.signature import Signature
 from keras_ranking.serving.server.limits import Limits
 from keras_ranking.serving.server.logs import CALL
@@ -137,6 +137,7 @@ async def _check_marks(servable: Servable, signature: str, inputs: Tensors, outp
     if not rows.any():
         return
     values = None
-    if signature == RAW and FEATURES in servable.model.signatures:
-        values = marks.refused_values(await asyncio.to_thread(servable.model.run, FEATURES, inputs))
+    if signature in RAW_VALUES and FEATURES in servable.model.signatures:
+        encoded = {name: inputs[name] for name in servable.model.signature(FEATURES).inputs}
+        values = marks.refused_values(await asyncio.to_thread(servable.model.run, FEATURES, encoded))
     raise marks.error_of(rows, values)

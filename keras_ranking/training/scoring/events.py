@@ -21,6 +21,8 @@ from keras_ranking.task import Task
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import ONE, Plan
 from keras_ranking.training.reporting import tell_rows
+from keras_ranking.training.scoring.utility import ByUtility
+from keras_ranking.utility import SCORE
 from keras_ranking.values import require_kind
 
 
@@ -165,7 +167,7 @@ def evaluate_log(
     log = log_to_score(model, ranker.schema, log, wanted, on_error)
     rows = rows_to_score(ranker, log, wanted, f"row of split '{split}'", row_length, on_error)
     tell_rows(rows.sequences, verbose=False)
-    return metrics_of(ranker, rows, plan)
+    return metrics_of(ranker, rows, plan, ranked=True)
 
 
 def model_of(model: Any) -> models.RankingModel:
@@ -228,8 +230,10 @@ def rows_of(ranker: models.RankingModel, sequences: Sequences, row_length: int) 
     return model_requests(ranker, sequences) if ranker.form == "requests" else pack(sequences, row_length)
 
 
-def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests, plan: Plan = ONE) -> dict[str, dict[str, float]]:
-    """What `evaluate` returns, of the targets in `rows`, scored by `plan`."""
+def metrics_of(
+    ranker: models.RankingModel, rows: PackedRows | Requests, plan: Plan = ONE, ranked: bool = False
+) -> dict[str, dict[str, float]]:
+    """The metrics of each task, of the targets in `rows`, scored by `plan`; `ranked`: and of the order by utility, as `evaluate`."""
     sequences, results = rows.sequences, {}
     served, logged = served_and_logged(ranker, rows, plan)
     for task in ranker.tasks:
@@ -237,6 +241,10 @@ def metrics_of(ranker: models.RankingModel, rows: PackedRows | Requests, plan: P
         scored = sequences.target & ~np.isnan(label)
         found = label[scored], served[task][scored], logged[task][scored], sequences.request[scored]
         results[task] = summary_of(ranker.schema.task(task), *found)
+    if ranked and ranker.utility:
+        order = ByUtility(ranker)
+        order.add(sequences, served)
+        results[SCORE] = order.summary()
     return results
 
 

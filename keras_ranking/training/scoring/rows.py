@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_ranking.data import Log, Requests, Sequences
 from keras_ranking.data.counted import counted_log, saved_counts
 from keras_ranking.data.log_columns import require_frame
 from keras_ranking.data.sequences import checked_sequences
+from keras_ranking.id_columns import session_column
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
 from keras_ranking.training.reporting import tell_rows
@@ -58,7 +60,8 @@ def predict(
             a fault.
 
     Returns:
-        One row for each of `rows`, in their order and with their index; a column for each task that is served: `rows.join(scores)`, or
+        One row for each of `rows`, in their order and with their index; a column for each task that is served, and `score` for a model
+        with a utility: `rows.join(scores)`, or
         `scores.add_prefix("predicted_")` where the rows have columns of these names.
 
     Raises:
@@ -94,6 +97,7 @@ def predict(
     events = None
     if len(past):
         events = _read(past, _of_past(schema), on_error, round, places, "rows" if places is not None else "history")
+    lists, events = _with_sessions(ranker, {"rows": (lists, frame), "history": (events, past)})
     found = _requests(ranker, lists, events, max_history, frames["history"] is not None)
     scores = served_scores(ranker, found, batch_size)
     out = pd.DataFrame(np.nan, index=frame.index, columns=list(scores), dtype=np.float64)
@@ -151,6 +155,23 @@ def _read(frame: pd.DataFrame, schema: Schema, on_error: str, round: str | None,
     return found
 
 
+def _with_sessions(ranker: models.RankingModel, parts: dict[str, tuple[Any, pd.DataFrame]]) -> tuple[Any, ...]:
+    """The streams with ids of sessions, where the model reads them: hashed, so that they are the same in rows and history."""
+    name = ranker.schema.session
+    read = {argument: f"{side}_session" in ranker.serving_model.input for argument, side in (("rows", "request"), ("history", "history"))}
+    if name is None or not any(read.values()):
+        return tuple(streams for streams, _ in parts.values())
+    made = []
+    for argument, (streams, frame) in parts.items():
+        if streams is not None and not read[argument]:
+            made.append(replace(streams, session=np.zeros(streams.num_events, dtype=np.int32)))
+            continue
+        if streams is not None and name not in frame:
+            raise ValueError(f"`{argument}` must have the column '{name}', the session, which the model reads. There are: {list(frame)}")
+        made.append(None if streams is None else replace(streams, session=session_column(name).encode(frame[name])[streams.rows]))
+    return tuple(made)
+
+
 def _requests(ranker: models.RankingModel, lists: Sequences, past: Sequences | None, max_history: int | None, other: bool) -> Requests:
     """Lists with their histories: the events of `past` come first in the streams, then the rows to score."""
     starts = lists.request_starts
@@ -199,7 +220,7 @@ def _one_after_another(schema: Schema, lists: Sequences, past: Sequences | None)
         offsets=offsets.astype(np.int64),
         time=np.concatenate([part.time for part in parts]),
         request=np.concatenate([part.request for part in parts]),
-        session=None,
+        session=None if lists.session is None else np.concatenate([part.session for part in parts]),
         position=np.zeros(int(sizes[-1]), dtype=np.int32),
         columns=columns,
         labels={},

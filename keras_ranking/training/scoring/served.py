@@ -9,6 +9,7 @@ import numpy as np
 from keras_ranking.data import RequestDataset, Requests, Sequences, requests
 from keras_ranking.data.sequences import require_sequences
 from keras_ranking.models import RankingModel
+from keras_ranking.utility import SCORE
 
 
 def predict_served(
@@ -29,7 +30,7 @@ def predict_served(
         batch_size: requests per step.
 
     Returns:
-        By task, float64 (E,).
+        By task, and `score` for a model with a utility, float64 (E,).
 
     Raises:
         TypeError: `sequences` are not `Sequences`.
@@ -72,11 +73,13 @@ def served_scores(ranker: RankingModel, found: Requests, batch_size: int) -> dic
         batch_size: of a step.
 
     Returns:
-        By task that is served, float64 (E,) for the events of `found.sequences`, NaN for those that are no candidate.
+        By task that is served, and `score` of a model with a utility, float64 (E,) for the events of `found.sequences`; NaN for those
+        that are no candidate.
     """
     graph = ranker.serving_model
     # Auxiliary tasks are trained but not served.
-    out = {task: np.full(found.sequences.num_events, np.nan) for task in ranker.tasks if task in graph.output}
+    scored = [*ranker.tasks, *([SCORE] if ranker.utility else [])]
+    out = {task: np.full(found.sequences.num_events, np.nan) for task in scored if task in graph.output}
     if not len(found):
         return out
     dataset = RequestDataset(found, batch_size, names=list(graph.input))

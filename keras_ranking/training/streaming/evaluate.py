@@ -93,7 +93,7 @@ def evaluate_shards(
         ValueError: no such split, or shards with other constants than the model's schema.
     """
     check_encoding(log, ranker.schema, f"the model '{ranker.name}'")
-    return metrics_of_shards(ranker, log, Chosen(target=(split,), until=log.newest(split)), row_length, plan=plan)
+    return metrics_of_shards(ranker, log, Chosen(target=(split,), until=log.newest(split)), row_length, plan=plan, ranked=True)
 
 
 def evaluate(
@@ -110,6 +110,10 @@ def evaluate(
     depend on the position; metrics of probabilities (`log_loss`, `normalized_entropy`, `calibration_error`,
     `observed_over_expected`) from the tower of the position shown. With one tower both use the same scores.
 
+    A model with a utility has metrics of the order by its `score` under this name: `utility_at_1` and `utility_at_5`, the mean worth of
+    the first candidates of a request by what happened (`metrics.realised_utility`, with labels in the units that are served), and
+    `TASK_impression_auc` and `TASK_ndcg_at_10`, how well this one order serves each task.
+
     Rows later than the split are not read; earlier rows are history. A `ShardedLog` is read one shard after the other; 17 bytes are kept
     for each event of the split and each task.
 
@@ -125,7 +129,8 @@ def evaluate(
             has the metrics of all.
 
     Returns:
-        Task -> metric -> value; NaN for a task without a known label in the split.
+        Task -> metric -> value, and 'score' -> metric -> value for a model with a utility; NaN for a task without a known label in the
+        split.
 
     Raises:
         NotImplementedError: a `distribution` that Keras cannot do on this backend, with the way that works.

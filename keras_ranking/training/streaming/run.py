@@ -30,7 +30,7 @@ from keras_ranking.training.presets import preset_of, preset_options
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
 from keras_ranking.training.record import history_with, read_of, stamps, write_folder
-from keras_ranking.training.reporting import tell_preset, tell_tables
+from keras_ranking.training.reporting import tell_preset, tell_sessions, tell_tables
 from keras_ranking.training.resumption import Beginning, made_with, path_of, weights_digest
 from keras_ranking.training.setup import compile_for
 from keras_ranking.training.streaming.data import Facts, StreamedData, Weigher, logged_delays
@@ -76,6 +76,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         tell_preset(model, preset, options)
     keras.utils.set_random_seed(seed)
     ranker = MODELS[model](schema, **model_options)
+    ranker.utility = recipe.utility
     facts = Facts.of(log, chosen, ranker)
     weigher = Weigher(log, chosen, training, ranker.tasks, facts.learned[1])
     delays = logged_delays(log, chosen, training.delay_column)
@@ -107,6 +108,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     steps = len(streamed.dataset)
     if given.verbose:
         print(described(ranker, streamed), flush=True)
+        tell_sessions(ranker, log.all_sequences(chosen, columns=()))
     compiled = partial(compile_for, training=training, steps=steps * training.epochs, window=streamed.window, recipe=recipe)
     compiled(ranker)
     _tell_devices(ranker, plan.start(ranker, streamed.dataset), given.verbose)
@@ -115,6 +117,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     counter = Progress(path_of(given, FILE), given.checkpoint_every, about, seed, steps, beginning.progress, validation, average)
     fit(ranker, streamed.dataset, training.epochs, counter, callbacks, given.verbose)
     ranker = plan.finished(ranker, lambda: MODELS[model](schema, **model_options), compiled)
+    ranker.utility = recipe.utility
     return ranker, _recorded(ranker, streamed, about, counter, time.perf_counter() - start, out)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keras_ranking import models
+from keras_ranking import metrics, models
 from keras_ranking.data import Log, PackedRows, Requests, ShardedLog
 from keras_ranking.data.readers.log import as_log, require_log
 from keras_ranking.data.shards.ids import ids_of_arrays
@@ -23,6 +23,7 @@ from keras_ranking.training.reporting import tell_rows
 from keras_ranking.training.scoring.events import log_to_score, model_of, rows_to_score, served_and_logged
 from keras_ranking.training.streaming.evaluate import check_encoding, check_prepared
 from keras_ranking.training.streaming.scores import longest_known, rows_by_shard
+from keras_ranking.utility import SCORE
 
 ABOUT = "_scores.json"  # readers of parquet folders leave out names that begin so
 Run = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
@@ -42,8 +43,9 @@ def score_log(
 
     The files `part-00000.parquet`, ... have one row for each scored row of the log: `row`, its place in the log; the columns of request and
     member, as in the log; and for each task the probability that serving returns. For a model with towers by position, or with an input
-    `position`, the column `TASK_shown` has the probability at the position shown. They are the numbers of `predict_events`. Labels are not
-    needed: where the column of one is missing, it is unknown. `predict` scores rows without actions.
+    `position`, the column `TASK_shown` has the probability at the position shown. They are the numbers of `predict_events`. A model with
+    a utility has the column `score`. Labels are not needed: where the column of one is missing, it is unknown. `predict` scores rows
+    without actions.
 
     A file appears when it is whole, and `_scores.json` when all files have; after an interruption, the same call goes on.
 
@@ -130,8 +132,9 @@ _LOADED: dict[str, models.RankingModel] = {}
 
 
 def weights_digest(ranker: models.RankingModel) -> str:
-    """Of the weights and arguments of a model."""
-    digest = hashlib.blake2b(json.dumps(ranker.arguments, sort_keys=True, default=str).encode(), digest_size=16)
+    """Of the weights, arguments and utility of a model."""
+    about = [ranker.arguments, ranker.utility] if ranker.utility else ranker.arguments
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
     for weight in ranker.get_weights():
         digest.update(np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()
@@ -204,6 +207,8 @@ def _table(ranker: models.RankingModel, rows: PackedRows | Requests | None, ids:
         columns[task] = served[task][target][order]
         if shown:
             columns[f"{task}_shown"] = logged[task][target][order]
+    if ranker.utility:
+        columns[SCORE] = metrics.utility_score({task: served[task] for task in ranker.utility}, ranker.utility)[target][order]
     return pyarrow.table(columns)
 
 

@@ -15,7 +15,9 @@ from keras_ranking.data.shards.log import Chosen
 from keras_ranking.task import Task
 from keras_ranking.training.distribution.plan import ONE, Plan
 from keras_ranking.training.scoring.events import rows_of, served_and_logged, summary_of
+from keras_ranking.training.scoring.utility import ByUtility
 from keras_ranking.training.streaming.data import columns_of
+from keras_ranking.utility import SCORE
 
 METRICS = tuple(metrics.summary([0, 1], [0.25, 0.75], [0, 0]))
 
@@ -56,6 +58,7 @@ def metrics_of_shards(
     row_length: int = 2048,
     constant: float | None = None,
     plan: Plan = ONE,
+    ranked: bool = False,
 ) -> dict[str, dict[str, float]]:
     """What `evaluate` returns, of the targets in shards.
 
@@ -64,7 +67,9 @@ def metrics_of_shards(
         row_length: of packed rows.
         constant: a probability that is measured in the place of the model's; None: the model's.
         plan: which process scores which batch.
+        ranked: whether to add the metrics of the order by utility, where the model has one.
     """
+    order = ByUtility(ranker) if ranked and ranker.utility else None
     tasks = [ranker.schema.task(name) for name in ranker.tasks]
     sums: dict[str, Any] = {task.name: Sums() if task.kind == "binary" else Rows(task) for task in tasks}
     size = max(row_length, 2 * longest_known(log, chosen))
@@ -76,12 +81,14 @@ def metrics_of_shards(
             served, logged = served_and_logged(ranker, rows, plan)
         else:
             served = logged = dict.fromkeys(ranker.tasks, np.full(sequences.num_events, constant))
+        if order is not None:
+            order.add(sequences, served)
         for task, found in sums.items():
             label = sequences.labels[task]
             scored = sequences.target & ~np.isnan(label)
             if scored.any():
                 found.add(label[scored], served[task][scored], logged[task][scored], sequences.request[scored])
-    return {task: found.summary() for task, found in sums.items()}
+    return {task: found.summary() for task, found in sums.items()} | ({} if order is None else {SCORE: order.summary()})
 
 
 @dataclass

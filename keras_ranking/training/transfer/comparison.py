@@ -154,10 +154,10 @@ def compare_transfer(
             if seed is None:
                 scored = _as_it_is(log, model, names, split, options or {})
             elif made is not None and way in made and not place:
-                scored = {task: ("", found) for task, found in evaluate(made[way], log, split).items()}
+                scored = {task: ("", found) for task, found in evaluate(made[way], log, split).items() if task in names}
             else:
                 ranker = _trained(log, source, model, names, way, seed, options or {}, verbose)
-                scored = {task: ("", found) for task, found in evaluate(ranker, log, split).items()}
+                scored = {task: ("", found) for task, found in evaluate(ranker, log, split).items() if task in names}
             rows += [{"way": way, "task": task, "seed": seed, "scored_by": by, **found} for task, (by, found) in scored.items()]
     return TransferReport(pd.DataFrame(rows), split)
 

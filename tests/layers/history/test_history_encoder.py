@@ -251,3 +251,25 @@ def test_missing_inputs_are_named() -> None:
         ready(rotary=TIME)({name: value for name, value in x.items() if name != "request_time"})
     with pytest.raises(ValueError, match=r"Missing: \['candidates'\]"):
         make().prefill({name: value for name, value in x.items() if name != "candidates"})
+
+
+def test_events_of_one_session_do_not_see_each_other_by_ids() -> None:
+    """In two blocks: what an event is in the second depends on what it sees in the first."""
+    rng = np.random.default_rng(2)
+    layer = HistoryEncoder(
+        "append_cross", max_history=8, num_layers=2, num_heads=1, history_mask="sessions", session_ids=True, pool=False, latest=0
+    )
+    sessions = np.array([[4, 7, 4, 7, 9, 4]], "int32")  # two that overlap
+    history = rng.standard_normal((1, 6, 4)).astype("float32")
+    inputs = {"history": history, "candidates": history[:, :2], "visible": np.array([6], "int32"), "sessions": sessions}
+    layer(inputs)
+    before = layer.prefill(inputs)
+    np.testing.assert_array_equal(numpy(before["session"]), sessions)
+    for event, seen_by in ((0, [1, 3, 4]), (1, [4]), (2, [4]), (3, [4]), (4, [])):
+        changed = history.copy()
+        changed[0, event] += rng.standard_normal(4)
+        after = layer.prefill({**inputs, "history": changed})
+        moved = np.abs(numpy(after["key"]) - numpy(before["key"]))[0, 1].max(axis=(-1, -2)) > 1e-6
+        assert np.flatnonzero(moved).tolist() == sorted([event, *seen_by])
+    with pytest.raises(ValueError, match="`session_ids` go with history_mask='sessions'"):
+        HistoryEncoder(session_ids=True)

@@ -57,6 +57,50 @@ def event_mask(times: np.ndarray, segments: np.ndarray, rule: dict[str, Any], ow
     return mask
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_sessions_by_ids(own: bool) -> None:
+    """Sessions of a member that overlap, and ids that two members of a row share."""
+    rng = np.random.default_rng(5)
+    layer, differs = EventSpans("session", delay=3, own=own, by_column=True), 0
+    for seed in range(3):
+        times, segments = rows(seed)
+        ids = rng.integers(0, 3, times.shape).astype("int32")
+        got = numpy(layer(times, segments=segments, sessions=ids).dense(times.shape[1]))
+        want = np.zeros_like(got)
+        for b, i, j in np.ndindex(got.shape):
+            mine = segments[b] == segments[b, i] if segments[b, i] else np.zeros(times.shape[1], bool)
+            first = np.flatnonzero(mine & (ids[b] == ids[b, i]))[:1]
+            want[b, i, j] = (mine[j] and j < first.min(initial=99) and times[b, j] <= times[b, i] - 3) or (own and i == j and mine[j])
+        np.testing.assert_array_equal(got, want)
+        runs = numpy(Spans.sessions(ids, segments, own=own).dense(times.shape[1]))
+        differs += int((runs & ~got).sum())
+    assert differs  # control: runs of equal ids would show earlier events of a session that another interrupts
+
+
+def test_a_request_sees_what_its_impressions_see_by_ids() -> None:
+    rng = np.random.default_rng(6)
+    times = np.sort(rng.integers(0, 60, (64, 9)), axis=1).astype("int32")
+    ids, now = rng.integers(0, 4, (64, 10)).astype("int32"), rng.integers(60, 64, (64, 1)).astype("int32")
+    length = rng.integers(0, 10, 64).astype("int32")
+    layer = VisibleLength(5, "session", by_column=True)
+    got = numpy(layer(times, history_length=length, request_time=now[:, 0], history_session=ids[:, :9], request_session=ids[:, 9]))
+    for b, count in enumerate(length):
+        row, sessions = np.append(times[b, :count], now[b])[None], np.append(ids[b, :count], ids[b, 9])[None]
+        spans = EventSpans("session", delay=5, by_column=True)(row, segments=np.ones_like(row), sessions=sessions)
+        assert got[b] == numpy(spans.end)[0, -1] - numpy(spans.start)[0, -1]
+    assert (got < length).any() and (got > 0).any()
+
+
+def test_ids_of_sessions_where_they_are_read() -> None:
+    times = np.array([[1, 2]], "int32")
+    with pytest.raises(ValueError, match="`sessions` must be given with `by_column`"):
+        EventSpans("session", by_column=True)(times, segments=times)
+    with pytest.raises(ValueError, match="`by_column` goes with mask='session'"):
+        EventSpans("delay", by_column=True)
+    with pytest.raises(ValueError, match="ids of sessions must be given with `by_column`"):
+        VisibleLength(5, "session", by_column=True)(times, history_length=np.array([2]), request_time=np.array([9]))
+
+
 @pytest.mark.few(3)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("own", [False, True])

@@ -91,7 +91,8 @@ def check_names(version, model, towers):
     found = written(version)
     card = read_card(version)
     names = {"serving_default", "raw", "raw_features", "encode_history", "score_candidates"}
-    assert set(found) == set(card.signatures) == names | ({"explore"} if model.explore_model is not None else set())
+    names |= {"explore"} if model.explore_model is not None else set()
+    assert set(found) == set(card.signatures) == names | ({"extend_history"} if model.extends else set())
     for name, sides in found.items():
         for side, tensors in sides.items():
             stated = card.signatures[name][side]

@@ -150,3 +150,46 @@ def test_a_model_without_phases(server: Any, logged: Any) -> None:
         if "encode_history" not in made.signatures():
             with pytest.raises(ServingError, match='signature "encode_history" not found'):
                 scorer.score("m", frames(1, 2)[1], 1_790_000_000)
+
+
+@pytest.mark.parametrize("growth", [0, 5])
+def test_later_events_extend_what_is_kept(client: Any, logged: Any, growth: int) -> None:
+    events = logged.events.sort_values("time", kind="stable")
+    counts = events["member_id"].value_counts()
+    own = events[events["member_id"] == counts.index[0]].drop_duplicates("time").tail(14)
+    shown, at = own.tail(1), int(own["time"].iloc[-1]) + 10_000
+    store = MemoryHistories(logged.schema)
+    scorer = HistoryClient(client, store, events=8, growth=growth)
+    full = []  # histories that are scored, oldest event first
+    for number, begin in enumerate((0, 4, 6, 8, 10, 12)):
+        end = begin + (4 if not begin else 2)
+        store.append(own.iloc[begin:end])
+        # With growth, a history begins where it was encoded, until it has 13 events; else it has the newest 8.
+        first = max(0, end - 8) if not growth or end > 8 + growth else 0
+        full.append(own.iloc[first:end])
+        for _ in range(2):
+            got = scorer.score(own["member_id"].iloc[0], shown, at)
+        np.testing.assert_allclose(got, client.score(full[-1], shown, at), rtol=1e-5, atol=2e-6)
+        assert scorer.found == number + 1
+    assert (scorer.encoded, scorer.extended) == ((2, 4) if growth else (4, 2))
+    # A late event, before those that are kept, has them encoded anew.
+    before = scorer.encoded
+    early = HistoryClient(client, MemoryHistories(logged.schema), events=8, growth=growth)
+    early.store.append(own.iloc[1:4])
+    early.score(own["member_id"].iloc[0], shown, at)
+    early.store.append(own.iloc[:1])
+    got = early.score(own["member_id"].iloc[0], shown, at)
+    np.testing.assert_allclose(got, client.score(own.iloc[:4], shown, at), rtol=1e-5, atol=2e-6)
+    assert (early.encoded, early.extended, before) == (2, 0, scorer.encoded)
+
+
+def test_extending_by_hand(client: Any, logged: Any) -> None:
+    events = logged.events.sort_values("time", kind="stable")
+    own = events[events["member_id"] == events["member_id"].value_counts().index[0]].drop_duplicates("time").tail(9)
+    at = int(own["time"].iloc[-1]) + 10_000
+    cache = client.extend(client.extend(client.encode(own.head(5), at), own.iloc[5:6]), own.iloc[6:])
+    np.testing.assert_allclose(client.score_cached(cache, own, at), client.score(own, own, at), rtol=1e-5, atol=2e-6)
+    with pytest.raises(ValueError, match="must not be earlier than the events in the cache"):
+        client.extend(cache, own.head(2))
+    with pytest.raises(ValueError, match="at least one later event"):
+        client.extend(cache, own.head(0))

@@ -250,7 +250,7 @@ def test_every_signature(target, batch, want):
         if signature.method_name != "tensorflow/serving/predict":
             continue
         given = dict(batch)
-        if name == "score_candidates":
+        if name in ("score_candidates", "extend_history"):
             given |= call(target, {k: v for k, v in batch.items() if k in signatures["encode_history"].inputs}, "encode_history")[0]
         elif name.startswith("raw"):
             given = in_words_of_the_log(target, signature)
