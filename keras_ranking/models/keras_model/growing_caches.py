@@ -16,7 +16,6 @@ class GrowsCaches:
 
     _graphs: UntrackedGraphs
     name: str
-    encoder: Any
 
     def extend(self, cache: Mapping[str, Any], history: Mapping[str, Any]) -> Tensors:
         """Append later events to encoded histories: equal to encoding all of them, at the cost of the new ones.
@@ -45,7 +44,8 @@ class GrowsCaches:
         extend = extension_of(self._graphs.wiring, self.name)
 
         def build() -> keras.Model:
-            kept = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in self.encoder.output.items()}
+            held = self.encoder.output  # type: ignore[attr-defined]
+            kept = {name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"cache_{name}") for name, x in held.items()}
             new = self._graphs.wiring.history_inputs()
             named = {f"cache_{name}": x for name, x in kept.items()} | new
             return Graph(named, extend(kept, new), name=f"{self.name}_extender")
