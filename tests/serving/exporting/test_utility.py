@@ -56,13 +56,14 @@ def test_files_and_signatures(version: Any, model: Any) -> None:
     assert "| score | 1 click + 4 like |" in (version / EXTRA / "model_card.md").read_text()
 
 
-def test_a_wrong_sum_does_not_pass_the_verification(model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_sum_does_not_pass_the_verification(log: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control."""
     from keras_ranking.serving.exporting import weighted
 
+    small = kr.models.LiRank(log.schema.fit(log.events), features=("age_hours",), history_features=(), hidden=(4,), cross_layers=1)
     monkeypatch.setattr(weighted, "weighted_sum", lambda values, weights: values["click"])
     with pytest.raises(ExportError, match="weighted score' differs"):
-        export(model, tmp_path / "ranker", utility=WEIGHTS)
+        export(small, tmp_path / "ranker", utility=WEIGHTS)
 
 
 def requests_of(log: Any, count: int) -> list[Request]:
