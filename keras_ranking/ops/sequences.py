@@ -20,13 +20,14 @@ def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
 
     Rows beyond `length + M` may have any value.
     """
-    total = ops.shape(held_and_new)[1]
+    shape = ops.shape(held_and_new)
+    batch, total, rest = shape[0], shape[1], tuple(shape[2:])
     index = ops.arange(total, dtype="int32")[None, :]
     behind = at_most(index + slots - length[:, None], total - 1)
-    index = ops.where(index < length[:, None], index, behind)
-    for _ in range(len(held_and_new.shape) - 2):
-        index = ops.expand_dims(index, -1)
-    return ops.take_along_axis(held_and_new, index, axis=1)
+    index = ops.where(index < length[:, None], index, behind) + total * ops.arange(batch, dtype="int32")[:, None]
+    # Whole rows of one long tensor: an index for each number would cost more than the numbers.
+    rows = ops.take(ops.reshape(held_and_new, (batch * total, *rest)), ops.reshape(index, (-1,)), axis=0)
+    return ops.reshape(rows, (batch, total, *rest))
 
 
 def session_ids(times: Any, gap: int) -> Any:

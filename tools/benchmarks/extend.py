@@ -107,10 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=1000, help="events that are encoded already (default: 1000)")
     parser.add_argument("--added", type=int, default=10, help="later events (default: 10)")
+    parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)), help="which models")
     parser.add_argument("--turns", type=int, default=15, help="runs of each (default: 15)")
     parser.add_argument("--json", metavar="FILE", help="also append the lines to FILE")
     args = parser.parse_args()
-    for builder, options in CASES:
+    for builder, options in (CASES[number] for number in args.cases):
         line = json.dumps(measured(builder, options, args.events, args.added, args.turns))
         print(line, flush=True)
         if args.json:
