@@ -38,13 +38,13 @@ def _weights(text: str) -> dict[str, float]:
         try:
             found[name.strip()] = float(weight)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be TASK=WEIGHT,TASK=WEIGHT, such as click=1,like=4. Received: {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be TASK=WEIGHT,TASK=WEIGHT with numbers as weights. Received: {text!r}") from None
     return found
 
 
 def utility_argument(made: Any, default: str) -> None:
     """Add `--utility`."""
-    text = f"rank by one number, the sum of what is served by task times its weight, such as click=1,like=4 (default: {default})"
+    text = f"rank by one number, the sum of what is served by task times its weight (default: {default})"
     made.add_argument("--utility", type=_weights, metavar="TASK=WEIGHT,...", help=text)
 
 
