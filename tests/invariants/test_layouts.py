@@ -47,7 +47,7 @@ def overlapping(log: Any) -> Any:
     before = first.groupby("member_id")["session_id"].shift().fillna(first["session_id"]).astype("int64")
     earlier = events["session_id"].map(dict(zip(first["session_id"], before, strict=True)))
     number = events["request_id"].ne(events["request_id"].shift()).cumsum()
-    return replace(log, events=log.events.assign(session_id=events["session_id"].where(number % 3 > 0, earlier).loc[log.events.index]))
+    return replace(log, events=log.events.assign(session_id=events["session_id"].where(number % 3 != 1, earlier).loc[log.events.index]))
 
 
 def visible(case: Case, event: int) -> np.ndarray:
