@@ -10,6 +10,7 @@ from keras_ranking.layers.attention import (
     SelfGatedAttention,
     SwiGLU,
     TimestampRotaryEmbedding,
+    load_ligr_weights,
 )
 from keras_ranking.layers.embedding import (
     NumericEmbedding,
@@ -159,6 +160,7 @@ __all__ = [
     "fit_base_rate",
     "fit_random_effect",
     "fit_stack",
+    "load_ligr_weights",
     "quantize_rows",
     "quantized_tables",
 ]

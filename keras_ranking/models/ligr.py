@@ -116,19 +116,20 @@ class LigrWiring(AmortizedHistory):
         self.logits = TaskLogits(schema, mlp, heads, Calibration(calibration=False), tasks, {}, (), dropout, dtype)
         self.make_steps()
         policy: dict[str, Any] = {"dtype": dtype}
-        options = {"ffn_multiple": blocks.ffn_multiple, **blocks.gates, "dropout": dropout, **policy}
+        options = {"ffn_multiple": blocks.ffn_multiple, "dropout": dropout, **policy}
         if self.history is None:
             # Without a history a candidate's blocks see the candidate alone.
             self.token = keras.layers.Dense(blocks.dim, name="token", **policy)
             head_dim = blocks.dim // blocks.num_heads
-            self.alone = [
-                layers.LiGRBlock(blocks.num_heads, head_dim, rotary=None, name=f"block_{i}", **options) for i in range(blocks.num_layers)
-            ]
+            own = {"rotary": None, **options, **blocks.block_options}
+            self.alone = [layers.LiGRBlock(blocks.num_heads, head_dim, **own, name=f"block_{i}") for i in range(blocks.num_layers)]
             self.norm_alone = keras.layers.LayerNormalization(epsilon=1e-6, name="norm", **policy)
             self.alone_spans = layers.AloneSpans(name="alone_spans")
         self.sets: Any = None
         if setwise.setwise_layers:
-            self.sets = layers.SetwiseAttention(setwise.setwise_layers, blocks.num_heads, top_k=setwise.top_k, name="setwise", **options)
+            sizes = {"num_layers": setwise.setwise_layers, "num_heads": blocks.num_heads, "top_k": setwise.top_k}
+            own = {"block_options": blocks.block_options} if blocks.block_options != blocks.gates else {}
+            self.sets = layers.SetwiseAttention(**sizes, **blocks.gates, **own, name="setwise", **options)
             self.set_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="set_norm", **policy)
             kind: Any = heads.head
             of_head = {"dropout": dropout, **({"groups": heads.groups} if heads.head == "grouped" else {}), **(heads.head_options or {})}

@@ -5,6 +5,7 @@ from keras_ranking.layers.attention.gated_residual import GatedResidual
 from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.attention.latest_keys import LatestKeys
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
+from keras_ranking.layers.attention.ligr_weights import load_ligr_weights
 from keras_ranking.layers.attention.rescale_and_add import RescaleAndAdd
 from keras_ranking.layers.attention.self_gated_attention import SelfGatedAttention
 from keras_ranking.layers.attention.swiglu import SwiGLU
@@ -20,4 +21,5 @@ __all__ = [
     "SelfGatedAttention",
     "SwiGLU",
     "TimestampRotaryEmbedding",
+    "load_ligr_weights",
 ]

@@ -21,7 +21,8 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
 
     Source: LiGR (2502.03417; second-hand, see `GatedResidual`). Public re-implementations have softmax attention, a
     SwiGLU of width 4 D, and gates with a bias that start near one half. Sizes, and the encoding of order or time, are unknown: they
-    are arguments here.
+    are arguments here. The form of a public re-implementation in PyTorch is
+    `LiGRBlock(H, D // H, rotary=None, qkv_bias=True, epsilon=1e-5, dropout=p, attention_dropout=p)`; `load_ligr_weights` loads its weights.
 
     Args:
         num_heads, head_dim, num_kv_heads, rotary: see `SelfGatedAttention`, used here without its own gates.
@@ -29,6 +30,9 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         use_bias, gate_bias, gate: see `GatedResidual`; `gate=False` gives the plain pre-norm block.
         activation: of the SwiGLU.
         dropout: rate on both branches and the SwiGLU's hidden units, in training.
+        qkv_bias, attention_dropout: see `SelfGatedAttention`.
+        ffn_bias: whether the linear maps of the SwiGLU have biases.
+        epsilon: of both normalisations.
 
     Call arguments:
         inputs, times, spans, cache, see_self, return_cache: see `SelfGatedAttention`.
@@ -57,21 +61,27 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         gate: bool = True,
         activation: str = "silu",
         dropout: float = 0.0,
+        qkv_bias: bool = False,
+        attention_dropout: float = 0.0,
+        ffn_bias: bool = False,
+        epsilon: float = 1e-6,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         if ffn_multiple <= 0:
             raise ValueError(f"`ffn_multiple` must be positive. Received: ffn_multiple={ffn_multiple}")
+        if epsilon <= 0:
+            raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon}")
         self.ffn_multiple, self.activation, self.dropout_rate = float(ffn_multiple), activation, float(dropout)
         self.use_bias, self.gate_bias, self.gate = bool(use_bias), float(gate_bias), bool(gate)
-        attention = SelfGatedAttention(
-            num_heads, head_dim, num_kv_heads, gates=(), rotary=rotary, dtype=self.dtype_policy, name="attention"
-        )
+        self.ffn_bias, self.epsilon = bool(ffn_bias), float(epsilon)
+        chosen: dict[str, Any] = {"rotary": rotary, "qkv_bias": qkv_bias, "attention_dropout": attention_dropout}
+        attention = SelfGatedAttention(num_heads, head_dim, num_kv_heads, gates=(), **chosen, dtype=self.dtype_policy, name="attention")
         self.attend = self._residual(attention, "attention_half")
 
     def _residual(self, sublayer: Any, name: str) -> GatedResidual:
-        options: dict[str, Any] = {"use_bias": self.use_bias, "gate_bias": self.gate_bias, "gate": self.gate, "dropout": self.dropout_rate}
-        return GatedResidual(sublayer, **options, dtype=self.dtype_policy, name=name)
+        options: dict[str, Any] = {"use_bias": self.use_bias, "gate_bias": self.gate_bias, "gate": self.gate}
+        return GatedResidual(sublayer, **options, dropout=self.dropout_rate, epsilon=self.epsilon, dtype=self.dtype_policy, name=name)
 
     @property
     def attention(self) -> Any:
@@ -84,7 +94,7 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = (None, None, int(input_shape[-1] or 0))
         hidden = max(1, round(self.ffn_multiple * shape[-1]))
-        ffn = SwiGLU(hidden, self.activation, dropout=self.dropout_rate, dtype=self.dtype_policy, name="ffn")
+        ffn = SwiGLU(hidden, self.activation, self.dropout_rate, self.ffn_bias, dtype=self.dtype_policy, name="ffn")
         self.feed = self._residual(ffn, "ffn_half")
         self.attend.build(shape)
         self.feed.build(shape)
@@ -101,7 +111,7 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         training: bool | None = None,
     ) -> Any:
         attended, key, value = self.attention(
-            self.attention_norm(inputs), times=times, spans=spans, cache=cache, see_self=see_self, return_cache=True
+            self.attention_norm(inputs), times=times, spans=spans, cache=cache, see_self=see_self, return_cache=True, training=training
         )
         x = self.feed(self.attend.merge(inputs, attended, training=training), training=training)
         return (x, key, value) if return_cache else x
@@ -113,11 +123,13 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         attention = self.attention.get_config()
         return {
             **super().get_config(),
-            **{name: attention[name] for name in ("num_heads", "head_dim", "num_kv_heads", "rotary")},
+            **{name: attention[name] for name in ("num_heads", "head_dim", "num_kv_heads", "rotary", "qkv_bias", "attention_dropout")},
             "ffn_multiple": self.ffn_multiple,
             "use_bias": self.use_bias,
             "gate_bias": self.gate_bias,
             "gate": self.gate,
             "activation": self.activation,
             "dropout": self.dropout_rate,
+            "ffn_bias": self.ffn_bias,
+            "epsilon": self.epsilon,
         }

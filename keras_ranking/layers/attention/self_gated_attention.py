@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.attention.dropped_weights import attend_dropping, candidates_dropping
 from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.attention.timestamp_rotary import TimestampRotaryEmbedding
 from keras_ranking.layers.base import PassesMask, WholeInputs
@@ -61,6 +62,9 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         rotate_by: 'time'; 'index': the index in the sequence, with the frequencies of `rotary_base`; 'split': the first half of the
             heads by index, the others by time (as in TO-RoPE, 2510.20455, for comparison); None: no rotation.
         rotary_base: of the rotation by index, see `IndexRotaryEmbedding`.
+        qkv_bias: biases of W_Q, W_K, W_V and W_O, as `torch.nn.MultiheadAttention` has them.
+        attention_dropout: rate at which softmax weights are dropped in training. Such a training stores all weights, (B, H, T, T), which
+            kernels otherwise avoid; nothing else changes.
 
     Call arguments:
         inputs: X (B, T, D), normalised by the caller.
@@ -97,6 +101,8 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         rotary: tuple[float, float] | None = (8.0, 15_552_000.0),
         rotate_by: str | None = "time",
         rotary_base: float = 10_000.0,
+        qkv_bias: bool = False,
+        attention_dropout: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -118,11 +124,15 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
             raise ValueError(f"`gates` must be of {GATES}. Received: {unknown}")
         if rotary is not None and len(rotary) != 2:
             raise ValueError(f"`rotary` must be (shortest, longest) or None. Received: rotary={rotary}")
+        if not 0 <= attention_dropout < 1:
+            raise ValueError(f"`attention_dropout` must be from 0 to below 1. Received: attention_dropout={attention_dropout}")
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
+        self.qkv_bias, self.attention_dropout = bool(qkv_bias), float(attention_dropout)
         self.gates, self.gate_bias = tuple(gates), float(gate_bias)
         self.rotary = None if rotary is None else (float(rotary[0]), float(rotary[1]))
         self.rotate_by, self.rotary_base = rotate_by, float(rotary_base)
         policy = self.dtype_policy
+        self.drop = keras.layers.Dropout(self.attention_dropout, dtype="float32", name="drop") if self.attention_dropout else None
         self.rotate = TimestampRotaryEmbedding(*(self.rotary or ()), dtype=policy, name="rotate") if by_time else None
         self.rotate_place = IndexRotaryEmbedding(self.rotary_base, dtype=policy, name="rotate_place") if by_index else None
 
@@ -133,10 +143,11 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         width = int(input_shape[-1] or 0)
         inner, kv_inner = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.query = self._dense(inner, "query")
-        self.key = self._dense(kv_inner, "key")
-        self.value = self._dense(kv_inner, "value")
-        self.output_map = self._dense(width, "output_map")
+        bias = 0.0 if self.qkv_bias else None
+        self.query = self._dense(inner, "query", bias)
+        self.key = self._dense(kv_inner, "key", bias)
+        self.value = self._dense(kv_inner, "value", bias)
+        self.output_map = self._dense(width, "output_map", bias)
         for layer in (self.query, self.key, self.value):
             layer.build((None, None, width))
         self.output_map.build((None, None, inner))
@@ -212,6 +223,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         return_cache: bool = False,
         index: Any = None,
         stride: int = 1,
+        training: bool | None = None,
     ) -> Any:
         _check_stride(inputs, stride)
         if stride > 1 and (spans is None or cache is not None):
@@ -225,20 +237,28 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         if self.rotate_place is not None and index is None:
             raise ValueError("`index` must be given: this attention rotates by index.")
         query, key, value = self._project(inputs, times, value_bias, index, stride)
+        drop = self.drop if training else None
         if cache is None:
-            out = span_attention(query, key, value, Spans(*(_every(part, stride) for part in spans)), stride=stride)
+            seen = Spans(*(_every(part, stride) for part in spans))
+            if drop is None:
+                out = span_attention(query, key, value, seen, stride=stride)
+            else:
+                out = attend_dropping(drop, query, key, value, seen.dense(ops.shape(key)[1], stride))
         elif spans is not None:
-            out, key, value = self._appended(query, key, value, Spans(*spans), cache)
+            out, key, value = self._appended(query, key, value, Spans(*spans), cache, drop)
         else:
             own = {"self_key": key, "self_value": value} if see_self else {}
-            out = candidate_attention(query, cache[0], cache[1], cache[2], **own)
+            if drop is None:
+                out = candidate_attention(query, *cache, **own)
+            else:
+                out = candidates_dropping(drop, query, *cache, **own)
         shape = ops.shape(out)
         out = ops.reshape(out, (shape[0], shape[1], self.num_heads * self.head_dim))
         out = self.output_map(self._gate("output", out, _every(inputs, stride)))
         return (out, key, value) if return_cache else out
 
     @staticmethod
-    def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any) -> tuple[Any, Any, Any]:
+    def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any, drop: Any = None) -> tuple[Any, Any, Any]:
         """What the new tokens attend to, placed after the first `lengths` keys of a cache, and the keys and values of both.
 
         The weights of M new tokens on all S + M keys are stored: few tokens follow many.
@@ -251,7 +271,9 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         start, end, own = (ops.take_along_axis(part, place, axis=1)[:, :, None] for part in spans)
         at = ops.arange(slots + added, dtype="int32")[None, None, :]
         earlier, itself = ops.logical_and(at >= start, at < end), ops.logical_and(at >= own, at <= place[:, :, None])
-        return _few_queries(query, key, value, ops.logical_or(earlier, itself)), key, value
+        seen = ops.logical_or(earlier, itself)
+        out = _few_queries(query, key, value, seen) if drop is None else attend_dropping(drop, query, key, value, seen)
+        return out, key, value
 
     def compute_output_spec(
         self, inputs: Any, *_: Any, spans: Any = None, cache: Any = None, return_cache: bool = False, stride: int = 1, **__: Any
@@ -277,6 +299,8 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
             "rotary": None if self.rotary is None else list(self.rotary),
             "rotate_by": self.rotate_by,
             "rotary_base": self.rotary_base,
+            "qkv_bias": self.qkv_bias,
+            "attention_dropout": self.attention_dropout,
         }
 
 

@@ -11,7 +11,7 @@ from keras_ranking.layers.base import PassesMask
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class SwiGLU(PassesMask, keras.layers.Layer):
-    """Gated feed-forward layer, without biases:
+    """Gated feed-forward layer, by default without biases:
 
         y = drop(silu(x W_1) * (x W_3)) W_2             W_1, W_3: (D, H), W_2: (H, D)
 
@@ -21,6 +21,7 @@ class SwiGLU(PassesMask, keras.layers.Layer):
         hidden: H.
         activation: in place of silu.
         dropout: rate on the hidden units, in training.
+        use_bias: whether the three linear maps have biases.
 
     Call arguments:
         inputs: x (..., D).
@@ -33,18 +34,18 @@ class SwiGLU(PassesMask, keras.layers.Layer):
         (2, 3, 8)
     """
 
-    def __init__(self, hidden: int, activation: str = "silu", dropout: float = 0.0, **settings: Any) -> None:
+    def __init__(self, hidden: int, activation: str = "silu", dropout: float = 0.0, use_bias: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         if hidden < 1:
             raise ValueError(f"`hidden` must be a positive integer. Received: hidden={hidden}")
-        self.hidden, self.activation, self.dropout_rate = int(hidden), activation, float(dropout)
+        self.hidden, self.activation, self.dropout_rate, self.use_bias = int(hidden), activation, float(dropout), bool(use_bias)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         lead, width = tuple(input_shape[:-1]), int(input_shape[-1] or 0)
 
         def dense(units: int, name: str, activation: str | None = None) -> Any:
-            return keras.layers.Dense(units, activation=activation, use_bias=False, dtype=self.dtype_policy, name=name)
+            return keras.layers.Dense(units, activation=activation, use_bias=self.use_bias, dtype=self.dtype_policy, name=name)
 
         self.gate = dense(self.hidden, "gate", self.activation)
         self.up = dense(self.hidden, "up")
@@ -62,4 +63,5 @@ class SwiGLU(PassesMask, keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "hidden": self.hidden, "activation": self.activation, "dropout": self.dropout_rate}
+        own = {"hidden": self.hidden, "activation": self.activation, "dropout": self.dropout_rate, "use_bias": self.use_bias}
+        return {**super().get_config(), **own}

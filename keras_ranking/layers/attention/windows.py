@@ -60,7 +60,11 @@ def _attended(query: Any, key: Any, value: Any, real: Any) -> Any:
 
 def projects_linearly(block: Any) -> bool:
     """Whether queries, keys and values are a linear map of the normalised input of a block, so that parts of a token may be shared."""
-    return not block.attention.gates and block.attention.rotate_place is None and block.compute_dtype in ("float32", "float64")
+    return (
+        not (block.attention.gates or block.attention.qkv_bias)
+        and block.attention.rotate_place is None
+        and block.compute_dtype in ("float32", "float64")
+    )
 
 
 class SharedProjections:

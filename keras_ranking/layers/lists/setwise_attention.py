@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -25,6 +26,7 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
 
     Args:
         num_layers, num_heads, head_dim, ffn_multiple, gate, gate_bias, dropout: of the `LiGRBlock`s; `head_dim=None`: D / num_heads.
+        block_options: further arguments of the `LiGRBlock`s.
         top_k: k, or None for whole sets. Of equal scores the earlier item ranks first.
 
     Call arguments:
@@ -59,6 +61,7 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
         gate_bias: float = 0.0,
         top_k: int | None = None,
         dropout: float = 0.0,
+        block_options: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -67,22 +70,15 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
                 raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
         self.num_layers, self.num_heads, self.head_dim, self.top_k = int(num_layers), int(num_heads), head_dim, top_k
         self.ffn_multiple, self.gate, self.gate_bias, self.dropout_rate = float(ffn_multiple), bool(gate), float(gate_bias), float(dropout)
+        self.block_options = dict(block_options or {})
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         width = int(input_shape[-1] or 0)
         self.blocks = []
         for i in range(self.num_layers):
-            block = LiGRBlock(
-                self.num_heads,
-                self.head_dim or max(1, width // self.num_heads),
-                rotary=None,
-                ffn_multiple=self.ffn_multiple,
-                gate=self.gate,
-                gate_bias=self.gate_bias,
-                dropout=self.dropout_rate,
-                dtype=self.dtype_policy,
-                name=f"block_{i}",
-            )
+            options = {"ffn_multiple": self.ffn_multiple, "gate": self.gate, "gate_bias": self.gate_bias, "dropout": self.dropout_rate}
+            own = {"rotary": None, **options, **self.block_options, "dtype": self.dtype_policy}
+            block = LiGRBlock(self.num_heads, self.head_dim or max(1, width // self.num_heads), **own, name=f"block_{i}")
             block.build((None, None, width))
             self.blocks.append(block)
         self.built = True
@@ -136,4 +132,5 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
             "gate_bias": self.gate_bias,
             "top_k": self.top_k,
             "dropout": self.dropout_rate,
+            "block_options": self.block_options,
         }

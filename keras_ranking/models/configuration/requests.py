@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from keras_ranking.layers.interaction.dcn import CROSSES
@@ -264,9 +264,11 @@ class GatedBlocks:
             None: 'column' where the schema names one.
         rotary: (shortest, longest) period of the rotation by time, in seconds; None: no rotation.
         rotate_by: 'time' or 'index'.
+        qkv_bias, attention_dropout, ffn_bias, epsilon: of the `LiGRBlock`s, set-wise ones too. A public re-implementation has
+            `qkv_bias=True`, `epsilon=1e-5` and dropped attention weights.
 
     Raises:
-        ValueError: sizes that are not positive, or heads that do not divide `dim`.
+        ValueError: sizes that are not positive, heads that do not divide `dim`, or a rate out of range.
 
     Example:
         >>> kr.models.GatedBlocks(dim=128, num_heads=8).history_mask
@@ -288,6 +290,12 @@ class GatedBlocks:
     session_by: str | None = None
     rotary: Sequence[float] | None = (8.0, 15_552_000.0)
     rotate_by: str = "time"
+    qkv_bias: bool = False
+    attention_dropout: float = 0.0
+    ffn_bias: bool = False
+    epsilon: float = 1e-6
+
+    NEWER: ClassVar[tuple[str, ...]] = ("qkv_bias", "attention_dropout", "ffn_bias", "epsilon")
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.num_heads < 1 or self.dim % self.num_heads or self.num_layers < 1:
@@ -295,6 +303,9 @@ class GatedBlocks:
                 "`dim` must be a positive multiple of `num_heads`, and `num_layers` positive. "
                 f"Received: dim={self.dim}, num_heads={self.num_heads}, num_layers={self.num_layers}"
             )
+        if not 0 <= self.attention_dropout < 1 or self.epsilon <= 0:
+            received = f"attention_dropout={self.attention_dropout}, epsilon={self.epsilon}"
+            raise ValueError(f"`attention_dropout` must be from 0 to below 1, and `epsilon` positive. Received: {received}")
 
     def of(self, schema: Schema) -> GatedBlocks:
         """The same with the delay written out."""
@@ -311,6 +322,10 @@ class GatedBlocks:
             session_gap=int(self.session_gap),
             session_by=told_by(self.session_by, schema, self.history_mask == "sessions"),
             rotary=None if self.rotary is None else [float(end) for end in self.rotary],
+            qkv_bias=bool(self.qkv_bias),
+            attention_dropout=float(self.attention_dropout),
+            ffn_bias=bool(self.ffn_bias),
+            epsilon=float(self.epsilon),
         )
 
     def encoder_options(self) -> dict[str, Any]:
@@ -318,12 +333,18 @@ class GatedBlocks:
         names = ("dim", "num_layers", "num_heads", "ffn_multiple", "history_mask", "session_gap", "rotary", "rotate_by")
         own = {name: getattr(self, name) for name in names}
         own["session_ids"] = self.session_by == "column"
-        return {"fusion": "append_falcon", **own, "pool": False, "latest": 0, "block": "ligr", "block_options": self.gates}
+        return {"fusion": "append_falcon", **own, "pool": False, "latest": 0, "block": "ligr", "block_options": self.block_options}
 
     @property
     def gates(self) -> dict[str, Any]:
         """The gates as arguments of a `LiGRBlock`."""
         return {"gate": self.gate, "gate_bias": self.gate_bias}
+
+    @property
+    def block_options(self) -> dict[str, Any]:
+        """Gates and, where they were chosen, the newer options, as arguments of a `LiGRBlock`."""
+        kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name in self.NEWER}
+        return {**self.gates, **{name: value for name, value in kept.items() if value != getattr(GatedBlocks, name)}}
 
 
 @dataclass(frozen=True, kw_only=True)

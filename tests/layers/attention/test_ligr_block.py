@@ -110,11 +110,14 @@ def test_each_branch_has_its_own_gate() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["block", "gated", "swiglu"])
+@pytest.mark.parametrize("kind", ["block", "biased", "gated", "swiglu"])
 def test_common(kind: str, tmp_path: Path) -> None:
     x = inputs()
     if kind == "block":
         run_layer_checks(block, x, tmp_path)
+    elif kind == "biased":
+        options = {"qkv_bias": True, "ffn_bias": True, "epsilon": 1e-5, "attention_dropout": 0.2, "num_kv_heads": 1}
+        run_layer_checks(lambda **more: block(**options, **more), x, tmp_path)
     elif kind == "gated":
 
         def gated(**more: Any) -> GatedResidual:
@@ -129,6 +132,10 @@ def test_common(kind: str, tmp_path: Path) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`ffn_multiple` must be positive. Received: ffn_multiple=0"):
         block(ffn_multiple=0)
+    with pytest.raises(ValueError, match="`epsilon` must be positive. Received: epsilon=0"):
+        block(epsilon=0)
+    with pytest.raises(ValueError, match="`attention_dropout` must be from 0 to below 1. Received: attention_dropout=1"):
+        block(attention_dropout=1)
     with pytest.raises(ValueError, match="`sublayer` must be a Keras layer. Received: 3"):
         GatedResidual(3)
     with pytest.raises(ValueError, match="`hidden` must be a positive integer. Received: hidden=0"):
