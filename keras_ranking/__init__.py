@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from keras_ranking.columns import Category, Count, Id, Ids, Number, Task, Vector
+from keras_ranking.columns import Category, Count, Id, Ids, Number, SemanticId, Task, Vector
 from keras_ranking.schema import Schema
 
 __version__ = "0.1.0"
 
 _SUBPACKAGES = ("data", "engines", "layers", "losses", "metrics", "models", "ops", "plots", "reports", "serving", "training", "tuning")
 
-__all__ = ["Category", "Count", "Id", "Ids", "Number", "Schema", "Task", "Vector", "__version__", *_SUBPACKAGES]
+__all__ = ["Category", "Count", "Id", "Ids", "Number", "Schema", "SemanticId", "Task", "Vector", "__version__", *_SUBPACKAGES]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,11 @@ from keras_ranking.column_base import Column
 from keras_ranking.count_column import Count
 from keras_ranking.id_columns import Category, Id, Ids
 from keras_ranking.number_column import Number
+from keras_ranking.semantic_id_column import SemanticId
 from keras_ranking.task import Task
 from keras_ranking.values import Faults, raise_first
 
-__all__ = ["Category", "Count", "Feature", "Id", "Ids", "Number", "Task", "Vector"]
+__all__ = ["Category", "Count", "Feature", "Id", "Ids", "Number", "SemanticId", "Task", "Vector"]
 
 
 class Vector(Column):
@@ -104,4 +105,4 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and value != value
 
 
-Feature = Annotated[Id | Category | Ids | Number | Vector | Count, Field(discriminator="kind")]
+Feature = Annotated[Id | Category | Ids | SemanticId | Number | Vector | Count, Field(discriminator="kind")]

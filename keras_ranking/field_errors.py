@@ -13,9 +13,9 @@ from pydantic._internal._model_construction import ModelMetaclass  # what type(B
 
 from keras_ranking.ops.messages import shown
 
-_KINDS = "'id', 'category', 'ids', 'number', 'vector' or 'count'"
+_KINDS = "'id', 'category', 'ids', 'semantic_id', 'number', 'vector' or 'count'"
 _TYPES = {"string": "a text", "int": "an integer", "float": "a number", "tuple": "a list", "model": "an object", "dict": "an object"}
-_COLUMNS = "a list of `Id`, `Category`, `Ids`, `Number`, `Vector` and `Count`"
+_COLUMNS = "a list of `Id`, `Category`, `Ids`, `SemanticId`, `Number`, `Vector` and `Count`"
 _OBJECTS = {"features": _COLUMNS, "actions": f"{_COLUMNS}, or of names", "tasks": "a list of `Task`, or of names"}
 _MOST_PROBLEMS = 10
 Place = tuple[str | int, ...]

@@ -45,8 +45,8 @@ class Schema(BaseModel, metaclass=PlainWords):
         request: column with the id of the request (one member, one time, one list of candidates).
         session: column with the session's id, or None.
         position: column with the rank at which the item was shown, 1 = first, or None. Known after scoring.
-        features: `Id`, `Category`, `Ids`, `Number`, `Vector` columns, each with when it is known, and `Count`s, which the log
-            does not hold. A bare name that ends in `_id`, or is `id`, is `Id(name)`.
+        features: `Id`, `Category`, `Ids`, `SemanticId`, `Number`, `Vector` columns, each with when it is known, and `Count`s, which the
+            log does not hold. A bare name that ends in `_id`, or is `id`, is `Id(name)`.
         actions: what the member did, as features (a bare name is `Number(name)`); inputs of later events only.
         tasks: what to predict.
         epoch: Unix time from which model times count, in seconds; model times are int32 seconds after it.
@@ -89,9 +89,8 @@ class Schema(BaseModel, metaclass=PlainWords):
     @classmethod
     def _list_of_features(cls, features: Any) -> Any:
         if isinstance(features, str | BaseModel):
-            raise ValueError(
-                f"`features` must be a list of `Id`, `Category`, `Ids`, `Number`, `Vector` and `Count`. Received: features={features!r}"
-            )
+            kinds = "`Id`, `Category`, `Ids`, `SemanticId`, `Number`, `Vector` and `Count`"
+            raise ValueError(f"`features` must be a list of {kinds}. Received: features={features!r}")
         return bare_ids(features)
 
     @field_validator("actions", mode="before")

@@ -11,11 +11,19 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from keras_ranking.columns import Category, Count, Id, Ids, Number, Task, Vector
+from keras_ranking.columns import Category, Count, Id, Ids, Number, SemanticId, Task, Vector
 from keras_ranking.field_errors import Place, errors_of_parts, field_words, written
 
 _MOST_PROBLEMS = 10
-_CLASSES: dict[str, type[BaseModel]] = {"id": Id, "category": Category, "ids": Ids, "number": Number, "vector": Vector, "count": Count}
+_CLASSES: dict[str, type[BaseModel]] = {
+    "id": Id,
+    "category": Category,
+    "ids": Ids,
+    "semantic_id": SemanticId,
+    "number": Number,
+    "vector": Vector,
+    "count": Count,
+}
 _COMMENT = re.compile(r"(?m)^[ \t]*//.*$")
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,\]}]+")

@@ -116,6 +116,7 @@ def room_of(path: Path) -> str:
             "schema_file",
             "schema_inference",
             "schema_sums",
+            "semantic_id_column",
             "task",
             "utility",
             "values",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from keras_ranking.columns import Category, Id, Ids
+from keras_ranking.columns import Category, Id, Ids, SemanticId
 from keras_ranking.id_lists import read_lists
 from keras_ranking.ops.hashing import distinct_ids
 from keras_ranking.ops.messages import shown
@@ -31,12 +31,12 @@ def vocabulary_notes(schema: Schema, events: pd.DataFrame, rows: np.ndarray) -> 
     lines = (
         _note(column, events[column.name] if whole else events[column.name][rows])
         for column in (*schema.features, *schema.actions)
-        if isinstance(column, (Category, Id, Ids))
+        if isinstance(column, (Category, Id, Ids, SemanticId))
     )
     return tuple(line for line in lines if line)
 
 
-def _note(column: Id | Category | Ids, series: pd.Series) -> str:
+def _note(column: Id | Category | Ids | SemanticId, series: pd.Series) -> str:
     if isinstance(column, Id) or column.vocabulary is None:
         return "" if isinstance(column, Ids) else _mixed_booleans(column.name, series)
     ids = read_lists(series, column.separator).ids if isinstance(column, Ids) else distinct_ids(series)

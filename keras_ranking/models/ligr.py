@@ -127,9 +127,9 @@ class LigrWiring(AmortizedHistory):
             self.alone_spans = layers.AloneSpans(name="alone_spans")
         self.sets: Any = None
         if setwise.setwise_layers:
-            sizes = {"num_layers": setwise.setwise_layers, "num_heads": blocks.num_heads, "top_k": setwise.top_k}
-            own = {"block_options": blocks.block_options} if blocks.block_options != blocks.gates else {}
-            self.sets = layers.SetwiseAttention(**sizes, **blocks.gates, **own, name="setwise", **options)
+            sizes: dict[str, Any] = {"num_layers": setwise.setwise_layers, "num_heads": blocks.num_heads, "top_k": setwise.top_k}
+            further: dict[str, Any] = {"block_options": blocks.block_options} if blocks.block_options != blocks.gates else {}
+            self.sets = layers.SetwiseAttention(**sizes, **blocks.gates, **further, name="setwise", **options)
             self.set_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="set_norm", **policy)
             kind: Any = heads.head
             of_head = {"dropout": dropout, **({"groups": heads.groups} if heads.head == "grouped" else {}), **(heads.head_options or {})}

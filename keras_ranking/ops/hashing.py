@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -232,11 +232,11 @@ def id_halves(values: Any, name: str = "values") -> np.ndarray:
     return found.at_rows(halves, 0)
 
 
-def vocabulary_rows(values: Any, vocabulary: Sequence[str], name: str = "values") -> np.ndarray:
-    """Ids as rows 1, 2, ... of a vocabulary of texts, int32; 0 for a missing id and one that is not in it."""
+def vocabulary_rows(values: Any, vocabulary: Sequence[str] | Mapping[str, int], name: str = "values") -> np.ndarray:
+    """Ids as rows 1, 2, ... of a vocabulary of texts, or by a mapping of them; int32; 0 for a missing id and one that is not in it."""
     found = distinct_ids(values)
     _require_ids(found, values, name)
-    rows = {word: row for row, word in enumerate(vocabulary, start=1)}
+    rows = vocabulary if isinstance(vocabulary, Mapping) else {word: row for row, word in enumerate(vocabulary, start=1)}
     return found.at_rows(np.fromiter((rows.get(text, 0) for text in found.texts), dtype=np.int32, count=len(found.texts)), 0)
 
 

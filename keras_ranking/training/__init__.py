@@ -13,6 +13,7 @@ from keras_ranking.training.run import train, warm_start
 from keras_ranking.training.scoring.events import model_requests, predict_events
 from keras_ranking.training.scoring.rows import predict
 from keras_ranking.training.scoring.served import predict_served
+from keras_ranking.training.semantic_ids import fit_semantic_id
 from keras_ranking.training.start_tables import StartTables
 from keras_ranking.training.streaming.evaluate import evaluate
 from keras_ranking.training.streaming.score_log import score_log
@@ -51,6 +52,7 @@ __all__ = [
     "fit_exploration",
     "fit_incremental",
     "fit_random_effects",
+    "fit_semantic_id",
     "fit_stack",
     "follow_base_rate",
     "forest_rows",

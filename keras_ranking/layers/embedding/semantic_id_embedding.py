@@ -32,6 +32,7 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         dim: width of the output.
         prefixes: embed prefixes instead of single codes.
         buckets: maximum number of rows of a level's table, with `prefixes`; K * buckets must be below 2^31.
+        quantized: tables in int8, for serving; None: True inside `quantized_tables`.
 
     Call arguments:
         inputs: int32 (..., levels), codes from 0 on; a negative code means no code: it adds nothing at its level and, with
@@ -50,7 +51,16 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
 
     whole = ("inputs",)
 
-    def __init__(self, levels: int, codebook_size: int, dim: int, prefixes: bool = False, buckets: int = 100_003, **settings: Any) -> None:
+    def __init__(
+        self,
+        levels: int,
+        codebook_size: int,
+        dim: int,
+        prefixes: bool = False,
+        buckets: int = 100_003,
+        quantized: bool | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         for name, value in (("levels", levels), ("codebook_size", codebook_size), ("dim", dim), ("buckets", buckets)):
             if value < 1:
@@ -59,7 +69,7 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
             raise ValueError(f"codebook_size * buckets must stay below 2^31. Received: {codebook_size} * {buckets}")
         self.levels, self.codebook_size, self.dim = int(levels), int(codebook_size), int(dim)
         self.prefixes, self.buckets = bool(prefixes), int(buckets)
-        self.kind: Any = QuantizedEmbedding if tables_are_quantized() else Embedding
+        self.kind: Any = QuantizedEmbedding if (tables_are_quantized() if quantized is None else quantized) else Embedding
 
     @property
     def rows(self) -> list[int]:

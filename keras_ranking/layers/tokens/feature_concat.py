@@ -9,11 +9,12 @@ import keras
 from keras import ops
 from pydantic import TypeAdapter
 
-from keras_ranking.columns import Feature, Ids, Number
+from keras_ranking.columns import Feature, Ids, Number, SemanticId
 from keras_ranking.layers.base import PassesMask, WholeInputs
 from keras_ranking.layers.embedding.numeric_embedding import NumericEmbedding
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
+from keras_ranking.layers.embedding.semantic_id_embedding import SemanticIdEmbedding
 from keras_ranking.layers.embedding.table_embedding import Embedding
 from keras_ranking.ops.integers import int32
 from keras_ranking.ops.pooling import pooled
@@ -31,10 +32,11 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
 
     Columns with the same `table` share one embedding table. An `Id` without buckets is embedded by the two halves of its fingerprint,
     see `QuotientRemainderEmbedding`. A set of ids, a column of `Ids`, has one vector: the mean, the sum or the maximum of those of its
-    ids, and zero without any; a place with -1 holds none.
+    ids, and zero without any; a place with -1 holds none. A `SemanticId` has the sum of the vectors of its codes, see
+    `SemanticIdEmbedding`; the layer needs none of its items.
 
     Args:
-        features: `Id`, `Category`, `Ids`, `Number`, `Vector` columns (or their dictionaries).
+        features: `Id`, `Category`, `Ids`, `SemanticId`, `Number`, `Vector` columns (or their dictionaries).
         id_dim: width of each id's or category's embedding. Our choice: 16 (papers: 30 in LiRank, 64 in LiGR).
         id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training.
         numbers: which numbers have vectors: their names as `columns`, whether the number itself stays as `plain`, and arguments of
@@ -42,8 +44,8 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         quantized: tables in int8, for serving; None: True inside `quantized_tables`, which is how a whole model gets int8 tables.
 
     Call arguments:
-        inputs: dict of tensors by column name: int32 (B, T), of `Ids` (B, T, size), float32 (B, T) or float32 (B, T, size);
-            `Id` and `Ids` without buckets have two int32 for each id.
+        inputs: dict of tensors by column name: int32 (B, T), of `Ids` (B, T, size), of `SemanticId` (B, T, levels); float32 (B, T) or
+            (B, T, size); `Id` and `Ids` without buckets have two int32 for each id.
         only: names of the columns to use, in schema order; None: all. With it, candidates and events of the history share tables
             even if they have different columns.
 
@@ -74,7 +76,8 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         if id_dim < 1:
             raise ValueError(f"`id_dim` must be a positive integer. Received: id_dim={id_dim}")
         columns = tuple(feature if isinstance(feature, dict) else feature.model_dump() for feature in features)
-        self.features = _FEATURES.validate_python(columns)
+        read = _FEATURES.validate_python(columns)
+        self.features = tuple(one.without_codes() if isinstance(one, SemanticId) else one for one in read)
         names = [feature.name for feature in self.features]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"`features` must be at least one column, each once. Received: {names}")
@@ -95,7 +98,7 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         for feature in self.features:
             if feature.dtype != "int32":
                 continue
-            name, size = _table(feature), (feature.rows, None if feature.rows else feature.divisor)
+            name, size = _table(feature), _size(feature)
             if sizes.setdefault(name, size) != size:
                 raise ValueError(f"columns of one table must have the same number of rows. Received: '{feature.name}' in table '{name}'")
             if name not in self.tables:
@@ -103,6 +106,9 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
 
     def _embedding(self, feature: Any, name: str) -> Any:
         settings = {"name": name, "dtype": self.dtype_policy}
+        if isinstance(feature, SemanticId):
+            sizes = {"levels": feature.levels, "codebook_size": feature.rows, "prefixes": feature.prefixes, "buckets": feature.buckets}
+            return SemanticIdEmbedding(dim=self.id_dim, **sizes, quantized=self.quantized, **settings)
         if feature.rows is None:
             return QuotientRemainderEmbedding(self.id_dim, feature.divisor, quantized=self.quantized, **settings)
         kind = QuantizedEmbedding if self.quantized else Embedding
@@ -193,6 +199,13 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
 
 def _table(feature: Any) -> str:
     return str(feature.table or feature.name)
+
+
+def _size(feature: Any) -> tuple[Any, ...]:
+    """What columns of one table have in common."""
+    if isinstance(feature, SemanticId):
+        return ("codes", feature.rows, feature.levels, feature.prefixes, feature.buckets)
+    return (feature.rows, None if feature.rows else feature.divisor)
 
 
 def _embedded(features: Sequence[Any], numbers: Mapping[str, Any] | None) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_ranking.columns import Category, Id, Ids, Number
+from keras_ranking.columns import Category, Id, Ids, Number, SemanticId
 from keras_ranking.ops import logarithm
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import AXES
@@ -39,9 +39,12 @@ class RawEncoder:
         self.schema, self.specs = schema, specs
         self.columns = columns_of(schema)
         self.tables: dict[str, Any] = {}
+        self.codes: dict[str, Any] = {}
         for name in specs:
             column = column_of(self.columns, name)
-            if isinstance(column, (Category, Ids)) and column.vocabulary is not None and column.name not in self.tables:
+            if isinstance(column, SemanticId):
+                self.codes[column.name] = tf.constant(column.code_table())
+            if isinstance(column, (Category, Ids, SemanticId)) and column.vocabulary is not None and column.name not in self.tables:
                 keys = tf.constant([word.encode("utf-8") for word in column.vocabulary])
                 rows = tf.range(1, len(column.vocabulary) + 1, dtype=tf.int64)
                 self.tables[column.name] = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, rows), default_value=0)
@@ -64,12 +67,16 @@ class RawEncoder:
             return self._number(column, value, counted)
         if isinstance(column, Ids):
             return _kept(_first_places(self._rows(column, value), tf.not_equal(value, "")), counted)
-        if isinstance(column, (Id, Category)):
+        if isinstance(column, (Id, Category, SemanticId)):
             return _kept(self._rows(column, _text(value)), counted)
         return _finite_or_nan(_kept(value, counted))
 
-    def _rows(self, column: Id | Category | Ids, text: Any) -> Any:
-        """Rows of ids given as text."""
+    def _rows(self, column: Id | Category | Ids | SemanticId, text: Any) -> Any:
+        """Rows of ids given as text; of a semantic id its codes, -1 where an unknown item is refused."""
+        if isinstance(column, SemanticId):
+            place = tf.cast(self.tables[column.name].lookup(text), tf.int32)
+            codes = tf.gather(self.codes[column.name], place)
+            return tf.where((place == 0)[..., None], -1, codes) if column.unknown == "error" else codes
         if isinstance(column, (Category, Ids)) and column.vocabulary is not None:
             return tf.cast(self.tables[column.name].lookup(text), tf.int32)
         return _hashed(text, column.buckets)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_ranking.columns import Category, Id, Ids
+from keras_ranking.columns import Category, Id, Ids, SemanticId
 from keras_ranking.schema import Schema
 from keras_ranking.serving.exporting.raw_graph import RawEncoder
 from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, EXTEND, FEATURES, RAW, SCORE, SIGNATURE, WEIGHTED, axis_of
@@ -167,7 +167,7 @@ def specs(graph: Any, schema: Schema) -> tuple[Specs, Specs]:
 
 def input_specs(tensors: Mapping[str, Any], schema: Schema) -> Specs:
     """Inputs by name, as in `Card`."""
-    columns = {column.name: column for column in (*schema.features, *schema.actions) if isinstance(column, (Id, Category, Ids))}
+    columns = {column.name: column for column in (*schema.features, *schema.actions) if isinstance(column, (Id, Category, Ids, SemanticId))}
     out = {}
     for name, tensor in tensors.items():
         axis = axis_of(name, tuple(tensor.shape))

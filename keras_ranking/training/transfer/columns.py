@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_ranking import models
-from keras_ranking.columns import Category, Id, Ids
+from keras_ranking.columns import Category, Id, Ids, SemanticId
 from keras_ranking.schema import Schema
 
 _FITTED = ("mean", "std", "bins", "edges")
@@ -91,11 +91,26 @@ def grown_column(theirs: Any, ours: Any) -> tuple[Any, str]:
             fits = "" if theirs.buckets is None else f"; it can grow to 1 + k * {theirs.buckets - 1:,}, such as {2 * theirs.buckets - 1:,}"
             return theirs, f"has buckets={ours.buckets} in the log and {theirs.buckets} in the source{fits}"
         update["buckets"] = ours.buckets
+    if isinstance(theirs, SemanticId):
+        grown, fault = _with_items(theirs, ours)
+        if fault:
+            return theirs, fault
+        update |= {"items": grown.items, "codes": grown.codes}
     free = {"name", "table", *_FITTED, *update} | ({"buckets"} if "vocabulary" in update else set())
     for field in sorted(type(theirs).model_fields.keys() - free):
         if getattr(theirs, field) != getattr(ours, field):
             return theirs, f"has {field}={getattr(ours, field)!r} in the log and {getattr(theirs, field)!r} in the source"
     return theirs.model_copy(update=update), ""
+
+
+def _with_items(theirs: SemanticId, ours: SemanticId) -> tuple[SemanticId, str]:
+    """The source's semantic ids with the log's further items, which need codes of the same quantizer; and what is wrong."""
+    if ours.items is None or ours.codes is None or ours.levels != theirs.levels:
+        return theirs, ""
+    try:
+        return theirs.with_codes(list(ours.items), ours.codes), ""
+    except ValueError as error:
+        return theirs, f"has codes of another quantizer: {error}"
 
 
 def old_rows(theirs: Any, ours: Any) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking import models
+from keras_ranking.columns import SemanticId
 from keras_ranking.data import Log, ShardedLog
 from keras_ranking.data.readers.log import require_log
 from keras_ranking.models.wiring import WITH_HEADS, freeze_parts, inner
@@ -232,7 +233,7 @@ def _check_recipe(recipe: Recipe) -> None:
 
 
 def _check_tables(schema: Schema, choices: Transfer) -> None:
-    tables = [column.name for column in schema.features if column.dtype == "int32"]
+    tables = [column.name for column in schema.features if column.dtype == "int32" and not isinstance(column, SemanticId)]
     if unknown := [name for name in choices.new_tables if name not in tables]:
         raise ValueError(f"`new_tables` must name ids or categories of the log, of {tables}. Received: {unknown}")
 
