@@ -170,7 +170,8 @@ class SemanticId(Column):
             series = plain_series(values)
             raise_first(self.name, series, self.faults(series))
             values = series
-        return table[vocabulary_rows(values, rows, self.name)]
+        encoded: np.ndarray = table[vocabulary_rows(values, rows, self.name)]
+        return encoded
 
     def faults(self, values: Any) -> Faults:
         found = super().faults(values)

@@ -19,7 +19,7 @@ def schema(**changes: Any) -> Callable[[], Any]:
     return lambda: kr.Schema(**{**GIVEN, **changes})
 
 
-COLUMNS = "a list of `Id`, `Category`, `Ids`, `Number`, `Vector` and `Count`"
+COLUMNS = "a list of `Id`, `Category`, `Ids`, `SemanticId`, `Number`, `Vector` and `Count`"
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: kr.Id(), "`name` must be given"),
     (lambda: kr.Id("a", buckets=1), "`buckets` must be at least 2. Received: 1"),
@@ -48,7 +48,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
      "It may have name, label, missing, kind, levels, "
      "transform, mean, std, loss, delta, weight, given (in tasks[0])"),
     (schema(features=[{"name": "a", "kind": "text"}]),
-     "`kind` must be 'id', 'category', 'ids', 'number', 'vector' or 'count'. Received: 'text'"),
+     "`kind` must be 'id', 'category', 'ids', 'semantic_id', 'number', 'vector' or 'count'. Received: 'text'"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.schema_file import line_numbers
 
-KINDS = "'id', 'category', 'ids', 'number', 'vector' or 'count'"
+KINDS = "'id', 'category', 'ids', 'semantic_id', 'number', 'vector' or 'count'"
 GOOD = """{
   "member": "m", "time": "t", "request": "r",
   "features": [

@@ -44,7 +44,8 @@ def test_a_wrong_schema_is_found_before_keras_starts(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("keras-ranking train")]
-    assert "wrong.json, line " in lines[0] and "`kind` must be 'id', 'category', 'ids', 'number', 'vector' or 'count'" in lines[0]
+    kinds = "'id', 'category', 'ids', 'semantic_id', 'number', 'vector' or 'count'"
+    assert "wrong.json, line " in lines[0] and f"`kind` must be {kinds}" in lines[0]
     assert "column 'topic' of the schema is not in the log" in lines[1]
     assert len(lines) == 4 and "starting keras" not in done.stderr
 

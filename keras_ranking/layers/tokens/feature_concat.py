@@ -107,8 +107,8 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
     def _embedding(self, feature: Any, name: str) -> Any:
         settings = {"name": name, "dtype": self.dtype_policy}
         if isinstance(feature, SemanticId):
-            sizes = {"levels": feature.levels, "codebook_size": feature.rows, "prefixes": feature.prefixes, "buckets": feature.buckets}
-            return SemanticIdEmbedding(dim=self.id_dim, **sizes, quantized=self.quantized, **settings)
+            sizes = (feature.levels, feature.rows, self.id_dim, feature.prefixes, feature.buckets)
+            return SemanticIdEmbedding(*sizes, quantized=self.quantized, **settings)
         if feature.rows is None:
             return QuotientRemainderEmbedding(self.id_dim, feature.divisor, quantized=self.quantized, **settings)
         kind = QuantizedEmbedding if self.quantized else Embedding
