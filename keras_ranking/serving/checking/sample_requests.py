@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_ranking.columns import Number
+from keras_ranking.columns import Number, SemanticId
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH, SESSIONS
 from keras_ranking.serving.protocol.raw_values import column_of, columns_of
@@ -19,6 +20,7 @@ _HOSTILE_INT = np.array([-(2**31), -1, 2**31 - 1], dtype=np.int32)
 _HOSTILE_FLOAT = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38], dtype=np.float32)
 _SOME_TIME = 500_000_000  # seconds after the epoch
 _ROWS_UNKNOWN = 2
+_INTEGER = re.compile(r"-?\d{1,18}")
 
 
 def random_requests(
@@ -100,13 +102,16 @@ def random_raw(
         beyond = np.zeros(shape, bool) if spec["axis"] is None else np.arange(shape[1]) >= lengths[spec["axis"]][:, None]
         if spec["dtype"] == "string":
             known = getattr(column, "vocabulary", None) or ()
-            words = np.array([*(text.encode() for text in (*known, *_TEXTS)), b""], dtype=object)
+            others = () if _refuses_unknown(column) else (*(text.encode() for text in _TEXTS), b"")
+            words = np.array([*(text.encode() for text in known), *others], dtype=object)
             out[name] = rng.choice(words, shape)
             if spec.get("sets"):
                 out[name][rng.random(shape) < rng.random(shape[:-1])[..., None]] = b""
             out[name][beyond] = b"\xff garbage"
         elif spec["dtype"] == "int64":
-            out[name] = rng.choice(np.array([*_INTS, *range(20)], dtype=np.int64), shape)
+            numbers_known = [int(text) for text in getattr(column, "vocabulary", None) or () if _INTEGER.fullmatch(text)]
+            numbers_known += [] if _refuses_unknown(column) else [*_INTS, *range(20)]
+            out[name] = rng.choice(np.array(numbers_known, dtype=np.int64), shape)
         elif isinstance(column, Number):
             numbers = rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 9 if wild else 1, shape)
             numbers = np.where(rng.random(shape) < 0.2, rng.choice([0.0, 1.0, 1e-40, 1e-300, 2.0**-149 * 1.5, 7.0], shape), numbers)
@@ -114,6 +119,11 @@ def random_raw(
             numbers = np.where(rng.random(shape) < 0.1, np.nan, numbers) if column.missing is not None else numbers
             out[name] = np.where(beyond, rng.choice([np.nan, np.inf, -1e300], shape), numbers)
     return out
+
+
+def _refuses_unknown(column: Any) -> bool:
+    """Whether a column takes known values alone."""
+    return isinstance(column, SemanticId) and column.unknown == "error"
 
 
 def spoilt(batch: Mapping[str, np.ndarray], inputs: Specs) -> list[dict[str, np.ndarray]]:
