@@ -275,7 +275,8 @@ class GatedBlocks:
         'sessions'
     """
 
-    NEWER: ClassVar[tuple[str, ...]] = ("session_by",)
+    OF_BLOCKS: ClassVar[tuple[str, ...]] = ("qkv_bias", "attention_dropout", "ffn_bias", "epsilon")
+    NEWER: ClassVar[tuple[str, ...]] = ("session_by", *OF_BLOCKS)
 
     dim: int = 64
     num_layers: int = 2
@@ -294,8 +295,6 @@ class GatedBlocks:
     attention_dropout: float = 0.0
     ffn_bias: bool = False
     epsilon: float = 1e-6
-
-    NEWER: ClassVar[tuple[str, ...]] = ("qkv_bias", "attention_dropout", "ffn_bias", "epsilon")
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.num_heads < 1 or self.dim % self.num_heads or self.num_layers < 1:
@@ -343,7 +342,7 @@ class GatedBlocks:
     @property
     def block_options(self) -> dict[str, Any]:
         """Gates and, where they were chosen, the newer options, as arguments of a `LiGRBlock`."""
-        kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name in self.NEWER}
+        kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name in self.OF_BLOCKS}
         return {**self.gates, **{name: value for name, value in kept.items() if value != getattr(GatedBlocks, name)}}
 
 
