@@ -30,7 +30,7 @@ def long_requests(case: Case, count: int = 6) -> np.ndarray:
 
 def parts(case: Case, tensors: dict[str, np.ndarray], slots: Any) -> dict[str, np.ndarray]:
     """Candidate tensors of some slots, for `score`."""
-    wanted = {name: x for name, x in tensors.items() if name.startswith("candidate_") or name == "request_time"}
+    wanted = {name: x for name, x in tensors.items() if name.startswith(("candidate_", "request_"))}
     return {name: x[:, slots] if x.ndim > 1 else x for name, x in wanted.items()}
 
 
@@ -226,7 +226,7 @@ def test_labels_positions_and_after_scoring_values_are_not_inputs(case: Case, tr
 def test_the_score_is_the_sum_of_what_is_served(case: Case) -> None:
     model, weights = case.model, {"click": -1.5, "like": 4.0}
     weights = {task: weight for task, weight in weights.items() if task in model.tasks}
-    tensors = case.tensors([1, 2, 3])
+    tensors = case.tensors(long_requests(case))
     model.utility = weights
     try:
         found = {name: to_numpy(x) for name, x in model.serving_model(tensors).items()}

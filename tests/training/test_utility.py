@@ -117,11 +117,12 @@ def test_a_task_of_the_name_of_the_output(log):
 
 def test_numbers_enter_in_their_units(log):
     tasks = (kr.Task("click"), kr.Task("dwell", label="dwell_seconds", kind="number", transform="log1p_standardise"))
-    schema = log.schema.model_copy(update={"tasks": tasks}).fit(log.events)
+    events = log.events.assign(dwell_seconds=100 * log.events["dwell_seconds"])
+    schema = log.schema.model_copy(update={"tasks": tasks}).fit(events)
     model = kr.models.LiRank(schema, features=("age_hours",), history_features=(), hidden=(8,), cross_layers=1)
     model.utility = {"click": 1.0, "dwell": 0.2}
-    found = predict_served(model, kr.data.build_sequences(log.events, schema))
-    assert found["dwell"].max() > 1
+    found = predict_served(model, kr.data.build_sequences(events, schema))
+    assert np.nanmedian(found["dwell"]) > 2  # seconds, not a probability
     np.testing.assert_allclose(found["score"], found["click"] + 0.2 * found["dwell"], rtol=1e-5)
 
 
