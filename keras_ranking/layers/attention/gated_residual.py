@@ -7,11 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs, mask_of_all
+from keras_ranking.ops.masks import set_mask
+
+GATE = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")  # the bias of a gate starts at `gate_bias`
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class GatedResidual(WholeInputs, PassesMask, keras.layers.Layer):
+class GatedResidual(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
     """A sublayer F in a residual stream, with an element-wise gate computed from the stream before its normalisation.
 
         y = x + drop(F(LN(x))) * sigmoid(x W + b)                 W: (D, D), for this sublayer only
@@ -29,10 +32,12 @@ class GatedResidual(WholeInputs, PassesMask, keras.layers.Layer):
         gate: False for the plain pre-norm block, y = x + drop(F(LN(x))), for comparison.
         dropout: rate on the branch, in training.
         epsilon: of the normalisation.
+        kernel_initializer, kernel_regularizer, bias_regularizer: of the gate; the sublayer has its own.
 
     Call arguments:
         inputs: x (B, T, D), or any (..., D).
         times, spans: passed to the sublayer if given; see `SelfGatedAttention`.
+        mask: boolean (B, T), real tokens. The sublayer's input has it as its Keras mask, together with that of `inputs`.
 
     Output:
         Shape of `inputs`.
@@ -47,6 +52,7 @@ class GatedResidual(WholeInputs, PassesMask, keras.layers.Layer):
     """
 
     whole = ("times",)
+    weight_rules = GATE
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class GatedResidual(WholeInputs, PassesMask, keras.layers.Layer):
         if self.gate:
             initial = keras.initializers.Constant(self.gate_bias) if self.use_bias else None
             options = {"bias_initializer": initial} if self.use_bias else {}
-            self.gate_map = keras.layers.Dense(width, use_bias=self.use_bias, dtype=self.dtype_policy, name="gate", **options)
+            self.gate_map = self.dense(width, use_bias=self.use_bias, name="gate", **options)
             self.gate_map.build(input_shape)
         self.built = True
 
@@ -92,11 +98,14 @@ class GatedResidual(WholeInputs, PassesMask, keras.layers.Layer):
             branch = branch * ops.sigmoid(self.gate_map(inputs))
         return inputs + branch
 
-    def call(self, inputs: Any, times: Any = None, spans: Any = None, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, times: Any = None, spans: Any = None, mask: Any = None, training: bool | None = None) -> Any:
         given = {name: value for name, value in (("times", times), ("spans", spans)) if value is not None}
-        return self.merge(inputs, self.sublayer(self.norm(inputs), **given), training=training)
+        normed = self.norm(inputs)
+        if (real := mask_of_all(inputs, mask=mask)) is not None:
+            set_mask(normed, real)
+        return self.merge(inputs, self.sublayer(normed, **given), training=training)
 
-    def compute_output_spec(self, inputs: Any, times: Any = None, spans: Any = None, training: bool | None = None) -> Any:
+    def compute_output_spec(self, inputs: Any, times: Any = None, spans: Any = None, mask: Any = None, training: bool | None = None) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:

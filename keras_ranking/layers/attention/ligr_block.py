@@ -7,13 +7,13 @@ from typing import Any
 import keras
 
 from keras_ranking.layers.attention.gated_residual import GatedResidual
-from keras_ranking.layers.attention.self_gated_attention import SelfGatedAttention
+from keras_ranking.layers.attention.self_gated_attention import GATED, SelfGatedAttention
 from keras_ranking.layers.attention.swiglu import SwiGLU
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
+class LiGRBlock(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
     """Two gated residuals, attention over spans and SwiGLU:
 
         x <- x + drop(Attention(LN(x))) * sigmoid(x W_a + b_a)
@@ -33,12 +33,15 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         qkv_bias, attention_dropout: see `SelfGatedAttention`.
         ffn_bias: whether the linear maps of the SwiGLU have biases.
         epsilon: of both normalisations.
+        causal: without `spans`, whether a token sees only itself and the tokens before it, as in a history, or all tokens, as in LiGR's
+            sets of items shown together (for sets in one row see `SetwiseAttention`).
+        kernel_initializer, kernel_regularizer, bias_regularizer: of all maps, gates included.
 
     Call arguments:
-        inputs, times, spans, cache, see_self, return_cache: see `SelfGatedAttention`.
+        inputs, times, spans, cache, see_self, return_cache, mask, attention_mask, return_attention_scores: see `SelfGatedAttention`.
 
     Output:
-        (B, T, D); with `return_cache`, a tuple of this, key and value.
+        (B, T, D); with `return_cache` or `return_attention_scores` a tuple of this, key and value, scores.
 
     Example:
         >>> layer = kr.layers.LiGRBlock(num_heads=2, head_dim=4, rotary=None)
@@ -48,6 +51,7 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
     """
 
     whole = ("times",)
+    weight_rules = GATED
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         attention_dropout: float = 0.0,
         ffn_bias: bool = False,
         epsilon: float = 1e-6,
+        causal: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -75,13 +80,15 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         self.ffn_multiple, self.activation, self.dropout_rate = float(ffn_multiple), activation, float(dropout)
         self.use_bias, self.gate_bias, self.gate = bool(use_bias), float(gate_bias), bool(gate)
         self.ffn_bias, self.epsilon = bool(ffn_bias), float(epsilon)
-        chosen: dict[str, Any] = {"rotary": rotary, "qkv_bias": qkv_bias, "attention_dropout": attention_dropout}
-        attention = SelfGatedAttention(num_heads, head_dim, num_kv_heads, gates=(), **chosen, dtype=self.dtype_policy, name="attention")
+        options: dict[str, Any] = {"gates": (), "rotary": rotary, "qkv_bias": qkv_bias, "attention_dropout": attention_dropout}
+        options |= {"causal": causal, **self.rules(SelfGatedAttention)}
+        attention = SelfGatedAttention(num_heads, head_dim, num_kv_heads, **options, dtype=self.dtype_policy, name="attention")
         self.attend = self._residual(attention, "attention_half")
 
     def _residual(self, sublayer: Any, name: str) -> GatedResidual:
-        options: dict[str, Any] = {"use_bias": self.use_bias, "gate_bias": self.gate_bias, "gate": self.gate}
-        return GatedResidual(sublayer, **options, dropout=self.dropout_rate, epsilon=self.epsilon, dtype=self.dtype_policy, name=name)
+        options: dict[str, Any] = {"use_bias": self.use_bias, "gate_bias": self.gate_bias, "gate": self.gate, "dropout": self.dropout_rate}
+        options |= {"epsilon": self.epsilon, **self.rules(GatedResidual)}
+        return GatedResidual(sublayer, **options, dtype=self.dtype_policy, name=name)
 
     @property
     def attention(self) -> Any:
@@ -94,7 +101,8 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = (None, None, int(input_shape[-1] or 0))
         hidden = max(1, round(self.ffn_multiple * shape[-1]))
-        ffn = SwiGLU(hidden, self.activation, self.dropout_rate, self.ffn_bias, dtype=self.dtype_policy, name="ffn")
+        options: dict[str, Any] = {"dropout": self.dropout_rate, "use_bias": self.ffn_bias, **self.rules(SwiGLU)}
+        ffn = SwiGLU(hidden, self.activation, **options, dtype=self.dtype_policy, name="ffn")
         self.feed = self._residual(ffn, "ffn_half")
         self.attend.build(shape)
         self.feed.build(shape)
@@ -108,22 +116,29 @@ class LiGRBlock(WholeInputs, PassesMask, keras.layers.Layer):
         cache: Any = None,
         see_self: bool = True,
         return_cache: bool = False,
+        mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
         training: bool | None = None,
     ) -> Any:
-        attended, key, value = self.attention(
-            self.attention_norm(inputs), times=times, spans=spans, cache=cache, see_self=see_self, return_cache=True, training=training
-        )
+        given = {"times": times, "spans": spans, "cache": cache, "mask": mask, "attention_mask": attention_mask, "training": training}
+        normed, asked = self.attention_norm(inputs), {"return_cache": True, "return_attention_scores": return_attention_scores}
+        attended, key, value, *scores = self.attention(normed, **given, see_self=see_self, **asked)
         x = self.feed(self.attend.merge(inputs, attended, training=training), training=training)
-        return (x, key, value) if return_cache else x
+        found = (x, *((key, value) if return_cache else ()), *scores)
+        return found if len(found) > 1 else x
 
-    def compute_output_spec(self, inputs: Any, *_: Any, return_cache: bool = False, **__: Any) -> Any:
-        return self.attention.compute_output_spec(inputs, return_cache=return_cache)
+    def compute_output_spec(
+        self, inputs: Any, times: Any = None, spans: Any = None, cache: Any = None, training: bool | None = None, **settings: Any
+    ) -> Any:
+        return self.attention.compute_output_spec(inputs, times=times, spans=spans, cache=cache, **settings)
 
     def get_config(self) -> dict[str, Any]:
         attention = self.attention.get_config()
         return {
             **super().get_config(),
-            **{name: attention[name] for name in ("num_heads", "head_dim", "num_kv_heads", "rotary", "qkv_bias", "attention_dropout")},
+            **{name: attention[name] for name in ("num_heads", "head_dim", "num_kv_heads", "rotary")},
+            **{name: attention[name] for name in ("qkv_bias", "attention_dropout", "causal")},
             "ffn_multiple": self.ffn_multiple,
             "use_bias": self.use_bias,
             "gate_bias": self.gate_bias,

@@ -7,14 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 
 RESIDUALS: dict[str, float | None] = {"plain": None, "scalar": 0.1, "layer_scale": 0.1, "rezero": 0.0, "dense_gate": 0.0}
 """Kinds, and the default initial value of each: of alpha, or of the gate's bias."""
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RescaleAndAdd(PassesMask, keras.layers.Layer):
+class RescaleAndAdd(PassesMask, WeightRules, keras.layers.Layer):
     """Adds a branch to the residual stream after scaling it.
 
     | `kind`          | y                              | learned                  | starts at               |
@@ -32,6 +32,7 @@ class RescaleAndAdd(PassesMask, keras.layers.Layer):
     Args:
         kind: see the table.
         initial: initial value of alpha, or of the gate's b; None: as in the table.
+        kernel_initializer, kernel_regularizer, bias_regularizer: of W and b of 'dense_gate'.
 
     Call arguments:
         inputs: x (B, ..., D), the stream.
@@ -48,6 +49,8 @@ class RescaleAndAdd(PassesMask, keras.layers.Layer):
         >>> keras.ops.convert_to_numpy(layer(np.ones((1, 2), "float32"), np.full((1, 2), 10.0, "float32")))
         array([[2., 2.]], dtype=float32)
     """
+
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")
 
     def __init__(self, kind: str = "scalar", initial: float | None = None, **settings: Any) -> None:
         super().__init__(**settings)
@@ -66,7 +69,7 @@ class RescaleAndAdd(PassesMask, keras.layers.Layer):
         self.alpha = self.gate_map = None
         if self.kind == "dense_gate":
             start = keras.initializers.Constant(self.initial)
-            self.gate_map = keras.layers.Dense(width, bias_initializer=start, dtype=self.dtype_policy, name="gate")
+            self.gate_map = self.dense(width, bias_initializer=start, name="gate")
             self.gate_map.build(tuple(inputs_shape))
         elif self.kind != "plain":
             shape = (width,) if self.kind == "layer_scale" else ()

@@ -8,16 +8,27 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.attention.attention_scores import scores_of, softmax_over, visible_pairs, weighted
 from keras_ranking.layers.attention.dropped_weights import attend_dropping, candidates_dropping
 from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.attention.timestamp_rotary import TimestampRotaryEmbedding
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs, mask_of_all
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 from keras_ranking.ops.masks import mask_of
+from keras_ranking.ops.real_first import RealFirst
 from keras_ranking.ops.sequences import gather_rows
 
 GATES = ("representation", "query", "key", "output")
+GATED = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")  # biases are those of gates
 ROTATIONS = ("time", "index", "split", None)
+
+
+def whole_row(like: Any, causal: bool) -> Spans:
+    """Spans of rows (B, T, ...) without padding that hold one sequence each: causal, or each token sees all."""
+    shape = ops.shape(like)
+    index = ops.zeros_like(like[:, :, 0], dtype="int32") + ops.arange(shape[1], dtype="int32")[None, :]
+    first = ops.zeros_like(index)
+    return Spans(first, index, index) if causal else Spans(first, first + shape[1], index + 1)
 
 
 def _every(values: Any, stride: int) -> Any:
@@ -25,16 +36,24 @@ def _every(values: Any, stride: int) -> Any:
     return values if values is None or stride == 1 else values[:, ::stride]
 
 
-def _check_stride(inputs: Any, stride: int) -> None:
+def _check_stride(inputs: Any, stride: int, mask: Any = None) -> None:
     if stride < 1 or (inputs.shape[1] is not None and inputs.shape[1] % stride):
         received = f"stride={stride}, inputs.shape={tuple(inputs.shape)}"
         raise ValueError(f"`stride` must be at least 1, and divide the number of tokens. Received: {received}")
-    if stride > 1 and mask_of(inputs) is not None:
+    if stride > 1 and (mask is not None or mask_of(inputs) is not None):
         raise ValueError(f"`stride` drops tokens, and so does not go with a Keras mask. Received: stride={stride}, inputs with a mask")
 
 
+def _of_row(query: Any, key: Any, value: Any, spans: Spans, mask: Any, stride: int) -> Any:
+    """`span_attention` without the tokens that a mask hides."""
+    if mask is None:
+        return span_attention(query, key, value, Spans(*(_every(part, stride) for part in spans)), stride=stride)
+    first = RealFirst.of(mask)
+    return first.back(span_attention(first.rows(query), first.rows(key), first.rows(value), first.spans(spans)))
+
+
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
+class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
     """Span attention whose gates are computed from the tensors they multiply.
 
         X~ = X * sigmoid(W_x X + b_x)                                       "representation"
@@ -65,22 +84,35 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         qkv_bias: biases of W_Q, W_K, W_V and W_O, as `torch.nn.MultiheadAttention` has them.
         attention_dropout: rate at which softmax weights are dropped in training. Such a training stores all weights, (B, H, T, T), which
             kernels otherwise avoid; nothing else changes.
+        causal: without `spans`, whether a token sees only itself and the tokens before it (as CADET's events do), or all tokens.
+        kernel_initializer, kernel_regularizer, bias_regularizer: of all maps, gates included; the biases start at `gate_bias`.
 
     Call arguments:
         inputs: X (B, T, D), normalised by the caller.
         times: int32 (B, T), or None if nothing is rotated by time.
-        spans: `Spans`, each (B, T): which tokens each token attends to. With `cache`: see there.
+        spans: `Spans`, each (B, T): which tokens each token attends to. None: those of the whole row, see `causal`. With `cache`: see
+            there.
         value_bias: A (B, T, D) or None.
         cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the number of valid keys, which come first. The inputs
             are then candidates, which see those keys and, unless `see_self=False`, themselves. If `spans` (B, L + T) are given too,
             the inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
         return_cache: also return (key, value).
-        index: int32 (B, T), or None if nothing is rotated by index.
+        index: int32 (B, T). None if nothing is rotated by index; without `spans`, None counts the real tokens of the row from 0 on.
         stride: in a row, only every `stride`-th token, from the first on, is a query; all tokens are keys; T is a multiple of it. For
             the last block of a stack whose other outputs are not used: with 2, half the work and the same output.
+        mask: boolean (B, T), true for real tokens, next to the Keras mask of the inputs: no token sees one that is not real, whatever
+            `spans` say, and the gaps may be anywhere. Candidates with a `cache` see one another in no case.
+        attention_mask: boolean (T, T) or (B, T, T), as in `keras.layers.MultiHeadAttention`: pairs that may be seen, of those that
+            `spans` or `causal` and the mask show. All scores are then stored: memory B H T^2.
+        return_attention_scores: also return the softmax weights. They are then stored, too, and computed in float32.
 
     Output:
-        (B, T, D), or (B, T / stride, D) with a stride; with `return_cache`, a tuple of this, key and value.
+        (B, T, D), or (B, T / stride, D) with a stride. With `return_cache` or `return_attention_scores` a tuple: this, key and value,
+        scores float32 (B, H, T, T), of candidates (B, H, N, L + 1), the last column their own. Tokens that see nothing have zeros, also
+        in the scores.
+
+    Raises:
+        ValueError: options or call arguments that do not go together, as the messages say.
 
     Example:
         >>> layer = kr.layers.SelfGatedAttention(num_heads=2, head_dim=4)
@@ -90,6 +122,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
     """
 
     whole = ("times", "index")
+    weight_rules = GATED
 
     def __init__(
         self,
@@ -103,6 +136,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         rotary_base: float = 10_000.0,
         qkv_bias: bool = False,
         attention_dropout: float = 0.0,
+        causal: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -130,7 +164,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         self.qkv_bias, self.attention_dropout = bool(qkv_bias), float(attention_dropout)
         self.gates, self.gate_bias = tuple(gates), float(gate_bias)
         self.rotary = None if rotary is None else (float(rotary[0]), float(rotary[1]))
-        self.rotate_by, self.rotary_base = rotate_by, float(rotary_base)
+        self.rotate_by, self.rotary_base, self.causal = rotate_by, float(rotary_base), bool(causal)
         policy = self.dtype_policy
         self.drop = keras.layers.Dropout(self.attention_dropout, dtype="float32", name="drop") if self.attention_dropout else None
         self.rotate = TimestampRotaryEmbedding(*(self.rotary or ()), dtype=policy, name="rotate") if by_time else None
@@ -138,7 +172,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
 
     def _dense(self, units: int, name: str, bias: float | None = None) -> Any:
         initializer = "zeros" if bias is None else keras.initializers.Constant(bias)
-        return keras.layers.Dense(units, use_bias=bias is not None, bias_initializer=initializer, dtype=self.dtype_policy, name=name)
+        return self.dense(units, use_bias=bias is not None, bias_initializer=initializer, name=name)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         width = int(input_shape[-1] or 0)
@@ -198,6 +232,9 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
             float32 (B, H, N, L + 1); zero for keys beyond the length.
         """
         query, own, _ = self._project(inputs, times, index=index)
+        return self._cached_scores(query, own, cache, see_self)
+
+    def _cached_scores(self, query: Any, own: Any, cache: Any, see_self: bool) -> Any:
         key, _, lengths = cache
         groups = self.num_heads // self.num_kv_heads
         query, own, key = (ops.cast(x, "float32") for x in (query, own, key))
@@ -208,9 +245,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         slots = ops.arange(ops.shape(logits)[-1], dtype="int32")
         last = ops.shape(key)[1]
         seen = ops.logical_or(slots[None, :] < lengths[:, None], ops.logical_and(slots == last, see_self)[None, :])[:, None, None, :]
-        logits = ops.where(seen, logits, -1e30)
-        weights = ops.where(seen, ops.exp(logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))), 0.0)
-        return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
+        return softmax_over(logits, seen)
 
     def call(
         self,
@@ -223,39 +258,66 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         return_cache: bool = False,
         index: Any = None,
         stride: int = 1,
+        mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
         training: bool | None = None,
     ) -> Any:
-        _check_stride(inputs, stride)
-        if stride > 1 and (spans is None or cache is not None):
-            raise ValueError(f"`stride` can be used only for a row of tokens: `spans` without `cache`. Received: stride={stride}")
-        if spans is None and cache is None:
-            raise ValueError(
-                "`spans` (a row of tokens), `cache` (candidates) or both (later tokens of a cached row) must be given. Received: neither"
-            )
+        mask = mask_of_all(inputs, value_bias, mask=mask)
+        self._check_call(inputs, spans, cache, stride, mask, attention_mask, return_attention_scores)
         if self.rotate is not None and times is None:
-            raise ValueError("`times` must be given: this attention rotates by time.")
+            raise ValueError(
+                "`times` must be given: this attention rotates by time. Give int32 seconds (B, T), or make it without: rotary=None, or "
+                "rotate_by='index' where the layer has it."
+            )
         if self.rotate_place is not None and index is None:
-            raise ValueError("`index` must be given: this attention rotates by index.")
+            if spans is not None or cache is not None:
+                raise ValueError("`index` must be given with `spans` or `cache`: this attention rotates by index.")
+            index = whole_row(inputs, True).end if mask is None else RealFirst.of(mask).before[:, :-1]
         query, key, value = self._project(inputs, times, value_bias, index, stride)
         drop = self.drop if training else None
+        scores = None
         if cache is None:
-            seen = Spans(*(_every(part, stride) for part in spans))
-            if drop is None:
-                out = span_attention(query, key, value, seen, stride=stride)
+            spans = whole_row(inputs, self.causal) if spans is None else Spans(*spans)
+            if return_attention_scores or attention_mask is not None or (drop is not None and mask is not None):
+                seen = visible_pairs(spans, ops.shape(inputs)[1], mask, attention_mask)
+                scores = scores_of(query, key, seen)
+                out = weighted(scores if drop is None else drop(scores, training=True), value, seen)
+            elif drop is not None:
+                seen = Spans(*(_every(part, stride) for part in spans)).dense(ops.shape(key)[1], stride)
+                out = attend_dropping(drop, query, key, value, seen)
             else:
-                out = attend_dropping(drop, query, key, value, seen.dense(ops.shape(key)[1], stride))
+                out = _of_row(query, key, value, spans, mask, stride)
         elif spans is not None:
             out, key, value = self._appended(query, key, value, Spans(*spans), cache, drop)
         else:
             own = {"self_key": key, "self_value": value} if see_self else {}
             if drop is None:
-                out = candidate_attention(query, *cache, **own)
+                out = candidate_attention(query, cache[0], cache[1], cache[2], **own)
             else:
-                out = candidates_dropping(drop, query, *cache, **own)
+                out = candidates_dropping(drop, query, cache[0], cache[1], cache[2], **own)
+            scores = self._cached_scores(query, key, cache, see_self) if return_attention_scores else None
         shape = ops.shape(out)
         out = ops.reshape(out, (shape[0], shape[1], self.num_heads * self.head_dim))
         out = self.output_map(self._gate("output", out, _every(inputs, stride)))
-        return (out, key, value) if return_cache else out
+        found = (out, *((key, value) if return_cache else ()), *((scores,) if return_attention_scores else ()))
+        return found if len(found) > 1 else out
+
+    @staticmethod
+    def _check_call(inputs: Any, spans: Any, cache: Any, stride: int, mask: Any, attention_mask: Any, scores: bool) -> None:
+        _check_stride(inputs, stride, mask)
+        if stride > 1 and cache is not None:
+            raise ValueError(f"`stride` can be used only for a row of tokens, without `cache`. Received: stride={stride}")
+        if stride > 1 and (scores or attention_mask is not None):
+            raise ValueError(f"`attention_mask` and `return_attention_scores` go with stride=1. Received: stride={stride}")
+        if attention_mask is not None and cache is not None:
+            raise ValueError("`attention_mask` is for a row of tokens, without `cache`: of a cache, the first `lengths` keys are seen.")
+        if cache is not None and spans is not None and (mask is not None or scores):
+            what = "a mask" if mask is not None else "`return_attention_scores`"
+            raise ValueError(
+                f"{what} does not go with `cache` and `spans` together. Put the real tokens first and let `spans` leave the others out; "
+                "for scores, call the layer on the whole row."
+            )
 
     @staticmethod
     def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any, drop: Any = None) -> tuple[Any, Any, Any]:
@@ -276,17 +338,33 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
         return out, key, value
 
     def compute_output_spec(
-        self, inputs: Any, *_: Any, spans: Any = None, cache: Any = None, return_cache: bool = False, stride: int = 1, **__: Any
+        self,
+        inputs: Any,
+        times: Any = None,
+        spans: Any = None,
+        value_bias: Any = None,
+        cache: Any = None,
+        see_self: bool = True,
+        return_cache: bool = False,
+        index: Any = None,
+        stride: int = 1,
+        mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
     ) -> Any:
-        _check_stride(inputs, stride)
+        self._check_call(inputs, spans, cache, stride, mask_of_all(inputs, mask=mask), attention_mask, return_attention_scores)
         batch, tokens, width = inputs.shape
         out = keras.KerasTensor((batch, None if tokens is None else tokens // stride, width), dtype=self.compute_dtype)
-        keys = tokens
-        if cache is not None and spans is not None:  # those of the cache, and the new ones
-            keys = None if None in (tokens, cache[0].shape[1]) else tokens + cache[0].shape[1]
-        shape = (batch, keys, self.num_kv_heads, self.head_dim)
-        cache = [keras.KerasTensor(shape, dtype=self.compute_dtype) for _ in ("key", "value")]
-        return (out, *cache) if return_cache else out
+        kept = None if cache is None else cache[0].shape[1]
+        both = (
+            tokens if cache is None or spans is None else None if None in (tokens, kept) else tokens + kept
+        )  # those of the cache, and new
+        pair = [keras.KerasTensor((batch, both, self.num_kv_heads, self.head_dim), dtype=self.compute_dtype) for _ in ("key", "value")]
+        keys = tokens if cache is None else None if kept is None else kept + 1
+        scores = keras.KerasTensor((batch, self.num_heads, tokens, keys), dtype="float32")
+        found = (out, *(pair if return_cache else ()), *((scores,) if return_attention_scores else ()))
+        return found if len(found) > 1 else out
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -301,6 +379,7 @@ class SelfGatedAttention(WholeInputs, PassesMask, keras.layers.Layer):
             "rotary_base": self.rotary_base,
             "qkv_bias": self.qkv_bias,
             "attention_dropout": self.attention_dropout,
+            "causal": self.causal,
         }
 
 

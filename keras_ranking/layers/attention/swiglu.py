@@ -6,11 +6,11 @@ from typing import Any
 
 import keras
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SwiGLU(PassesMask, keras.layers.Layer):
+class SwiGLU(PassesMask, WeightRules, keras.layers.Layer):
     """Gated feed-forward layer, by default without biases:
 
         y = drop(silu(x W_1) * (x W_3)) W_2             W_1, W_3: (D, H), W_2: (H, D)
@@ -22,6 +22,7 @@ class SwiGLU(PassesMask, keras.layers.Layer):
         activation: in place of silu.
         dropout: rate on the hidden units, in training.
         use_bias: whether the three linear maps have biases.
+        kernel_initializer, kernel_regularizer, bias_regularizer: of the linear maps.
 
     Call arguments:
         inputs: x (..., D).
@@ -34,6 +35,8 @@ class SwiGLU(PassesMask, keras.layers.Layer):
         (2, 3, 8)
     """
 
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")
+
     def __init__(self, hidden: int, activation: str = "silu", dropout: float = 0.0, use_bias: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         if hidden < 1:
@@ -45,7 +48,7 @@ class SwiGLU(PassesMask, keras.layers.Layer):
         lead, width = tuple(input_shape[:-1]), int(input_shape[-1] or 0)
 
         def dense(units: int, name: str, activation: str | None = None) -> Any:
-            return keras.layers.Dense(units, activation=activation, use_bias=self.use_bias, dtype=self.dtype_policy, name=name)
+            return self.dense(units, activation=activation, use_bias=self.use_bias, name=name)
 
         self.gate = dense(self.hidden, "gate", self.activation)
         self.up = dense(self.hidden, "up")

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_ranking.configuration import is_integer
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 from keras_ranking.number_edges import checked_edges, quantile_edges
 
 KINDS = ("piecewise_linear", "periodic", "linear")
@@ -19,7 +19,7 @@ _LARGEST = 1e15  # of an open bin: products of it stay finite
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class NumericEmbedding(PassesMask, keras.layers.Layer):
+class NumericEmbedding(PassesMask, WeightRules, keras.layers.Layer):
     """A vector for each number, by weights of its own: `activation(W_f encoding(x_f) + b_f)` for number f.
 
     | `kind`             | encoding of x                                                                                       |
@@ -43,6 +43,7 @@ class NumericEmbedding(PassesMask, keras.layers.Layer):
         activation: of the vectors, such as 'relu'; None: none.
         flatten: whether the vectors of a token are joined. With `width=None`, a number then has as many places as bins.
         initializer: of W and b; None: uniform within 1 / sqrt(n), n the length of the number's encoding.
+        kernel_regularizer, bias_regularizer: of W and of b.
 
     Call arguments:
         inputs: floats (..., F), F numbers.
@@ -68,6 +69,8 @@ class NumericEmbedding(PassesMask, keras.layers.Layer):
         >>> keras.Model(inputs, keras.layers.Dense(1)(vectors)).output_shape
         (None, 1)
     """
+
+    weight_rules = ("kernel_regularizer", "bias_regularizer")
 
     def __init__(
         self,
@@ -145,7 +148,8 @@ class NumericEmbedding(PassesMask, keras.layers.Layer):
             shapes: dict[str, tuple[int, ...]] = {"kernel": (len(lengths), max(lengths), self.width), "bias": (len(lengths), self.width)}
             for name, of_weight in shapes.items():
                 initial = self.initializer or _uniform(bound.reshape(-1, *[1] * (len(of_weight) - 1)))
-                setattr(self, name, self.add_weight(shape=of_weight, initializer=initial, name=name))
+                rule = getattr(self, f"{name}_regularizer")
+                setattr(self, name, self.add_weight(shape=of_weight, initializer=initial, regularizer=rule, name=name))
         self.built = True
 
     def _bins(self) -> tuple[np.ndarray, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base import TABLES, PassesMask, WeightRules, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding
 from keras_ranking.layers.embedding.table_embedding import Embedding
 from keras_ranking.ops.integers import int32
@@ -16,7 +16,7 @@ SPACE = 2**32
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
+class QuotientRemainderEmbedding(WholeInputs, PassesMask, WeightRules, keras.layers.Layer):
     """Quotient and remainder tables for the two 32-bit halves (B, C) of an id's 64-bit fingerprint.
 
         E(id) = Q_b[B // m] + R_b[B % m]   (+)   Q_c[C // m] + R_c[C % m]         B, C in 0 .. 2^32 - 1, (+) sum or concatenation
@@ -34,7 +34,9 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         dim: D, width of each table.
         divisor: m, from 2 to 2^30.
         join: 'sum' or 'concat': how the halves are combined.
-        initializer: of all tables.
+        initializer, or embeddings_initializer: of all tables.
+        embeddings_regularizer: of all tables, as in `keras.layers.Embedding`.
+        mask_zero: whether ids whose two halves are 0 are padding: the outputs then have a Keras mask. They are embedded all the same.
         quantized: tables in int8, see `QuantizedEmbedding`.
 
     Call arguments:
@@ -54,11 +56,21 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """
 
     whole = ("inputs",)
+    weight_rules = TABLES
 
     def __init__(
-        self, dim: int, divisor: int, join: str = "sum", initializer: Any = "uniform", quantized: bool = False, **settings: Any
+        self,
+        dim: int,
+        divisor: int,
+        join: str = "sum",
+        initializer: Any = "uniform",
+        quantized: bool = False,
+        mask_zero: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        if quantized and self.embeddings_regularizer is not None:
+            raise ValueError("`embeddings_regularizer` must be None with `quantized`: tables in int8 are not trained.")
         if dim < 1:
             raise ValueError(f"`dim` must be a positive integer. Received: dim={dim}")
         if not 2 <= divisor <= 2**30:
@@ -66,7 +78,8 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         if join not in ("sum", "concat"):
             raise ValueError(f"`join` must be 'sum' or 'concat'. Received: join={join!r}")
         self.dim, self.divisor, self.join = int(dim), int(divisor), join
-        self.initializer, self.quantized = keras.initializers.get(initializer), bool(quantized)
+        self.initializer, self.quantized = keras.initializers.get(self.embeddings_initializer or initializer), bool(quantized)
+        self.mask_zero = bool(mask_zero)
         rows = {"quotient": -(-SPACE // self.divisor), "remainder": self.divisor}
         self.tables = [self._table(size, f"{half}_{part}") for half in ("low", "high") for part, size in rows.items()]
 
@@ -75,7 +88,8 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
             return QuantizedEmbedding(size, self.dim, dtype=self.dtype_policy, name=name)
         # cloned: an initializer that is called twice returns the same numbers twice
         drawn = self.initializer.clone() if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
-        return Embedding(size, self.dim, embeddings_initializer=drawn, dtype=self.dtype_policy, name=name)
+        rules = self.rules(None, ("embeddings_regularizer",))
+        return Embedding(size, self.dim, embeddings_initializer=drawn, **rules, dtype=self.dtype_policy, name=name)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if input_shape[-1] != 2:
@@ -101,6 +115,14 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         halves = [self.tables[2 * i](quotient[..., i]) + self.tables[2 * i + 1](remainder[..., i]) for i in range(2)]
         return halves[0] + halves[1] if self.join == "sum" else ops.concatenate(halves, axis=-1)
 
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """Keras's hook: which ids are no padding, with `mask_zero`."""
+        passed = super().compute_mask(inputs, previous_mask)
+        if not self.mask_zero or inputs is None:  # None: masks of several inputs alone
+            return passed
+        real = ops.any(ops.not_equal(inputs, 0), axis=-1)
+        return real if passed is None else ops.logical_and(real, passed[0])
+
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.dim * (1 if self.join == "sum" else 2))
 
@@ -112,4 +134,5 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
             "join": self.join,
             "initializer": keras.initializers.serialize(self.initializer),
             "quantized": self.quantized,
+            "mask_zero": self.mask_zero,
         }

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base import TABLES, PassesMask, WeightRules, WholeInputs
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.table_embedding import Embedding
 from keras_ranking.ops.integers import at_least
@@ -16,7 +16,7 @@ _INT32 = 2**31
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
+class SemanticIdEmbedding(WholeInputs, PassesMask, WeightRules, keras.layers.Layer):
     """Embeds semantic ids, the codes of a `ResidualQuantizer`, instead of a table with a row per item.
 
         e = sum_l E_l[ code_l ]                                               plain: levels x codebook_size rows
@@ -34,6 +34,8 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         buckets: maximum number of rows of a level's table, with `prefixes`; K * buckets must be below 2^31.
         quantized: tables in int8, for serving; None: True inside `quantized_tables`.
 
+        embeddings_initializer, embeddings_regularizer: of the tables, as in `keras.layers.Embedding`. There is no `mask_zero`: 0 is a code.
+
     Call arguments:
         inputs: int32 (..., levels), codes from 0 on; a negative code means no code: it adds nothing at its level and, with
             `prefixes`, at later levels.
@@ -50,6 +52,7 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
     """
 
     whole = ("inputs",)
+    weight_rules = TABLES
 
     def __init__(
         self,
@@ -82,7 +85,8 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
             raise ValueError(f"`inputs` must have {self.levels} codes per item. Received: shape {tuple(input_shape)}")
         self.tables = []
         for level, rows in enumerate(self.rows):
-            table = self.kind(rows, self.dim, dtype=self.dtype_policy, name=f"level_{level}")
+            rules = self.rules(None, TABLES) if self.kind is Embedding else {}
+            table = self.kind(rows, self.dim, dtype=self.dtype_policy, name=f"level_{level}", **rules)
             table.build((None,))
             self.tables.append(table)
         self.built = True

@@ -8,11 +8,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class PositionTowers(PassesMask, keras.layers.Layer):
+class PositionTowers(PassesMask, WeightRules, keras.layers.Layer):
     """K separate MLPs over one trunk state: `s_k = f_k([h ; late context])`, k = 1..K, logits.
 
     Ranking needs the click probability before the position is decided, so the position cannot be an input: each tower predicts
@@ -29,6 +29,7 @@ class PositionTowers(PassesMask, keras.layers.Layer):
         dropout: rate after each hidden layer, in training.
         shared: one tower for all ranges, with an embedding e_k as an additional input.
         embedding_dim: width of e_k.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the towers.
 
     Call arguments:
         inputs: (B, T, C).
@@ -64,8 +65,8 @@ class PositionTowers(PassesMask, keras.layers.Layer):
         policy = self.dtype_policy
         # An auction or a sum over tasks uses the probabilities: logits are computed in float32 under every dtype policy.
         self.towers = [
-            [keras.layers.Dense(width, activation=activation, dtype=policy, name=f"tower_{k}_{i}") for i, width in enumerate(self.hidden)]
-            + [keras.layers.Dense(1, dtype="float32", name=f"tower_{k}_logit")]
+            [self.dense(width, activation=activation, name=f"tower_{k}_{i}") for i, width in enumerate(self.hidden)]
+            + [self.dense(1, dtype="float32", name=f"tower_{k}_logit")]
             for k in range(1 if self.shared else num_towers)
         ]
         self.dropout = keras.layers.Dropout(dropout, dtype=policy, name="dropout")

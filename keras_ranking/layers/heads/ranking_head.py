@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 from keras_ranking.layers.interaction.dcn import ParallelDCN, StackedDCN
 from keras_ranking.layers.interaction.gated_mlp import GatedMLP
 
@@ -16,7 +16,7 @@ HEADS = ("parallel_dcn", "stacked_dcn", "mmoe", "mlp", "linear")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class RankingHead(PassesMask, keras.layers.Layer):
+class RankingHead(PassesMask, WeightRules, keras.layers.Layer):
     """A logit for every task from a state h, by one of five heads.
 
     | `kind`           | r_g                                                         | z_k = w_k . r_g(k) + b_k |
@@ -41,6 +41,7 @@ class RankingHead(PassesMask, keras.layers.Layer):
         num_layers, rank: of the cross nets, see `LowRankCross`; `rank=None`: full matrices.
         num_experts, gate_dropout, seed: of 'mmoe'; gates sum to 1 only in the mean after dropout, as in `MMoE`.
         activation, dropout: of the MLPs.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all maps.
 
     Call arguments:
         inputs: h (B, ..., C).
@@ -95,15 +96,16 @@ class RankingHead(PassesMask, keras.layers.Layer):
         if kind == "mmoe":
             self.bodies = {str(e): self._body("parallel_dcn", f"expert_{e}") for e in range(self.num_experts)}
             # Gates in float32 under every dtype policy: rounding would change which experts are used.
-            self.gates = {name: keras.layers.Dense(num_experts, use_bias=False, dtype="float32", name=f"gate_{name}") for name in parts}
+            self.gates = {name: self.dense(num_experts, use_bias=False, dtype="float32", name=f"gate_{name}") for name in parts}
         elif kind != "linear":
             self.bodies = {name: self._body(kind, f"body_{name}") for name in parts}
         # A sum over tasks uses the probabilities: logits stay in float32 under every dtype policy.
-        self.last = {task: keras.layers.Dense(1, dtype="float32", name=f"logit_{task}") for task in self.tasks}
+        self.last = {task: self.dense(1, dtype="float32", name=f"logit_{task}") for task in self.tasks}
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def _body(self, kind: str, name: str) -> Any:
         options: dict[str, Any] = {"activation": self.activation, "dropout": self.dropout_rate, "dtype": self.dtype_policy, "name": name}
+        options |= self.rules(GatedMLP)  # those of a cross net are the same
         if kind == "mlp":
             return GatedMLP(self.hidden, gate=None, **options)
         made = ParallelDCN if kind == "parallel_dcn" else StackedDCN

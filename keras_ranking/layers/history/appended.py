@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from keras import ops
 
-from keras_ranking.layers.history.shared_steps import candidate_output, history_spans, history_summary, latest_events, rotated_by
+from keras_ranking.layers.history.shared_steps import (
+    candidate_output,
+    history_spans,
+    history_summary,
+    latest_events,
+    real_events_first,
+    rotated_by,
+)
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_least
 from keras_ranking.ops.sequences import gather_rows
@@ -50,6 +57,7 @@ def score(encoder: HistoryEncoder, inputs: Mapping[str, Any], cache: Mapping[str
 
 def extend(encoder: HistoryEncoder, inputs: Mapping[str, Any], cache: Mapping[str, Any], training: bool | None) -> dict[str, Any]:
     """Cache with the keys and values of later events added; see `HistoryEncoder.extend`."""
+    inputs = real_events_first(inputs, "count")
     length, count = cache["length"], inputs["count"]
     x = encoder.maps["history"](inputs["history"])
     slots, added = ops.shape(cache["key"])[2], ops.shape(x)[1]

@@ -31,6 +31,9 @@ def score(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | N
     rotation = None if rotation is None else ops.take_along_axis(rotation, order, axis=1)
     last = ops.zeros_like(index) + window + count
     spans = (ops.where(index < shift, last, shift), last, index + 1)
+    mask = None
+    if inputs.get("candidates_real") is not None:  # candidates see one another, but none that is not there
+        mask = ops.concatenate([index[:, :window] >= 0, ops.cast(inputs["candidates_real"], "bool")], axis=1)
     for block in encoder.blocks:
-        x = block(x, times=rotation, spans=spans, training=training)
+        x = block(x, times=rotation, spans=spans, mask=mask, training=training)
     return candidate_output(encoder, x[:, window:], None)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_ranking.layers.attention.decoder_block import DecoderBlock
-from keras_ranking.layers.attention.ligr_block import LiGRBlock
-from keras_ranking.layers.base import RefusesMask, WholeInputs
+from keras_ranking.layers.base import ReadsKeyMask, WholeInputs, mask_of_all
 from keras_ranking.layers.history import appended, concatenated, concatenated_rows, full_self_attention, streams
+from keras_ranking.layers.history.encoder_weights import EncoderWeights
+from keras_ranking.ops.masks import set_mask
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
 
 FUSIONS = ("append_cross", "append_falcon", "append_self", "concat")
@@ -19,7 +20,7 @@ _STEPS = ("joint", "prefill", "score", "extend", "packed", "streams")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
+class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Layer):
     """Encodes the latest events of a history and candidates, in one of four fusions.
 
     | `fusion`          | tokens                        | queries            | keys and values                 | history read        |
@@ -62,15 +63,18 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         block: 'decoder' (`DecoderBlock` without gates) or 'ligr' (`LiGRBlock`).
         block_options: further arguments of the block.
         activation, dropout: of the blocks; `activation` has no effect with 'ligr'.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all maps and blocks.
 
     Call arguments:
         inputs: dict of `history` h (B, L, E), oldest first; `candidates` c (B, N, C); `visible` int32 (B,), how many of the first
             events are visible; for a rotation by time or sessions `times` int32 (B, L); for a rotation by time of appended
-            tokens `request_time` int32 (B,).
+            tokens `request_time` int32 (B,). Masks: `history_real` boolean (B, L), next to the Keras mask of `history`: other events are
+            read by none, wherever they are, and `visible` may be left out; `candidates_real` (B, N), next to that of `candidates`.
         cache, step: used by the methods `prefill`, `score`, `extend` and `packed`; step='joint' is `score` after `prefill`.
 
     Output:
-        (B, N, projection); without a projection (B, N, (pool + k) (E + C)) or, appended, (B, N, (1 + pool + k) D).
+        (B, N, projection); without a projection (B, N, (pool + k) (E + C)) or, appended, (B, N, (1 + pool + k) D). It has the mask of the
+        candidates.
 
     Raises:
         ValueError: an unknown option, a size below 1, widths unknown, or an input missing.
@@ -89,7 +93,6 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         *("times", "time", "request_time", "visible", "slot", "count", "length", "stream", "begin", "end", "sessions", "session"),
         *SLOTS_BY_LENGTH,
     )
-    mask_instead = "`visible` and the other entries of its dict"
 
     def __init__(
         self,
@@ -176,46 +179,16 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         named["streams"] = [name for name in named["packed"] if name != "visible"] + ["stream", "begin", "end"]
         return named.get(step, [*history, *candidates])
 
-    def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
-        if missing := [name for name in self._needed("joint") if name not in input_shape]:
-            raise ValueError(f"`inputs` of the first call must be a dict of {self._needed('joint')}. Missing: {missing}")
-        widths = [input_shape[name][-1] for name in ("history", "candidates")]
-        if None in widths:
-            raise ValueError(f"the last axes of history and candidates must be known. Received: {widths}")
-        events, candidates = (int(size or 0) for size in widths)
-        width = (self.dim or events) if self.appended else events + candidates
-        self.width = width
-        policy, shape = self.dtype_policy, (None, None, width)
-        self.maps: dict[str, Any] = {}
-        for name, size in (("history", events), ("candidate", candidates)) if self.appended else ():
-            self.maps[name] = keras.layers.Dense(width, dtype=policy, name=f"{name}_map")
-            self.maps[name].build((None, None, size))
-        head_dim = self.head_dim or max(2, width // self.num_heads // 2 * 2)
-        options: dict[str, Any] = {
-            "num_heads": self.num_heads,
-            "head_dim": head_dim,
-            "rotary": self.rotary,
-            "ffn_multiple": self.ffn_multiple,
-            "dropout": self.dropout_rate,
-            "dtype": policy,
-        }
-        if self.block == "decoder":
-            options |= {"gates": (), "activation": self.activation}
-        kind = {"decoder": DecoderBlock, "ligr": LiGRBlock}[self.block]
-        self.blocks = [kind(**{**options, **self.block_options}, name=f"block_{i}") for i in range(self.num_layers)]
-        for block in self.blocks:
-            block.build(shape)
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="norm")
-        self.norm.build(shape)
-        self.out = None if self.projection is None else keras.layers.Dense(self.projection, dtype=policy, name="projection")
-        if self.out is not None:
-            self.out.build((None, None, self._output_parts * width))
-        self.built = True
+    def __call__(self, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self._meet_candidates(inputs)
+        outputs = super().__call__(inputs, *args, **kwargs)
+        real = mask_of_all(inputs.get("candidates"), mask=inputs.get("candidates_real"))
+        if real is not None and not isinstance(outputs, dict):
+            set_mask(outputs, real)
+        return outputs
 
-    @property
-    def _output_parts(self) -> int:
-        """Number of states of width D that are concatenated in the output."""
-        return int(self.appended) + int(self.pool) + self.latest
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        """Keras's hook: nothing, since it is a call that gives the outputs the mask of the candidates."""
 
     # -- the public steps ------------------------------------------------------------------------------------------------
 
@@ -223,7 +196,8 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
         """Read the histories once.
 
         Args:
-            inputs: `history`, `visible` and, where needed, `times`, as in a call. The layer must have been built.
+            inputs: `history`, `visible` or a mask and, where needed, `times`, as in a call. The layer need not have seen candidates: what
+                depends on their width is built with the first ones.
 
         Returns:
             Dict of `length` int32 (B,), number of events read; for appended fusions `key` and `value` (B, blocks, W, H, d_h), gated and
@@ -310,8 +284,11 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
     ) -> Any:
         if step not in _STEPS:
             raise ValueError(f"`step` must be one of {_STEPS}. Received: step={step!r}")
-        if missing := [name for name in self._needed(step) if name not in inputs]:
-            raise ValueError(f"`inputs` must be a dict of {self._needed(step)}. Missing: {missing}")
+        real = {name: mask_of_all(inputs.get(name), mask=inputs.get(f"{name}_real")) for name in ("history", "candidates")}
+        inputs = {**inputs, **{f"{name}_real": mask for name, mask in real.items() if mask is not None}}
+        self._check_step(inputs, step)
+        if step in ("packed", "streams") and real["candidates"] is not None:
+            inputs["slot"] = ops.where(real["candidates"], inputs["slot"], ops.zeros_like(inputs["slot"]))
         if step == "joint" and self.fusion == "append_self":
             return full_self_attention.score(self, inputs, training)
         if step == "joint":
@@ -328,6 +305,14 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
             raise ValueError(f"`cache`, as returned by `prefill`, must be given to '{step}'.")
         return self._score(inputs, cache, training) if step == "score" else appended.extend(self, inputs, cache, training)
 
+    def _check_step(self, inputs: Mapping[str, Any], step: str) -> None:
+        masked = ("visible", "count") if inputs.get("history_real") is not None else ()
+        if missing := [name for name in self._needed(step) if name not in (*inputs, *masked)]:
+            hint = " Without `visible`, give a history with a Keras mask, or `history_real`." if missing == ["visible"] else ""
+            raise ValueError(f"`inputs` must be a dict of {self._needed(step)}. Missing: {missing}.{hint}")
+        if step == "streams" and masked:
+            raise ValueError("`streams` reads `stream` in place of a mask of `history`: give 0 there for a token that is not real.")
+
     def _prefill(self, inputs: Mapping[str, Any], training: bool | None) -> dict[str, Any]:
         return appended.prefill(self, inputs, training) if self.appended else concatenated.prefill(self, inputs)
 
@@ -337,6 +322,8 @@ class HistoryEncoder(WholeInputs, RefusesMask, keras.layers.Layer):
     # -- specification ---------------------------------------------------------------------------------------------------
 
     def compute_output_spec(self, inputs: Any, cache: Any = None, step: str = "joint", training: bool | None = None) -> Any:
+        real = mask_of_all(inputs.get("history"), mask=inputs.get("history_real"))
+        self._check_step({**inputs, "history_real": real}, step)
         if step in ("prefill", "extend"):
             return self._cache_spec(inputs, cache)
         lead = tuple(inputs["candidates"].shape[:2])

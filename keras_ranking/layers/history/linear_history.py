@@ -8,11 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import WeightRules
 from keras_ranking.layers.history.of_the_past import OfThePast, check_sizes
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class LinearHistory(OfThePast):
+class LinearHistory(WeightRules, OfThePast):
     """Sums over a member's past of numbers times similarity, without a softmax: they grow with how much there is.
 
         out_i = sum_j numbers_j (q_i . k_j) (1 + gap_ij / unit)^-decay / sqrt(n_i + shrink)          for each number and head
@@ -23,10 +24,11 @@ class LinearHistory(OfThePast):
     Args:
         num_heads, key_dim: sizes of the heads.
         shrink: see the formula.
-        decay, unit: as `HistoryAttention`; the exponent starts near 0.
+        decay, unit, causal: as `HistoryAttention`; the exponent starts near 0.
+        kernel_initializer, kernel_regularizer: of the map of items.
 
     Call arguments:
-        inputs, key, numbers, start, end, times, key_times, window: as `HistoryAttention`.
+        inputs, key, numbers, start, end, times, key_times, window, key_mask: as `HistoryAttention`.
 
     Output:
         (B, N, num_heads * M).
@@ -43,6 +45,8 @@ class LinearHistory(OfThePast):
         (1, 1, 6)
     """
 
+    weight_rules = ("kernel_initializer", "kernel_regularizer")
+
     def __init__(
         self,
         num_heads: int = 1,
@@ -50,9 +54,10 @@ class LinearHistory(OfThePast):
         shrink: float = 4.0,
         decay: bool = True,
         unit: float = 3600.0,
+        causal: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__(unit, **settings)
+        super().__init__(unit=unit, causal=causal, **settings)
         check_sizes(num_heads=num_heads, key_dim=key_dim)
         if not 0 < shrink < math.inf:
             raise ValueError(f"`shrink` must be a positive number. Received: shrink={shrink}")
@@ -60,18 +65,32 @@ class LinearHistory(OfThePast):
 
     def build(self, inputs_shape: Any) -> None:
         heads = (int(inputs_shape[-1]), self.num_heads, self.key_dim)
-        self.item_map = self.add_weight(shape=heads, initializer="glorot_uniform", name="item_map")
+        self.item_map = self.add_kernel("item_map", heads)
         if self.decay:
             start = keras.initializers.Constant(-4.0)
             self.rate = self.add_weight(shape=(self.num_heads,), initializer=start, name="decay", dtype="float32")
         self.built = True
 
-    def call(self, inputs: Any, key: Any, numbers: Any, start: Any, end: Any, times: Any, key_times: Any, window: int | None = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        key: Any,
+        numbers: Any,
+        start: Any = None,
+        end: Any = None,
+        times: Any = None,
+        key_times: Any = None,
+        window: int | None = None,
+        key_mask: Any = None,
+    ) -> Any:
+        self._check_seen(start, end, times, key_times, window, self.decay)
         window = self._window(key, window)
+        real, key, numbers = self._real_events(key_mask, key, numbers)
         kernel = ops.cast(self.item_map, self.compute_dtype)
         query, keys = ops.einsum("bnd,dhk->bhnk", inputs, kernel), ops.einsum("bld,dhk->bhlk", key, kernel)
         weight = ops.cast(self._scores(query / math.sqrt(self.key_dim), keys, start, window), "float32")
-        weight = ops.where(self._visible(start, end, key, window)[:, None], weight, 0.0)
+        seen = self._visible(start, end, key, window, times, key_times, real)
+        weight = ops.where(seen[:, None], weight, 0.0)
         if self.decay:
             rate = ops.softplus(ops.cast(self.rate, "float32"))
             weight = weight * ops.exp(-rate[None, :, None, None] * self._log_gap(times, key_times, start, window)[:, None])
@@ -80,11 +99,26 @@ class LinearHistory(OfThePast):
             sums = ops.einsum("bhnl,blm->bnhm", weight, numbers)
         else:
             sums = ops.einsum("bhnw,bnwm->bnhm", weight, self._of_windows(numbers, start, window))
-        count = ops.cast(ops.maximum(end - start, ops.zeros_like(end)), "float32")
+        if start is not None and real is None:
+            count = ops.cast(ops.maximum(end - start, ops.zeros_like(end)), "float32")
+        else:
+            count = ops.sum(ops.cast(seen, "float32"), axis=-1)
         out = sums / ops.sqrt(count + self.shrink)[:, :, None, None]
         return ops.cast(ops.reshape(out, (*ops.shape(out)[:2], self.num_heads * out.shape[-1])), self.compute_dtype)
 
-    def compute_output_spec(self, inputs: Any, key: Any, numbers: Any, *seen: Any, **settings: Any) -> Any:
+    def compute_output_spec(
+        self,
+        inputs: Any,
+        key: Any,
+        numbers: Any,
+        start: Any = None,
+        end: Any = None,
+        times: Any = None,
+        key_times: Any = None,
+        window: int | None = None,
+        key_mask: Any = None,
+    ) -> Any:
+        self._check_seen(start, end, times, key_times, window, self.decay)
         return keras.KerasTensor((*inputs.shape[:2], self.num_heads * int(numbers.shape[-1])), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base import mask_of_all
 from keras_ranking.layers.history.of_the_past import OfThePast
 
 
@@ -25,12 +26,12 @@ class MatchingHistory(OfThePast):
     Args:
         columns: names of the ids.
         decays: first exponents, at least one; learned.
-        unit: as `HistoryAttention`.
+        unit, causal: as `HistoryAttention`.
 
     Call arguments:
         inputs: dict of int32 (B, N) by column, ids of the candidates.
         past: dict of int32 (B, L) by column, ids of the events.
-        numbers, start, end, times, key_times, window: as `HistoryAttention`.
+        numbers, start, end, times, key_times, window, key_mask: as `HistoryAttention`; `times` are needed.
 
     Output:
         (B, N, len(columns) * len(decays) * (M + 1)).
@@ -48,8 +49,8 @@ class MatchingHistory(OfThePast):
         array([[[1.1 , 0.69]]], dtype=float32)
     """
 
-    def __init__(self, columns: Any, decays: Any = (0.05, 0.5, 2.0), unit: float = 3600.0, **settings: Any) -> None:
-        super().__init__(unit, **settings)
+    def __init__(self, columns: Any, decays: Any = (0.05, 0.5, 2.0), unit: float = 3600.0, causal: bool = True, **settings: Any) -> None:
+        super().__init__(unit=unit, causal=causal, **settings)
         self.columns, self.decays = list(columns), [float(decay) for decay in decays]
         if not self.columns or not self.decays or not all(0 < decay < math.inf for decay in self.decays):
             raise ValueError(f"`columns` must not be empty, and `decays` positive. Received: columns={columns}, decays={decays}")
@@ -72,14 +73,18 @@ class MatchingHistory(OfThePast):
         inputs: Mapping[str, Any],
         past: Mapping[str, Any],
         numbers: Any,
-        start: Any,
-        end: Any,
-        times: Any,
-        key_times: Any,
+        start: Any = None,
+        end: Any = None,
+        times: Any = None,
+        key_times: Any = None,
         window: int | None = None,
+        key_mask: Any = None,
     ) -> Any:
+        self._check_seen(start, end, times, key_times, window)
         window = self._window(key_times, window)
-        visible, gap = self._visible(start, end, key_times, window), self._log_gap(times, key_times, start, window)
+        real, numbers = self._real_events(mask_of_all(*past.values(), mask=key_mask), numbers)
+        visible = self._visible(start, end, key_times, window, times, key_times, real)
+        gap = self._log_gap(times, key_times, start, window)
         rate = ops.softplus(ops.cast(self.rate, "float32"))
         numbers = ops.cast(numbers, "float32")
         numbers = ops.concatenate([ops.ones_like(numbers[..., :1]), numbers], axis=-1)
@@ -95,10 +100,20 @@ class MatchingHistory(OfThePast):
         return ops.cast(ops.sign(sums) * ops.log1p(ops.abs(sums)), self.compute_dtype)
 
     def compute_output_spec(
-        self, inputs: Mapping[str, Any], past: Mapping[str, Any], numbers: Any, start: Any, *seen: Any, **settings: Any
+        self,
+        inputs: Mapping[str, Any],
+        past: Mapping[str, Any],
+        numbers: Any,
+        start: Any = None,
+        end: Any = None,
+        times: Any = None,
+        key_times: Any = None,
+        window: int | None = None,
+        key_mask: Any = None,
     ) -> Any:
+        self._check_seen(start, end, times, key_times, window)
         width = len(self.columns) * len(self.decays) * (int(numbers.shape[-1]) + 1)
-        return keras.KerasTensor((*start.shape[:2], width), dtype=self.compute_dtype)
+        return keras.KerasTensor((*times.shape[:2], width), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "columns": self.columns, "decays": self.decays}

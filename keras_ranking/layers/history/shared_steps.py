@@ -9,6 +9,7 @@ from keras import ops
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_least, at_most
 from keras_ranking.ops.maxima import largest
+from keras_ranking.ops.real_first import RealFirst
 from keras_ranking.ops.sequences import session_ids
 
 if TYPE_CHECKING:
@@ -37,11 +38,29 @@ def latest_window(history: Any, times: Any, visible: Any, size: int, sessions: A
 
 def latest_events(encoder: HistoryEncoder, inputs: Mapping[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
     """Tokens (B, W, E) of the latest visible events, whether each is real (B, W), their times and sessions, and their number (B,)."""
+    inputs = real_events_first(inputs, "visible")
     read = inputs["history"], inputs.get("times"), inputs["visible"], encoder.max_history, inputs.get("sessions")
     history, times, sessions, length = latest_window(*read)
     real = ops.arange(ops.shape(history)[1], dtype="int32")[None, :] < length[:, None]
     history = ops.where(real[:, :, None], history, ops.zeros_like(history))
     return history, real, times, sessions, length
+
+
+def real_events_first(inputs: Mapping[str, Any], count: str) -> Mapping[str, Any]:
+    """Inputs without `history_real`: real events first, in their order, and `count` is how many of those that it counted are real.
+
+    Args:
+        inputs: of a step, with `history` and, where needed, `times`.
+        count: 'visible' or 'count': how many of the first events there are; where it is missing, all that are real.
+    """
+    if inputs.get("history_real") is None:
+        return inputs
+    real = ops.cast(inputs["history_real"], "bool")
+    if inputs.get(count) is not None:
+        real = ops.logical_and(real, ops.arange(ops.shape(real)[1], dtype="int32")[None, :] < ops.cast(inputs[count], "int32")[:, None])
+    first = RealFirst.of(real)
+    moved = {name: first.rows(inputs[name]) for name in ("history", "times", "sessions") if inputs.get(name) is not None}
+    return {**{name: x for name, x in inputs.items() if name != "history_real"}, **moved, count: first.count}
 
 
 def rotated_by(encoder: HistoryEncoder, times: Any, like: Any, first: Any = 0) -> Any:

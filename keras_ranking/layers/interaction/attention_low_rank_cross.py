@@ -30,7 +30,8 @@ class AttentionLowRankCross(LowRankCross):
     Without the skip, near-uniform scores at the start of training would map the low-rank vector to its mean, which has rank 1.
 
     Args:
-        rank, num_layers, activation, kernel_initializer, bias_initializer: see `LowRankCross`; `rank` is r, an integer.
+        rank, num_layers, activation, kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: see `LowRankCross`;
+            `rank` is r, an integer.
         head_dim: h, a divisor of r. 1: each of the r numbers is a token.
         temperature: tau, or its initial value if it is learned.
         learn_temperature: train log(tau), one per layer.
@@ -87,10 +88,11 @@ class AttentionLowRankCross(LowRankCross):
         if self.score == "identity":
             return
         shape = (int(input_shape[-1] or 0), int(self.rank or 0))
-        self.queries, self.keys = self._weights("query", shape), self._weights("key", shape)
+        self.queries, self.keys = self._kernels("query", shape), self._kernels("key", shape)
         if self.learn_temperature:
             start = keras.initializers.Constant(math.log(self.temperature))
-            self.log_temperatures = self._weights("log_temperature", (), start)
+            names = [f"log_temperature_{layer}" for layer in range(self.num_layers)]
+            self.log_temperatures = [self.add_weight(name=name, shape=(), initializer=start) for name in names]
 
     def _tokens(self, x: Any) -> Any:
         return ops.reshape(x, (*ops.shape(x)[:-1], int(self.rank or 0) // self.head_dim, self.head_dim))

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 from keras_ranking.layers.interaction.attention_low_rank_cross import AttentionLowRankCross
 from keras_ranking.layers.interaction.gated_mlp import GatedMLP
 from keras_ranking.layers.interaction.low_rank_cross import LowRankCross
@@ -17,7 +17,7 @@ from keras_ranking.layers.interaction.residual_dcn import ResidualDCN
 CROSSES: dict[str, Any] = {"low_rank": LowRankCross, "attention": AttentionLowRankCross, "residual": ResidualDCN}
 
 
-class CrossAndMLP(PassesMask, keras.layers.Layer):
+class CrossAndMLP(PassesMask, WeightRules, keras.layers.Layer):
     """Base of `ParallelDCN` and `StackedDCN`: a cross net, an MLP and their arguments."""
 
     def __init__(
@@ -43,7 +43,8 @@ class CrossAndMLP(PassesMask, keras.layers.Layer):
             raise ValueError(f"`hidden` must be one or more positive integers. Received: hidden={tuple(hidden)}")
         options = dict(cross_options or {})
         self.cross, self._options = cross, tuple(options)
-        self.cross_net = CROSSES[cross](rank, num_layers, **{"dtype": self.dtype_policy, **options}, name="cross_net")
+        given = {"dtype": self.dtype_policy, **self.rules(CROSSES[cross]), **options}
+        self.cross_net = CROSSES[cross](rank, num_layers, **given, name="cross_net")
         self.mlp = GatedMLP(
             hidden,
             gate=gate,
@@ -54,6 +55,7 @@ class CrossAndMLP(PassesMask, keras.layers.Layer):
             dropout=dropout,
             normalization=normalization,
             dtype=self.dtype_policy,
+            **self.rules(GatedMLP),
             name="mlp",
         )
 
@@ -85,6 +87,8 @@ class ParallelDCN(CrossAndMLP):
         cross_options: further arguments of that layer, such as {"head_dim": 4}.
         gate, gate_rank, gate_activation, gate_identity_at_start, activation, dropout, normalization: of the MLP, see `GatedMLP`;
             no gates by default, as in DCNv2.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the cross net and the MLP, where `cross_options`
+            do not say otherwise.
 
     Call arguments:
         inputs: (B, ..., D).
@@ -122,7 +126,7 @@ class StackedDCN(CrossAndMLP):
 
     Args:
         rank, num_layers, hidden, cross, cross_options, gate, gate_rank, gate_activation, gate_identity_at_start, activation,
-            dropout, normalization: see `ParallelDCN`.
+            dropout, normalization, kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: see `ParallelDCN`.
 
     Call arguments:
         inputs: (B, ..., D).

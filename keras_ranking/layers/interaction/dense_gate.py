@@ -7,13 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 
 ACTIVATIONS = ("tanh", "sigmoid")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class DenseGate(PassesMask, keras.layers.Layer):
+class DenseGate(PassesMask, WeightRules, keras.layers.Layer):
     """Multiplies each number of a hidden layer by a gate that depends on all of them.
 
         h' = h * a(h W_g + b)            W_g (n, n), or two factors (n, r), (r, n); a = tanh or sigmoid
@@ -34,6 +34,7 @@ class DenseGate(PassesMask, keras.layers.Layer):
         identity_at_start: as above.
         use_bias: add b, which starts at 0.
         kernel_initializer: of the factors that do not start at zero.
+        kernel_regularizer, bias_regularizer: of the factors, and of b.
 
     Call arguments:
         inputs: h (B, ..., n).
@@ -49,6 +50,8 @@ class DenseGate(PassesMask, keras.layers.Layer):
         (3, 8)
     """
 
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")
+
     def __init__(
         self,
         rank: int | str | None = None,
@@ -58,13 +61,12 @@ class DenseGate(PassesMask, keras.layers.Layer):
         kernel_initializer: Any = "glorot_uniform",
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(kernel_initializer=kernel_initializer, **settings)
         if rank is not None and (rank != "auto" if isinstance(rank, str) else rank < 1):
             raise ValueError(f"`rank` must be a positive integer, None or 'auto'. Received: rank={rank!r}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"`activation` must be of {ACTIVATIONS}. Received: activation={activation!r}")
         self.rank, self.activation, self.identity_at_start, self.use_bias = rank, activation, bool(identity_at_start), bool(use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def _rank(self, width: int) -> int | None:
         if isinstance(self.rank, str):
@@ -80,13 +82,9 @@ class DenseGate(PassesMask, keras.layers.Layer):
         shapes = [(width, width)] if rank is None else [(width, rank), (rank, width)]
         self.kernels = []
         for i, shape in enumerate(shapes):
-            initializer = self.kernel_initializer
-            if self.identity_at_start and i == len(shapes) - 1:
-                initializer = keras.initializers.Zeros()
-            elif isinstance(initializer, keras.initializers.Initializer):
-                initializer = initializer.clone()  # an initializer that is called twice returns the same numbers twice
-            self.kernels.append(self.add_weight(name=f"kernel_{i}", shape=shape, initializer=initializer))
-        self.bias = self.add_weight(name="bias", shape=(width,), initializer="zeros") if self.use_bias else None
+            zero = self.identity_at_start and i == len(shapes) - 1
+            self.kernels.append(self.add_kernel(f"kernel_{i}", shape, "zeros" if zero else "glorot_uniform", fixed=zero))
+        self.bias = self.add_bias("bias", (width,)) if self.use_bias else None
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
         self.built = True
 
@@ -111,5 +109,4 @@ class DenseGate(PassesMask, keras.layers.Layer):
             "activation": self.activation,
             "identity_at_start": self.identity_at_start,
             "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

@@ -8,14 +8,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 from keras_ranking.layers.interaction.dense_gate import DenseGate
 
 NORMALIZATIONS = {"batch": keras.layers.BatchNormalization, "layer": keras.layers.LayerNormalization}
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class GatedMLP(PassesMask, keras.layers.Layer):
+class GatedMLP(PassesMask, WeightRules, keras.layers.Layer):
     """Hidden layers, each followed by a `DenseGate`.
 
         h_i = a(norm(h_{i-1} W_i + b_i));   h_i <- dropout(gate_i(h_i))           i = 1..M, h_0 the input
@@ -35,6 +35,7 @@ class GatedMLP(PassesMask, keras.layers.Layer):
         dropout: rate after each hidden layer, in training.
         normalization: before the activation: 'batch' (W then has no bias; all tokens enter the moments, padding too), 'layer' or
             None.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of W_i and b_i; the kernel's also of the gates.
 
     Call arguments:
         inputs: (B, ..., D).
@@ -76,13 +77,13 @@ class GatedMLP(PassesMask, keras.layers.Layer):
         policy = self.dtype_policy
         self.steps: list[list[Any]] = []
         for i, width in enumerate(self.widths):
-            step = [keras.layers.Dense(width, use_bias=normalization != "batch", dtype=policy, name=f"dense_{i}")]
+            step = [self.dense(width, use_bias=normalization != "batch", name=f"dense_{i}")]
             if normalization is not None:
                 step.append(NORMALIZATIONS[normalization](dtype=policy, name=f"normalization_{i}"))
             step.append(keras.layers.Activation(activation, dtype=policy, name=f"activation_{i}"))
             if gate is not None:
                 options: dict[str, Any] = {"activation": gate_activation, "identity_at_start": gate_identity_at_start}
-                step.append(DenseGate(gate_rank, **options, dtype=policy, name=f"gate_{i}"))
+                step.append(DenseGate(gate_rank, **options, **self.rules(DenseGate), dtype=policy, name=f"gate_{i}"))
             step.append(keras.layers.Dropout(dropout, dtype=policy, name=f"dropout_{i}"))
             self.steps.append(step)
 

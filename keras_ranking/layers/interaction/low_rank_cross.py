@@ -7,11 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class LowRankCross(PassesMask, keras.layers.Layer):
+class LowRankCross(PassesMask, WeightRules, keras.layers.Layer):
     """A stack of cross layers; each multiplies by the input of the stack once more.
 
         x_{l+1} = x_0 * a(x_l V_l U_l + b_l) + x_l        V_l (D, r), U_l (r, D), b_l (D,); x_0 the input, l = 0..L-1
@@ -26,6 +26,7 @@ class LowRankCross(PassesMask, keras.layers.Layer):
         activation: a, before the multiplication by x_0; None: none.
         kernel_initializer: of U and V, each drawn separately.
         bias_initializer: of b.
+        kernel_regularizer, bias_regularizer: of U and V, and of b.
 
     Call arguments:
         inputs: (B, ..., D).
@@ -50,33 +51,25 @@ class LowRankCross(PassesMask, keras.layers.Layer):
         bias_initializer: Any = "zeros",
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(kernel_initializer=kernel_initializer, bias_initializer=bias_initializer, **settings)
         if rank is not None and rank < 1:
             raise ValueError(f"`rank` must be a positive integer, or None for full matrices. Received: rank={rank}")
         if num_layers < 1:
             raise ValueError(f"`num_layers` must be a positive integer. Received: num_layers={num_layers}")
         self.rank, self.num_layers = None if rank is None else int(rank), int(num_layers)
         self.activation = keras.activations.get(activation)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def _weights(self, name: str, shape: tuple[int, ...], initializer: Any = None) -> list[Any]:
-        """One weight per layer of the stack."""
-        made = []
-        for layer in range(self.num_layers):
-            chosen = self.kernel_initializer if initializer is None else initializer
-            # cloned: an initializer that is called twice returns the same numbers twice
-            chosen = chosen.clone() if isinstance(chosen, keras.initializers.Initializer) else chosen
-            made.append(self.add_weight(name=f"{name}_{layer}", shape=shape, initializer=chosen))
-        return made
+    def _kernels(self, name: str, shape: tuple[int, ...]) -> list[Any]:
+        """One kernel per layer of the stack."""
+        return [self.add_kernel(f"{name}_{layer}", shape) for layer in range(self.num_layers)]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) < 2 or input_shape[-1] is None:
             raise ValueError(f"`inputs` must be (B, ..., D) with D known. Received: shape={tuple(input_shape)}")
         width = int(input_shape[-1])
-        self.downs = [] if self.rank is None else self._weights("down", (width, self.rank))
-        self.ups = self._weights("up", (width if self.rank is None else self.rank, width))
-        self.biases = self._weights("bias", (width,), self.bias_initializer)
+        self.downs = [] if self.rank is None else self._kernels("down", (width, self.rank))
+        self.ups = self._kernels("up", (width if self.rank is None else self.rank, width))
+        self.biases = [self.add_bias(f"bias_{layer}", (width,)) for layer in range(self.num_layers)]
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
         self.built = True
 
@@ -100,6 +93,4 @@ class LowRankCross(PassesMask, keras.layers.Layer):
             "rank": self.rank,
             "num_layers": self.num_layers,
             "activation": keras.activations.serialize(self.activation),
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }

@@ -7,13 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 from keras_ranking.layers.interaction.attention_low_rank_cross import AttentionLowRankCross
 from keras_ranking.layers.interaction.low_rank_cross import LowRankCross
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ResidualDCN(PassesMask, keras.layers.Layer):
+class ResidualDCN(PassesMask, WeightRules, keras.layers.Layer):
     """A low-rank cross net and an attention low-rank cross net in parallel on one input.
 
         out = [ LowRankCross(x) ; AttentionLowRankCross(x) ]              or their sum
@@ -23,7 +23,8 @@ class ResidualDCN(PassesMask, keras.layers.Layer):
     sum contains the input twice, once from the skip of each net.
 
     Args:
-        rank, num_layers, activation, kernel_initializer, bias_initializer: of both nets, see `LowRankCross`; no full matrices.
+        rank, num_layers, activation: of both nets, see `LowRankCross`; no full matrices.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of both nets, see `LowRankCross`.
         merge: 'concat' or 'sum'.
         head_dim, temperature, learn_temperature, inner_skip, score: see `AttentionLowRankCross`.
 
@@ -52,8 +53,6 @@ class ResidualDCN(PassesMask, keras.layers.Layer):
         inner_skip: bool = True,
         score: str = "softmax",
         activation: Any = None,
-        kernel_initializer: Any = "glorot_uniform",
-        bias_initializer: Any = "zeros",
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -62,8 +61,6 @@ class ResidualDCN(PassesMask, keras.layers.Layer):
         self.merge = merge
         shared: dict[str, Any] = {
             "activation": activation,
-            "kernel_initializer": kernel_initializer,
-            "bias_initializer": bias_initializer,
             "dtype": self.dtype_policy,
         }
         self.attention_cross = AttentionLowRankCross(
@@ -75,9 +72,10 @@ class ResidualDCN(PassesMask, keras.layers.Layer):
             inner_skip=inner_skip,
             score=score,
             **shared,
+            **self.rules(AttentionLowRankCross),
             name="attention_cross",
         )
-        self.cross = LowRankCross(rank, num_layers, **shared, name="cross")
+        self.cross = LowRankCross(rank, num_layers, **shared, **self.rules(LowRankCross), name="cross")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.cross.build(input_shape)

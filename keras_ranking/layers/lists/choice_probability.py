@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import RefusesMask, WholeInputs
+from keras_ranking.layers.base import ReadsMask, WholeInputs, mask_of_all
+from keras_ranking.layers.lists.slots import slots_of
 from keras_ranking.ops.lists import Lists
 from keras_ranking.ops.rows import for_own_rows
 
@@ -15,7 +16,7 @@ NO_CHOICE = ("size", "constant")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ChoiceProbability(WholeInputs, RefusesMask, keras.layers.Layer):
+class ChoiceProbability(WholeInputs, ReadsMask, keras.layers.Layer):
     """Softmax over the items of a list and a further outcome, that none is chosen, with a learned logit.
 
         P_i = exp(z_i) / (exp(z_0) + sum_{j in R} exp(z_j)),   P_0 = 1 - sum_{j in R} P_j        R: the list of i
@@ -34,7 +35,8 @@ class ChoiceProbability(WholeInputs, RefusesMask, keras.layers.Layer):
 
     Call arguments:
         inputs: logits z (B, S).
-        slot: int32 (B, S), the list of each item; 0 = no item.
+        slot: int32 (B, S), the list of each item; 0 = no item. None: each row is one list.
+        mask: boolean (B, S), which slots have an item, next to the Keras mask of the logits.
         return_no_choice: return P_0 too.
 
     Output:
@@ -52,7 +54,6 @@ class ChoiceProbability(WholeInputs, RefusesMask, keras.layers.Layer):
     """
 
     whole = ("slot",)
-    mask_instead = "slots, 0 where there is no item,"
 
     def __init__(self, no_choice: str = "size", initial: float = 0.0, logits: bool = False, **settings: Any) -> None:
         # autocast=False: a dtype policy of bfloat16 would round the logits it is given
@@ -69,7 +70,8 @@ class ChoiceProbability(WholeInputs, RefusesMask, keras.layers.Layer):
         self.slope = self.add_weight(name="slope", **settings) if self.no_choice == "size" else None
         self.built = True
 
-    def call(self, inputs: Any, slot: Any, return_no_choice: bool = False) -> Any:
+    def call(self, inputs: Any, slot: Any = None, mask: Any = None, return_no_choice: bool = False) -> Any:
+        slot = slots_of(ops.expand_dims(inputs, -1), slot, mask_of_all(inputs, mask=mask))
         logit = ops.cast(inputs, "float32")
         none = self.initial + ops.convert_to_tensor(self.constant)
         if self.slope is not None:
@@ -78,7 +80,7 @@ class ChoiceProbability(WholeInputs, RefusesMask, keras.layers.Layer):
         chosen = odds if self.logits else ops.where(slot > 0, ops.sigmoid(odds), ops.zeros_like(odds))
         return (chosen, share) if return_no_choice else chosen
 
-    def compute_output_spec(self, inputs: Any, slot: Any, return_no_choice: bool = False) -> Any:
+    def compute_output_spec(self, inputs: Any, slot: Any = None, mask: Any = None, return_no_choice: bool = False) -> Any:
         made = [keras.KerasTensor(inputs.shape, dtype="float32") for _ in range(2)]
         return tuple(made) if return_no_choice else made[0]
 

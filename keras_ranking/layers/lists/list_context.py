@@ -8,7 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import RefusesMask, WholeInputs
+from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs
+from keras_ranking.layers.lists.slots import slots_of
 from keras_ranking.ops.lists import Lists
 from keras_ranking.ops.rows import for_own_rows
 
@@ -16,7 +17,7 @@ _PARTS = ("minus_mean", "minus_max", "rank", "size")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ListContext(WholeInputs, RefusesMask, keras.layers.Layer):
+class ListContext(WholeInputs, ReadsMask, keras.layers.Layer):
     """Each number of an item as it is, minus the mean and the maximum of its list, its rank in the list, and the size of the list.
 
         out_i = [x_i ; x_i - mean_R x ; x_i - max_R x ; rank_R(x_i) ; ln |R|]        R: the list of i
@@ -30,7 +31,8 @@ class ListContext(WholeInputs, RefusesMask, keras.layers.Layer):
 
     Call arguments:
         inputs: X (B, S, F).
-        slot: int32 (B, S), the list of each item; 0 = no item.
+        slot: int32 (B, S), the list of each item; 0 = no item. None: each row is one list.
+        mask: boolean (B, S), which slots have an item, next to the Keras mask of the inputs.
 
     Output:
         (B, S, F * (1 + parts but 'size') + 1 with 'size'); zero where there is no item.
@@ -46,7 +48,6 @@ class ListContext(WholeInputs, RefusesMask, keras.layers.Layer):
     """
 
     whole = ("slot",)
-    mask_instead = "slots, 0 where there is no item,"
 
     def __init__(self, parts: Sequence[str] = _PARTS, **settings: Any) -> None:
         super().__init__(**settings)
@@ -57,8 +58,8 @@ class ListContext(WholeInputs, RefusesMask, keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         self.built = True
 
-    def call(self, inputs: Any, slot: Any) -> Any:
-        return for_own_rows(self._of_rows, inputs, slot)
+    def call(self, inputs: Any, slot: Any = None, mask: Any = None) -> Any:
+        return for_own_rows(self._of_rows, inputs, slots_of(inputs, slot, mask))
 
     def _of_rows(self, x: Any, slot: Any) -> Any:
         lists = Lists.of(slot)
@@ -75,7 +76,7 @@ class ListContext(WholeInputs, RefusesMask, keras.layers.Layer):
             made.append(ops.log(lists.size)[:, :, None])
         return ops.concatenate([ops.cast(part, self.compute_dtype) for part in made], axis=-1)
 
-    def compute_output_spec(self, inputs: Any, slot: Any) -> Any:
+    def compute_output_spec(self, inputs: Any, slot: Any = None, mask: Any = None) -> Any:
         return keras.KerasTensor((*inputs.shape[:2], self.width(int(inputs.shape[-1]))), dtype=self.compute_dtype)
 
     def width(self, features: int) -> int:
@@ -87,7 +88,7 @@ class ListContext(WholeInputs, RefusesMask, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class ListPooling(WholeInputs, RefusesMask, keras.layers.Layer):
+class ListPooling(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
     """A block in which an item's state reads the mean and the maximum of its list.
 
         out = x + W_2 gelu(W_1 [n ; mean_R n ; max_R n] + b_1) + b_2,     n = LayerNorm(x)
@@ -97,10 +98,12 @@ class ListPooling(WholeInputs, RefusesMask, keras.layers.Layer):
     Args:
         hidden: width of W_1; None: that of x.
         dropout: rate after the activation, in training.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the two dense layers.
 
     Call arguments:
         inputs: X (B, S, D).
-        slot: int32 (B, S), the list of each item; 0 = no item.
+        slot: int32 (B, S), the list of each item; 0 = no item. None: each row is one list.
+        mask: boolean (B, S), which slots have an item, next to the Keras mask of the inputs.
 
     Output:
         (B, S, D); as it was where there is no item.
@@ -115,7 +118,6 @@ class ListPooling(WholeInputs, RefusesMask, keras.layers.Layer):
     """
 
     whole = ("slot",)
-    mask_instead = "slots, 0 where there is no item,"
 
     def __init__(self, hidden: int | None = None, dropout: float = 0.0, **settings: Any) -> None:
         super().__init__(**settings)
@@ -127,14 +129,15 @@ class ListPooling(WholeInputs, RefusesMask, keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         width = int(input_shape[-1])
-        self.inner = keras.layers.Dense(self.hidden or width, activation="gelu", name="inner", dtype=self.dtype_policy)
-        self.outer = keras.layers.Dense(width, name="outer", dtype=self.dtype_policy)
+        self.inner = self.dense(self.hidden or width, activation="gelu", name="inner")
+        self.outer = self.dense(width, name="outer")
         self.norm.build(input_shape)
         self.inner.build((*input_shape[:-1], 3 * width))
         self.outer.build((*input_shape[:-1], self.hidden or width))
         self.built = True
 
-    def call(self, inputs: Any, slot: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, slot: Any = None, mask: Any = None, training: bool | None = None) -> Any:
+        slot = slots_of(inputs, slot, mask)
         normed = self.norm(inputs)
         read = for_own_rows(self._of_rows, normed, slot)
         change = self.outer(self.dropout(self.inner(read), training=training))
@@ -145,7 +148,7 @@ class ListPooling(WholeInputs, RefusesMask, keras.layers.Layer):
         wide = ops.cast(lists.clean(x), "float32")
         return ops.concatenate([ops.cast(part, x.dtype) for part in (wide, lists.mean(wide), lists.max(wide))], axis=-1)
 
-    def compute_output_spec(self, inputs: Any, slot: Any, training: bool | None = None) -> Any:
+    def compute_output_spec(self, inputs: Any, slot: Any = None, mask: Any = None, training: bool | None = None) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:

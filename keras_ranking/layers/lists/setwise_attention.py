@@ -9,13 +9,16 @@ import keras
 from keras import ops
 
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.attention.self_gated_attention import GATED
+from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs, mask_of_all
+from keras_ranking.layers.lists.slots import slots_of
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_most
+from keras_ranking.ops.real_first import RealFirst
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
+class SetwiseAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
     """Gated blocks in which every item of a set sees all items of its set, and none of another set.
 
         X_set <- LiGRBlock^num_layers(X_set),      softmax over the set, no positions: a permutation of the set permutes the output
@@ -28,12 +31,14 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
         num_layers, num_heads, head_dim, ffn_multiple, gate, gate_bias, dropout: of the `LiGRBlock`s; `head_dim=None`: D / num_heads.
         block_options: further arguments of the `LiGRBlock`s.
         top_k: k, or None for whole sets. Of equal scores the earlier item ranks first.
+        kernel_initializer, kernel_regularizer, bias_regularizer: of all maps of the blocks.
 
     Call arguments:
         inputs: X (B, S, D).
-        slot: int32 (B, S), the set of each item; the items of a set are neighbours; 0 = no item.
+        slot: int32 (B, S), the set of each item; the items of a set are neighbours; 0 = no item. None: each row is one set.
         score: (B, S), by which the best k are chosen; used only with `top_k`.
         whole: whether each row is one left-aligned set. With `top_k`, only k items then pass through the blocks; same results.
+        mask: boolean (B, S), which items are there, next to the Keras mask of the inputs; the gaps may be anywhere.
 
     Output:
         X (B, S, D), in which the chosen items are changed; and int32 (B, S), 1 for the chosen items.
@@ -50,6 +55,7 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
     """
 
     whole = ("slot",)
+    weight_rules = GATED
 
     def __init__(
         self,
@@ -77,13 +83,24 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
         self.blocks = []
         for i in range(self.num_layers):
             options = {"ffn_multiple": self.ffn_multiple, "gate": self.gate, "gate_bias": self.gate_bias, "dropout": self.dropout_rate}
-            own = {"rotary": None, **options, **self.block_options, "dtype": self.dtype_policy}
+            own = {"rotary": None, **options, **self.rules(LiGRBlock), **self.block_options, "dtype": self.dtype_policy}
             block = LiGRBlock(self.num_heads, self.head_dim or max(1, width // self.num_heads), **own, name=f"block_{i}")
             block.build((None, None, width))
             self.blocks.append(block)
         self.built = True
 
-    def call(self, inputs: Any, slot: Any, score: Any = None, whole: bool = False, training: bool | None = None) -> tuple[Any, Any]:
+    def call(
+        self, inputs: Any, slot: Any = None, score: Any = None, whole: bool = False, mask: Any = None, training: bool | None = None
+    ) -> tuple[Any, Any]:
+        real = mask_of_all(inputs, mask=mask)
+        if real is None:
+            return self._of_sets(inputs, slots_of(inputs, slot, None), score, whole, training)
+        first = RealFirst.of(real)  # items of a set are neighbours again
+        sets = first.rows(slots_of(inputs, slot, real))
+        out, chosen = self._of_sets(first.rows(inputs), sets, None if score is None else first.rows(score), whole, training)
+        return first.back(out), first.back(chosen)
+
+    def _of_sets(self, inputs: Any, slot: Any, score: Any, whole: bool, training: bool | None) -> tuple[Any, Any]:
         if self.top_k is None:
             spans = tuple(Spans.setwise(slot, slot))
             return self._blocks(inputs, spans, training), ops.cast(slot > 0, "int32")
@@ -118,8 +135,10 @@ class SetwiseAttention(WholeInputs, PassesMask, keras.layers.Layer):
         target = ops.where(real, first + rank, index[None, :])
         return target, ops.cast(ops.logical_and(real, rank < self.top_k), "int32")
 
-    def compute_output_spec(self, inputs: Any, slot: Any, score: Any = None, whole: bool = False, training: bool | None = None) -> Any:
-        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype), keras.KerasTensor(slot.shape, dtype="int32")
+    def compute_output_spec(
+        self, inputs: Any, slot: Any = None, score: Any = None, whole: bool = False, mask: Any = None, training: bool | None = None
+    ) -> Any:
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype), keras.KerasTensor(inputs.shape[:2], dtype="int32")
 
     def get_config(self) -> dict[str, Any]:
         return {

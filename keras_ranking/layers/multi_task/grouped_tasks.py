@@ -20,6 +20,7 @@ class GroupedTasks(MultiTask):
 
     Args:
         tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
         groups: dict, group name -> its tasks; each task in one group.
         bottom: widths of each group's MLP.
 

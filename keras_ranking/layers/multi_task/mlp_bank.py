@@ -8,11 +8,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class MLPBank(PassesMask, keras.layers.Layer):
+class MLPBank(PassesMask, WeightRules, keras.layers.Layer):
     """M separate MLPs, computed as one batched product per layer: `h_m^{i+1} = a(h_m^i W_m^i + b_m^i)`, m = 1..M.
 
     Used by the multi-task layers for experts, gates and towers. Kernels are (M, in, out), so an accelerator runs one product instead of
@@ -26,6 +26,8 @@ class MLPBank(PassesMask, keras.layers.Layer):
         use_bias: add b.
         dropout: rate after each layer but the last, in training. Our choice.
         zeros: start all kernels at zero.
+        kernel_initializer, bias_initializer: of each of the M kernels, drawn separately, and of the biases.
+        kernel_regularizer, bias_regularizer: of each layer's kernels (M, in, out) and biases (M, out), of all M together.
 
     Call arguments:
         inputs: (N, D), one input for all M, or (N, M, D), one for each.
@@ -68,7 +70,9 @@ class MLPBank(PassesMask, keras.layers.Layer):
     def _draw(self, shape: Sequence[int], dtype: Any = None) -> Any:
         # One initializer for each: Glorot on the whole (M, in, out) would take M for a receptive field, with too small values, and
         # one initializer called M times returns M equal kernels.
-        return ops.stack([keras.initializers.GlorotUniform()(tuple(shape[1:]), dtype=dtype) for _ in range(shape[0])])
+        rule = self.kernel_initializer
+        drawn = [keras.initializers.GlorotUniform() if rule is None else self._drawn(rule) for _ in range(shape[0])]
+        return ops.stack([one(tuple(shape[1:]), dtype=dtype) for one in drawn])
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         width = input_shape[-1]
@@ -77,9 +81,9 @@ class MLPBank(PassesMask, keras.layers.Layer):
         initializer = "zeros" if self.zeros else self._draw
         self.kernels, self.biases = [], []
         for i, out in enumerate(self.widths):
-            self.kernels.append(self.add_weight(name=f"kernel_{i}", shape=(self.count, width, out), initializer=initializer))
+            self.kernels.append(self.add_kernel(f"kernel_{i}", (self.count, width, out), initializer, fixed=True))
             if self.use_bias:
-                self.biases.append(self.add_weight(name=f"bias_{i}", shape=(self.count, out), initializer="zeros"))
+                self.biases.append(self.add_bias(f"bias_{i}", (self.count, out)))
             width = out
         self.dropout.build((None, self.count, width))
         self.built = True

@@ -25,6 +25,7 @@ class MMoE(MultiTask):
 
     Args:
         tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
         num_experts: E.
         expert: widths of each expert.
         gate_dropout: rate at which a gate is dropped, in training.

@@ -8,11 +8,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ranking.layers.base import PassesMask
+from keras_ranking.layers.base import PassesMask, WeightRules
 from keras_ranking.layers.multi_task.mlp_bank import MLPBank
 
 
-class MultiTask(PassesMask, keras.layers.Layer):
+class MultiTask(PassesMask, WeightRules, keras.layers.Layer):
     """Base of the multi-task layers. `call(inputs, training=None)` returns a dict, task name -> logit.
 
     Inputs are (B, ..., D); a logit has the shape of its labels, (B, ...), and is float32 under every dtype policy. With
@@ -24,6 +24,7 @@ class MultiTask(PassesMask, keras.layers.Layer):
         tower: widths of the hidden layers of each task's tower; empty: one linear map.
         activation: of all hidden layers.
         dropout: rate after each hidden layer of bottoms, experts and towers, except the last of a stack; in training.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
     """
 
     def __init__(
@@ -40,8 +41,14 @@ class MultiTask(PassesMask, keras.layers.Layer):
         self.towers = self._bank(len(self.tasks), (*self.tower, 1), "towers", last_activation="linear")
 
     def _bank(self, count: int, widths: Sequence[int], name: str, **settings: Any) -> MLPBank:
-        options = {"activation": self.activation, "dropout": self.dropout_rate, "dtype": self.dtype_policy, **settings}
-        return MLPBank(count, widths, name=name, **options)
+        options = {
+            "activation": self.activation,
+            "dropout": self.dropout_rate,
+            "dtype": self.dtype_policy,
+            **self.rules(MLPBank),
+            **settings,
+        }
+        return MLPBank(count, widths, name=name, **{**options, **settings})
 
     def _build_states(self, width: int) -> tuple[int | None, ...]:
         """Build all but the towers for tokens of this width; returns the shape of the states."""

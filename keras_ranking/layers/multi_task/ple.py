@@ -24,6 +24,7 @@ class PLE(MultiTask):
 
     Args:
         tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
         levels: L.
         task_experts: experts of each task in each level.
         shared_experts: shared experts in each level.

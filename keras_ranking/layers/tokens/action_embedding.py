@@ -24,7 +24,7 @@ class ActionEmbedding(EventEmbedding):
         dim: D, width of the token.
         hidden: width of the hidden layer, or None.
         id_dim: width of the embedding of an action that is an id or a category.
-        settings: `numbers` of `EventEmbedding`, and settings of every Keras layer.
+        settings: `numbers`, initializers and regularizers of `EventEmbedding`, and settings of every Keras layer.
 
     Call arguments:
         inputs: dict of tensors by action name, (B, T).

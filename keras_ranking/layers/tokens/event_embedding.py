@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base import KERNELS, TABLES, PassesMask, WeightRules, WholeInputs
 from keras_ranking.layers.tokens.feature_concat import FeatureConcat, whole_numbers_in
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
+class EventEmbedding(WholeInputs, PassesMask, WeightRules, keras.layers.Layer):
     """Token of an event (or a candidate) from its features: `Dense(dim)(silu(Dense(hidden)(concat(features))))`.
 
     The papers do not give the projection. Concatenation and a projection to the model's width are inferred from summaries of
@@ -25,6 +25,8 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         id_dim: width of each id's embedding.
         numbers: which numbers have vectors, see `FeatureConcat`; None: none.
         id_dropout: rate at which numbers of the embeddings of ids are dropped in training.
+        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the dense layers.
+        embeddings_initializer, embeddings_regularizer: of the tables.
 
     Call arguments:
         inputs: dict of tensors by column name, (B, T) or (B, T, size).
@@ -41,6 +43,8 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         (2, 3, 8)
     """
 
+    weight_rules = (*KERNELS, *TABLES)
+
     def __init__(
         self,
         features: Sequence[Any],
@@ -54,13 +58,14 @@ class EventEmbedding(WholeInputs, PassesMask, keras.layers.Layer):
         super().__init__(**whole_numbers_in(numbers, settings))
         if not features:
             raise ValueError("`features` must have at least one column. Received: none")
-        self.concat = FeatureConcat(features, id_dim=id_dim, numbers=numbers, id_dropout=id_dropout, dtype=self.dtype_policy, name="concat")
+        options: dict[str, Any] = {"id_dim": id_dim, "numbers": numbers, "id_dropout": id_dropout, **self.rules(FeatureConcat)}
+        self.concat = FeatureConcat(features, **options, dtype=self.dtype_policy, name="concat")
         self._check(self.concat.features)
         if dim < 1 or (hidden is not None and hidden < 1):
             raise ValueError(f"`dim` and `hidden` must be positive integers (`hidden` may be None). Received: dim={dim}, hidden={hidden}")
         self.dim, self.hidden, self.id_dim = dim, hidden, id_dim
-        self.inner = keras.layers.Dense(hidden, activation="silu", dtype=self.dtype_policy, name="inner") if hidden is not None else None
-        self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
+        self.inner = self.dense(hidden, activation="silu", name="inner") if hidden is not None else None
+        self.projection = self.dense(dim, name="projection")
 
     def _check(self, features: Sequence[Any]) -> None:
         for feature in features:

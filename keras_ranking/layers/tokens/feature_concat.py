@@ -10,7 +10,7 @@ from keras import ops
 from pydantic import TypeAdapter
 
 from keras_ranking.columns import Feature, Ids, Number, SemanticId
-from keras_ranking.layers.base import PassesMask, WholeInputs
+from keras_ranking.layers.base import TABLES, PassesMask, WeightRules, WholeInputs
 from keras_ranking.layers.embedding.numeric_embedding import NumericEmbedding
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, tables_are_quantized
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
@@ -23,7 +23,7 @@ _FEATURES: TypeAdapter[tuple[Any, ...]] = TypeAdapter(tuple[Feature, ...])
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
-class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
+class FeatureConcat(WholeInputs, PassesMask, WeightRules, keras.layers.Layer):
     """Embeds ids and categories, and concatenates them with numbers and vectors, in schema order.
 
         out = [E_1[id_1] ; ... ; number_1 ; ... ; vector_1 ; ...]
@@ -41,6 +41,7 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training.
         numbers: which numbers have vectors: their names as `columns`, whether the number itself stays as `plain`, and arguments of
             `NumericEmbedding`; edges are those of the columns. None: numbers are read as they are.
+        embeddings_initializer, embeddings_regularizer: of the tables, where they are no int8 ones.
         quantized: tables in int8, for serving; None: True inside `quantized_tables`, which is how a whole model gets int8 tables.
 
     Call arguments:
@@ -62,6 +63,8 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
         >>> layer({"item_id": np.zeros((2, 3), "int32"), "age": np.zeros((2, 3), "float32")}).shape
         (2, 3, 5)
     """
+
+    weight_rules = TABLES
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class FeatureConcat(WholeInputs, PassesMask, keras.layers.Layer):
                 self.tables[name] = self._embedding(feature, f"table_{name}")
 
     def _embedding(self, feature: Any, name: str) -> Any:
-        settings = {"name": name, "dtype": self.dtype_policy}
+        settings = {"name": name, "dtype": self.dtype_policy, **({} if self.quantized else self.rules(None, TABLES))}
         if isinstance(feature, SemanticId):
             sizes = (feature.levels, feature.rows, self.id_dim, feature.prefixes, feature.buckets)
             return SemanticIdEmbedding(*sizes, quantized=self.quantized, **settings)

@@ -257,9 +257,7 @@ def test_errors() -> None:
 @pytest.mark.quickest
 def test_call_errors() -> None:
     layer = ready(attention())
-    x, times, segments = row()
+    x, _, segments = row()
     spans = Spans.causal(segments)
-    with pytest.raises(ValueError, match="`spans` .*, `cache` .* or both .* must be given"):
-        layer(x, times=times)
     with pytest.raises(ValueError, match="`times` must be given"):
         layer(x, spans=spans)

@@ -13,7 +13,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking import layers
-from keras_ranking.layers.base import PassesMask, RefusesMask
+from keras_ranking.layers.base import PassesMask, ReadsKeyMask, RefusesMask
 from keras_ranking.layers.forests import Tree, Trees
 from keras_ranking.ops.masks import mask_of
 
@@ -65,6 +65,10 @@ EACH_TOKEN: dict[str, tuple[Callable[[], Any], Callable[[int], dict[str, Any]]]]
         lambda: layers.SetwiseAttention(num_heads=2),
         lambda n: {"slot": np.array([[1] * REAL + [0] * (n - REAL)], "int32")},
     ),
+    "SetwiseAttention of a mask": (lambda: layers.SetwiseAttention(num_heads=2), lambda n: {}),
+    "DecoderBlock of a mask": (lambda: layers.DecoderBlock(2, 4, rotate_by="index", causal=False), lambda n: {}),
+    "ListContext": (layers.ListContext, lambda n: {}),
+    "ListPooling": (layers.ListPooling, lambda n: {}),
     "Forest": (small_forest, lambda n: {}),
     "NumericEmbedding": (lambda: layers.NumericEmbedding("periodic", width=2, flatten=True), lambda n: {}),
     "MultiTaskHead": (lambda: layers.MultiTaskHead("mmoe", ["click", "like"], num_experts=2), lambda n: {}),
@@ -102,7 +106,7 @@ def test_control_without_a_mask_padding_moves_the_mean() -> None:
     assert np.abs(few - many).max() > 1e-3
 
 
-KNOWN_TO_KERAS = (PassesMask, RefusesMask, keras.layers.BatchNormalization, keras.layers.Embedding)
+KNOWN_TO_KERAS = (PassesMask, ReadsKeyMask, RefusesMask, keras.layers.BatchNormalization, keras.layers.Embedding)
 
 
 @pytest.mark.quickest
@@ -122,9 +126,6 @@ REFUSE = {
     "LatestKeys": lambda x: layers.LatestKeys(2)(x, length=np.array([2], "int32")),
     "ResidualQuantizer": lambda x: layers.ResidualQuantizer(levels=1, codebook_size=2)(x),
     "AloneSpans": lambda x: layers.AloneSpans()(x),
-    "HistoryEncoder": lambda x: layers.HistoryEncoder(max_history=4, num_heads=1)(
-        {"history": x, "candidates": np.ones((1, 2, 3), "float32"), "visible": np.array([3], "int32")}
-    ),
 }
 
 

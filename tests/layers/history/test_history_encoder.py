@@ -249,8 +249,11 @@ def test_missing_inputs_are_named() -> None:
     x = inputs()
     with pytest.raises(ValueError, match=r"Missing: \['request_time'\]"):
         ready(rotary=TIME)({name: value for name, value in x.items() if name != "request_time"})
-    with pytest.raises(ValueError, match=r"Missing: \['candidates'\]"):
-        make().prefill({name: value for name, value in x.items() if name != "candidates"})
+    for built in (make(), ready()):
+        with pytest.raises(ValueError, match=r"Missing: \['candidates'\]"):
+            built({name: value for name, value in x.items() if name != "candidates"})
+    with pytest.raises(ValueError, match=r"Missing: \['visible'\]. Without `visible`, give a history with a Keras mask"):
+        make().prefill({"history": x["history"]})
 
 
 def test_events_of_one_session_do_not_see_each_other_by_ids() -> None:
