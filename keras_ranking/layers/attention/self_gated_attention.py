@@ -14,8 +14,7 @@ from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.attention.timestamp_rotary import TimestampRotaryEmbedding
 from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs, mask_of_all
 from keras_ranking.ops import Spans, candidate_attention, span_attention
-from keras_ranking.ops.masks import mask_of
-from keras_ranking.ops.real_first import RealFirst
+from keras_ranking.ops.masks import RealFirst, mask_of
 from keras_ranking.ops.sequences import gather_rows
 
 GATES = ("representation", "query", "key", "output")

@@ -308,7 +308,7 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
     def _check_step(self, inputs: Mapping[str, Any], step: str) -> None:
         masked = ("visible", "count") if inputs.get("history_real") is not None else ()
         if missing := [name for name in self._needed(step) if name not in (*inputs, *masked)]:
-            hint = " Without `visible`, give a history with a Keras mask, or `history_real`." if missing == ["visible"] else ""
+            hint = " Without `visible`, give a history with a Keras mask, or the entry history_real." if missing == ["visible"] else ""
             raise ValueError(f"`inputs` must be a dict of {self._needed(step)}. Missing: {missing}.{hint}")
         if step == "streams" and masked:
             raise ValueError("`streams` reads `stream` in place of a mask of `history`: give 0 there for a token that is not real.")

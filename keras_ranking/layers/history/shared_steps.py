@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_least, at_most
+from keras_ranking.ops.masks import RealFirst
 from keras_ranking.ops.maxima import largest
-from keras_ranking.ops.real_first import RealFirst
 from keras_ranking.ops.sequences import session_ids
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs, mask_
 from keras_ranking.layers.lists.slots import slots_of
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_most
-from keras_ranking.ops.real_first import RealFirst
+from keras_ranking.ops.masks import RealFirst
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
