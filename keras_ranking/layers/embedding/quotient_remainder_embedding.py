@@ -70,9 +70,7 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, WeightRules, keras.lay
     ) -> None:
         super().__init__(**settings)
         if quantized and self.embeddings_regularizer is not None:
-            raise ValueError(
-                "`quantized` tables are not trained: no embeddings_regularizer. Received: quantized=True and one."
-            )
+            raise ValueError("`quantized` tables are not trained: no embeddings_regularizer. Received: quantized=True and one.")
         if dim < 1:
             raise ValueError(f"`dim` must be a positive integer. Received: dim={dim}")
         if not 2 <= divisor <= 2**30:
