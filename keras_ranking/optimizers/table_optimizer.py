@@ -122,11 +122,6 @@ class TableOptimizer(keras.optimizers.Optimizer):
             )
         if bound := [table.path for table in tables if getattr(table, "constraint", None) is not None]:
             raise ValueError(f"tables with a constraint cannot be updated by rows. Received: {bound}")
-        if penalised := [table.path for table in tables if getattr(table, "regularizer", None) is not None]:
-            raise ValueError(
-                "tables with a regularizer cannot be updated by rows: the penalty has a gradient in every row of a table. Leave these out "
-                f"of `tables`, or take another optimizer. Received: {penalised}"
-            )
         others = [variable for variable in variables if not self.is_table(variable)]
         if others:
             self.optimizer.build(others)

@@ -197,12 +197,6 @@ def test_mask_zero_of_fingerprints() -> None:
 
 
 @pytest.mark.quickest
-def test_a_table_with_a_penalty_is_not_updated_by_rows() -> None:
-    """Its gradient is in every row, and updates by rows would leave most of it out."""
-    ids = keras.Input((), dtype="int32")
-    model = kr.models.TableModel(ids, keras.layers.Dense(1)(layers.TableEmbedding(100, 4, embeddings_regularizer="l2")(ids)))
-    model.compile(kr.training.TableOptimizer("adam"), loss="mse")
-    with pytest.raises(ValueError, match="tables with a regularizer cannot be updated by rows"):
-        model.fit(np.array([7, 99], "int32"), np.ones((2, 1), "float32"), verbose=0)
+def test_tables_in_int8_take_no_penalty() -> None:
     with pytest.raises(ValueError, match="`quantized` tables are not trained"):
         layers.QuotientRemainderEmbedding(2, divisor=65_536, quantized=True, embeddings_regularizer="l2")
