@@ -23,10 +23,10 @@ def whole_models_compiled(patch: pytest.MonkeyPatch) -> None:
 
     by_operations = CheckedModel.__call__
 
-    def compiled(model: Any, inputs: Any, training: bool = False) -> Any:
+    def compiled(model: Any, inputs: Any, training: bool = False, **masks: Any) -> Any:
         leaves = keras.tree.flatten(inputs)
         if any(isinstance(leaf, (keras.KerasTensor, jax.core.Tracer)) for leaf in leaves):
-            return by_operations(model, inputs, training=training)
+            return by_operations(model, inputs, training=training, **masks)
         programs = model.__dict__.setdefault("_programs_of_tests", {})
         if training not in programs:
             programs[training] = jax.jit(partial(model.stateless_call, training=training))
