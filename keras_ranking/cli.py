@@ -20,6 +20,7 @@ from keras_ranking.commands.predicting import PREDICT_PARSERS
 from keras_ranking.commands.report_command import REPORT_PARSERS
 from keras_ranking.commands.scale_parsers import SCALE_PARSERS
 from keras_ranking.commands.schemas import SCHEMA_PARSERS
+from keras_ranking.commands.serving_parsers import SERVING_PARSERS
 from keras_ranking.commands.tune_parser import TUNE_PARSERS
 
 
@@ -42,7 +43,8 @@ exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (*PARSERS, *PREDICT_PARSERS, *SCALE_PARSERS, *TUNE_PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS, *REPORT_PARSERS):
+    own = (*PARSERS, *SERVING_PARSERS, *PREDICT_PARSERS, *SCALE_PARSERS)
+    for add in (*own, *TUNE_PARSERS, *LABEL_PARSERS, *SCHEMA_PARSERS, *REPORT_PARSERS):
         add(subparsers)
     return parser
 

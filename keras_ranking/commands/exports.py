@@ -68,6 +68,8 @@ def _checked_events(path: str, run: str) -> Any:
 
 def skew(args: argparse.Namespace) -> int:
     """Replay logged requests through an exported version, the Keras model and the data pipeline; returns 1 if they differ."""
+    if args.live:
+        return _live_skew(args)
     needs_server(args)
     events = _checked_events(args.events, args.keras)
     with contextlib.ExitStack() as stack:
@@ -77,8 +79,34 @@ def skew(args: argparse.Namespace) -> int:
         start_keras(args)
         from keras_ranking import serving
 
-        with step(f"replaying up to {args.sample} requests"):
-            report = serving.check_skew(version, args.keras, events, sample=args.sample, bound=args.bound, seed=args.seed)
+        sample = args.sample or 64
+        with step(f"replaying up to {sample} requests"):
+            report = serving.check_skew(version, args.keras, events, sample=sample, bound=args.bound, seed=args.seed)
+    return _reported(args, report)
+
+
+def _live_skew(args: argparse.Namespace) -> int:
+    """Compare the requests of an access log with the data pipeline and the Keras model; returns 1 if they differ."""
+    if args.key_file is None:
+        raise ValueError("--live needs --key-file, the key of the access log.")
+    key = _key(args.key_file)
+    events = _checked_events(args.events, args.keras)
+    start_keras(args)
+    from keras_ranking import serving
+
+    options = {"version": args.version, "item": args.item, "sample": args.sample or 256, "max_share": args.max_share}
+    bound = {} if args.bound is None else {"bound": args.bound}
+    with step(f"replaying up to {options['sample']} requests of {args.live}"):
+        report = serving.check_live_skew(args.live, args.keras, events, key, **options, **bound)
+    return _reported(args, report)
+
+
+def _key(path: str) -> bytes:
+    return Path(path).read_bytes().strip()
+
+
+def _reported(args: argparse.Namespace, report: Any) -> int:
+    """Write and print a report of skew; 1 if it has any."""
     if args.json:
         Path(args.json).write_text(json.dumps(finite(report.to_json()), indent=2, default=plain_value) + "\n", encoding="utf-8")
     print(table(["what", "name", "compared", "differ", "largest", "mean", "worst"], report.rows()))
@@ -91,13 +119,19 @@ def serve(args: argparse.Namespace) -> int:
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the server runs the exported graph; no Keras model is built
     _start_logging(args)
     with quiet_imports(args.debug):
-        from keras_ranking.serving import Limits, Tls, serve
+        from keras_ranking.serving import AccessLog, Limits, Tls, serve
     if (args.tls_cert is None) != (args.tls_key is None) or (args.tls_client_ca is not None and args.tls_cert is None):
         raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca needs both.")
     known = {field.name for field in dataclasses.fields(Limits)}
     unknown = sorted({name for name, _ in args.limit} - known)
     if unknown:
         raise ValueError(f"`--limit` must name one of {sorted(known)}. Received: {unknown[0]}")
+    kept: dict[str, Any] = {}
+    if args.access_log is not None:
+        if args.access_log_key_file is None:
+            raise ValueError("--access-log needs --access-log-key-file, a file with a key of at least 16 bytes.")
+        rules = {"share": args.access_log_share, "max_bytes": args.access_log_mb * 2**20, "hashed": tuple(args.access_log_hash)}
+        kept = {"access_log": AccessLog(path=args.access_log, key=_key(args.access_log_key_file), **rules)}
     server = serve(
         args.folder,
         name=args.name,
@@ -112,6 +146,7 @@ def serve(args: argparse.Namespace) -> int:
         insecure=args.insecure,
         notice_seconds=args.notice_seconds,
         drain_seconds=args.drain_seconds,
+        **kept,
     )
     print(
         f"serving {server.name} version {server.version}, until Ctrl-C\n"

@@ -37,7 +37,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=min(120, max(80, shutil.get_terminal_size((120, 24)).columns)))
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """`name=value` -> (name, value); the value is read as JSON, then as a Python literal, then as text."""
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
@@ -121,10 +121,11 @@ def data_arguments(made: argparse.ArgumentParser, schema: str, required: bool = 
 
 def setting_arguments(made: argparse.ArgumentParser, text: str) -> None:
     """`--set`."""
-    made.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help=text)
+    made.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
-def _server_arguments(made: argparse.ArgumentParser) -> None:
+def server_arguments(made: argparse.ArgumentParser) -> None:
+    """The server that a command calls."""
     made.add_argument("--name", default="cadet", metavar="NAME", help="with --server: the served model's name (default: cadet)")
     which = made.add_mutually_exclusive_group()
     which.add_argument("--version", type=positive, metavar="N", help="with --server: this version (default: the server's)")
@@ -284,79 +285,6 @@ example:
     made.add_argument("--no-verify", action="store_true", help="do not compare scores of the written graph with Keras")
 
 
-def skew_parser(subparsers: Any) -> None:
-    """Arguments of `skew`."""
-    made = command(
-        subparsers,
-        "skew",
-        exports.skew,
-        "check an exported model for training-serving skew on logged requests",
-        """\
-replays requests of a log through the exported model (encoded and raw), the Keras model and the data pipeline, and prints the
-differences by feature and by score with request and row of the largest one. Exit code 1 if there are any. Needs the extra `serving`.
-With --server the exported model is the one of a running server.
-
-examples:
-  keras-ranking skew --model saved_models/cadet --keras runs/cadet --events log.parquet
-  keras-ranking skew --server 127.0.0.1:8500 --name cadet --label canary --keras runs/cadet --events log.parquet
-""",
-        keras=True,
-    )
-    where = made.add_mutually_exclusive_group(required=True)
-    where.add_argument("--model", metavar="FOLDER", help="the served model, or one version of it")
-    where.add_argument("--server", metavar="ADDRESS", help="HOST:PORT of a gRPC server, or http://HOST:PORT of a REST server")
-    _server_arguments(made)
-    made.add_argument("--keras", required=True, metavar="DIR", help="folder that `train` wrote")
-    made.add_argument("--events", required=True, metavar="FILE", help="log rows: .parquet, .csv, .csv.gz or .json")
-    made.add_argument("--sample", type=positive, default=64, metavar="N", help="requests to replay (default: 64)")
-    made.add_argument("--bound", type=float, metavar="X", help="largest difference of a score (default: the bound of the export)")
-    made.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the sample (default: 0)")
-    made.add_argument("--json", metavar="FILE", help="also write the report to FILE")
-
-
-def serve_parser(subparsers: Any) -> None:
-    """Arguments of `serve`."""
-    made = command(
-        subparsers,
-        "serve",
-        exports.serve,
-        "serve an exported model by REST and gRPC, with the protocol of TensorFlow Serving",
-        """\
-runs until Ctrl-C or SIGTERM; loads new versions when they appear in FOLDER. By default only this machine can connect. A --host that
-other machines can reach needs a token, client certificates or --insecure. The token is the content of --token-file, or the
-environment variable KERAS_RANKING_TOKEN. Needs the extra `serving`.
-
-examples:
-  keras-ranking serve saved_models/cadet --rest-port 8501 --grpc-port 8500
-  keras-ranking serve saved_models/cadet --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem --token-file token.txt --log-format json
-""",
-    )
-    made.add_argument("folder", metavar="FOLDER", help="the served model, as `export` writes it")
-    made.add_argument("--name", metavar="NAME", help="name of the model in paths and messages (default: the folder's name)")
-    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    made.add_argument("--rest-port", type=port, default=8501, metavar="PORT", help="default: 8501; 0 = any free port")
-    made.add_argument("--grpc-port", type=port, default=8500, metavar="PORT", help="default: 8500; 0 = any free port")
-    made.add_argument("--threads", type=int, default=0, metavar="N", help="TensorFlow threads (default: 0 = one per core)")
-    made.add_argument(
-        "--label", action="append", type=_setting, default=[], metavar="NAME=VERSION", help="keep VERSION loaded under the label NAME"
-    )
-    text = "limit of requests, such as queue=512; see keras_ranking.serving.Limits"
-    made.add_argument("--limit", action="append", type=_setting, default=[], metavar="NAME=VALUE", help=text)
-    made.add_argument("--token-file", metavar="FILE", help="token that calls must have (default: KERAS_RANKING_TOKEN, or none)")
-    made.add_argument("--tls-cert", metavar="FILE", help="certificate chain of both ports, PEM; with --tls-key")
-    made.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
-    made.add_argument("--tls-client-ca", metavar="FILE", help="authority of the certificates that clients must present")
-    made.add_argument("--insecure", action="store_true", help="allow other machines to call without token and certificate")
-    made.add_argument(
-        "--notice-seconds", type=float, default=0.0, metavar="S", help="report not ready for S seconds before stopping (default: 0)"
-    )
-    made.add_argument(
-        "--drain-seconds", type=float, default=10.0, metavar="S", help="wait for calls in progress when stopping (default: 10)"
-    )
-    made.add_argument("--log-format", choices=["text", "json"], default="text", help="format of the log lines on stderr (default: text)")
-    made.add_argument("--log-calls", action="store_true", help="log one line per call")
-
-
 def score_parser(subparsers: Any) -> None:
     """Arguments of `score`."""
     made = command(
@@ -390,10 +318,10 @@ examples:
     where.add_argument("--server", metavar="ADDRESS", help="HOST:PORT of a gRPC server, or http://HOST:PORT of a REST server")
     made.add_argument("--schema", metavar="FILE", help="with --server: the schema.json that training wrote")
     made.add_argument("--signature", default="serving_default", metavar="NAME", help="with --server: serving_default or raw")
-    _server_arguments(made)
+    server_arguments(made)
     made.add_argument("--task", metavar="NAME", help="task to rank by, or score (default: score, or the first task)")
     made.add_argument("--top", type=positive, metavar="N", help="print only the first N")
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
-PARSERS = (simulate_parser, train_parser, evaluate_parser, export_parser, skew_parser, serve_parser, score_parser)
+PARSERS = (simulate_parser, train_parser, evaluate_parser, export_parser, score_parser)

@@ -12,6 +12,7 @@ from keras_ranking.serving.protocol.missing_extra import missing_extra
 
 if TYPE_CHECKING:
     from keras_ranking.models.quantization import quantize_embeddings
+    from keras_ranking.serving.checking.live_skew import LiveSkewReport, check_live_skew
     from keras_ranking.serving.checking.skew import check_skew
     from keras_ranking.serving.checking.skew_report import SkewReport
     from keras_ranking.serving.client.async_client import AsyncClient
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from keras_ranking.serving.histories.store import History, HistoryStore, MemoryHistories
     from keras_ranking.serving.protocol.errors import ServingError
     from keras_ranking.serving.protocol.requests import Request, pad_requests, request_tensors
+    from keras_ranking.serving.server.access_log import AccessLog
     from keras_ranking.serving.server.limits import Limits, Stopping
     from keras_ranking.serving.server.security import Access, Tls
     from keras_ranking.serving.server.server import Server, serve
@@ -55,6 +57,9 @@ _MODULES = {
     "quantize_embeddings": "keras_ranking.models.quantization",
     "request_tensors": "keras_ranking.serving.protocol.requests",
     "check_skew": "keras_ranking.serving.checking.skew",
+    "check_live_skew": "keras_ranking.serving.checking.live_skew",
+    "LiveSkewReport": "keras_ranking.serving.checking.live_skew",
+    "AccessLog": "keras_ranking.serving.server.access_log",
     "SkewReport": "keras_ranking.serving.checking.skew_report",
     "write_warmup": "keras_ranking.serving.exporting.warmup",
 }
@@ -62,6 +67,7 @@ _PACKAGES_OF_EXTRAS = frozenset({"tensorflow", "tensorflow_serving", "grpc", "gr
 
 __all__ = [
     "Access",
+    "AccessLog",
     "AsyncClient",
     "Client",
     "ClientTls",
@@ -70,6 +76,7 @@ __all__ = [
     "HistoryClient",
     "HistoryStore",
     "Limits",
+    "LiveSkewReport",
     "MemoryHistories",
     "RedisHistories",
     "Request",
@@ -80,6 +87,7 @@ __all__ = [
     "Stopping",
     "Tls",
     "Verification",
+    "check_live_skew",
     "check_skew",
     "export",
     "pad_requests",

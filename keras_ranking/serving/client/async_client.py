@@ -21,6 +21,7 @@ from keras_ranking.serving.client.encoding import (
     as_requests,
     checked_inputs,
     chosen,
+    ids_of,
     in_groups,
     positive,
     task_of,
@@ -94,9 +95,10 @@ class AsyncClient:
         timeout: float | None = None,
         session: Any = None,
         utility: Mapping[str, float] | None = None,
+        request_id: Any = None,
     ) -> pd.DataFrame:
         """Scores of one request, as `Client.score`."""
-        return (await self.score_many([Request(history, candidates, request_time, session, utility)], timeout=timeout))[0]
+        return (await self.score_many([Request(history, candidates, request_time, session, utility, request_id)], timeout=timeout))[0]
 
     async def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None, *, parallel: int = 4
@@ -121,28 +123,28 @@ class AsyncClient:
         self, requests: list[Request], places: list[int], signature: Signature, batch: int, timeout: float | None, parallel: int
     ) -> dict[int, pd.DataFrame]:
         batches = self._encoder.batches(requests, places, signature, batch)
-        replies = await self._all(signature, (tensors for tensors, _ in batches), timeout, parallel)
+        replies = await self._all(signature, ((tensors, ids_of(requests[place] for place in part)) for tensors, part in batches), timeout, parallel)
         frames: dict[int, pd.DataFrame] = {}
         for outputs, (_, part) in zip(replies, batches, strict=True):
             frames |= {place: self._encoder.frame(outputs, row, requests[place].candidates, place) for row, place in enumerate(part)}
         return frames
 
-    async def _all(self, signature: Signature, calls: Iterable[Tensors], timeout: float | None, parallel: int) -> list[Tensors]:
+    async def _all(self, signature: Signature, calls: Iterable[tuple[Tensors, str]], timeout: float | None, parallel: int) -> list[Tensors]:
         """Outputs of several calls, in their order, at most `parallel` at once: a server refuses more calls than it has threads."""
         places = asyncio.Semaphore(parallel)
 
-        async def one(tensors: Tensors) -> Tensors:
+        async def one(tensors: Tensors, ids: str) -> Tensors:
             try:
-                return await self._send(signature, tensors, timeout)
+                return await self._send(signature, tensors, timeout, ids)
             finally:
                 places.release()
 
         tasks: list[asyncio.Task[Tensors]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                for tensors in calls:
+                for tensors, ids in calls:
                     await places.acquire()
-                    tasks.append(group.create_task(one(tensors)))
+                    tasks.append(group.create_task(one(tensors, ids)))
         except BaseExceptionGroup as errors:  # raise the first error; the group has cancelled the other calls
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
@@ -163,10 +165,10 @@ class AsyncClient:
         log = LogRows(self._encoder, events, signature, target, max_history, delay)
         rows: list[np.ndarray] = []
 
-        def calls() -> Iterator[Tensors]:
+        def calls() -> Iterator[tuple[Tensors, str]]:
             for tensors, of in log.batches(batch):
                 rows.append(of)
-                yield tensors
+                yield tensors, ""
 
         replies = await self._all(signature, calls(), None, parallel)
         return log.frame(list(zip(replies, rows, strict=True)))
@@ -194,13 +196,13 @@ class AsyncClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
-    async def _send(self, signature: Signature, inputs: Tensors, timeout: float | None) -> Tensors:
+    async def _send(self, signature: Signature, inputs: Tensors, timeout: float | None, ids: str = "") -> Tensors:
         request = self._parts.predict_request(signature, inputs)
-        response = await self._call(self._predict, request, self._timeout if timeout is None else timeout)
+        response = await self._call(self._predict, request, self._timeout if timeout is None else timeout, self._parts.with_ids(ids))
         outputs: Tensors = self._parts.codec.read_tensors(response.outputs)
         return outputs
 
-    async def _call(self, method: Any, request: Any, timeout: float) -> Any:
+    async def _call(self, method: Any, request: Any, timeout: float, metadata: Any = None) -> Any:
         if os.getpid() != self._process:  # its channel would wait for ever
             raise RuntimeError("an AsyncClient cannot be used in a forked process: make one in the process that uses it")
         deadline = time.monotonic() + timeout
@@ -208,7 +210,7 @@ class AsyncClient:
         attempt = 1
         while True:
             try:
-                return await method(request, timeout=deadline - time.monotonic(), metadata=self._parts.metadata)
+                return await method(request, timeout=deadline - time.monotonic(), metadata=metadata or self._parts.metadata)
             except self._parts.grpc.RpcError as failure:
                 error = self._parts.error(failure)
                 wait = self._budget.wait(error, attempt, deadline)

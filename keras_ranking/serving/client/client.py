@@ -20,6 +20,7 @@ from keras_ranking.serving.client.encoding import (
     checked_inputs,
     checked_outputs,
     chosen,
+    ids_of,
     in_groups,
     positive,
     task_of,
@@ -104,11 +105,12 @@ class Client:
         timeout: float | None = None,
         session: Any = None,
         utility: Mapping[str, float] | None = None,
+        request_id: Any = None,
     ) -> pd.DataFrame:
         """Scores of one request.
 
         Args:
-            history, candidates, request_time, session, utility: see `Request`.
+            history, candidates, request_time, session, utility, request_id: see `Request`.
             timeout: seconds of this call; None: the client's.
 
         Returns:
@@ -118,7 +120,7 @@ class Client:
             ValueError: errors of `request_tensors`; nothing was sent.
             ServingError: an error of the server; `.code` is the gRPC status.
         """
-        return self.score_many([Request(history, candidates, request_time, session, utility)], timeout=timeout)[0]
+        return self.score_many([Request(history, candidates, request_time, session, utility, request_id)], timeout=timeout)[0]
 
     def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
@@ -324,7 +326,8 @@ class Client:
     ) -> dict[int, pd.DataFrame]:
         frames: dict[int, pd.DataFrame] = {}
         for tensors, part in self._encoder.batches(requests, places, signature, batch):
-            outputs = self._transport.predict(signature, tensors, self._timeout if timeout is None else timeout)
+            ids = ids_of(requests[place] for place in part)
+            outputs = self._transport.predict(signature, tensors, self._timeout if timeout is None else timeout, ids)
             frames |= {place: self._encoder.frame(outputs, row, requests[place].candidates, place) for row, place in enumerate(part)}
         return frames
 

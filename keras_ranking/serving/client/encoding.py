@@ -11,6 +11,7 @@ import pandas as pd
 
 from keras_ranking.schema import Schema
 from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.protocol.logged_requests import joined_ids
 from keras_ranking.serving.protocol.marks import error_of, marked
 from keras_ranking.serving.protocol.model_folder import RAW, RAW_VALUES, WEIGHTED
 from keras_ranking.serving.protocol.raw_requests import raw_request_tensors
@@ -169,6 +170,12 @@ def in_groups(requests: Sequence[Request]) -> list[tuple[bool, list[int]]]:
     """Places of the requests with weights of their own (True) and without, each group in order."""
     found = [(own, [place for place, request in enumerate(requests) if (request.utility is not None) == own]) for own in (False, True)]
     return [group for group in found if group[1]]
+
+
+def ids_of(requests: Sequence[Request]) -> str:
+    """The ids of requests, to be sent along; nothing where one has none."""
+    ids = [request.request_id for request in requests]
+    return "" if any(one is None for one in ids) else joined_ids(ids)
 
 
 def as_requests(requests: Sequence[Request | tuple[Any, Any, Any]]) -> list[Request]:

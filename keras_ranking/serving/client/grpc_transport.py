@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_ranking.serving.client.retry import Budget, Retry
 from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.protocol.logged_requests import ID_HEADER
 from keras_ranking.serving.protocol.missing_extra import missing_extra
 from keras_ranking.serving.protocol.signature import Signature
 
@@ -80,8 +81,8 @@ class Transport(Protocol):
     def signatures(self) -> dict[str, Signature]:
         """The signatures of the model, from the server's metadata."""
 
-    def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float) -> Tensors:
-        """Outputs of a signature."""
+    def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float, ids: str = "") -> Tensors:
+        """Outputs of a signature; `ids` of the requests are sent along."""
 
     def versions(self) -> dict[int, tuple[str, str]]:
         """Version -> state and message."""
@@ -153,6 +154,10 @@ class GrpcParts:
         target = self.target
         return self.codec.predict_request(target.model, signature.name, inputs, target.version, target.label)
 
+    def with_ids(self, ids: str) -> Any:
+        """Metadata of a call, with the ids of its requests."""
+        return (*(self.metadata or ()), (ID_HEADER.lower(), ids)) if ids else self.metadata
+
     def metadata_request(self) -> Any:
         return self.codec.metadata_request(self.target.model, self.target.version, self.target.label)
 
@@ -191,8 +196,8 @@ class GrpcTransport:
         found: dict[str, Signature] = self._parts.codec.signatures(response)
         return found
 
-    def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float) -> Tensors:
-        response = self._call(self._predict, self._parts.predict_request(signature, inputs), timeout)
+    def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float, ids: str = "") -> Tensors:
+        response = self._call(self._predict, self._parts.predict_request(signature, inputs), timeout, self._parts.with_ids(ids))
         outputs: Tensors = self._parts.codec.read_tensors(response.outputs)
         return outputs
 
@@ -210,10 +215,10 @@ class GrpcTransport:
         self._parts.closed = True
         self._channel.close()
 
-    def _call(self, method: Any, request: Any, timeout: float) -> Any:
+    def _call(self, method: Any, request: Any, timeout: float, metadata: Any = None) -> Any:
         def once(left: float) -> Any:
             try:
-                return method(request, timeout=left, metadata=self._parts.metadata)
+                return method(request, timeout=left, metadata=metadata or self._parts.metadata)
             except self._parts.grpc.RpcError as error:
                 raise self._parts.error(error) from error
 

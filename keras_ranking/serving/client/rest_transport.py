@@ -19,6 +19,7 @@ from keras_ranking.serving.client.retry import Budget
 from keras_ranking.serving.protocol.dtypes import signatures_of_json
 from keras_ranking.serving.protocol.errors import ServingError
 from keras_ranking.serving.protocol.forks import renew_after_fork
+from keras_ranking.serving.protocol.logged_requests import ID_HEADER
 from keras_ranking.serving.protocol.signature import Signature
 
 _CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 408: "DEADLINE_EXCEEDED"}
@@ -62,10 +63,10 @@ class RestTransport:
     def signatures(self) -> dict[str, Signature]:
         return signatures_of_json(self._call("GET", f"{self._path}/metadata", None, self._target.timeout))
 
-    def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float) -> Tensors:
+    def predict(self, signature: Signature, inputs: Mapping[str, np.ndarray], timeout: float, ids: str = "") -> Tensors:
         columns = {name: _json_values(values) for name, values in inputs.items()}
         body = json.dumps({"signature_name": signature.name, "inputs": columns}, separators=(",", ":"))
-        outputs = self._call("POST", f"{self._path}:predict", body.encode(), timeout)["outputs"]
+        outputs = self._call("POST", f"{self._path}:predict", body.encode(), timeout, ids)["outputs"]
         # A single output comes without a name; the metadata has the name.
         named = outputs if isinstance(outputs, dict) else {next(iter(signature.outputs), ""): outputs}
         return {name: _array(values, signature, name) for name, values in named.items()}
@@ -86,13 +87,13 @@ class RestTransport:
             for connection in self._all:
                 connection.close()
 
-    def _call(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
-        return retried(self._budget, lambda left: self._send(method, path, body, left), timeout)
+    def _call(self, method: str, path: str, body: bytes | None, timeout: float, ids: str = "") -> Any:
+        return retried(self._budget, lambda left: self._send(method, path, body, left, ids), timeout)
 
-    def _send(self, method: str, path: str, body: bytes | None, left: float) -> Any:
+    def _send(self, method: str, path: str, body: bytes | None, left: float, ids: str) -> Any:
         where = f"(REST {self._target.address})"
         try:
-            status, headers, content = self._exchange(method, path, body, left)
+            status, headers, content = self._exchange(method, path, body, left, ids)
         except TimeoutError as error:
             raise ServingError("DEADLINE_EXCEEDED", f"no reply within {left:.3g} s {where}") from error
         except (OSError, http.client.HTTPException) as error:
@@ -109,11 +110,11 @@ class RestTransport:
             raise ServingError(_CODES.get(status, "UNKNOWN"), f"{message} {where}", status, retry_after)
         return reply
 
-    def _exchange(self, method: str, path: str, body: bytes | None, left: float) -> tuple[int, Any, bytes]:
+    def _exchange(self, method: str, path: str, body: bytes | None, left: float, ids: str) -> tuple[int, Any, bytes]:
         connection = getattr(self._local, "connection", None)
         if connection is not None:
             try:
-                return self._once(connection, method, path, body, left)
+                return self._once(connection, method, path, body, left, ids)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 connection.close()  # the server closed an idle connection; scoring has no side effects, so the call is repeated
         if self._context is None:
@@ -123,16 +124,17 @@ class RestTransport:
         with self._lock:
             self._all.append(connection)
         self._local.connection = connection
-        return self._once(connection, method, path, body, left)
+        return self._once(connection, method, path, body, left, ids)
 
     def _once(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, left: float
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, left: float, ids: str
     ) -> tuple[int, Any, bytes]:
         try:
             connection.timeout = left
             if connection.sock is not None:
                 connection.sock.settimeout(left)
-            connection.request(method, path, body, {**self._headers, "X-Request-Timeout": f"{max(left, 0.001):.3f}"})
+            named = {ID_HEADER: ids} if ids else {}
+            connection.request(method, path, body, {**self._headers, **named, "X-Request-Timeout": f"{max(left, 0.001):.3f}"})
             response = connection.getresponse()
             content = response.read()
             if response.will_close:

@@ -31,6 +31,7 @@ class Request:
             None: that of the candidates' column.
         utility: task -> weight of the output `score` for this request alone, in the place of all exported weights; a task without one
             has 0. None: the exported weights.
+        request_id: id of the request, as the log will have it; sent along for the access log of the server. None: none is sent.
 
     Example:
         >>> candidates = pd.DataFrame({"item_id": [4, 9]})
@@ -44,6 +45,7 @@ class Request:
     request_time: Any
     session: Any = None
     utility: Mapping[str, float] | None = None
+    request_id: Any = None
 
 
 def request_tensors(

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from keras_ranking.serving.protocol import codec, protos
 from keras_ranking.serving.protocol.errors import ServingError, invalid
+from keras_ranking.serving.protocol.logged_requests import ID_HEADER, split_ids
 from keras_ranking.serving.server.service import Service
 
 log = logging.getLogger("keras_ranking.serving")
@@ -69,6 +70,7 @@ class GrpcListener:
     async def _predict(self, message: bytes, context: Any) -> bytes:
         service = self._service
         with service.counted("grpc") as call:
+            call.requests = split_ids(dict(context.invocation_metadata() or ()).get(ID_HEADER.lower()))
             request = _parsed(protos.PredictRequest, message)
             version, label = self._which(request.model_spec)
             with service.versions.lease(version, label) as servable:

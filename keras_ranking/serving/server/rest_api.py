@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from keras_ranking.serving.protocol import json_codec
 from keras_ranking.serving.protocol.errors import ServingError, invalid, too_large, unavailable
+from keras_ranking.serving.protocol.logged_requests import ID_HEADER, split_ids
 from keras_ranking.serving.server.service import Service
 
 log = logging.getLogger("keras_ranking.serving")
@@ -49,6 +50,7 @@ class _Handlers:
     async def predict(self, request: web.Request) -> web.Response:
         service = self._service
         with service.counted("rest") as call:
+            call.requests = split_ids(request.headers.get(ID_HEADER))
             seconds = _timeout(request)
             version, label = self._which(request)
             body = await self._body(request)

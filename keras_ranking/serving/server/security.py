@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking.serving.protocol.errors import ServingError
+from keras_ranking.serving.server.access_log import AccessLog
 
 SHORTEST_TOKEN = 16
 
@@ -77,6 +78,7 @@ class Access:
             in plain text.
         tls: certificate and key of both ports, and the authority of client certificates if those are required; None: without TLS.
         insecure: allow an address that other machines can reach, without a token and without client certificates.
+        access_log: a sample of the requests on disk, see `AccessLog`; None: no log.
 
     Raises:
         ValueError: a token that is too short, or not ASCII.
@@ -89,6 +91,7 @@ class Access:
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     insecure: bool = False
+    access_log: AccessLog | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None and (len(self.token) < SHORTEST_TOKEN or not self.token.isascii() or self.token != self.token.strip()):

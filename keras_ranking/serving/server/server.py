@@ -66,7 +66,7 @@ class Server:
             self._started.result()
         except BaseException:
             self._thread.join()
-            service.versions.close()
+            service.close()
             raise
 
     @property
@@ -86,7 +86,7 @@ class Server:
         self._thread.join()
         if not self._stopped.is_set():
             self._stopped.set()
-            self._service.versions.close()
+            self._service.close()
 
     def wait(self) -> None:
         """Block until the server is stopped, or until SIGINT or SIGTERM (only in the main thread), and stop it."""
@@ -197,7 +197,7 @@ def serve(
         poll_seconds: seconds between two looks for new versions.
         threads: TensorFlow threads; 0 = one per core.
         limits: limits of requests and load; see `Limits`.
-        access: token, TLS and the rule for addresses that other machines can reach; see `Access`.
+        access: token, TLS, the rule for addresses that other machines can reach, and the log of requests; see `Access`.
         stopping: how `stop` treats calls in progress; see `Stopping`.
         options: fields of `Access` and `Stopping` one by one: `token=...` is `access=Access(token=...)`.
 

@@ -15,6 +15,7 @@ from keras_ranking.serving.protocol import marks
 from keras_ranking.serving.protocol.errors import ServingError, busy, not_found, too_large
 from keras_ranking.serving.protocol.model_folder import FEATURES, RAW_VALUES
 from keras_ranking.serving.protocol.signature import Signature
+from keras_ranking.serving.server.access_log import RequestWriter
 from keras_ranking.serving.server.limits import Limits
 from keras_ranking.serving.server.logs import CALL
 from keras_ranking.serving.server.metrics import Metrics
@@ -35,6 +36,7 @@ class Call:
     signature: str = ""
     version: int = 0
     rows: int = 0
+    requests: tuple[str, ...] = ()
 
 
 class Service:
@@ -53,7 +55,14 @@ class Service:
         self._running = 0
         self.metrics = Metrics()
         self.versions = open_versions(self.metrics.ran)
+        self.requests = RequestWriter(access.access_log) if access.access_log is not None else None
         self.metrics.watch(self.versions, lambda: self._running)
+
+    def close(self) -> None:
+        """Unload the model, and write what the access log holds."""
+        self.versions.close()
+        if self.requests is not None:
+            self.requests.close()
 
     @property
     def ready(self) -> bool:
@@ -123,6 +132,8 @@ class Service:
             raise ServingError("DEADLINE_EXCEEDED", f"no scores within {allowed:.3g} s") from None
         if servable.model.card is not None:
             await _check_marks(servable, signature.name, inputs, outputs)
+        if self.requests is not None:
+            self.requests.offer(call.requests, servable.version, signature, inputs, outputs, call.rows)
         return outputs
 
 
