@@ -268,8 +268,8 @@ class _Replay:
             _added(self.report.features, name, wrong.astype(float), np.zeros(len(wrong)), wrong, at)
         elif wanted.dtype.kind == "O":
             texts = [[bytes(part).decode("utf-8", "replace") for part in np.atleast_1d(cell)] for cell in wanted]
-            given = [[str(part) for part in np.atleast_1d(np.asarray(entry["values"][place], dtype=object))] for place in served]
-            wrong = np.array([a != b for a, b in zip(given, texts, strict=True)])
+            sent = [[str(part) for part in np.atleast_1d(np.asarray(entry["values"][place], dtype=object))] for place in served]
+            wrong = np.array([a != b for a, b in zip(sent, texts, strict=True)])
             _added(self.report.features, name, wrong.astype(float), np.zeros(len(wrong)), wrong, at)
         else:
             given = np.asarray(entry["values"], dtype=np.float64)[served].reshape(len(served), -1)

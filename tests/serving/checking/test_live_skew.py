@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from keras_ranking import cli, data, models
@@ -29,7 +30,7 @@ def kept(small, logged, tmp_path_factory):
         for number, q in enumerate(chosen):
             rows = logged.events.iloc[found.sequences.rows[found.candidate_begin[q] : found.candidate_end[q]]]
             history = logged.events.iloc[found.sequences.rows[found.history_begin[q] : found.history_end[q]]]
-            more = rows.iloc[::-1]._append(rows.iloc[:1].assign(item_id=10**6))
+            more = rows.iloc[::-1].pipe(lambda own: pd.concat([own, own.iloc[:1].assign(item_id=10**6)]))
             protocol, signature = ("grpc", "raw") if number % 2 else ("rest", "serving_default")
             with Client(f"127.0.0.1:{getattr(server, f'{protocol}_port')}", schema, "ranker", protocol, signature=signature) as client:
                 ids.append(rows[schema.request].iloc[0])
