@@ -123,7 +123,9 @@ class AsyncClient:
         self, requests: list[Request], places: list[int], signature: Signature, batch: int, timeout: float | None, parallel: int
     ) -> dict[int, pd.DataFrame]:
         batches = self._encoder.batches(requests, places, signature, batch)
-        replies = await self._all(signature, ((tensors, ids_of(requests[place] for place in part)) for tensors, part in batches), timeout, parallel)
+        replies = await self._all(
+            signature, ((tensors, ids_of(requests[place] for place in part)) for tensors, part in batches), timeout, parallel
+        )
         frames: dict[int, pd.DataFrame] = {}
         for outputs, (_, part) in zip(replies, batches, strict=True):
             frames |= {place: self._encoder.frame(outputs, row, requests[place].candidates, place) for row, place in enumerate(part)}
