@@ -174,7 +174,7 @@ class _Replay:
         if self.item not in candidates:
             raise ValueError(f"`item` must be a column of the model's candidates, of {candidates}. Received: item={self.item!r}")
         # Scores of such a model depend on all candidates of a request, of which the log has a part.
-        self.whole_lists = "candidate_count" in model.serving_model.input
+        self.whole_lists = "candidate_count" in model.scorer.input
 
     def all(self, lines: Mapping[Any, LoggedRequest]) -> None:
         from keras_ranking.data import build_sequences, requests
