@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +172,7 @@ def in_groups(requests: Sequence[Request]) -> list[tuple[bool, list[int]]]:
     return [group for group in found if group[1]]
 
 
-def ids_of(requests: Sequence[Request]) -> str:
+def ids_of(requests: Iterable[Request]) -> str:
     """The ids of requests, to be sent along; nothing where one has none."""
     ids = [request.request_id for request in requests]
     return "" if any(one is None for one in ids) else joined_ids(ids)
