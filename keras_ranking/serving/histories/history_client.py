@@ -238,8 +238,6 @@ class HistoryClient:
     def _keep(self, key: _Key, encoded: dict[str, np.ndarray], marks: tuple[str, ...], how: str) -> None:
         with self._lock:
             setattr(self, how, getattr(self, how) + 1)
-            if how != "encoded":
-                self._kept.pop(self._last.get(key[:2], key), None)  # the shorter history is in this one
             self._kept[key] = _Encoded(encoded, marks, self._clock())
             self._kept.move_to_end(key)
             self._last[key[:2]] = key
