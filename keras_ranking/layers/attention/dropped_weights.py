@@ -6,6 +6,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_ranking.layers.attention.attention_scores import scores_of, weighted
+
 
 def attend_dropping(drop: Any, query: Any, key: Any, value: Any, seen: Any) -> Any:
     """drop(softmax(Q K^T / sqrt(d_h) over the keys seen)) V, in float32.
@@ -19,18 +21,8 @@ def attend_dropping(drop: Any, query: Any, key: Any, value: Any, seen: Any) -> A
     Returns:
         (B, T, H, d_h) in the dtype of `query`; zeros for a query that sees nothing. A key that no query sees may have any value.
     """
-    dtype, groups = query.dtype, query.shape[2] // key.shape[2]
-    used = ops.any(seen, axis=1)[:, :, None, None]
-    query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
-    key, value = (ops.where(used, x, 0.0) for x in (key, value))
-    if groups > 1:
-        key, value = ops.repeat(key, groups, axis=2), ops.repeat(value, groups, axis=2)
-    logits = ops.einsum("bthd,bshd->bhts", query, key) * query.shape[-1] ** -0.5
-    visible = seen[:, None]
-    logits = ops.where(visible, logits, -1e30)
-    weights = ops.where(visible, ops.exp(logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))), 0.0)
-    weights = weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
-    return ops.cast(ops.einsum("bhts,bshd->bthd", drop(weights, training=True), value), dtype)
+    out = weighted(drop(scores_of(query, key, seen), training=True), value, seen)
+    return ops.cast(out, query.dtype)
 
 
 def candidates_dropping(drop: Any, query: Any, key: Any, value: Any, lengths: Any, self_key: Any = None, self_value: Any = None) -> Any:
