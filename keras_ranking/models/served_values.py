@@ -83,8 +83,8 @@ class HasUtility:
 
     @utility.setter
     def utility(self, weights: Mapping[str, float] | None) -> None:
-        tasks = self._builder_call.arguments["tasks"]  # type: ignore[attr-defined]
-        self._utility = _Utility({} if weights is None else checked_utility(weights, tasks))
+        arguments = self._builder_call.arguments  # type: ignore[attr-defined]
+        self._utility = _Utility({} if weights is None else checked_utility(weights, arguments["tasks"]))
         self._graphs.forget("serving", "explore")  # type: ignore[attr-defined]
 
     def with_score(self, served: Mapping[str, Any]) -> dict[str, Any]:
