@@ -123,7 +123,7 @@ def table_of(log: str, holdout: float, split: str, of_peers: Sequence[Line], of_
     for line in own:
         if line["stage"] == "scored":
             count = tried[line["model"], line["features"]]
-            settings = f", best of {count} settings" if 1 < count < 10 else ""
+            settings = "" if count not in range(1, 10) else ", one setting" if count == 1 else f", best of {count} settings"
             rows.setdefault(f"{line['model']}, `{line['features']}`{settings}", []).append(line)
     for name, found in rows.items():
         rows[name] = [line for line in found if line["setting"] == found[-1]["setting"]]
