@@ -133,9 +133,9 @@ def preset_of(options: Mapping[str, Any], preset: str | None, schema: Schema) ->
 
     Without positions in the log, the paper's preset does without the weights that are estimated from them.
     """
-    if options.get("preset") != PAPER:
+    if PAPER not in (options.get("preset"), preset):
         return dict(options), preset
-    rest = {name: value for name, value in options.items() if name != "preset"}
+    rest = {name: value for name, value in options.items() if name != "preset" or value != PAPER}
     return (rest if schema.position is not None else {"ipw": None, **rest}), PAPER
 
 

@@ -59,6 +59,8 @@ def test_without_positions_nothing_is_weighed_by_them() -> None:
     log = replace(LOG, events=LOG.events.drop(columns=[LOG.schema.position]), schema=schema)
     _, history = kr.training.train(log, "feedsr", epochs=1, options={"preset": "paper", **SMALL["feedsr"]}, verbose=False)
     assert history["training"]["ipw"] is None and history["training"]["shuffle_sessions"] == "epoch"
+    _, same = kr.training.train(replace(log, preset="paper"), "feedsr", epochs=1, options=SMALL["feedsr"], verbose=False)
+    assert (same["training"], same["preset"]) == (history["training"], "paper")
 
 
 @pytest.mark.quickest
