@@ -67,7 +67,6 @@ def train(args: argparse.Namespace) -> int:
         epochs=args.epochs,
         options=_options(args),
         verbose=not args.quiet,
-        checkpoint_every=args.checkpoint_every,
         callbacks=callbacks,
         on_error=args.on_error or "raise",
         distribution=args.distribution,
@@ -91,7 +90,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _resume(args: argparse.Namespace) -> int:
     """Resume an interrupted training, or take the daily step of a finished one."""
-    fixed = ("model", "preset", "batch_size", "checkpoint_every", *NAMES, *(() if args.new_events else ("seed", "epochs", "out")))
+    fixed = ("model", "preset", "batch_size", *NAMES, *(() if args.new_events else ("seed", "epochs", "out")))
     for name in fixed:
         if getattr(args, name) is not None:
             flag = {"metrics": "metric"}.get(name, name).replace("_", "-")
@@ -125,7 +124,8 @@ def _resume(args: argparse.Namespace) -> int:
             add_run(callbacks, args.resume)
             print(f"{about['model']} trained in {history['seconds']:.0f} s: {Path(args.resume) / 'model.keras'}")
             return 0
-        settings = {name: about[name] for name in ("model", "seed", "epochs", "options", "checkpoint_every")}
+        settings = {name: about[name] for name in ("model", "seed", "epochs")}
+        settings["options"] = {**about["options"], "checkpoint_every": about["checkpoint_every"]}
         settings |= {"on_error": about.get("on_error", "raise"), "distribution": args.distribution, "callbacks": callbacks}
         _, history = training.train(log, out=args.resume, resume=True, verbose=not args.quiet, **settings)
         add_run(callbacks, args.resume)

@@ -21,6 +21,7 @@ NAMES = (
     "ensemble",
     "init_from",
     "utility",
+    "checkpoint_every",
 )
 
 

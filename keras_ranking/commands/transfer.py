@@ -65,16 +65,16 @@ def train_from_model(
         seed=seed,
         options=options,
         verbose=not args.quiet,
-        checkpoint_every=args.checkpoint_every,
         callbacks=callbacks,
         on_error=args.on_error or "raise",
     )
     add_run(callbacks, args.out)
     print(f"{model.name} of {args.source} trained in {history['seconds']:.0f} s: {Path(args.out) / 'model.keras'}")
     if args.compare:
+        compared = {name: value for name, value in options.items() if name != "checkpoint_every"}  # no folder is written
         ways = ["source", "scratch", *dict.fromkeys(["heads", "all", way])]
         report = training.compare_transfer(
-            log, args.source, model.tasks, args.compare, (seed,), ways, options, {way: model}, verbose=not args.quiet
+            log, args.source, model.tasks, args.compare, (seed,), ways, compared, {way: model}, verbose=not args.quiet
         )
         report.save(Path(args.out) / "transfer.json")
         print(report.table())
@@ -94,7 +94,8 @@ def resume_transfer(args: argparse.Namespace, log: Any, about: dict[str, Any], c
         raise ValueError(
             f"the model that '{args.resume}' began from was in memory: resume it with `kr.training.transfer(..., resume=True)`."
         )
-    settings = {name: about[name] for name in ("seed", "options", "checkpoint_every", "on_error")}
+    settings = {name: about[name] for name in ("seed", "on_error")}
+    settings["options"] = {**about["options"], "checkpoint_every": about["checkpoint_every"]}
     settings |= {"tasks": call["tasks"], "train": call["train"], "resume": True, "verbose": not args.quiet, "callbacks": callbacks}
     history: dict[str, Any] = training.transfer(log, call["source"], args.resume, **settings)[1]
     return history

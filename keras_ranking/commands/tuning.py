@@ -231,7 +231,7 @@ def train_from_study(args: argparse.Namespace) -> int:
     training.keep_freed_memory()
     seed = settings.seed if args.seed is None else args.seed
     callbacks = tracking_callbacks(args)
-    common: dict[str, Any] = {"checkpoint_every": args.checkpoint_every, "on_error": args.on_error or settings.search.on_error}
+    common: dict[str, Any] = {"on_error": args.on_error or settings.search.on_error}
     common["callbacks"] = callbacks
     options = {**found["training"], **recipe_options(args)}
     _, history = training.train(log, settings.model, Path(args.out), seed, options=options, verbose=not args.quiet, **common)

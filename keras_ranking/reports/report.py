@@ -179,7 +179,8 @@ def report_of(
 
     Args:
         runs: folders that `train` wrote; the others are compared with the first.
-        log: with rows of the split, its training rows, which the data summary compares with, and their history.
+        log: with rows of the split, its training rows, which the data summary compares with, and their history. A DataFrame without a
+            column `split` is cut by time as `train` cuts it, and a warning says so.
         split: which rows are scored.
         options: None: the defaults of `ReportOptions`.
         on_error: 'raise', or 'drop': bad rows are left out.

@@ -109,7 +109,7 @@ def score_runs(folders: Sequence[Path], log: Log | pd.DataFrame, split: str, on_
     keep: np.ndarray | None = None
     for name, folder in zip(names, folders, strict=True):
         ranker = model_of(folder)
-        whole: Log = as_log(log, ranker.schema, split)
+        whole = as_log(log, ranker.schema)
         wanted = whole.is_split(split)
         counted = log_to_score(folder, ranker.schema, whole, wanted, on_error)
         if keep is None:

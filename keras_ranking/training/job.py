@@ -107,7 +107,8 @@ def run_job(log: Log, job: Job, given: Settings, on_error: str = "raise") -> tup
     about: dict[str, Any] = {
         **named,
         "options": as_plain(dict(given.options or {})),
-        **{name: getattr(given, name) for name in ("epochs", "checkpoint_every")},
+        "epochs": given.epochs,
+        "checkpoint_every": recipe.checkpoint_every,
         "log": log.name,
         "log_seed": given.seed,
         "preset": log.preset,
@@ -127,7 +128,7 @@ def run_job(log: Log, job: Job, given: Settings, on_error: str = "raise") -> tup
     tell_start(ranker, sequences, dataset, weights.report, plan.start(ranker, dataset), given.verbose)
     beginning.restore(ranker)
     start, path = time.perf_counter(), path_of(given, FILE)
-    counter = Progress(path, given.checkpoint_every, about, given.seed, len(dataset), beginning.progress, validation, average)
+    counter = Progress(path, recipe.checkpoint_every, about, given.seed, len(dataset), beginning.progress, validation, average)
     fit(ranker, dataset, training.epochs, counter, callbacks, given.verbose)
     ranker = plan.finished(ranker, partial(job.build, schema), compiled)
     ranker.utility = recipe.utility

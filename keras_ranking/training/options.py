@@ -216,7 +216,6 @@ class Settings:
     epochs: int | None = None
     options: Mapping[str, Any] | None = None
     verbose: bool = True
-    checkpoint_every: int | None = None
     resume: bool = False
     callbacks: Any = ()
     distribution: Any = None

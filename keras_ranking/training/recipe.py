@@ -51,6 +51,8 @@ class Recipe:
             with its schema. The optimiser starts anew; `warm_start` continues a training.
         utility: task -> weight of the output `score`, such as {"click": 1.0, "like": 4.0}. It is set as `model.utility`, saved with the
             model, and changes nothing in training. None: no such output.
+        checkpoint_every: number of steps between writes of `checkpoint.npz`, which is then also written after each epoch. A training may be
+            resumed with another number. None: at the end alone.
 
     Raises:
         ValueError: a value out of range, or an option that has no effect without another.
@@ -76,6 +78,7 @@ class Recipe:
     ensemble: int = 1
     init_from: str | Path | None = None
     utility: Mapping[str, float] | None = None
+    checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
         if is_real(self.validation) and not 0 < float(self.validation) < 1:  # type: ignore[arg-type]
@@ -88,6 +91,8 @@ class Recipe:
             raise ValueError(f"`ema_every` must be a positive number of steps. Received: ema_every={self.ema_every!r}")
         if not (is_integer(self.ensemble) and self.ensemble > 0):
             raise ValueError(f"`ensemble` must be a positive number of models. Received: ensemble={self.ensemble!r}")
+        if self.checkpoint_every is not None and not (is_integer(self.checkpoint_every) and self.checkpoint_every > 0):
+            raise ValueError(f"`checkpoint_every` must be a positive integer. Received: checkpoint_every={self.checkpoint_every!r}")
         if self.ema is None and self.ema_every != 1:
             raise ValueError(f"`ema_every` has no effect without `ema`. Received: ema_every={self.ema_every}")
         for name, default in (("early_stopping", None), ("best", None), ("monitor", "log_loss")):
@@ -140,9 +145,20 @@ class Recipe:
             f"`monitor` must be one of {[*METRICS, *_OTHER_WORDS]}, for one task such as '{of_task}'. Received: monitor={self.monitor!r}"
         )
 
+    def require_out(self, out: Any) -> None:
+        """Check that there is a folder for checkpoints.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.checkpoint_every is not None and out is None:
+            raise ValueError(
+                f"`checkpoint_every` needs `out`, the folder to write. Received: checkpoint_every={self.checkpoint_every}, out=None"
+            )
+
     def plain(self) -> dict[str, Any]:
-        """What differs from the defaults, for JSON."""
-        default = {field.name: field.default for field in fields(self)}
+        """What differs from the defaults and what a resumed training must have alike, for JSON."""
+        default = {field.name: field.default for field in fields(self) if field.name != "checkpoint_every"}
         values = {name: getattr(self, name) for name in default}
         return {name: as_plain(value) for name, value in values.items() if value is not default[name] and value != default[name]}
 

@@ -16,7 +16,7 @@ import pandas as pd
 from keras_ranking import models
 from keras_ranking.data import Log, ShardedLog, saved_counts
 from keras_ranking.data.counted import counted_log
-from keras_ranking.data.readers.log import as_log, require_log
+from keras_ranking.data.readers.log import as_log, log_of
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
@@ -42,36 +42,37 @@ _CONTINUED = ("optimizer", "schedule", "metrics")  # of the recipe, in a daily s
 
 
 def train(
-    log: Log | ShardedLog,
+    log: Log | ShardedLog | pd.DataFrame,
     model: str | Callable[..., models.RankingModel] = "cadet",
     out: str | Path | None = None,
     seed: int = 0,
     epochs: int | None = None,
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
-    checkpoint_every: int | None = None,
     resume: bool = False,
     callbacks: Any = (),
     on_error: str = "raise",
     distribution: Any = None,
+    schema: Schema | None = None,
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a ranker on the `train` rows of a log; `history` rows are read as history, other rows are ignored.
 
     Args:
         log: from `keras_ranking.data.open_log` or a reader, or a `Log` of your own. Rows out of the order of time are sorted into it, and
             counted. Columns that the schema states as `Count` are counted, see `keras_ranking.data.with_counts`. Or a `ShardedLog`, which
-            is read one shard after the other, in a random order each epoch, and has been checked and fitted already.
+            is read one shard after the other, in a random order each epoch, and has been checked and fitted already. Or a DataFrame,
+            one row an impression, with `schema`; where it has no column `split`, the first 80 % of the requests by time are 'train', as the
+            command line cuts, and a line says so.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr', in any case; or the function that builds it, such as `kr.models.CADET`.
         out: folder for `model.keras`, `schema.json`, `history.json`, `checkpoint.npz` (weights and the optimiser's state, for
             `warm_start`) and, with counts, their states; None: nothing is written. Files of an earlier run are replaced after all new ones
             are written.
         seed: of weights, shuffling and dropout.
         epochs: None: that of `options`.
-        options: arguments of the builder, and fields of `TrainingOptions` (such as `batch_size`) and `Recipe`, by name; where none is
-            given, those of `log.preset`, if it has one. preset='paper' takes those that the model's paper states in their place.
+        options: arguments of the builder, and fields of `TrainingOptions` (such as `batch_size`) and `Recipe` (such as `validation` and
+            `checkpoint_every`), by name; where none is given, those of `log.preset`, if it has one. preset='paper' takes those that the
+            model's paper states in their place.
         verbose: print progress.
-        checkpoint_every: number of steps between writes of `checkpoint.npz`, which is then also written after each epoch; None: at the
-            end alone.
         resume: resume from the checkpoint in `out`. With the same log, options and seed, on the same machine and backend, the weights
             are those of an uninterrupted run.
         callbacks: for `fit`. A callback that monitors a metric of a validation needs `Recipe.validation`, and one that sets the learning
@@ -81,6 +82,7 @@ def train(
         distribution: 'data': each device has a part of each batch; 'tables': also a part of the rows of large embedding tables; or a
             `keras.distribution` object; None: one device. The guide "Several devices" says what each backend does. `resume` goes on with
             any other.
+        schema: what the columns of a DataFrame are, such as `kr.Schema.infer` proposes; None for a log, which has its own.
 
     With `out`, Ctrl-C ends the training after the step in progress and a checkpoint, from which `resume` goes on.
 
@@ -88,7 +90,7 @@ def train(
         The model, and the content of `history.json`: losses and metrics by epoch, seconds, counts, options.
 
     Raises:
-        TypeError: `log` is not a `Log`.
+        TypeError: `log` is not a `Log`, or a DataFrame without `schema`.
         KeyboardInterrupt: after Ctrl-C.
         NotImplementedError: a `distribution` that Keras cannot do on this backend, with the way that works.
         ValueError: no training rows, a bad option or one without effect, or bad values in the log, named by row and label in `log.events`;
@@ -102,36 +104,37 @@ def train(
         >>> model, history = kr.training.train(log, "lirank", epochs=1, options=options, verbose=False)
         >>> sorted(model.tasks), len(history["epochs"]["loss"])
         (['click', 'like'], 1)
+        >>> frame = log.events
+        >>> model, history = kr.training.train(frame, "lirank", epochs=1, options=options, verbose=False, schema=log.schema)
+        >>> history["train_events"] == len(log.split("train"))
+        True
     """
-    if not isinstance(log, ShardedLog):
-        require_log(log)
+    if schema is not None or not isinstance(log, ShardedLog):
+        log = log_of(log, schema, verbose)
     require_kind(options or {}, Mapping, "options", "a mapping of names to values")
     if resume and out is None:
         raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"`checkpoint_every` must be a positive integer. Received: checkpoint_every={checkpoint_every}")
-    if checkpoint_every is not None and out is None:
-        raise ValueError(f"`checkpoint_every` needs `out`, the folder to write. Received: checkpoint_every={checkpoint_every}, out=None")
     if epochs is not None and "epochs" in (options or {}):
         raise ValueError(f"`epochs` must be given once. Received: epochs={epochs} and options['epochs']={(options or {})['epochs']}")
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
-        arguments = Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks, distribution)
+        arguments = Settings(out, seed, epochs, options, verbose, resume, callbacks, distribution)
         return train_on_shards(log, model, arguments, fit)
     model = model_name(model)
     chosen, preset = preset_of(options or {}, log.preset, log.schema)
     rest, recipe = split_recipe(chosen, preset_options(model, preset))
+    recipe.require_out(out)
     if recipe.ensemble > 1:
         each: dict[str, Any] = {
             "epochs": epochs,
             "options": {**(options or {}), "ensemble": 1},
             "verbose": verbose,
         }
-        each |= {"checkpoint_every": checkpoint_every, "callbacks": callbacks, "on_error": on_error, "distribution": distribution}
+        each |= {"callbacks": callbacks, "on_error": on_error, "distribution": distribution}
         return train_members(partial(train, counted_log(log, on_error=on_error), model), recipe.ensemble, seed, out, resume, **each)
     if distribution is not None:
         with plan_for(distribution).scope() as plan:
-            settings = {"checkpoint_every": checkpoint_every, "resume": resume, "callbacks": callbacks, "on_error": on_error}
+            settings = {"resume": resume, "callbacks": callbacks, "on_error": on_error}
             return train(log, model, out, seed, epochs, options, verbose and plan.writes, **settings)
     active().check(recipe)
     model_options, training = split_options(model, rest, preset)
@@ -145,7 +148,7 @@ def train(
         tell_preset(model, preset, chosen)
     begin = None if source is None else partial(_begin_as, source, str(recipe.init_from))
     job = Job(model, lambda fitted: MODELS[model](fitted, **model_options), training, recipe, schema, begin, {"preset": preset})
-    return run_job(log, job, Settings(out, seed, epochs, options, verbose, checkpoint_every, resume, callbacks), on_error)
+    return run_job(log, job, Settings(out, seed, epochs, options, verbose, resume, callbacks), on_error)
 
 
 def warm_start(
@@ -201,10 +204,7 @@ def warm_start(
         check_prepared(on_error)
         step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks, distribution=distribution)
         return warm_start_on_shards(log, folder, new, epochs, step, fit)
-    if isinstance(log, pd.DataFrame):
-        made: Log = as_log(log, Schema.load(Path(folder) / "schema.json"), "train")
-        log = made
-    require_log(log)
+    log = as_log(log, Schema.load(Path(folder) / "schema.json") if isinstance(log, pd.DataFrame) else None, "train")
     if member_folders(folder):
         each: dict[str, Any] = {
             "new": new,

@@ -22,7 +22,7 @@ from keras_ranking.tuning.running import Objective, Run, TrialFailed
 from keras_ranking.tuning.settings import Settings
 from keras_ranking.tuning.spaces import Choice
 
-OF_THE_STUDY = ("validation", "monitor", "ensemble", "init_from", "seed")
+OF_THE_STUDY = ("validation", "monitor", "ensemble", "init_from", "seed", "checkpoint_every")
 _MOST_BUILT = 24
 
 
@@ -85,6 +85,7 @@ def check_ranker(log: Log, settings: Settings) -> Log:
         for name in OF_THE_STUDY:
             if name in names:
                 hint = {"validation": "`validation` of the study says", "monitor": "`metric` of the study says", "seed": "`seed` says"}
+                hint["checkpoint_every"] = "`checkpoint_every` of the study says"
                 why = hint.get(name, "a study tunes one model;")
                 raise ValueError(f"`{where}` must not have '{name}': {why} it is not varied. Received: {name}={names[name]}")
     for name in settings.space:
@@ -154,7 +155,7 @@ def _trained(log: Log, settings: Settings, options: Mapping[str, Any], seed: int
     # An interval of steps that no training has: a checkpoint after each epoch.
     every = settings.search.checkpoint_every or 10**9
     told = Told(run, name, number * epochs, epochs)
-    common: dict[str, Any] = {"seed": seed, "options": dict(options), "verbose": False, "checkpoint_every": every}
+    common: dict[str, Any] = {"seed": seed, "options": {**options, "checkpoint_every": every}, "verbose": False}
     _, history = train(log, settings.model, folder, callbacks=[told], resume=begun, on_error=settings.search.on_error, **common)
     return history
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from keras_ranking.configuration import gather, is_integer
 from keras_ranking.data import Log
-from keras_ranking.data.readers.log import require_log
+from keras_ranking.data.readers.log import log_of
+from keras_ranking.schema import Schema
 from keras_ranking.training.options import model_name
 from keras_ranking.tuning.choosing import best as best_of, ranked
 from keras_ranking.tuning.own_models import own_objective
@@ -136,13 +137,16 @@ class Study:
         settings = [(slot_of(one), options_of(self.settings.space, one.params)) for one in ranked(self.store)[:best]]
         plan_fresh(self.store, settings, fresh_seeds(self.settings, seeds))
 
-    def confirm(self, best: int = 5, seeds: int = 3, verbose: bool = True, log: Log | None = None) -> Report:
+    def confirm(
+        self, best: int = 5, seeds: int = 3, verbose: bool = True, log: Log | pd.DataFrame | None = None, schema: Schema | None = None
+    ) -> Report:
         """Run the best settings with fresh seeds, which have chosen nothing, and report on these alone.
 
         Args:
             best, seeds: see `plan_fresh`.
             verbose: print a line for each run.
             log: of the study, where it was not made in this process.
+            schema: of a log that is a DataFrame.
 
         Returns:
             `Report`.
@@ -151,35 +155,36 @@ class Study:
             ValueError: no finished trial, or a log that is not known here.
         """
         self.plan_fresh(best, seeds)
-        work(self.store, self._ready(log), self.store.confirmed, verbose)
+        work(self.store, self._ready(log, schema), self.store.confirmed, verbose)
         return self.report()
 
-    def join(self, log: Log | None = None, verbose: bool = True) -> int:
+    def join(self, log: Log | pd.DataFrame | None = None, verbose: bool = True, schema: Schema | None = None) -> int:
         """Work on the study in this process until no trial is left, next to other workers; returns how many trials this one ran.
 
         Args:
             log: of the study, where it was made in Python; None: the study's source is opened.
             verbose: print a line for each trial.
+            schema: of a log that is a DataFrame.
 
         Raises:
             ValueError: the log is not known here.
         """
-        ran = work(self.store, self._ready(log), verbose=verbose)
+        ran = work(self.store, self._ready(log, schema), verbose=verbose)
         if self.store.has(self.store.confirmed):
-            ran += work(self.store, self._ready(log), self.store.confirmed, verbose)
+            ran += work(self.store, self._ready(log, schema), self.store.confirmed, verbose)
         return ran
 
     def report(self) -> Report:
         """What was found, and how sure that is; see `Report`."""
         return report_of(self.store)
 
-    def _ready(self, log: Log | None) -> Objective:
+    def _ready(self, log: Log | pd.DataFrame | None, schema: Schema | None) -> Objective:
         if self._objective is None:
-            self._objective = objective_of(self.store, log)
+            self._objective = objective_of(self.store, log, schema)
         return self._objective
 
 
-def objective_of(store: Store, log: Log | None = None) -> Objective:
+def objective_of(store: Store, log: Log | pd.DataFrame | None = None, schema: Schema | None = None) -> Objective:
     """The objective of a study of a ranker, with its log opened.
 
     Raises:
@@ -194,7 +199,7 @@ def objective_of(store: Store, log: Log | None = None) -> Objective:
         from keras_ranking.data import open_log
 
         log = open_log(**dict(settings.data))
-    require_log(log)
+    log = log_of(log, schema)
     from keras_ranking.data.counted import counted_log
 
     return ranker_objective(counted_log(log, on_error=settings.search.on_error), settings)
@@ -204,7 +209,6 @@ def make(
     log: Log, model: Any, out: str | Path, settings: Mapping[str, Any], storage: str | None = None, name: str | None = None
 ) -> tuple[Store, Objective]:
     """Check a study of a ranker and make it, with its planned trials; `settings` are fields of `Settings`."""
-    require_log(log)
     model = model_name(model)
     given = {**settings, "space": default_space(model) if settings.get("space") is None else read_space(settings["space"])}
     if settings.get("space") is None:  # what is fixed is not varied
@@ -218,7 +222,7 @@ def make(
 
 
 def tune(
-    log: Log,
+    log: Log | pd.DataFrame,
     model: Any = "cadet",
     out: str | Path | None = None,
     space: Any = None,
@@ -240,7 +244,7 @@ def tune(
     The value of the best trial flatters itself: of many runs the luckiest was taken. `Study.confirm` says by how much.
 
     Args:
-        log: as in `train`.
+        log: as in `train`; with a DataFrame, `schema=` says what its columns are.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr', or the function that builds it.
         out: folder of the study, without one so far; None: a temporary folder.
         space: option -> `Float`, `Int`, `Choice` or a list of values; or the path of a JSON file. Options are those of `train`. None:
@@ -252,7 +256,7 @@ def tune(
         storage: URL of a database for workers on several machines, such as 'postgresql://...'; None: SQLite in the folder.
         name: of the study in the database; None: that of the folder.
         verbose: print a line for each trial.
-        **search: fields of `Search`, one by one.
+        **search: fields of `Search`, one by one; and `schema`, of a DataFrame.
 
     Returns:
         `Study`.
@@ -270,9 +274,10 @@ def tune(
         >>> sorted(study.best()["options"])
         ['learning_rate']
     """
+    known = log_of(log, search.pop("schema", None), verbose)
     chosen = gather(tune, (Search,), objects, search)[0]
     settings = {"search": chosen, "space": space, "trials": trials, "seed": seed, "options": dict(options or {})}
-    store, objective = make(log, model, out or Path(tempfile.mkdtemp()) / "study", settings, storage, name)
+    store, objective = make(known, model, out or Path(tempfile.mkdtemp()) / "study", settings, storage, name)
     study = Study._of(store, objective)
     work(store, objective, verbose=verbose)
     return study

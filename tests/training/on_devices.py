@@ -86,8 +86,13 @@ def trained(log: Any, job: dict[str, Any], rank: int) -> dict[str, Any]:
     for name in job["models"]:
         losses = Losses(job.get("kill", {}).get(str(rank)))
         options = {**MODELS[name], **job.get("options", {}), **job.get("of", {}).get(name, {})}
-        settings = {"options": {**options, "batch_size": job.get("batch_size", 6)}, "epochs": job.get("epochs", 5), "seed": 5}
-        settings |= {"checkpoint_every": job.get("checkpoint_every"), "resume": job.get("resume", False)}
+        settings: dict[str, Any] = {
+            "options": {**options, "batch_size": job.get("batch_size", 6)},
+            "epochs": job.get("epochs", 5),
+            "seed": 5,
+        }
+        settings["options"] |= {} if job.get("checkpoint_every") is None else {"checkpoint_every": job["checkpoint_every"]}
+        settings["resume"] = job.get("resume", False)
         out = None if job.get("out") is None else Path(job["out"]) / name
         printed, distribution = io.StringIO(), chosen(job.get("distribution"))
         with contextlib.redirect_stdout(printed):

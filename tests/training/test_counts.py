@@ -93,10 +93,11 @@ def test_the_daily_step_continues_the_states(log: kr.data.Log, run: tuple[Path, 
 
 def test_a_resumed_training_saves_the_states_of_an_uninterrupted_one(day: kr.data.Log, run: tuple[Path, Any, Any], tmp_path: Path) -> None:
     _, whole, history = run
+    every_step = {**SETTINGS, "options": {**SMALL, "checkpoint_every": 1}}
     with pytest.raises(RuntimeError, match="crash"):
-        train(day, "lirank", tmp_path, callbacks=[CrashAfter(2)], checkpoint_every=1, **SETTINGS)
+        train(day, "lirank", tmp_path, callbacks=[CrashAfter(2)], **every_step)
     assert kr.data.saved_counts(tmp_path) is None
-    model, resumed = train(day, "lirank", tmp_path, checkpoint_every=1, resume=True, **SETTINGS)
+    model, resumed = train(day, "lirank", tmp_path, resume=True, **every_step)
     for ours, theirs in zip(model.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert resumed["counts"] == history["counts"]

@@ -197,7 +197,10 @@ def test_control_callbacks_that_act(log: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"checkpoint_every": 5}, "`checkpoint_every` needs `out`, the folder to write. Received: checkpoint_every=5, out=None"),
+        (
+            {"options": {"checkpoint_every": 5}},
+            "`checkpoint_every` needs `out`, the folder to write. Received: checkpoint_every=5, out=None",
+        ),
         ({"options": {"epochs": 5}}, r"`epochs` must be given once. Received: epochs=1 and options\['epochs'\]=5"),
         ({"options": {"ipw_options": {"method": "ctr"}}}, r"`ipw_options` has no effect without `ipw` of \('all', 'positives'\)"),
         ({"options": {"ipw_clip": 5.0}}, "`ipw_clip` has no effect without `ipw`"),

@@ -90,10 +90,64 @@ def test_a_frame_in_place_of_a_log(tmp_path: Any) -> None:
     assert kr.training.evaluate(model, log.events) == kr.training.evaluate(model, log)
     later = log.split("validation")
     want = kr.training.evaluate(tmp_path / "run", kr.data.Log(later.assign(split="validation"), log.schema))
-    assert kr.training.evaluate(tmp_path / "run", later.drop(columns="split")) == want
+    assert kr.training.evaluate(tmp_path / "run", later.assign(split="validation")) == want
     new = (log.events["split"] == "validation").to_numpy()
     steps = [kr.training.warm_start(given, tmp_path / "run", new, verbose=False)[0] for given in (log, log.events)]
     for one, other in zip(steps[0].get_weights(), steps[1].get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(TypeError, match=r"`keras_ranking.data.Log\(events, schema\)` makes one of a DataFrame"):
+    with pytest.raises(TypeError, match=r"Received: DataFrame with `schema=`, .*`keras_ranking.data.Log\(events, schema\)` makes one"):
         kr.training.train(log.events, "lirank")
+
+
+@pytest.mark.quickest
+def test_a_frame_with_a_schema_is_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    log = kr.data.simulate(members=20, days=2, seed=0)
+    options = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1, "epochs": 1}
+
+    def weights(data: Any, **settings: Any) -> list[np.ndarray]:
+        made: list[np.ndarray] = kr.training.train(data, "lirank", options=options, **{"verbose": False, **settings})[0].get_weights()
+        return made
+
+    def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+        return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+    plain = kr.data.Log(log.events, log.schema)
+    assert same(weights(plain), weights(log.events, schema=log.schema))
+    assert capsys.readouterr().out == ""
+    bare = log.events.drop(columns="split")
+    cut = kr.data.Log(kr.data.split_by_time(bare, log.schema), log.schema)
+    found = weights(bare, schema=log.schema, verbose=True)
+    assert same(weights(cut), found) and not same(weights(plain), found), "control: the cut is another one"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "split" in line]
+    assert "no column 'split': requests before" in line and "(80% of them) are 'train', the rest 'validation'" in line
+    with pytest.warns(UserWarning, match="no column 'split'"):
+        weights(bare, schema=log.schema)
+    model, _ = kr.training.train(cut, "lirank", options=options, verbose=False)
+    with pytest.warns(UserWarning, match="no column 'split'"):  # the rows that the training had left
+        assert kr.training.evaluate(model, bare) == kr.training.evaluate(model, cut)
+    with pytest.raises(ValueError, match=r"`schema` goes with a DataFrame. Received: `schema`, and as `log` a SimulatedLog"):
+        kr.training.train(log, "lirank", schema=log.schema)
+    words = log.events.assign(split=log.events["split"].replace({"validation": "valid"}))
+    with pytest.raises(ValueError, match=r"Received: 'valid' in .* rows; rename them: .*{'valid': 'validation'}"):
+        kr.training.train(words, "lirank", schema=log.schema)
+    with pytest.raises(TypeError, match=r"`schema` must be a Schema. Received: str; read a file with `Schema.load"):
+        kr.training.train(bare, "lirank", schema="schema.json")
+
+
+@pytest.mark.quickest
+def test_a_frame_is_transferred_to_and_tuned_on() -> None:
+    pytest.importorskip("optuna")
+    log = kr.data.simulate(members=20, days=2, seed=0)
+    options = {"features": ("age_hours",), "history_features": (), "hidden": (8,), "cross_layers": 1, "epochs": 1}
+    source, _ = kr.training.train(log.events, "lirank", options=options, verbose=False, schema=log.schema)
+    settings: dict[str, Any] = {"tasks": ["like"], "options": {"epochs": 1}, "verbose": False}
+    ways = [(log, {}), (log.events, {}), (log.events, {"schema": log.schema})]
+    models = [kr.training.transfer(data, source, **settings, **more)[0] for data, more in ways]
+    for other in models[1:]:
+        for a, b in zip(models[0].get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    report = kr.training.compare_transfer(log.events, source, ["like"], ways=("source",))
+    assert report.rows["auc"].tolist() == kr.training.compare_transfer(log, source, ["like"], ways=("source",)).rows["auc"].tolist()
+    space = {"learning_rate": [1e-3, 1e-2]}
+    study = kr.tuning.tune(log.events, "lirank", None, space, trials=1, options=options, sampler="random", verbose=False, schema=log.schema)
+    assert study.trials["state"].tolist() == ["COMPLETE"]

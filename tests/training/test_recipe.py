@@ -157,7 +157,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "kind", [pytest.param("everything", marks=pytest.mark.release("tensorflow")), pytest.param("constant", marks=pytest.mark.quickest)]
 )
 def test_a_stopped_run_reaches_the_same_weights(kind: str, log: Log, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"epochs": 3, "options": {"dropout": 0.2, **RECIPES[kind]}, "checkpoint_every": 2}
+    settings: dict[str, Any] = {"epochs": 3, "options": {"dropout": 0.2, "checkpoint_every": 2, **RECIPES[kind]}}
     model, history = quick(log, tmp_path / "whole", **settings)
     steps = read_checkpoint(tmp_path / "whole").about["progress"]["step"] // len(history["epochs"]["loss"])
     assert steps > 3
@@ -184,7 +184,7 @@ def test_a_run_that_crashed_after_its_last_epoch_trains_no_further(log: Log, tmp
             if self.model.stop_training:
                 raise RuntimeError("crash")
 
-    settings = {"epochs": 5, "options": {"validation": "validation", "early_stopping": 1}, "checkpoint_every": 100}
+    settings = {"epochs": 5, "options": {"validation": "validation", "early_stopping": 1, "checkpoint_every": 100}}
     scripted(monkeypatch, [0.4, 0.5])
     with pytest.raises(RuntimeError, match="crash"):
         quick(log, tmp_path, callbacks=[Crash()], **settings)

@@ -36,7 +36,7 @@ OPTIONS: dict[str, Any] = {
     "position_half_life": "length",
     "shuffle_sessions": "epoch",
 }
-SETTINGS: dict[str, Any] = {"options": OPTIONS, "epochs": 2, "verbose": False, "checkpoint_every": 2, "seed": 7}
+SETTINGS: dict[str, Any] = {"options": {**OPTIONS, "checkpoint_every": 2}, "epochs": 2, "verbose": False, "seed": 7}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_an_interrupted_run_reaches_the_same_weights(log: Any, whole: Any, broke
 def test_batches_of_several_lengths_are_resumed(log: Any, batching: str, tmp_path: Path) -> None:
     # numpy's numbers and ranges are valid options, and are in the checkpoint.
     changed = {"batching": batching, "row_length": 192, "batch_size": 8, "session_gap": np.int64(1800), "tower_boundaries": range(1, 3)}
-    settings = {**SETTINGS, "options": {**OPTIONS, **changed}, "epochs": 1}
+    settings = {**SETTINGS, "options": {**SETTINGS["options"], **changed}, "epochs": 1}
     model, _ = train(log, out=tmp_path / "whole", **settings)
     assert read_checkpoint(tmp_path / "whole").about["progress"]["step"] >= 5
     with pytest.raises(RuntimeError, match="crash"):
@@ -137,7 +137,7 @@ def test_no_checkpoint(log: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`resume` needs `out`"):
         train(log, resume=True)
     with pytest.raises(ValueError, match="`checkpoint_every` must be a positive integer"):
-        train(log, checkpoint_every=0)
+        train(log, options={"checkpoint_every": 0})
     (tmp_path / "checkpoint.npz").write_bytes(b"half of a file")
     with pytest.raises(ValueError, match="is not a checkpoint of this package"):
         read_checkpoint(tmp_path)

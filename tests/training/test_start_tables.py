@@ -50,15 +50,14 @@ def test_a_table_starts_from_the_factors(log: kr.data.Log, factors: kr.data.Item
 
 @pytest.mark.quickest
 def test_a_resumed_training_needs_the_same_factors(log: kr.data.Log, factors: kr.data.ItemFactors, tmp_path: Path) -> None:
+    options = {**OPTIONS, "checkpoint_every": 1}
     start = StartTables({"item_id": factors})
-    whole, _ = train(log, "lirank", tmp_path / "b", epochs=1, options=OPTIONS, callbacks=[start], verbose=False, checkpoint_every=1)
+    whole, _ = train(log, "lirank", tmp_path / "b", epochs=1, options=options, callbacks=[start], verbose=False)
     with pytest.raises(RuntimeError, match="crash"):
-        train(log, "lirank", tmp_path / "c", epochs=1, options=OPTIONS, callbacks=[start, CrashAfter(2)], verbose=False, checkpoint_every=1)
+        train(log, "lirank", tmp_path / "c", epochs=1, options=options, callbacks=[start, CrashAfter(2)], verbose=False)
     with pytest.raises(ValueError, match="started_tables"):
-        train(log, "lirank", tmp_path / "c", epochs=1, options=OPTIONS, verbose=False, checkpoint_every=1, resume=True)
-    again, _ = train(
-        log, "lirank", tmp_path / "c", epochs=1, options=OPTIONS, callbacks=[start], verbose=False, checkpoint_every=1, resume=True
-    )
+        train(log, "lirank", tmp_path / "c", epochs=1, options=options, verbose=False, resume=True)
+    again, _ = train(log, "lirank", tmp_path / "c", epochs=1, options=options, callbacks=[start], verbose=False, resume=True)
     np.testing.assert_array_equal(table(again), table(whole))
 
 

@@ -57,10 +57,11 @@ def test_stopped_and_resumed_the_weights_are_the_same(log: Log, tmp_path: Path) 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             raise KeyboardInterrupt
 
-    whole, _ = train(data, "cadet", tmp_path / "whole", options=options, verbose=False, checkpoint_every=100)
+    every_step = options | {"checkpoint_every": 1}
+    whole, _ = train(data, "cadet", tmp_path / "whole", options=options | {"checkpoint_every": 100}, verbose=False)
     with pytest.raises(KeyboardInterrupt):
-        train(data, "cadet", tmp_path / "stopped", options=options, verbose=False, checkpoint_every=1, callbacks=[Stop()])
-    resumed, _ = train(data, "cadet", tmp_path / "stopped", options=options, verbose=False, checkpoint_every=1, resume=True)
+        train(data, "cadet", tmp_path / "stopped", options=every_step, verbose=False, callbacks=[Stop()])
+    resumed, _ = train(data, "cadet", tmp_path / "stopped", options=every_step, verbose=False, resume=True)
     for a, b in zip(whole.variables, resumed.variables, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
     start = [x for x in whole.optimizer.rows.variables if x.path.endswith("velocity")]
@@ -96,15 +97,16 @@ def test_tables_have_a_decay_and_a_rate_of_their_own(log: Log, tmp_path: Path) -
         def on_train_begin(self, logs: Any = None) -> None:
             first[:] = [keras.ops.convert_to_numpy(v).copy() for v in self.model.trainable_variables]
 
-    model, _ = train(data, "cadet", tmp_path / "whole", options=options, verbose=False, callbacks=[First()], checkpoint_every=100)
+    every_step = options | {"checkpoint_every": 1}
+    model, _ = train(data, "cadet", tmp_path / "whole", options=options | {"checkpoint_every": 100}, verbose=False, callbacks=[First()])
     steps = kr.training.read_checkpoint(tmp_path / "whole").about["progress"]["step"]
     (number,) = [i for i, v in enumerate(model.trainable_variables) if v.path.endswith("table_item_id/embeddings")]
     table = keras.ops.convert_to_numpy(model.trainable_variables[number])
     untouched = np.isclose(table, first[number] * (1 - 0.02 * 0.5) ** steps, rtol=1e-4, atol=0).all(axis=1)
     assert 100 < untouched.sum() < 500  # the ids of the log are few, those of its events moved
     with pytest.raises(RuntimeError, match="crash"):
-        train(data, "cadet", tmp_path / "stopped", options=options, verbose=False, callbacks=[CrashAfter(steps // 2)], checkpoint_every=1)
-    resumed, _ = train(data, "cadet", tmp_path / "stopped", options=options, verbose=False, checkpoint_every=1, resume=True)
+        train(data, "cadet", tmp_path / "stopped", options=every_step, verbose=False, callbacks=[CrashAfter(steps // 2)])
+    resumed, _ = train(data, "cadet", tmp_path / "stopped", options=every_step, verbose=False, resume=True)
     for a, b in zip(model.variables, resumed.variables, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
 

@@ -95,7 +95,7 @@ def test_the_best_epoch_is_that_of_the_average(log: Log) -> None:
 @pytest.mark.quickest
 @pytest.mark.parametrize("number", [4, None])
 def test_a_stopped_run_reaches_the_same_average(number: int | None, log: Log, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"options": {"ema": 0.9, "ema_every": 2, "dropout": 0.2}, "checkpoint_every": 2}
+    settings: dict[str, Any] = {"options": {"ema": 0.9, "ema_every": 2, "dropout": 0.2, "checkpoint_every": 2}}
     model, _ = quick(log, tmp_path / "whole", **settings)
     steps = read_checkpoint(tmp_path / "whole").about["progress"]["step"] // 2
     with pytest.raises(RuntimeError, match="crash"):

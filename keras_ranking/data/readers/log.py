@@ -74,12 +74,8 @@ class Log:
 
     def _cut(self) -> None:
         """Add the column `split`, and say so."""
-        for column in (self.schema.time, self.schema.request):
-            require_column(self.events, column, "of the schema is not in the log")
-        if not len(self.events):
-            raise ValueError("`events` must hold rows. Received: none")
-        split, note = cut_by_time(self.events, self.schema, TRAIN_SHARE)
-        object.__setattr__(self, "events", self.events.assign(split=split))
+        events, note = _with_split(self.events, self.schema)
+        object.__setattr__(self, "events", events)
         object.__setattr__(self, "notes", (*self.notes, f"no column 'split': {note}"))
         other = "`split_by_time(events, schema, train_share)` cuts elsewhere, and `events.assign(split='train')` trains on all rows"
         warnings.warn(f"the log '{self.name}' has no column 'split': {note}; {other}", UserWarning, stacklevel=4)
@@ -126,11 +122,52 @@ def check_splits(counts: Mapping[Any, int]) -> None:
         raise ValueError(f"column 'split' must hold 'train', 'validation', 'test', 'history' or 'new_members'. Received: {found}{hint}")
 
 
-def as_log(log: Any, schema: Schema, split: str) -> Any:
-    """A DataFrame as a `Log` of this schema, all of its rows of this split where it has no column `split`; anything else as it is."""
-    if not isinstance(log, pd.DataFrame):
-        return log
-    return Log(log if "split" in log.columns else log.assign(split=split), schema)
+def _with_split(events: pd.DataFrame, schema: Schema) -> tuple[pd.DataFrame, str]:
+    """The rows with a column `split`, cut as the command line cuts, and a note of it."""
+    for column in (schema.time, schema.request):
+        require_column(events, column, "of the schema is not in the log")
+    if not len(events):
+        raise ValueError("`events` must hold rows. Received: none")
+    split, note = cut_by_time(events, schema, TRAIN_SHARE)
+    return events.assign(split=split), note
+
+
+def as_log(log: Any, schema: Schema | None, split: str | None = None, verbose: bool = False) -> Log:
+    """What was given as `log`, as a `Log`: the one place where a DataFrame becomes one.
+
+    Args:
+        log: a `Log`, which stays as it is, or a DataFrame.
+        schema: of a DataFrame.
+        split: of all rows of a DataFrame without a column `split`. None: it is cut by time, as the command line cuts.
+        verbose: whether this cut is printed; else it is a warning.
+
+    Raises:
+        TypeError: neither, or a DataFrame without a schema; with the way to make a `Log`.
+        ValueError: another word in the column `split`.
+    """
+    if not isinstance(log, pd.DataFrame) or schema is None:
+        require_log(log)
+        found: Log = log
+        return found
+    if split is not None and "split" not in log.columns:
+        return Log(log.assign(split=split), schema)
+    if not verbose or "split" in log.columns or not isinstance(schema, Schema):
+        return Log(log, schema)
+    events, note = _with_split(named_columns(schema, log), schema)
+    print(f"no column 'split': {note}", flush=True)
+    return Log(events, schema, notes=(f"no column 'split': {note}",))
+
+
+def log_of(log: Any, schema: Schema | None, verbose: bool = False) -> Log:
+    """`as_log` for functions with arguments `log` and `schema`.
+
+    Raises:
+        TypeError: as `as_log`.
+        ValueError: a schema for what has one.
+    """
+    if schema is not None and not isinstance(log, pd.DataFrame):
+        raise ValueError(f"`schema` goes with a DataFrame. Received: `schema`, and as `log` a {type(log).__name__}, which has its own")
+    return as_log(log, schema, verbose=verbose)
 
 
 def require_log(log: Any) -> None:
@@ -140,8 +177,9 @@ def require_log(log: Any) -> None:
         TypeError: with the way to make one.
     """
     if not isinstance(log, Log):
+        frame = " with `schema=`, where the function has it;" if isinstance(log, pd.DataFrame) else ";"
         made = "`keras_ranking.data.Log(events, schema)` makes one of a DataFrame"
-        raise TypeError(f"`log` must be a keras_ranking.data.Log. Received: {type(log).__name__}; {made}, `open_log` reads a file.")
+        raise TypeError(f"`log` must be a keras_ranking.data.Log. Received: {type(log).__name__}{frame} {made}, `open_log` reads a file.")
 
 
 def _nearest(word: Any) -> str | None:

@@ -157,12 +157,10 @@ def evaluate_log(
 ) -> dict[str, dict[str, float]]:
     """`evaluate` of a log that is no `ShardedLog`."""
     if not isinstance(log, pd.DataFrame):
-        require_log(log)
+        require_log(log)  # before the model is read
     plan = plan_for(distribution).by_turns()
     ranker = model_of(model)
-    if isinstance(log, pd.DataFrame):
-        made: Log = as_log(log, ranker.schema, split)
-        log = made
+    log = as_log(log, ranker.schema)
     wanted = log.is_split(split)
     log = log_to_score(model, ranker.schema, log, wanted, on_error)
     rows = rows_to_score(ranker, log, wanted, f"row of split '{split}'", row_length, on_error)

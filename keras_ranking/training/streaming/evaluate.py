@@ -121,7 +121,8 @@ def evaluate(
         model: a `RankingModel`, or the path of a saved one.
         log: with rows of the split, and their history. Counts that the schema states and the log lacks are counted: from the first row of
             the log, or, for rows later than those that the run has read, from the states in the folder of the model. Or a `ShardedLog`
-            with the constants of the model's schema; or a DataFrame, all of whose rows are scored if it has no column `split`.
+            with the constants of the model's schema; or a DataFrame; without a column `split` it is
+            cut by time as `train` cuts it, and a warning says so: `frame.assign(split='validation')` scores all rows.
         split: name of the split.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         on_error: 'raise', or 'drop': bad rows are left out, and a warning says how many, why and the first of each.

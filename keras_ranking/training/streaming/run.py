@@ -55,6 +55,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     model, seed, out = model_name(model), given.seed, given.out
     options, preset = preset_of(given.options or {}, log.preset, log.schema)
     rest, recipe = split_recipe(options, preset_options(model, preset))
+    recipe.require_out(out)
     if recipe.ensemble > 1:
         one = partial(_member, log, model, replace(given, options={**(given.options or {}), "ensemble": 1}), fit)
         return train_members(one, recipe.ensemble, seed, out, given.resume, verbose=given.verbose)
@@ -89,7 +90,8 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
         made["started_weights"] = weights_digest(source.get_weights())
     about: dict[str, Any] = {
         **named,
-        **{name: getattr(given, name) for name in ("epochs", "checkpoint_every")},
+        "epochs": given.epochs,
+        "checkpoint_every": recipe.checkpoint_every,
         "options": as_plain(dict(given.options or {})),
         "log": log.name,
         "log_seed": seed,
@@ -114,7 +116,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     _tell_devices(ranker, plan.start(ranker, streamed.dataset), given.verbose)
     beginning.restore(ranker)
     start = time.perf_counter()
-    counter = Progress(path_of(given, FILE), given.checkpoint_every, about, seed, steps, beginning.progress, validation, average)
+    counter = Progress(path_of(given, FILE), recipe.checkpoint_every, about, seed, steps, beginning.progress, validation, average)
     fit(ranker, streamed.dataset, training.epochs, counter, callbacks, given.verbose)
     ranker = plan.finished(ranker, lambda: MODELS[model](schema, **model_options), compiled)
     ranker.utility = recipe.utility

@@ -54,7 +54,8 @@ def score_log(
         log: the rows, as a `Log` or a DataFrame; a `ShardedLog` is scored shard by shard, in the memory of a few shards, and has a file
             for each.
         out: folder to write, which must not hold scores of another model or log.
-        split: whose rows are scored, from those that are not later than its newest one; None: all rows.
+        split: whose rows are scored, from those that are not later than its newest one; None: all rows. A DataFrame without a column
+            `split` is cut as `evaluate` does.
         row_length: events per packed row, for models trained on rows; raised to twice the largest request.
         run: calls a function with each number of a shard, here or elsewhere, for a `ShardedLog` and a folder as `model`. None: here.
         verbose: print progress.
@@ -81,9 +82,7 @@ def score_log(
         require_log(log)
     _pyarrow()
     ranker = model_of(model)
-    if isinstance(log, pd.DataFrame):
-        made: Log = as_log(log, ranker.schema, split or "test")
-        log = made
+    log = log if isinstance(log, ShardedLog) else as_log(log, ranker.schema, "test" if split is None else None)
     out = Path(out)
     source = {"model": weights_digest(ranker), "split": split, "row_length": row_length}
     if isinstance(log, ShardedLog):

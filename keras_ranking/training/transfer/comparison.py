@@ -16,7 +16,8 @@ from keras_ranking import models
 from keras_ranking.columns import Task
 from keras_ranking.data import Log
 from keras_ranking.data.counted import counted_log
-from keras_ranking.data.readers.log import require_log
+from keras_ranking.data.readers.log import as_log, log_of
+from keras_ranking.schema import Schema
 from keras_ranking.training.options import MODELS, model_name
 from keras_ranking.training.recipe import split_recipe
 from keras_ranking.training.run import train
@@ -97,7 +98,7 @@ class TransferReport:
 
 
 def compare_transfer(
-    log: Log,
+    log: Log | pd.DataFrame,
     source: str | Path | models.RankingModel,
     tasks: Sequence[str] | None = None,
     split: str = "validation",
@@ -106,6 +107,7 @@ def compare_transfer(
     options: Mapping[str, Any] | None = None,
     made: Mapping[str, models.RankingModel] | None = None,
     verbose: bool = False,
+    schema: Schema | None = None,
 ) -> TransferReport:
     """Compare what a transfer gives with what is had without one, on rows of the new surface that no model was trained on.
 
@@ -122,6 +124,7 @@ def compare_transfer(
         options: of `transfer`, for all ways alike; learning rates too.
         made: way -> model, where it is trained already with the first of the seeds.
         verbose: print the progress of each training.
+        schema: of a DataFrame, as `transfer`.
 
     Returns:
         The report.
@@ -138,13 +141,15 @@ def compare_transfer(
         >>> report.summary("auc")["way"].tolist()
         ['source', 'scratch', 'heads', 'all']
     """
-    require_log(log)
+    if schema is not None or not isinstance(log, pd.DataFrame):
+        log = log_of(log, schema, verbose)
     if unknown := [way for way in ways if way not in ALL_WAYS]:
         raise ValueError(f"`ways` must be of {ALL_WAYS}. Received: {unknown}")
     if not ways or not seeds:
         raise ValueError(f"`ways` and `seeds` must not be empty. Received: ways={list(ways)}, seeds={list(seeds)}")
-    log.is_split(split)
     model = source if isinstance(source, models.RankingModel) else models.load(source)
+    log = as_log(log, model.schema, verbose=verbose)
+    log.is_split(split)
     names = [task.name for task in log.schema.tasks] if tasks is None else list(tasks)
     rows = []
     for way in ways:

@@ -9,10 +9,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from keras_ranking import models
 from keras_ranking.columns import SemanticId
 from keras_ranking.data import Log, ShardedLog
-from keras_ranking.data.readers.log import require_log
+from keras_ranking.data.readers.log import as_log, log_of
 from keras_ranking.models.wiring import WITH_HEADS, freeze_parts, inner
 from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import FILE, read_checkpoint
@@ -30,7 +32,7 @@ FIRST = "heads"  # folder of the first part of 'heads-then-all' in that of the w
 
 
 def transfer(
-    log: Log | ShardedLog,
+    log: Log | ShardedLog | pd.DataFrame,
     source: str | Path | models.RankingModel,
     out: str | Path | None = None,
     tasks: Sequence[str] | None = None,
@@ -38,10 +40,10 @@ def transfer(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
-    checkpoint_every: int | None = None,
     resume: bool = False,
     callbacks: Any = (),
     on_error: str = "raise",
+    schema: Schema | None = None,
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a trained model on another surface: its trunk is kept, and heads for the tasks there are made.
 
@@ -56,7 +58,8 @@ def transfer(
     A member's rows of the first surface may stand in the log as rows of split 'history'.
 
     Args:
-        log: rows of the new surface, with the columns that the source reads. Its `train` rows are learned from.
+        log: rows of the new surface, with the columns that the source reads. Its `train` rows are learned from. A DataFrame is cut as
+            `train` does.
         source: folder that `train`, `warm_start` or `transfer` wrote, a `.keras` file, or a model.
         out: folder to write, as `train` does; None: nothing is written.
         tasks: of the log's schema; None: all.
@@ -66,8 +69,9 @@ def transfer(
         seed: of heads, shuffling and dropout.
         options: fields of `Transfer`, `TrainingOptions` and `Recipe`, and arguments of the builder that concern the heads, such as
             `tower_hidden`, by name. Where none are given, those of training are the source's, and those of the recipe the defaults.
-        verbose, checkpoint_every, callbacks, on_error: as `train`.
+        verbose, callbacks, on_error: as `train`.
         resume: resume from the checkpoint in `out`, as `train` does; in 'heads-then-all' from that of the part which was interrupted.
+        schema: of a DataFrame. None: that of the source.
 
     Returns:
         The model, and the content of `history.json`, with what was kept, grown, new and frozen as `transfer`. The folder is like one of
@@ -94,31 +98,34 @@ def transfer(
     """
     if isinstance(log, ShardedLog):
         raise NotImplementedError("`transfer` reads a log in memory: `keras_ranking.data.open_log` reads one. Received: a ShardedLog")
-    require_log(log)
+    if schema is not None or not isinstance(log, pd.DataFrame):
+        log = log_of(log, schema, verbose)
     require_kind(options or {}, Mapping, "options", "a mapping of names to values")
-    _check(train, out, checkpoint_every, resume)
+    _check(train, out, resume)
     rest, choices = split_transfer(options or {})
     if choices.heads_epochs is not None and train != "heads-then-all":
         raise ValueError(f"`heads_epochs` has no effect without train='heads-then-all'. Received: train={train!r}")
     model = source if isinstance(source, models.RankingModel) else models.load(source)
     _check_source(model)
+    log = as_log(log, model.schema, verbose=verbose)
     name = model_name(MODELS[model_name(model.get_config()["builder"])])
     rest, recipe = split_recipe(rest)
     _check_recipe(recipe)
+    recipe.require_out(out)
     active().check(recipe)
     given, training = chosen_options(name, model, source, rest, recipe, train)
-    schema = schema_for(model, log.schema, tasks, choices.columns)
-    _check_tables(schema, choices)
-    arguments = arguments_for(model, schema, choices.columns, given)
+    found = schema_for(model, log.schema, tasks, choices.columns)
+    _check_tables(found, choices)
+    arguments = arguments_for(model, found, choices.columns, given)
     call = {"source": str(source) if not isinstance(source, models.RankingModel) else None, "tasks": arguments["tasks"], "train": train}
     about = {"transfer": call}
-    settings = Settings(out, seed, None, options, verbose, checkpoint_every, resume, callbacks)
+    settings = Settings(out, seed, None, options, verbose, resume, callbacks)
     if train != "heads-then-all":
-        job = _job(name, model, arguments, training, recipe, schema, choices, train, about)
+        job = _job(name, model, arguments, training, recipe, found, choices, train, about)
         return run_job(log, job, settings, on_error)
     first = None if out is None else Path(out) / FIRST
     one = replace(training, trunk_learning_rate=None, epochs=choices.heads_epochs or training.epochs)
-    job = _job(name, model, arguments, one, recipe, schema, choices, "heads", about)
+    job = _job(name, model, arguments, one, recipe, found, choices, "heads", about)
     model, learned = _first_part(log, job, replace(settings, out=first), on_error)
     choices = Transfer(heads="kept", new_tables=())
     job = _job(name, model, model.arguments, training, recipe, model.schema, choices, "all", about)
@@ -209,14 +216,11 @@ def _freeze_but(ranker: models.RankingModel, trained: set[str]) -> None:
     list(freeze_parts(ranker.layers, paths(ranker.layers)))
 
 
-def _check(train: str, out: Any, checkpoint_every: int | None, resume: bool) -> None:
+def _check(train: str, out: Any, resume: bool) -> None:
     if train not in WAYS:
         raise ValueError(f"`train` must be one of {WAYS}. Received: train={train!r}")
     if resume and out is None:
         raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")
-    if checkpoint_every is not None and (checkpoint_every < 1 or out is None):
-        what = "needs `out`, the folder to write" if out is None else "must be a positive integer"
-        raise ValueError(f"`checkpoint_every` {what}. Received: checkpoint_every={checkpoint_every}")
 
 
 def _check_source(source: models.RankingModel) -> None:

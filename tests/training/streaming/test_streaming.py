@@ -181,8 +181,8 @@ def test_requests_of_all_shards_have_one_shape(three: kr.data.ShardedLog) -> Non
 def test_a_run_that_is_stopped_in_a_shard_reaches_the_same_weights(three: kr.data.ShardedLog, tmp_path: Path) -> None:
     whole, _, losses = trained(three, epochs=2, out=tmp_path / "whole")
     assert len(losses) > 8
-    trained(three, epochs=2, out=tmp_path / "run", checkpoint_every=2, stop=len(losses) // 2 + 1)
-    resumed, _, rest = trained(three, epochs=2, out=tmp_path / "run", checkpoint_every=2, resume=True)
+    trained(three, epochs=2, out=tmp_path / "run", options={"checkpoint_every": 2}, stop=len(losses) // 2 + 1)
+    resumed, _, rest = trained(three, epochs=2, out=tmp_path / "run", options={"checkpoint_every": 2}, resume=True)
     assert 0 < len(rest) < len(losses)
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(weights(whole), weights(resumed), strict=True))
 
@@ -191,9 +191,9 @@ def test_a_run_that_is_stopped_in_a_shard_reaches_the_same_weights(three: kr.dat
 def test_it_resumes_with_the_same_shards_alone(
     log: kr.data.Log, three: kr.data.ShardedLog, one: kr.data.ShardedLog, tmp_path: Path
 ) -> None:
-    trained(three, out=tmp_path / "run", checkpoint_every=1, stop=3)
+    trained(three, out=tmp_path / "run", options={"checkpoint_every": 1}, stop=3)
     with pytest.raises(ValueError, match="made with other options or other data"):
-        trained(one, out=tmp_path / "run", checkpoint_every=1, resume=True)
+        trained(one, out=tmp_path / "run", options={"checkpoint_every": 1}, resume=True)
 
 
 @pytest.mark.quickest

@@ -200,8 +200,8 @@ def test_rates_without_effect(folders: Any, target: Log) -> None:
 @pytest.mark.quickest
 @pytest.mark.parametrize("after", [3, 11])
 def test_an_interrupted_transfer_reaches_the_same_weights(after: int, folders: Any, target: Log, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"tasks": ["like"], "train": "heads-then-all", "checkpoint_every": 2, "verbose": False}
-    settings |= {"options": {"epochs": 1, "heads_epochs": 1, "row_length": 32, "batch_size": 3}}
+    settings: dict[str, Any] = {"tasks": ["like"], "train": "heads-then-all", "verbose": False}
+    settings |= {"options": {"epochs": 1, "heads_epochs": 1, "row_length": 32, "batch_size": 3, "checkpoint_every": 2}}
     whole, history = transfer(target, folders["lirank"], tmp_path / "whole", **settings)
     steps = read_checkpoint(tmp_path / "whole" / "heads").about["progress"]["step"]
     assert 3 < steps < 11 < 2 * steps  # one crash in each part
@@ -297,7 +297,7 @@ def test_arguments_that_do_not_fit(folders: Any, target: Log) -> None:
         ({"options": {"heads": "old"}}, "`heads` must be 'new' or 'kept'"),
         ({"options": {"number_bins": 4}}, "`number_bins` is that of the source"),
         ({"resume": True}, "`resume` needs `out`"),
-        ({"checkpoint_every": 2}, "`checkpoint_every` needs `out`"),
+        ({"options": {"checkpoint_every": 2}}, "`checkpoint_every` needs `out`"),
     ):
         with pytest.raises(ValueError, match=message):
             transfer(target, source, **{"tasks": ["like"], "verbose": False, **change})
