@@ -30,7 +30,8 @@ class DecoderBlock(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
         activation: of the feed-forward layer. Related public code: 'silu'.
         dropout: rate on both branches, in training.
         residual, residual_initial: `kind` and `initial` of `RescaleAndAdd`, which Feed-SR puts around both branches (stated).
-        kernel_initializer, kernel_regularizer, bias_regularizer: of all maps of attention, feed-forward layer and gates.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of all maps of attention, feed-forward
+            layer and gates.
 
     Call arguments:
         inputs, times, spans, value_bias, cache, see_self, return_cache, index, stride, mask, attention_mask, return_attention_scores:

@@ -10,7 +10,8 @@ from keras import ops
 from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs, mask_of_all
 from keras_ranking.ops.masks import set_mask
 
-GATE = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")  # the bias of a gate starts at `gate_bias`
+# The bias of a gate starts at `gate_bias`.
+GATE = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
@@ -32,7 +33,7 @@ class GatedResidual(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
         gate: False for the plain pre-norm block, y = x + drop(F(LN(x))), for comparison.
         dropout: rate on the branch, in training.
         epsilon: of the normalisation.
-        kernel_initializer, kernel_regularizer, bias_regularizer: of the gate; the sublayer has its own.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of the gate; the sublayer has its own.
 
     Call arguments:
         inputs: x (B, T, D), or any (..., D).

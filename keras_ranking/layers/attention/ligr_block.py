@@ -35,7 +35,7 @@ class LiGRBlock(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
         epsilon: of both normalisations.
         causal: without `spans`, whether a token sees only itself and the tokens before it, as in a history, or all tokens, as in LiGR's
             sets of items shown together (for sets in one row see `SetwiseAttention`).
-        kernel_initializer, kernel_regularizer, bias_regularizer: of all maps, gates included.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of all maps, gates included.
 
     Call arguments:
         inputs, times, spans, cache, see_self, return_cache, mask, attention_mask, return_attention_scores: see `SelfGatedAttention`.

@@ -32,7 +32,7 @@ class RescaleAndAdd(PassesMask, WeightRules, keras.layers.Layer):
     Args:
         kind: see the table.
         initial: initial value of alpha, or of the gate's b; None: as in the table.
-        kernel_initializer, kernel_regularizer, bias_regularizer: of W and b of 'dense_gate'.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of W and b of 'dense_gate'.
 
     Call arguments:
         inputs: x (B, ..., D), the stream.
@@ -50,7 +50,7 @@ class RescaleAndAdd(PassesMask, WeightRules, keras.layers.Layer):
         array([[2., 2.]], dtype=float32)
     """
 
-    weight_rules = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")
 
     def __init__(self, kind: str = "scalar", initial: float | None = None, **settings: Any) -> None:
         super().__init__(**settings)

@@ -18,7 +18,7 @@ from keras_ranking.ops.masks import RealFirst, mask_of
 from keras_ranking.ops.sequences import gather_rows
 
 GATES = ("representation", "query", "key", "output")
-GATED = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")  # biases are those of gates
+GATED = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")  # biases: of gates
 ROTATIONS = ("time", "index", "split", None)
 
 
@@ -84,7 +84,8 @@ class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer
         attention_dropout: rate at which softmax weights are dropped in training. Such a training stores all weights, (B, H, T, T), which
             kernels otherwise avoid; nothing else changes.
         causal: without `spans`, whether a token sees only itself and the tokens before it (as CADET's events do), or all tokens.
-        kernel_initializer, kernel_regularizer, bias_regularizer: of all maps, gates included; the biases start at `gate_bias`.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of all maps, gates included; the
+            biases start at `gate_bias`.
 
     Call arguments:
         inputs: X (B, T, D), normalised by the caller.

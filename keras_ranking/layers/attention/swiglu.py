@@ -22,7 +22,7 @@ class SwiGLU(PassesMask, WeightRules, keras.layers.Layer):
         activation: in place of silu.
         dropout: rate on the hidden units, in training.
         use_bias: whether the three linear maps have biases.
-        kernel_initializer, kernel_regularizer, bias_regularizer: of the linear maps.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of the linear maps.
 
     Call arguments:
         inputs: x (..., D).
@@ -35,7 +35,7 @@ class SwiGLU(PassesMask, WeightRules, keras.layers.Layer):
         (2, 3, 8)
     """
 
-    weight_rules = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")
 
     def __init__(self, hidden: int, activation: str = "silu", dropout: float = 0.0, use_bias: bool = False, **settings: Any) -> None:
         super().__init__(**settings)

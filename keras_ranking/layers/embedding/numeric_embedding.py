@@ -43,7 +43,7 @@ class NumericEmbedding(PassesMask, WeightRules, keras.layers.Layer):
         activation: of the vectors, such as 'relu'; None: none.
         flatten: whether the vectors of a token are joined. With `width=None`, a number then has as many places as bins.
         initializer: of W and b; None: uniform within 1 / sqrt(n), n the length of the number's encoding.
-        kernel_regularizer, bias_regularizer: of W and of b.
+        kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of W and of b.
 
     Call arguments:
         inputs: floats (..., F), F numbers.
@@ -70,7 +70,7 @@ class NumericEmbedding(PassesMask, WeightRules, keras.layers.Layer):
         (None, 1)
     """
 
-    weight_rules = ("kernel_regularizer", "bias_regularizer")
+    weight_rules = ("kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")
 
     def __init__(
         self,
@@ -148,8 +148,7 @@ class NumericEmbedding(PassesMask, WeightRules, keras.layers.Layer):
             shapes: dict[str, tuple[int, ...]] = {"kernel": (len(lengths), max(lengths), self.width), "bias": (len(lengths), self.width)}
             for name, of_weight in shapes.items():
                 initial = self.initializer or _uniform(bound.reshape(-1, *[1] * (len(of_weight) - 1)))
-                rule = getattr(self, f"{name}_regularizer")
-                setattr(self, name, self.add_weight(shape=of_weight, initializer=initial, regularizer=rule, name=name))
+                setattr(self, name, self._add(name, True, shape=of_weight, initializer=initial, name=name))
         self.built = True
 
     def _bins(self) -> tuple[np.ndarray, ...]:

@@ -35,7 +35,7 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, WeightRules, keras.lay
         divisor: m, from 2 to 2^30.
         join: 'sum' or 'concat': how the halves are combined.
         initializer, or embeddings_initializer: of all tables.
-        embeddings_regularizer: of all tables, as in `keras.layers.Embedding`.
+        embeddings_regularizer, embeddings_constraint: of all tables, as in `keras.layers.Embedding`.
         mask_zero: whether ids whose two halves are 0 are padding: the outputs then have a Keras mask. They are embedded all the same.
         quantized: tables in int8, see `QuantizedEmbedding`.
 
@@ -69,8 +69,9 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, WeightRules, keras.lay
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        if quantized and self.embeddings_regularizer is not None:
-            raise ValueError("`quantized` tables are not trained: no embeddings_regularizer. Received: quantized=True and one.")
+        for rule in ("embeddings_regularizer", "embeddings_constraint"):
+            if quantized and getattr(self, rule) is not None:
+                raise ValueError(f"`quantized` tables are not trained: no {rule}. Received: quantized=True and one.")
         if dim < 1:
             raise ValueError(f"`dim` must be a positive integer. Received: dim={dim}")
         if not 2 <= divisor <= 2**30:
@@ -88,7 +89,7 @@ class QuotientRemainderEmbedding(WholeInputs, PassesMask, WeightRules, keras.lay
             return QuantizedEmbedding(size, self.dim, dtype=self.dtype_policy, name=name)
         # cloned: an initializer that is called twice returns the same numbers twice
         drawn = self.initializer.clone() if isinstance(self.initializer, keras.initializers.Initializer) else self.initializer
-        rules = self.rules(None, ("embeddings_regularizer",))
+        rules = self.rules(None, ("embeddings_regularizer", "embeddings_constraint"))
         return Embedding(size, self.dim, embeddings_initializer=drawn, **rules, dtype=self.dtype_policy, name=name)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

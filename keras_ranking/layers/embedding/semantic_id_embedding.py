@@ -34,7 +34,8 @@ class SemanticIdEmbedding(WholeInputs, PassesMask, WeightRules, keras.layers.Lay
         buckets: maximum number of rows of a level's table, with `prefixes`; K * buckets must be below 2^31.
         quantized: tables in int8, for serving; None: True inside `quantized_tables`.
 
-        embeddings_initializer, embeddings_regularizer: of the tables, as in `keras.layers.Embedding`. There is no `mask_zero`: 0 is a code.
+        embeddings_initializer, embeddings_regularizer, embeddings_constraint: of the tables, as in `keras.layers.Embedding`. There is no
+            `mask_zero`: 0 is a code.
 
     Call arguments:
         inputs: int32 (..., levels), codes from 0 on; a negative code means no code: it adds nothing at its level and, with

@@ -29,7 +29,7 @@ class PositionTowers(PassesMask, WeightRules, keras.layers.Layer):
         dropout: rate after each hidden layer, in training.
         shared: one tower for all ranges, with an embedding e_k as an additional input.
         embedding_dim: width of e_k.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the towers.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of the towers.
 
     Call arguments:
         inputs: (B, T, C).

@@ -41,7 +41,7 @@ class RankingHead(PassesMask, WeightRules, keras.layers.Layer):
         num_layers, rank: of the cross nets, see `LowRankCross`; `rank=None`: full matrices.
         num_experts, gate_dropout, seed: of 'mmoe'; gates sum to 1 only in the mean after dropout, as in `MMoE`.
         activation, dropout: of the MLPs.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all maps.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of all maps.
 
     Call arguments:
         inputs: h (B, ..., C).

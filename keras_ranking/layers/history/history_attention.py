@@ -32,7 +32,7 @@ class HistoryAttention(WeightRules, OfThePast):
         unit: seconds, see the formula.
         causal: without `start` and `end`, whether a candidate sees the events that are older than itself, key_times < times, or all. Events
             of the same second are hidden: they may be its own.
-        kernel_initializer, kernel_regularizer: of the three maps.
+        kernel_initializer, kernel_regularizer, kernel_constraint: of the three maps.
 
     Call arguments:
         inputs: (B, N, D), item vectors of the candidates.
@@ -63,7 +63,7 @@ class HistoryAttention(WeightRules, OfThePast):
         (1, 1, 10)
     """
 
-    weight_rules = ("kernel_initializer", "kernel_regularizer")
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
 
     def __init__(
         self,

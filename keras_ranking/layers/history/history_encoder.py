@@ -63,7 +63,8 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
         block: 'decoder' (`DecoderBlock` without gates) or 'ligr' (`LiGRBlock`).
         block_options: further arguments of the block.
         activation, dropout: of the blocks; `activation` has no effect with 'ligr'.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all maps and blocks.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of all maps and
+            blocks.
 
     Call arguments:
         inputs: dict of `history` h (B, L, E), oldest first; `candidates` c (B, N, C); `visible` int32 (B,), how many of the first

@@ -25,7 +25,7 @@ class LinearHistory(WeightRules, OfThePast):
         num_heads, key_dim: sizes of the heads.
         shrink: see the formula.
         decay, unit, causal: as `HistoryAttention`; the exponent starts near 0.
-        kernel_initializer, kernel_regularizer: of the map of items.
+        kernel_initializer, kernel_regularizer, kernel_constraint: of the map of items.
 
     Call arguments:
         inputs, key, numbers, start, end, times, key_times, window, key_mask: as `HistoryAttention`.
@@ -45,7 +45,7 @@ class LinearHistory(WeightRules, OfThePast):
         (1, 1, 6)
     """
 
-    weight_rules = ("kernel_initializer", "kernel_regularizer")
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
 
     def __init__(
         self,

@@ -30,8 +30,8 @@ class AttentionLowRankCross(LowRankCross):
     Without the skip, near-uniform scores at the start of training would map the low-rank vector to its mean, which has rank 1.
 
     Args:
-        rank, num_layers, activation, kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: see `LowRankCross`;
-            `rank` is r, an integer.
+        rank, num_layers, activation, kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer,
+            bias_constraint: see `LowRankCross`; `rank` is r, an integer.
         head_dim: h, a divisor of r. 1: each of the r numbers is a token.
         temperature: tau, or its initial value if it is learned.
         learn_temperature: train log(tau), one per layer.

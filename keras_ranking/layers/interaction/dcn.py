@@ -87,8 +87,8 @@ class ParallelDCN(CrossAndMLP):
         cross_options: further arguments of that layer, such as {"head_dim": 4}.
         gate, gate_rank, gate_activation, gate_identity_at_start, activation, dropout, normalization: of the MLP, see `GatedMLP`;
             no gates by default, as in DCNv2.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the cross net and the MLP, where `cross_options`
-            do not say otherwise.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of the cross net and
+            the MLP, where `cross_options` do not say otherwise.
 
     Call arguments:
         inputs: (B, ..., D).
@@ -126,7 +126,8 @@ class StackedDCN(CrossAndMLP):
 
     Args:
         rank, num_layers, hidden, cross, cross_options, gate, gate_rank, gate_activation, gate_identity_at_start, activation,
-            dropout, normalization, kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: see `ParallelDCN`.
+            dropout, normalization, kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer,
+                bias_constraint: see `ParallelDCN`.
 
     Call arguments:
         inputs: (B, ..., D).

@@ -34,7 +34,7 @@ class DenseGate(PassesMask, WeightRules, keras.layers.Layer):
         identity_at_start: as above.
         use_bias: add b, which starts at 0.
         kernel_initializer: of the factors that do not start at zero.
-        kernel_regularizer, bias_regularizer: of the factors, and of b.
+        kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of the factors, and of b.
 
     Call arguments:
         inputs: h (B, ..., n).
@@ -50,7 +50,7 @@ class DenseGate(PassesMask, WeightRules, keras.layers.Layer):
         (3, 8)
     """
 
-    weight_rules = ("kernel_initializer", "kernel_regularizer", "bias_regularizer")
+    weight_rules = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")
 
     def __init__(
         self,

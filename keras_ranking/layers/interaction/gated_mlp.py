@@ -35,7 +35,8 @@ class GatedMLP(PassesMask, WeightRules, keras.layers.Layer):
         dropout: rate after each hidden layer, in training.
         normalization: before the activation: 'batch' (W then has no bias; all tokens enter the moments, padding too), 'layer' or
             None.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of W_i and b_i; the kernel's also of the gates.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of W_i and b_i; the
+            kernel's also of the gates.
 
     Call arguments:
         inputs: (B, ..., D).

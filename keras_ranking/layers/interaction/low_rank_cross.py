@@ -26,7 +26,7 @@ class LowRankCross(PassesMask, WeightRules, keras.layers.Layer):
         activation: a, before the multiplication by x_0; None: none.
         kernel_initializer: of U and V, each drawn separately.
         bias_initializer: of b.
-        kernel_regularizer, bias_regularizer: of U and V, and of b.
+        kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of U and V, and of b.
 
     Call arguments:
         inputs: (B, ..., D).

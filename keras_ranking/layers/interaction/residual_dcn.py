@@ -24,7 +24,8 @@ class ResidualDCN(PassesMask, WeightRules, keras.layers.Layer):
 
     Args:
         rank, num_layers, activation: of both nets, see `LowRankCross`; no full matrices.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of both nets, see `LowRankCross`.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of both nets, see
+            `LowRankCross`.
         merge: 'concat' or 'sum'.
         head_dim, temperature, learn_temperature, inner_skip, score: see `AttentionLowRankCross`.
 

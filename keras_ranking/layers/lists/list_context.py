@@ -98,7 +98,8 @@ class ListPooling(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
     Args:
         hidden: width of W_1; None: that of x.
         dropout: rate after the activation, in training.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the two dense layers.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of the two dense
+            layers.
 
     Call arguments:
         inputs: X (B, S, D).

@@ -31,7 +31,7 @@ class SetwiseAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer):
         num_layers, num_heads, head_dim, ffn_multiple, gate, gate_bias, dropout: of the `LiGRBlock`s; `head_dim=None`: D / num_heads.
         block_options: further arguments of the `LiGRBlock`s.
         top_k: k, or None for whole sets. Of equal scores the earlier item ranks first.
-        kernel_initializer, kernel_regularizer, bias_regularizer: of all maps of the blocks.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_regularizer, bias_constraint: of all maps of the blocks.
 
     Call arguments:
         inputs: X (B, S, D).

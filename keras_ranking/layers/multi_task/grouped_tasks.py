@@ -20,7 +20,8 @@ class GroupedTasks(MultiTask):
 
     Args:
         tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of all MLPs and, of
+            kernels, the gates.
         groups: dict, group name -> its tasks; each task in one group.
         bottom: widths of each group's MLP.
 

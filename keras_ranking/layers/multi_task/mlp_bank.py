@@ -28,6 +28,7 @@ class MLPBank(PassesMask, WeightRules, keras.layers.Layer):
         zeros: start all kernels at zero.
         kernel_initializer, bias_initializer: of each of the M kernels, drawn separately, and of the biases.
         kernel_regularizer, bias_regularizer: of each layer's kernels (M, in, out) and biases (M, out), of all M together.
+        kernel_constraint, bias_constraint: of each of the M kernels (in, out) and biases (out,).
 
     Call arguments:
         inputs: (N, D), one input for all M, or (N, M, D), one for each.
@@ -81,9 +82,9 @@ class MLPBank(PassesMask, WeightRules, keras.layers.Layer):
         initializer = "zeros" if self.zeros else self._draw
         self.kernels, self.biases = [], []
         for i, out in enumerate(self.widths):
-            self.kernels.append(self.add_kernel(f"kernel_{i}", (self.count, width, out), initializer, fixed=True))
+            self.kernels.append(self.add_kernel(f"kernel_{i}", (self.count, width, out), initializer, fixed=True, stacked=True))
             if self.use_bias:
-                self.biases.append(self.add_bias(f"bias_{i}", (self.count, out)))
+                self.biases.append(self.add_bias(f"bias_{i}", (self.count, out), stacked=True))
             width = out
         self.dropout.build((None, self.count, width))
         self.built = True

@@ -25,7 +25,8 @@ class MMoE(MultiTask):
 
     Args:
         tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of all MLPs and, of
+            kernels, the gates.
         num_experts: E.
         expert: widths of each expert.
         gate_dropout: rate at which a gate is dropped, in training.

@@ -24,7 +24,8 @@ class MultiTask(PassesMask, WeightRules, keras.layers.Layer):
         tower: widths of the hidden layers of each task's tower; empty: one linear map.
         activation: of all hidden layers.
         dropout: rate after each hidden layer of bottoms, experts and towers, except the last of a stack; in training.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of all MLPs and, of
+            kernels, the gates.
     """
 
     def __init__(

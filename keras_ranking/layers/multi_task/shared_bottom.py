@@ -18,7 +18,8 @@ class SharedBottom(MultiTask):
 
     Args:
         tasks, tower, activation, dropout: K task names; hidden widths of each tower; activation and dropout of all MLPs.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of all MLPs and, of kernels, the gates.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of all MLPs and, of
+            kernels, the gates.
         bottom: widths of the MLP that all tasks share.
 
     Call arguments:

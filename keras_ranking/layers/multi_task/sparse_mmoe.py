@@ -28,8 +28,8 @@ class SparseMMoE(MMoE):
     purpose is that experts specialise. A `top_k` of 1 is an error: the gate would be the constant 1, without a gradient.
 
     Args:
-        tasks, tower, activation, dropout, num_experts, expert, seed, kernel_initializer, kernel_regularizer, bias_initializer,
-            bias_regularizer: see `MMoE`.
+        tasks, tower, activation, dropout, num_experts, expert, seed, kernel_initializer, kernel_regularizer, kernel_constraint,
+            bias_initializer, bias_regularizer, bias_constraint: see `MMoE`.
         top_k: number of experts that a token uses for a task, 2 to `num_experts`.
         noise: add the noise in training.
         balance: weight of the balance loss.

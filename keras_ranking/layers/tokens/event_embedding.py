@@ -25,8 +25,8 @@ class EventEmbedding(WholeInputs, PassesMask, WeightRules, keras.layers.Layer):
         id_dim: width of each id's embedding.
         numbers: which numbers have vectors, see `FeatureConcat`; None: none.
         id_dropout: rate at which numbers of the embeddings of ids are dropped in training.
-        kernel_initializer, kernel_regularizer, bias_initializer, bias_regularizer: of the dense layers.
-        embeddings_initializer, embeddings_regularizer: of the tables.
+        kernel_initializer, kernel_regularizer, kernel_constraint, bias_initializer, bias_regularizer, bias_constraint: of the dense layers.
+        embeddings_initializer, embeddings_regularizer, embeddings_constraint: of the tables.
 
     Call arguments:
         inputs: dict of tensors by column name, (B, T) or (B, T, size).

@@ -41,7 +41,7 @@ class FeatureConcat(WholeInputs, PassesMask, WeightRules, keras.layers.Layer):
         id_dropout: rate at which numbers of the embeddings of ids and categories are dropped in training.
         numbers: which numbers have vectors: their names as `columns`, whether the number itself stays as `plain`, and arguments of
             `NumericEmbedding`; edges are those of the columns. None: numbers are read as they are.
-        embeddings_initializer, embeddings_regularizer: of the tables, where they are no int8 ones.
+        embeddings_initializer, embeddings_regularizer, embeddings_constraint: of the tables, where they are no int8 ones.
         quantized: tables in int8, for serving; None: True inside `quantized_tables`, which is how a whole model gets int8 tables.
 
     Call arguments:
