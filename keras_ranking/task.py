@@ -43,7 +43,8 @@ class Task(BaseModel, metaclass=PlainWords):
         mean, std: of a standardising transform; None = not fitted yet.
         loss: of 'number': 'squared', (z - t)^2, or 'huber', (z - t)^2 / 2 up to `delta` and linear beyond.
         delta: of 'huber', in units of t.
-        weight: column with the weight of each row in this task's loss, a finite number >= 0; None: 1. Metrics of `evaluate` do not weigh.
+        weight: column with the weight of each row in this task's loss, a finite number >= 0; None: 1. Metrics of a
+            validation, of `evaluate` and of a report weigh rows by it too, but for NDCG and MRR.
         given: name of a binary task: the label counts where that one is 1, as dwell time counts given a click. What is served is then
             the prediction under this condition. Labels of other rows are not read.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_ranking.metrics.checks import binary, by_group, check_draws, column, group_codes, starts_of
+from keras_ranking.metrics.checks import binary, by_group, check_draws, column, group_codes, optional_weights, starts_of
 from keras_ranking.metrics.report import per_group
 
 METRICS = ("auc", "impression_auc", "ndcg_at_10", "mrr", "log_loss", "normalized_entropy", "observed_over_expected")
@@ -42,6 +42,7 @@ def summary_intervals(
     samples: int = 500,
     confidence: float = 0.95,
     seed: int = 0,
+    weights: Any = None,
 ) -> dict[str, MetricInterval]:
     """The metrics of one task with intervals: what other members of the same population would have given.
 
@@ -59,6 +60,7 @@ def summary_intervals(
         samples: bootstrap samples. *Our choice:* 500.
         confidence: share of the samples inside the interval, in (0, 1).
         seed: seed of the draws.
+        weights: (n,) of the rows, as `summary` takes them. Members are drawn alike, whatever the weights of their rows.
 
     Returns:
         Metric -> `MetricInterval`, with the values of `summary`. Its calibration error is not here: drawing adds noise to absolute
@@ -77,7 +79,7 @@ def summary_intervals(
     check_draws(samples, confidence)
     if unknown := [name for name in names if name not in METRICS]:
         raise ValueError(f"`names` must be among {METRICS}. Received: {unknown}")
-    drawn = _Drawn(labels, groups, clusters, names)
+    drawn = _Drawn(labels, groups, clusters, names, weights)
     given = {"a": (probabilities, probabilities if scores is None else scores)}
     values, resampled = drawn.metrics(given, samples, seed)
     return {name: _interval(values["a"][name], found, confidence) for name, found in resampled["a"].items()}
@@ -94,6 +96,7 @@ def summary_differences(
     samples: int = 500,
     confidence: float = 0.95,
     seed: int = 0,
+    weights: Any = None,
 ) -> dict[str, MetricInterval]:
     """Differences b - a of the metrics of two models on the same rows, with paired bootstrap intervals.
 
@@ -101,7 +104,7 @@ def summary_differences(
     interval does not hold 0 is significant.
 
     Args:
-        labels, groups, clusters, samples, confidence, seed: as `summary_intervals`.
+        labels, groups, clusters, samples, confidence, seed, weights: as `summary_intervals`.
         probabilities_a, scores_a: of model a.
         probabilities_b, scores_b: of model b.
 
@@ -122,7 +125,7 @@ def summary_differences(
         "a": (probabilities_a, probabilities_a if scores_a is None else scores_a),
         "b": (probabilities_b, probabilities_b if scores_b is None else scores_b),
     }
-    values, resampled = _Drawn(labels, groups, clusters).metrics(given, samples, seed)
+    values, resampled = _Drawn(labels, groups, clusters, weights=weights).metrics(given, samples, seed)
     return {
         name: _interval(values["b"][name] - values["a"][name], resampled["b"][name] - found, confidence)
         for name, found in resampled["a"].items()
@@ -140,10 +143,11 @@ def _interval(value: float, found: np.ndarray, confidence: float) -> MetricInter
 class _Drawn:
     """Rows by request and member, and what draws of members make of them."""
 
-    def __init__(self, labels: Any, groups: Any, clusters: Any, names: Sequence[str] = METRICS) -> None:
+    def __init__(self, labels: Any, groups: Any, clusters: Any, names: Sequence[str] = METRICS, weights: Any = None) -> None:
         self.names = tuple(names)
         self.positive = binary(labels)
         rows = self.positive.size
+        self.weight = optional_weights(weights, rows)
         self.codes = group_codes(groups, rows)
         self.member = np.unique(group_codes(clusters, rows, "clusters"), return_inverse=True)[1]
         order = by_group(self.codes, np.arange(rows))
@@ -180,30 +184,31 @@ class _Drawn:
         chance = column("probabilities", probabilities, rows, least=0.0, most=1.0).astype(np.float64)
         score = column("scores", scores, rows)
         order = np.argsort(score)
-        each = per_group(positive, score, self.codes, by_group(self.codes, order))
-        member = self.member[each.row]
-        requests = self._sums(np.ones(member.size), member)
+        each = per_group(positive, score, self.codes, by_group(self.codes, order), self.weight)
 
-        def mean(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-            sums = self._sums(values, member)
+        def mean(values: np.ndarray, row: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+            member = self.member[row]
+            sums, requests = self._sums(values, member), self._sums(np.ones(member.size), member)
             return lambda weights: _ratio(weights @ sums, weights @ requests)
 
+        one = np.ones(rows) if self.weight is None else self.weight
         with np.errstate(divide="ignore"):
-            loss = self._sums(-np.where(positive, np.log(chance), np.log1p(-chance)))
-        count, hits, expected = self._sums(np.ones(rows)), self._sums(positive.astype(np.float64)), self._sums(chance)
+            costs = -np.where(positive, np.log(chance), np.log1p(-chance))
+        loss = self._sums(costs if self.weight is None else np.where(one > 0, costs, 0.0) * one)  # 0 times infinity would be NaN
+        count, hits, expected = self._sums(one), self._sums(one * positive), self._sums(one * chance)
 
         def normalized(weights: np.ndarray) -> np.ndarray:
-            rate = (weights @ hits) / (weights @ count)
+            rate = _ratio(weights @ hits, weights @ count)
             with np.errstate(divide="ignore", invalid="ignore"):
                 entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
-            return _ratio((weights @ loss) / (weights @ count), np.nan_to_num(entropy))
+            return _ratio(_ratio(weights @ loss, weights @ count), np.nan_to_num(entropy))
 
         measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "auc": self._auc(score, order),
-            "impression_auc": mean(each.auc),
-            "ndcg_at_10": mean(each.ndcg),
-            "mrr": mean(each.reciprocal_rank),
-            "log_loss": lambda weights: (weights @ loss) / (weights @ count),
+            "impression_auc": mean(each.auc, each.auc_row),
+            "ndcg_at_10": mean(each.ndcg, each.row),
+            "mrr": mean(each.reciprocal_rank, each.row),
+            "log_loss": lambda weights: _ratio(weights @ loss, weights @ count),
             "normalized_entropy": normalized,
             "observed_over_expected": lambda weights: _ratio(weights @ hits, weights @ expected),
         }
@@ -220,12 +225,16 @@ class _Drawn:
         block = np.cumsum(np.bincount(tie, minlength=order.size)) - 1  # the tied block of each place
         above_block, below_block, blocks = block[above_at], block[below_at], tie.size
         above_member, below_member = member[above_at], member[below_at]
+        own = None if self.weight is None else self.weight[order]
 
         def auc(weights: np.ndarray) -> np.ndarray:
             found = np.empty(len(weights))
             for sample, weight in enumerate(weights):
-                above = np.bincount(above_block, weights=weight[above_member], minlength=blocks)
-                below = np.bincount(below_block, weights=weight[below_member], minlength=blocks)
+                of_above, of_below = weight[above_member], weight[below_member]
+                if own is not None:
+                    of_above, of_below = of_above * own[above_at], of_below * own[below_at]
+                above = np.bincount(above_block, weights=of_above, minlength=blocks)
+                below = np.bincount(below_block, weights=of_below, minlength=blocks)
                 wins = float(above @ (np.cumsum(below) - 0.5 * below))
                 pairs = float(above.sum() * below.sum())
                 found[sample] = wins / pairs if pairs else np.nan

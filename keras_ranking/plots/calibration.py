@@ -6,19 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from keras_ranking.metrics.checks import binary, column
+from keras_ranking.metrics.checks import binary, column, optional_weights
 from keras_ranking.plots.figure import COLORS, GREY, by_run, finish, new_figure
 
 _Z = 1.959964  # of a 95 % interval
 
 
-def reliability(labels: Any, probabilities: Any, bins: int = 10) -> Any:
+def reliability(labels: Any, probabilities: Any, bins: int = 10, weights: Any = None) -> Any:
     """Share of label 1 against mean probability, in bins of equal size, with 95 % Wilson intervals. On the diagonal it is calibrated.
 
     Args:
         labels: (n,) of 0 and 1.
         probabilities: (n,) in [0, 1]; or such arrays by run.
         bins: number of bins.
+        weights: (n,) >= 0, not all 0: means of a bin are weighted, and its interval is that of (sum w)^2 / sum w^2 rows (Kish's effective
+            number). None: all 1.
 
     Returns:
         A figure of matplotlib.
@@ -32,15 +34,18 @@ def reliability(labels: Any, probabilities: Any, bins: int = 10) -> Any:
         'mean probability'
     """
     positive = binary(labels)
+    given_weights = optional_weights(weights, positive.size)
+    mass = np.ones(positive.size) if given_weights is None else given_weights
     figure = new_figure(4.6, 3.8)
     axes = figure.subplots()
     top = 0.0
     for color, (run, given) in zip(COLORS, by_run(probabilities).items(), strict=False):
         chance = column("probabilities", given, positive.size, least=0.0, most=1.0).astype(np.float64)
-        parts = [rows for rows in np.array_split(np.argsort(chance, kind="stable"), bins) if rows.size]
-        mean = np.array([chance[rows].mean() for rows in parts])
-        rate = np.array([positive[rows].mean() for rows in parts])
-        low, high = wilson(rate, np.array([rows.size for rows in parts]))
+        order = np.argsort(chance, kind="stable")
+        parts = [rows for rows in np.array_split(order[mass[order] > 0], bins) if rows.size]
+        mean = np.array([np.average(chance[rows], weights=mass[rows]) for rows in parts])
+        rate = np.array([np.average(positive[rows], weights=mass[rows]) for rows in parts])
+        low, high = wilson(rate, np.array([mass[rows].sum() ** 2 / (mass[rows] ** 2).sum() for rows in parts]))
         axes.errorbar(mean, rate, yerr=[rate - low, high - rate], fmt="o-", color=color, markersize=4, capsize=2, label=run or None)
         top = max(top, float(mean.max()), float(high.max()))
     axes.plot([0, top], [0, top], color=GREY, linewidth=1, zorder=0)

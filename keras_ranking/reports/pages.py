@@ -71,7 +71,7 @@ def figures_of(report: RunReport) -> dict[str, tuple[Any, str]]:
         label = scored.labels[task][rows]
         logged = {run: scored.logged[run][task][rows] for run in report.runs}
         text = "Reliability: on the diagonal the probability is the share of label 1. Ten bins of equal size."
-        found[f"{task}: reliability"] = (plots.reliability(label, logged), text)
+        found[f"{task}: reliability"] = (plots.reliability(label, logged, weights=scored.weight(task, rows)), text)
         text = "Scores: shares of the rows with label 1 and label 0 by probability. The further apart, the better the order."
         found[f"{task}: scores"] = (plots.score_distribution(label, logged), text)
         if (scored.position[rows] > 0).any():

@@ -175,7 +175,8 @@ def report_of(
 
     Every interval is a 95 % bootstrap interval by drawing whole members; differences between runs are paired, on the same draws. Ranking
     metrics are of the score that serving returns, those of probabilities of the probability at the position shown, as in
-    `kr.training.evaluate`.
+    `kr.training.evaluate`. Rows are weighted by `Task.weight` of the first run in the metrics, in their differences, in segments and in the
+    reliability diagram; not in NDCG and MRR, in the other figures, and in the importance of columns.
 
     Args:
         runs: folders that `train` wrote; the others are compared with the first.
@@ -235,8 +236,10 @@ def _metrics(scored: Scored, task: str, run: str, options: ReportOptions) -> dic
     rows = scored.known(task)
     label, logged, served = scored.labels[task][rows], scored.logged[run][task][rows], scored.served[run][task][rows]
     given = (label, logged, scored.request[rows], scored.member[rows], served)
-    found = {name: list(one) for name, one in summary_intervals(*given, samples=options.draws, seed=options.seed).items()}
-    return {**found, "calibration_error": [calibration_error(label, logged), math.nan, math.nan]}
+    weights = scored.weight(task, rows)
+    intervals = summary_intervals(*given, samples=options.draws, seed=options.seed, weights=weights)
+    found = {name: list(one) for name, one in intervals.items()}
+    return {**found, "calibration_error": [calibration_error(label, logged, weights), math.nan, math.nan]}
 
 
 def _difference(scored: Scored, task: str, run: str, options: ReportOptions) -> dict[str, list[float]]:
@@ -251,6 +254,7 @@ def _difference(scored: Scored, task: str, run: str, options: ReportOptions) -> 
         scores_b=scored.served[run][task][rows],
         samples=options.draws,
         seed=options.seed,
+        weights=scored.weight(task, rows),
     )
     return {name: list(one) for name, one in found.items()}
 

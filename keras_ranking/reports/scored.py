@@ -16,7 +16,7 @@ from keras_ranking import models
 from keras_ranking.data import Log, PackedRows, Requests
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers.log import as_log
-from keras_ranking.training.scoring.events import log_to_score, model_of, rows_to_score, served_and_logged
+from keras_ranking.training.scoring.events import log_to_score, model_of, rows_to_score, served_and_logged, weights_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Scored:
         position: (n,) 1 = shown first, 0 = not known.
         past: (n,) events of the member before the request.
         labels: task -> (n,), NaN = not known.
+        weights: task -> (n,) of the rows, by `Task.weight` of the first run; None for a task without.
         served: run -> task -> (n,) the score of serving.
         logged: run -> task -> (n,) the probability at the position shown.
         notes: what was left out.
@@ -65,6 +66,7 @@ class Scored:
     position: np.ndarray
     past: np.ndarray
     labels: Mapping[str, np.ndarray]
+    weights: Mapping[str, np.ndarray | None]
     served: Mapping[str, Mapping[str, np.ndarray]]
     logged: Mapping[str, Mapping[str, np.ndarray]]
     notes: tuple[str, ...]
@@ -73,6 +75,11 @@ class Scored:
         """(n,) bool: rows with a label."""
         known: np.ndarray = ~np.isnan(self.labels[task])
         return known
+
+    def weight(self, task: str, rows: np.ndarray) -> np.ndarray | None:
+        """Weights of some rows; None where the task has none."""
+        weights = self.weights[task]
+        return None if weights is None else weights[rows]
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -130,6 +137,10 @@ def score_runs(folders: Sequence[Path], log: Log | pd.DataFrame, split: str, on_
         raise ValueError(f"the runs must share a task whose labels are 0 and 1. Received: {[run.ranker.tasks for run in runs]}")
     left = [task for task in common if task not in tasks]
     notes += [f"tasks without a section, because their labels are not 0 and 1: {', '.join(left)}"] if left else []
+    schema = runs[0].ranker.schema
+    for name in [task for task in tasks if schema.task(task).weight is not None]:
+        column = schema.task(name).weight
+        notes.append(f"rows of task '{name}' are weighted by column '{column}' in metrics (not NDCG and MRR) and reliability")
     return _aligned(tuple(runs), found, tasks, first, notes)
 
 
@@ -190,6 +201,7 @@ def _aligned(
         position=sequences.position[at],
         past=begin - sequences.offsets[member[at]],
         labels={task: sequences.labels[task][at] for task in tasks},
+        weights={task: weights_of(sequences, task, at) for task in tasks},
         served=scores[0],
         logged=scores[1],
         notes=tuple(told),

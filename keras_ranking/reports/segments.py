@@ -38,21 +38,23 @@ def segment_metrics(scored: Scored, columns: Sequence[str] | None, samples: int,
             known = scored.known(task)
             for code, name in enumerate(names):
                 rows = known & (codes == code)
-                if rows.any():
+                weights = scored.weight(task, rows)
+                if rows.any() and (weights is None or weights.any()):
                     found.append({"task": task, "column": column, "segment": name, **_measured(scored, task, rows, samples, seed)})
     return found
 
 
 def _measured(scored: Scored, task: str, rows: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
-    label = scored.labels[task][rows]
+    label, weights = scored.labels[task][rows], scored.weight(task, rows)
     runs = {}
     for run in scored.runs:
         given = (label, scored.logged[run.name][task][rows], scored.request[rows], scored.member[rows], scored.served[run.name][task][rows])
         runs[run.name] = {
-            name: list(values) for name, values in summary_intervals(*given, names=_MEASURED, samples=samples, seed=seed).items()
+            name: list(values)
+            for name, values in summary_intervals(*given, names=_MEASURED, samples=samples, seed=seed, weights=weights).items()
         }
     requests = int(np.unique(scored.request[rows]).size)
-    return {"rows": int(rows.sum()), "requests": requests, "rate": float(label.mean()), "runs": runs}
+    return {"rows": int(rows.sum()), "requests": requests, "rate": float(np.average(label, weights=weights)), "runs": runs}
 
 
 def _chosen(scored: Scored, columns: Sequence[str] | None) -> list[str]:

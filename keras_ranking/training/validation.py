@@ -18,7 +18,7 @@ from keras_ranking.training.checkpoint import arrays_of, assign_arrays
 from keras_ranking.training.distribution.plan import active
 from keras_ranking.training.recipe import LAST_DAY, METRICS, Recipe, better
 from keras_ranking.training.reporting import tell_rows
-from keras_ranking.training.scoring.events import metrics_of, rows_to_score, summary_of
+from keras_ranking.training.scoring.events import metrics_of, rows_to_score, summary_of, weights_of
 from keras_ranking.training.weight_average import WeightAverage
 
 _DAY = 86_400
@@ -110,7 +110,8 @@ class Validation(keras.callbacks.Callback):
             scored = sequences.target & ~np.isnan(label)
             if scored.any():
                 constant = np.full(int(scored.sum()), 0.5)
-                known[name] = summary_of(ranker.schema.task(name), label[scored], constant, constant, sequences.request[scored])
+                weights = weights_of(sequences, name, scored)
+                known[name] = summary_of(ranker.schema.task(name), label[scored], constant, constant, sequences.request[scored], weights)
         self.check_names(known)
 
     def check_names(self, known: Mapping[str, Mapping[str, float]]) -> None:

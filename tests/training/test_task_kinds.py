@@ -58,6 +58,32 @@ def test_all_kinds_learn_and_are_measured(log: Any, run: Any) -> None:
     assert found["stars"] == pytest.approx(own, rel=1e-4)
 
 
+def test_metrics_weigh_rows(log: Any, run: Any) -> None:
+    """In `evaluate` and after each epoch, with a control without the weights."""
+    _, model, history = run
+    found = kr.training.evaluate(model, log)["click"]
+    wanted = log.is_split("validation")
+    label, weight, chance = log.events["click"][wanted], log.events["importance"][wanted], predict(model, log)["click"][wanted]
+    costs = -np.where(label == 1, np.log(chance), np.log1p(-chance))
+    assert found["log_loss"] == pytest.approx(np.average(costs, weights=weight), rel=1e-4)
+    assert abs(found["log_loss"] - costs.mean()) > 1e-3 * costs.mean(), "control"
+    assert found == pytest.approx(kr.metrics.summary(label, chance, log.events["request_id"][wanted], weight), rel=1e-4)
+    for name in ("auc", "log_loss", "normalized_entropy"):
+        assert history["epochs"][f"val_click_{name}"][-1] == pytest.approx(found[name], rel=1e-5)
+
+
+@pytest.mark.quickest
+def test_shards_and_the_report_weigh_rows(log: Any, run: Any, tmp_path: Path) -> None:
+    folder, model, _ = run
+    found = kr.training.evaluate(model, log)
+    shards = kr.data.prepare(kr.data.Log(log.events, model.schema), tmp_path / "shards", shards=2)
+    assert kr.training.evaluate(model, shards)["click"] == pytest.approx(found["click"], rel=1e-5)
+    report = kr.reports.report_of(folder, log, options=kr.reports.ReportOptions(sample=10, draws=4))
+    (figures,) = report.figures_by_task["click"].values()
+    assert {name: values[0] for name, values in figures.items()} == pytest.approx(found["click"], rel=1e-5)
+    assert any("weighted by column 'importance'" in note for note in report.notes)
+
+
 def test_weights_of_rows_are_those_of_the_loss(log: Any, run: Any) -> None:
     _, model, _ = run
     sequences = kr.data.build_sequences(log.events, model.schema, target=log.is_split("train"))

@@ -238,7 +238,7 @@ def metrics_of(
         label = sequences.labels[task]
         scored = sequences.target & ~np.isnan(label)
         found = label[scored], served[task][scored], logged[task][scored], sequences.request[scored]
-        results[task] = summary_of(ranker.schema.task(task), *found)
+        results[task] = summary_of(ranker.schema.task(task), *found, weights_of(sequences, task, scored))
     if ranked and ranker.utility:
         order = ByUtility(ranker)
         order.add(sequences, served)
@@ -246,25 +246,35 @@ def metrics_of(
     return results
 
 
-def summary_of(task: Task, label: np.ndarray, served: np.ndarray, logged: np.ndarray, request: np.ndarray) -> dict[str, float]:
-    """The metrics of one task over rows with a known label, by its kind; NaN without a row.
+def weights_of(sequences: Sequences, task: str, rows: np.ndarray) -> np.ndarray | None:
+    """The weights that some rows have by `Task.weight`; None where the task has none."""
+    weights = sequences.weights.get(task)
+    return None if weights is None else weights[rows].astype(np.float64)
+
+
+def summary_of(
+    task: Task, label: np.ndarray, served: np.ndarray, logged: np.ndarray, request: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float]:
+    """The metrics of one task over rows with a known label, by its kind; NaN without a row that has a weight.
 
     Args:
         task: what the label is.
         label: (n,) encoded labels.
         served, logged: (n,) the score of serving, and the one at the position shown.
         request: (n,).
+        weight: (n,) of the rows; None: all 1.
     """
+    none = not len(label) or (weight is not None and not weight.any())
     if task.kind == "number":
-        if not len(label):
+        if none:
             return dict.fromkeys(metrics.number_summary([0.0, 1.0], [0.0, 1.0]), float("nan"))
-        return metrics.number_summary(task.served_label(label), logged)
+        return metrics.number_summary(task.served_label(label), logged, weight)
     levels = task.levels or 1
     read = metrics.summary if task.kind == "binary" else partial(metrics.grade_summary, levels=levels)
-    if not len(label):
+    if none:
         return dict.fromkeys(read(np.array([0, 1]), np.array([0.25, 0.75]), np.array([0, 0])), float("nan"))
     labels = label if task.kind == "binary" else np.round(label.astype(np.float64) * levels, 4)
-    ranking, probability = (read(labels, scores, request) for scores in (served, logged))
+    ranking, probability = (read(labels, scores, request, weights=weight) for scores in (served, logged))
     ranked = ("auc", "impression_auc", "ndcg_at_10", "mrr")
     return {name: float((ranking if name in ranked else probability)[name]) for name in probability}
 

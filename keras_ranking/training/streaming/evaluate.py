@@ -114,6 +114,9 @@ def evaluate(
     the first candidates of a request by what happened (`metrics.realised_utility`, with labels in the units that are served), and
     `TASK_impression_auc` and `TASK_ndcg_at_10`, how well this one order serves each task.
 
+    Rows are weighted by `Task.weight`, where a task has one: `metrics.summary` says how each metric is. `ndcg_at_10`, `mrr` and the metrics
+    of the order by utility are not weighted.
+
     Rows later than the split are not read; earlier rows are history. A `ShardedLog` is read one shard after the other; 17 bytes are kept
     for each event of the split and each task.
 

@@ -14,7 +14,7 @@ from keras_ranking.data import PackedRows, Requests, ShardedLog
 from keras_ranking.data.shards.log import Chosen
 from keras_ranking.task import Task
 from keras_ranking.training.distribution.plan import ONE, Plan
-from keras_ranking.training.scoring.events import rows_of, served_and_logged, summary_of
+from keras_ranking.training.scoring.events import rows_of, served_and_logged, summary_of, weights_of
 from keras_ranking.training.scoring.utility import ByUtility
 from keras_ranking.training.streaming.data import columns_of
 from keras_ranking.utility import SCORE
@@ -71,7 +71,7 @@ def metrics_of_shards(
     """
     order = ByUtility(ranker) if ranked and ranker.utility else None
     tasks = [ranker.schema.task(name) for name in ranker.tasks]
-    sums: dict[str, Any] = {task.name: Sums() if task.kind == "binary" else Rows(task) for task in tasks}
+    sums: dict[str, Any] = {task.name: Sums() if task.kind == "binary" and task.weight is None else Rows(task) for task in tasks}
     size = max(row_length, 2 * longest_known(log, chosen))
     for _, rows in rows_by_shard(ranker, log, chosen, size):
         if rows is None:
@@ -87,7 +87,8 @@ def metrics_of_shards(
             label = sequences.labels[task]
             scored = sequences.target & ~np.isnan(label)
             if scored.any():
-                found.add(label[scored], served[task][scored], logged[task][scored], sequences.request[scored])
+                given = label[scored], served[task][scored], logged[task][scored], sequences.request[scored]
+                found.add(*given) if isinstance(found, Sums) else found.add(*given, weights_of(sequences, task, scored))
     return {task: found.summary() for task, found in sums.items()} | ({} if order is None else {SCORE: order.summary()})
 
 
@@ -143,7 +144,7 @@ class Sums:
 
 
 class Rows:
-    """Labels and scores of a graded task or of a number, whose metrics are of all rows: 28 bytes a row.
+    """Labels and scores of a graded task, of a number, or of a task with weights of rows: 28 bytes a row, and 8 for a weight.
 
     Args:
         task: what the label is.
@@ -154,13 +155,13 @@ class Rows:
         self.parts: list[tuple[np.ndarray, ...]] = []
         self._requests = 0
 
-    def add(self, label: np.ndarray, served: np.ndarray, logged: np.ndarray, request: np.ndarray) -> None:
+    def add(self, label: np.ndarray, served: np.ndarray, logged: np.ndarray, request: np.ndarray, weight: np.ndarray | None = None) -> None:
         """Add the rows of a part, which holds whole requests."""
         found, code = np.unique(request, return_inverse=True)
-        self.parts.append((label, served, logged, code.reshape(-1) + self._requests))
+        self.parts.append((label, served, logged, code.reshape(-1) + self._requests, *(() if weight is None else (weight,))))
         self._requests += len(found)
 
     def summary(self) -> dict[str, float]:
         """The metrics of all rows."""
         columns = [np.concatenate(column) for column in zip(*self.parts, strict=True)] or [np.zeros(0)] * 4
-        return summary_of(self.task, columns[0], columns[1], columns[2], columns[3])
+        return summary_of(self.task, *columns)
