@@ -23,6 +23,10 @@ def report(args: argparse.Namespace) -> int:
     log = open_log_of(args, _log_seed(Path(args.runs[0])), folder=args.runs[0])
     log.is_split(args.split)
     start_keras(args)
+    if args.mlflow:
+        from keras_ranking.training.tracking.mlflow import client_of
+
+        client_of(args.mlflow)  # before the work, if it is not installed
     from keras_ranking import reports
     from keras_ranking.reports.report import write_json
 
@@ -35,6 +39,10 @@ def report(args: argparse.Namespace) -> int:
         file = found.save(args.out)
         if args.json:
             write_json(found, Path(args.json))
+        if args.tensorboard:
+            found.to_tensorboard(args.tensorboard)
+        if args.mlflow:
+            found.to_mlflow(args.mlflow)
     print(found.text())
     print(f"\nreport: {file}")
     return 0
@@ -73,6 +81,7 @@ examples:
   keras-ranking report runs/cadet --data simulated --out report.html
   keras-ranking report runs/ligr runs/cadet --data ebnerd:data/ebnerd --out report.html --segment device --segment subscriber
   keras-ranking report runs/mine --data parquet:log.parquet --split test --out report.html --group counts=views_1h,views_24h
+  keras-ranking report runs/mine --data parquet:log.parquet --out report.html --tensorboard boards/mine
 """,
         keras=True,
     )
@@ -88,6 +97,9 @@ examples:
     made.add_argument("--max-rows", type=positive, metavar="N", help="of more rows, those of drawn members are scored (default: 100000)")
     made.add_argument("--seed", type=seed, metavar="N", help="seed of draws and exchanges (default: 0)")
     made.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
+    made.add_argument("--tensorboard", metavar="DIR", help="also write metrics and figures for `tensorboard --logdir DIR`")
+    text = "also log metrics, figures and the page as a run of MLflow: http://HOST:PORT or sqlite:///FILE (the extra mlflow)"
+    made.add_argument("--mlflow", metavar="URI", help=text)
 
 
 REPORT_PARSERS = (report_parser,)

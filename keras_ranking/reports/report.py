@@ -142,6 +142,43 @@ class RunReport:
 
         return {name: figure for name, (figure, _) in figures_of(self).items()}
 
+    def to_tensorboard(self, folder: str | Path) -> Path:
+        """Write metrics and figures for TensorBoard, on every backend; TensorFlow need not be installed.
+
+        The folder of each run has its metrics as scalars `TASK/METRIC`, with `_low` and `_high` for the interval and `_difference` to the
+        first run, so that runs stand side by side; the folder `report` has the figures of the page as images. The step is 0.
+
+        Args:
+            folder: for `tensorboard --logdir`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed, naming the extra.
+        """
+        from keras_ranking.reports.tracking import to_tensorboard
+
+        return to_tensorboard(self, folder)
+
+    def to_mlflow(self, uri: str | None = None, experiment: str = "keras-ranking") -> str:
+        """Log metrics, figures, the page and its numbers as a run of MLflow.
+
+        Args:
+            uri: of the tracking server or store, as for `kr.training.MLflowLog`.
+            experiment: name, made where it is missing.
+
+        Returns:
+            The id of the run. Its metrics are `TASK/METRIC`, for several runs `RUN/TASK/METRIC`, as in `to_tensorboard`; its artifacts
+            `figures/*.png`, `report.html` and `report.json`.
+
+        Raises:
+            ModuleNotFoundError: MLflow or matplotlib is not installed, naming the extra.
+        """
+        from keras_ranking.reports.tracking import to_mlflow
+
+        return to_mlflow(self, uri, experiment)
+
     def save(self, path: str | Path) -> Path:
         """Write the page: one HTML file that loads nothing from elsewhere.
 

@@ -40,20 +40,14 @@ class MLflowLog(keras.callbacks.Callback):
 
     def __init__(self, uri: str | None = None, experiment: str = "keras-ranking", run_name: str | None = None) -> None:
         super().__init__()
-        try:
-            from mlflow.tracking import MlflowClient
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("MLflow runs need MLflow: pip install 'keras-ranking[mlflow]'", name="mlflow") from error
-        self.client: Any = MlflowClient(tracking_uri=uri)
+        self.client: Any = client_of(uri)
         self.experiment, self.run_name = experiment, run_name
         self.run_id: str | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.run_id is not None:  # the rest of an epoch, and then the others
             return
-        found = self.client.get_experiment_by_name(self.experiment)
-        number = self.client.create_experiment(self.experiment) if found is None else found.experiment_id
-        self.run_id = self.client.create_run(number, run_name=self.run_name).info.run_id
+        self.run_id = self.client.create_run(experiment_of(self.client, self.experiment), run_name=self.run_name).info.run_id
         arguments = {"backend": keras.backend.backend(), "model": self.model.name, **getattr(self.model, "arguments", {})}
         for name, value in arguments.items():
             self.client.log_param(self.run_id, name, str(value)[:_LONGEST])
@@ -80,3 +74,23 @@ class MLflowLog(keras.callbacks.Callback):
                 self.client.log_artifact(self.run_id, str((Path(folder) / name).resolve(strict=True)))
         for name, value in (metrics or {}).items():
             self.client.log_metric(self.run_id, name, float(value))
+
+
+def client_of(uri: str | None) -> Any:
+    """A client of a tracking server or store.
+
+    Raises:
+        ModuleNotFoundError: MLflow is not installed; the message names the extra.
+    """
+    try:
+        from mlflow.tracking import MlflowClient
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("MLflow runs need MLflow: pip install 'keras-ranking[mlflow]'", name="mlflow") from error
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_of(client: Any, name: str) -> str:
+    """The id of an experiment, which is made where it is missing."""
+    found = client.get_experiment_by_name(name)
+    made: str = client.create_experiment(name) if found is None else found.experiment_id
+    return made
