@@ -7,12 +7,11 @@ import json
 import math
 import re
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_ranking.training.tracking.event_file import EventFile
-from keras_ranking.training.tracking.mlflow import client_of, experiment_of
+from keras_ranking.training.tracking.mlflow import client_of, experiment_of, log_metrics
 
 if TYPE_CHECKING:
     from keras_ranking.reports.report import RunReport
@@ -22,7 +21,7 @@ PICTURES = "report"  # folder of TensorBoard that has the figures, which are of 
 
 def numbers_of(report: RunReport, run: str) -> dict[str, float]:
     """Metrics of a run by 'TASK/METRIC', with the ends of intervals, and differences to the first run; what is undefined is left out."""
-    found = {}
+    found: dict[str, float] = {}
     for task in report.tasks:
         measured = {"": report.figures_by_task[task][run], "_difference": report.differences[task].get(run, {})}
         for ending, values in measured.items():
@@ -56,17 +55,12 @@ def to_tensorboard(report: RunReport, folder: str | Path) -> Path:
 def to_mlflow(report: RunReport, uri: str | None, experiment: str) -> str:
     """`RunReport.to_mlflow`."""
     client: Any = client_of(uri)
-    from mlflow.entities import Metric
-
     pictures = pictures_of(report)
     run_id: str = client.create_run(experiment_of(client, experiment), run_name=report.title).info.run_id
-    now = int(time.time() * 1000)
     numbers = {f"{run}/{name}": value for run in report.runs for name, value in numbers_of(report, run).items()}
     if len(report.runs) == 1:
         numbers = numbers_of(report, report.runs[0])
-    entries = [Metric(_plain(name), value, now, 0) for name, value in numbers.items()]
-    for begin in range(0, len(entries), 500):  # MLflow takes at most 1,000 at a time
-        client.log_batch(run_id, metrics=entries[begin : begin + 500])
+    log_metrics(client, run_id, {_plain(name): value for name, value in numbers.items()}, 0)
     with tempfile.TemporaryDirectory() as place:
         for name, picture in pictures.items():
             (Path(place) / f"{_plain(name).replace('/', '_')}.png").write_bytes(picture)

@@ -13,6 +13,7 @@ import keras
 from keras_ranking.training.tracking.tensorboard import learning_rate
 
 _LONGEST = 500  # characters of a parameter
+_PART = 500  # metrics at a time; MLflow takes at most 1,000
 
 
 class MLflowLog(keras.callbacks.Callback):
@@ -53,11 +54,8 @@ class MLflowLog(keras.callbacks.Callback):
             self.client.log_param(self.run_id, name, str(value)[:_LONGEST])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        from mlflow.entities import Metric
-
         values = {name: float(value) for name, value in (logs or {}).items()} | {"learning_rate": learning_rate(self.model)}
-        now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, metrics=[Metric(name, value, now, epoch) for name, value in values.items()])
+        log_metrics(self.client, self.run_id, values, epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
         self.client.set_terminated(self.run_id)
@@ -87,6 +85,16 @@ def client_of(uri: str | None) -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("MLflow runs need MLflow: pip install 'keras-ranking[mlflow]'", name="mlflow") from error
     return MlflowClient(tracking_uri=uri)
+
+
+def log_metrics(client: Any, run_id: str | None, values: Mapping[str, float], step: int) -> None:
+    """Log numbers by name, in parts of a size that MLflow takes."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    entries = [Metric(name, value, now, step) for name, value in values.items()]
+    for begin in range(0, len(entries), _PART):
+        client.log_batch(run_id, metrics=entries[begin : begin + _PART])
 
 
 def experiment_of(client: Any, name: str) -> str:
