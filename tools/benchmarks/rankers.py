@@ -120,6 +120,8 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         **{f"{model} fold_in": {"features": "fold_in", "options": _CHOICE} for model in ("cadet", "feedsr")},
         **{f"ligr {of}": {"features": of, "options": _CHOICE} for of in ("plain", "relative", "new", "fold_in")},
         "ligr fold_in without choice": {"features": "fold_in"},
+        "lirank plain": {"features": "plain"},
+        "lirank plain with list context": {"features": "plain", "options": {"list_context": True}},
         "cadet fold_in without history": {"features": "fold_in", "options": {**_CHOICE, "max_history": 0}},
     },
     "retail": {
@@ -169,6 +171,7 @@ _HISTORY = ("history", "cadet fold_in", "cadet fold_in without history")
 PARTS: dict[str, list[tuple[str, str, str]]] = {
     "ebnerd": [
         _HISTORY,
+        ("list context", "lirank plain with list context", "lirank plain"),
         ("probabilities by choice", "ligr fold_in", "ligr fold_in without choice"),
         ("counts that know the list", "ligr new", "ligr relative"),
         ("fold-in", "ligr fold_in", "ligr new"),

@@ -139,27 +139,31 @@ def table_of(log: str, holdout: float, split: str, of_peers: Sequence[Line], of_
 
 
 def worth_of(log: str, of_rankers: Sequence[Line]) -> list[str]:
-    """What a part gives: differences of runs of the same seed, with intervals."""
+    """What a part gives: differences of runs of the same seed, with intervals; where none was made with members held out, with all."""
+    metric = "impression_auc" if log in ("ebnerd", "retail") else "auc"
     lines = []
     for words, run, without in rankers.PARTS[log]:
-        pairs: dict[int, dict[str, Line]] = {}
-        for line in of_rankers:
-            if line["log"] == log and holdout_of(line) == 0.25 and not line.get("tuning") and line["run"] in (run, without):
-                pairs.setdefault(line["seed"], {})[line["run"]] = line
-        both = [pair for pair in pairs.values() if len(pair) == 2]
-        if both:
-            metric = "impression_auc" if log in ("ebnerd", "retail") else "auc"
-            row = [words, rankers.words_of(run)]
-            for split in ("validation", "new_members"):
-                for name in (metric, "log_loss"):
-                    row.append(mean_cell([pair[run]["figures"][split][name] - pair[without]["figures"][split][name] for pair in both]))
-            lines.append(f"| {' | '.join(row)} | {len(both)} |")
+        for holdout in (0.25, 0.0):
+            pairs: dict[int, dict[str, Line]] = {}
+            for line in of_rankers:
+                if (line["log"], holdout_of(line)) == (log, holdout) and not line.get("tuning") and line["run"] in (run, without):
+                    pairs.setdefault(line["seed"], {})[line["run"]] = line
+            both = [pair for pair in pairs.values() if len(pair) == 2]
+            if both:
+                found = [(pair[run]["figures"], pair[without]["figures"]) for pair in both]
+                row = [words, rankers.words_of(run)]
+                for split in ("validation", "new_members"):
+                    for name in (metric, "log_loss"):
+                        known = split in found[0][0]
+                        row.append(mean_cell([own[split][name] - other[split][name] for own, other in found]) if known else "-")
+                lines.append(f"| {' | '.join(row)} | {len(both)} |")
+                break
     if not lines:
         return []
     head = "| part | in | validation: AUC | log loss | new members: AUC | log loss | seeds |"
     return [
         "",
-        "What parts give (impression AUC where the log has lists), of the same seed with and without:",
+        "What parts give (impression AUC where the log has lists), of the same seed with and without; `-`: all members were trained on:",
         "",
         head,
         f"|{'---|' * 7}",
