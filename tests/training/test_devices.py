@@ -112,15 +112,39 @@ def test_two_processes_of_torch(tmp_path: Path) -> None:
     ids=["torch-2-processes", "jax-4-devices", "jax-2-processes", "tensorflow-2-devices"],
 )
 def test_all_models(backend: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    """20 steps and more of each model, with clipping, batch normalisation and uneven weights."""
-    job = {"models": ALL, "evaluate": True}
-    one = found(tmp_path / "one", backend, {**job, "devices": settings.get("devices", 1)})[0]
-    many = found(tmp_path / "many", backend, {**job, **settings, "distribution": "data", "out": str(tmp_path / "run")})[0]
-    for name in ALL:
-        assert len(one[name]["losses"]) >= 20
-        assert away(one[name], many[name]) < CLOSE, name
-        assert metrics_away(many[name]["evaluated"], one[name]["evaluated"]) < 1e-5, name
-        assert metrics_away(many[name]["evaluated"], many[name]["reloaded"]) < CLOSE, name
+    """20 steps and more of each model, with clipping, batch normalisation and uneven weights; and of two models from shards."""
+    shards = str(kr.data.prepare(on_devices.small_log(), tmp_path / "shards", shards=2).folder)
+    job: dict[str, Any] = {"models": ALL, "evaluate": True}
+    jobs = job, {**job, "models": ["cadet", "lirank"], "shards": shards}
+    ones = found(tmp_path / "one", backend, *({**each, "devices": settings.get("devices", 1)} for each in jobs))
+    more = {**settings, "distribution": "data"}
+    manys = found(tmp_path / "many", backend, *({**each, **more, "out": str(tmp_path / f"run{at}")} for at, each in enumerate(jobs)))
+    for each, one, many in zip(jobs, ones, manys, strict=True):
+        for name in each["models"]:
+            assert len(one[name]["losses"]) >= 20
+            assert away(one[name], many[name]) < CLOSE, name
+            assert metrics_away(many[name]["evaluated"], one[name]["evaluated"]) < 1e-5, name
+            assert metrics_away(many[name]["evaluated"], many[name]["reloaded"]) < CLOSE, name
+    assert ones[0]["lirank"]["losses"] != ones[1]["lirank"]["losses"], "control: two shards are read in another order"
+
+
+@pytest.mark.release
+@pytest.mark.slow
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("backend", "settings"), [("torch", {"processes": 2}), ("tensorflow", {"devices": 2})], ids=["torch", "tensorflow"]
+)
+def test_a_restart_on_one_device(backend: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Two were killed; one alone goes on, and ends with the weights of an uninterrupted training on one."""
+    job: dict[str, Any] = {"models": ["lirank"], "epochs": 3, "checkpoint_every": 2}
+    one = found(tmp_path / "one", backend, {**job, "devices": 1})[0]["lirank"]
+    job |= {"out": str(tmp_path / "killed")}
+    for process in started([{**job, **settings, "distribution": "data", "kill": {"0": 7, "1": 7}}], tmp_path / "kill", backend):
+        assert process.wait() == -signal.SIGKILL
+    again = found(tmp_path / "again", backend, {**job, "devices": 1, "resume": True})[0]["lirank"]
+    assert 0 < len(again["losses"]) < len(one["losses"]), "control: it goes on, and does not begin anew"
+    np.testing.assert_allclose(again["losses"], one["losses"][-len(again["losses"]) :], rtol=CLOSE)
+    np.testing.assert_allclose(again["weights"], one["weights"], rtol=1e-5)
 
 
 @pytest.mark.release
