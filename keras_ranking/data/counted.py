@@ -130,12 +130,13 @@ class Counting:
 
     Args:
         schema, round, on_error: see `with_counts`.
+        places: numbers of the rows in messages; None: their places.
     """
 
-    def __init__(self, schema: Schema, round: str | None, on_error: str) -> None:
+    def __init__(self, schema: Schema, round: str | None, on_error: str, places: np.ndarray | None = None) -> None:
         if on_error not in ("raise", "drop"):
             raise ValueError(f"`on_error` must be 'raise' or 'drop'. Received: on_error={on_error!r}")
-        self.schema, self.round, self.on_error = schema, round, on_error
+        self.schema, self.round, self.on_error, self.places = schema, round, on_error, places
 
     def columns(
         self, events: pd.DataFrame, states: PointInTime | None, go_on: bool, history: np.ndarray, matter: np.ndarray | None
@@ -167,7 +168,7 @@ class Counting:
             counts = [count.name for count in self.schema.counts if name in count.sources]
             require_column(events, name, f"of count '{counts[0]}' is not in the log" if counts else "of the schema is not in the log")
         made = None if not own else PointInTime([ColumnCounts(own, self.schema.time, self.schema.feedback_delay)])
-        good, seconds = self._readable(events)
+        good, seconds = self.readable(events)
         found = []
         if states is not None and go_on:
             columns, states = self._gone_on(events, states, good, seconds, history, matter, bool(lacking))
@@ -207,13 +208,14 @@ class Counting:
         values = np.where(before[:, None], found[0].to_numpy(), found[1].to_numpy())
         return pd.DataFrame(values, columns=found[0].columns), on
 
-    def _readable(self, events: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    def readable(self, events: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Which rows can be counted, and their Unix seconds; all of them, where a bad row is an error."""
         good = np.ones(len(events), dtype=bool)
         if self.on_error == "raise":
             for count in self.schema.counts:
-                counted_amounts(events, [count], good)
-            return good, unix_seconds(events, self.schema.time, self.round) if len(events) else np.zeros(0, dtype=np.int64)
+                counted_amounts(events, [count], good, self.places)
+            seconds = unix_seconds(events, self.schema.time, self.round, self.places) if len(events) else np.zeros(0, dtype=np.int64)
+            return good, seconds
         seconds, faults = seconds_of(events[self.schema.time], self.round)
         for bad, _ in faults:
             good &= ~bad

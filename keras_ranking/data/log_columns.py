@@ -42,7 +42,7 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def unix_seconds(events: pd.DataFrame, time: str, round: str | None = None) -> np.ndarray:
+def unix_seconds(events: pd.DataFrame, time: str, round: str | None = None, places: np.ndarray | None = None) -> np.ndarray:
     """A column of Unix seconds or datetimes (UTC where they name no zone) as int64 seconds.
 
     Raises:
@@ -50,7 +50,7 @@ def unix_seconds(events: pd.DataFrame, time: str, round: str | None = None) -> n
     """
     seconds, faults = seconds_of(events[time], round)
     fraction = "; `round='floor'` rounds it down" if faults and faults[0][1] == FRACTION else ""
-    raise_first(time, events[time], faults, fraction)
+    raise_first(time, events[time], faults, fraction, places)
     return seconds
 
 

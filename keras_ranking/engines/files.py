@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from keras_ranking.column_base import named_columns
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.shards.parts import Plan, ReadPart
 from keras_ranking.data.shards.prepare import shard_count
+from keras_ranking.engines.counting import KeyGroup, key_groups
 from keras_ranking.schema import Schema
 
 ROW, PART = "__row", "__part"  # columns that engines add: the number of a row in the log, and that of its part
@@ -52,10 +54,20 @@ class ParquetLog:
             ValueError: a column that a file lacks.
         """
         made = Plan(schema, shard_count(self.rows, shards, memory), name, has_split="split" in self.columns, **settings)
+        counted = {count.name for group in self.counts(schema) for count in group.counts}
         empty = pd.DataFrame(columns=list(self.columns))
-        for column in made.columns:
-            require_column(empty, column, f"is not in all of the {len(self.files)} files{schema.count_hint(column)}")
+        for column in dict.fromkeys([*made.columns, *(name for group in self.counts(schema) for name in group.columns)]):
+            if column not in counted and not self.sources([column], schema):
+                require_column(empty, column, f"is not in all of the {len(self.files)} files{schema.count_hint(column)}")
         return made
+
+    def counts(self, schema: Schema) -> list[KeyGroup]:
+        """The counts of the schema that the files lack."""
+        return key_groups(schema, self.columns)
+
+    def sources(self, names: Sequence[str], schema: Schema) -> list[str]:
+        """The columns of the files that these are read from (`column=`)."""
+        return source_columns(names, schema, self.columns)
 
     @property
     def source(self) -> dict[str, Any]:
@@ -89,19 +101,27 @@ def parquet_log(place: str | Path) -> ParquetLog:
     return ParquetLog(tuple(files), tuple(int(at) for at in np.cumsum([0, *rows[:-1]])), int(sum(rows)), tuple(common))
 
 
-def part_reader(folder: Path) -> ReadPart:
-    """Reads parts that an engine has written below a folder, as `__part=N/*.parquet`."""
-    return partial(_read_part, folder=folder)
+def source_columns(names: Sequence[str], schema: Schema, columns: Sequence[str]) -> list[str]:
+    """Of a file with these columns, those that the named ones are read from: their own, and the ones that `column=` says."""
+    other = {feature.name: feature.column for feature in (*schema.features, *schema.actions) if feature.column is not None}
+    found = [source for name in names for source in (name, other.get(name, name)) if source in columns]
+    return list(dict.fromkeys(found))
 
 
-def _read_part(number: int, columns: tuple[str, ...] | None, folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
+def part_reader(folder: Path, schema: Schema) -> ReadPart:
+    """Reads parts that an engine has written below a folder, as `__part=N/*.parquet`; columns have the names of the schema."""
+    return partial(_read_part, folder=folder, schema=schema)
+
+
+def _read_part(number: int, columns: tuple[str, ...] | None, folder: Path, schema: Schema) -> tuple[pd.DataFrame, np.ndarray]:
     files = sorted(file for file in (folder / f"{PART}={number}").glob("*.parquet") if not file.name.startswith((".", "_")))
-    wanted = None if columns is None else [*columns, ROW]
-    if not files:  # no member has this number: an empty frame with the columns of another part
-        files = sorted(folder.rglob("*.parquet"))[:1]
-        frame, rows = _frame([pq.read_table(file, columns=wanted, partitioning=None).slice(0, 0) for file in files])
-        return frame, rows
-    return _frame([pq.read_table(file, columns=wanted, partitioning=None) for file in files])
+    none = not files  # no member has this number: an empty frame with the columns of another part
+    files = files or sorted(folder.rglob("*.parquet"))[:1]
+    wanted = None if columns is None else [*source_columns(columns, schema, pq.read_schema(files[0]).names), ROW]
+    tables = [pq.read_table(file, columns=wanted, partitioning=None) for file in files]
+    frame, rows = _frame([table.slice(0, 0) for table in tables] if none else tables)
+    frame = named_columns(schema, frame)
+    return (frame if columns is None else frame[list(columns)]), rows
 
 
 def _frame(tables: Sequence[Any]) -> tuple[pd.DataFrame, np.ndarray]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from keras_ranking.data.shards.ids import shard_of
 from keras_ranking.data.shards.log import ShardedLog
 from keras_ranking.data.shards.parts import Plan
 from keras_ranking.data.shards.prepare import build, shard_count, teller
+from keras_ranking.engines.counting import PartOf, count_part, part_of_keys, part_of_members
 from keras_ranking.engines.files import PART, ROW, ParquetLog, parquet_log, part_reader
 from keras_ranking.schema import Schema
 
@@ -114,7 +115,8 @@ def prepare(
     names = ParquetLog((), (), rows, tuple(name for name in df.columns if name in common))
     name = settings.pop("name", "spark")
     plan = names.plan(schema, name, shard_count(rows, shards), keep=tuple(keep), on_error=on_error, **settings)
-    return build(out, plan, source, partial(_split, numbered, plan), part_reader, partial(run, df.sparkSession), teller(verbose))
+    split, reader = partial(_split, numbered, names, plan), partial(part_reader, schema=schema)
+    return build(out, plan, source, split, reader, partial(run, df.sparkSession), teller(verbose))
 
 
 def prepare_files(place: str | Path, schema: Schema, out: str | Path, spark: Any = None, **settings: Any) -> ShardedLog:
@@ -174,14 +176,32 @@ def _numbered(df: Any, log: ParquetLog) -> Any:
     return joined.withColumn(ROW, F.col("__first") + F.col("__place"))
 
 
-def _split(numbered: Any, plan: Plan, folder: Path) -> None:
-    """Write the rows of each part below a folder, with their numbers in the log."""
+def _split(numbered: Any, log: ParquetLog, plan: Plan, folder: Path) -> None:
+    """Write the rows of each part below a folder, with their numbers in the log, and with the counts that the log lacks."""
+    spark, groups, counted = numbered.sparkSession, log.counts(plan.schema), folder.parent / "counted"
+    shutil.rmtree(counted, ignore_errors=True)
+    rows = numbered
+    for at, group in enumerate(groups):
+        place = counted / str(at)
+        names = log.sources(group.columns, plan.schema)
+        _write_parts(numbered, names, log.sources(group.key, plan.schema), plan.shards, place / "rows", part_of_keys)
+        step = partial(count_part, read=part_reader(place / "rows", plan.schema), group=group, plan=plan, row=ROW, to=place / "columns")
+        run(spark, step, range(plan.shards))
+        shutil.rmtree(place / "rows")
+        rows = rows.join(spark.read.parquet((place / "columns").resolve().as_uri()), ROW)
+    names = [*log.sources(plan.columns, plan.schema), *(count.name for group in groups for count in group.counts)]
+    _write_parts(rows, names, [plan.schema.member], plan.shards, folder, part_of_members)
+    shutil.rmtree(counted, ignore_errors=True)
+
+
+def _write_parts(rows: Any, names: Sequence[str], key: Sequence[str], parts: int, folder: Path, part_of: PartOf) -> None:
+    """Write these columns of rows below a folder, each row in the part of its key."""
     from pyspark.sql import types as T
 
-    chosen = numbered.select(*[_name(name) for name in plan.columns], ROW)
+    chosen = rows.select(*[_name(name) for name in names], ROW)
     kinds = T.StructType([*chosen.schema.fields, T.StructField(PART, T.IntegerType())])
-    parts = chosen.mapInArrow(partial(_with_part, member=plan.schema.member, shards=plan.shards), kinds)
-    spread = parts.repartition(min(plan.shards, 2000), PART)
+    divided = chosen.mapInArrow(partial(_with_part, key=tuple(key), parts=parts, part_of=part_of), kinds)
+    spread = divided.repartition(min(parts, 2000), PART)
     spread.write.mode("overwrite").partitionBy(PART).option("compression", "zstd").parquet(folder.resolve().as_uri())
 
 
@@ -189,9 +209,9 @@ def _name(name: str) -> str:
     return f"`{name.replace('`', '``')}`"
 
 
-def _with_part(batches: Iterator[Any], member: str, shards: int) -> Iterator[Any]:
+def _with_part(batches: Iterator[Any], key: tuple[str, ...], parts: int, part_of: PartOf) -> Iterator[Any]:
     import pyarrow as pa
 
     for batch in batches:
-        part = pa.array(shard_of(batch.column(member).to_pandas(), shards))
+        part = pa.array(part_of([batch.column(name).to_pandas() for name in key], parts))
         yield pa.RecordBatch.from_arrays([*batch.columns, part], names=[*batch.schema.names, PART])

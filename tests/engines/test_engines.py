@@ -98,6 +98,71 @@ def test_a_log_without_split_is_cut_as_from_one_file(tmp_path: Path, prepare: Pr
     assert made.digest == kr.data.prepare(held, tmp_path / "whole_held", shards=3).digest
 
 
+COUNTS = [
+    kr.Count("item", of="views", window=3600),
+    kr.Count("item", action="click"),
+    kr.Count(("member", "topic"), action="cost", of="sum", window=7200, where="shown"),
+]
+
+
+def counted_log(**changed: Any) -> kr.data.Log:
+    """A log whose schema has counts that it lacks, of amounts that are no whole numbers, and a column under another name."""
+    log = mixed_log()
+    events = log.events.assign(shown=np.arange(len(log.events)) % 5 > 0, cost=np.random.default_rng(1).exponential(size=len(log.events)))
+    price = kr.Number("price", column="price, eur", transform="standardise", missing=0.0)
+    features = (*(feature for feature in log.schema.features if feature.name != "price"), price, *COUNTS)
+    events = events.rename(columns={"price": "price, eur"}).assign(**changed)
+    schema = log.schema.model_copy(update={"features": features, "feedback_delay": 120})
+    return kr.data.Log(events, schema, "mixed")
+
+
+def own_files(log: kr.data.Log, folder: Path) -> Path:
+    """The log's files, with the columns that it was made with."""
+    return as_files(kr.data.Log(log.events.drop(columns="price", errors="ignore"), log.schema.model_copy(update={"features": ()})), folder)
+
+
+@pytest.mark.parametrize("prepare", ENGINES, indirect=True)
+def test_counts_and_other_names(tmp_path: Path, prepare: Prepare) -> None:
+    log = counted_log()
+    files = own_files(log, tmp_path / "logs")
+    assert "price" not in pd.read_parquet(files / "000.parquet")
+    whole = kr.data.prepare(kr.data.with_counts(log), tmp_path / "whole", shards=3)
+    made = prepare(files, log.schema, tmp_path / "made", shards=3, name="mixed")
+    assert contents(made) == contents(whole)
+    late = log.schema.model_copy(update={"feedback_delay": 3600})
+    other = prepare(files, late, tmp_path / "late", shards=3, name="mixed")
+    assert other.digest != made.digest, "control: the delay is read"
+
+
+@pytest.mark.parametrize("prepare", ENGINES, indirect=True)
+def test_a_bad_amount_is_named_with_its_row(tmp_path: Path, prepare: Prepare) -> None:
+    log = counted_log()
+    cost = log.events["cost"].to_numpy(copy=True)
+    cost[[301, 302]] = np.nan  # row 300 and each fifth does not count
+    log = counted_log(cost=cost)
+    files = own_files(log, tmp_path / "logs")
+    with pytest.raises(ValueError, match="column 'cost' must hold finite numbers in every counted row.*at row 30[12]"):
+        prepare(files, log.schema, tmp_path / "made", shards=3)
+    made = prepare(files, log.schema, tmp_path / "made", shards=3, on_error="drop", name="mixed")
+    whole = kr.data.prepare(kr.data.with_counts(log, on_error="drop"), tmp_path / "whole", shards=3, on_error="drop")
+    assert contents(made) == contents(whole)
+    assert made.report.dropped
+
+
+def test_some_of_the_counts_or_two_prices(tmp_path: Path) -> None:
+    from keras_ranking.engines import duckdb
+
+    log = counted_log()
+    folder = own_files(kr.data.Log(log.events.assign(item_views_1h=0.0), log.schema), tmp_path / "some")
+    with pytest.raises(ValueError, match=r"all counts of its schema.*It has \['item_views_1h'\], not \['item_click_rate_all'"):
+        duckdb.prepare(folder, log.schema, tmp_path / "made", shards=3)
+    folder = tmp_path / "two"
+    folder.mkdir()
+    kr.data.with_counts(log).events.assign(price=1.0).to_parquet(folder / "a.parquet")
+    with pytest.raises(ValueError, match="feature 'price' is read from column 'price, eur', and the log has another column 'price'"):
+        duckdb.prepare(folder, log.schema, tmp_path / "made", shards=3)
+
+
 def test_what_files_lack_is_named(tmp_path: Path) -> None:
     from keras_ranking.engines import duckdb
 

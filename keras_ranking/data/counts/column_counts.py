@@ -83,22 +83,22 @@ class ColumnCounts(State):
         return out
 
 
-def counted_amounts(events: pd.DataFrame, counts: Sequence[Count], counted: np.ndarray) -> np.ndarray:
+def counted_amounts(events: pd.DataFrame, counts: Sequence[Count], counted: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
     """Float64 (rows, 1 + actions): a one, and the actions of counts that share their key and `where`.
 
     Raises:
         ValueError: a column that is not in the log, or an action that is missing or not finite in a row that counts.
     """
-    mask, name = shown_rows(events, counts[0].where, counted), counts[0].name
+    mask, name = shown_rows(events, counts[0].where, counted, places), counts[0].name
     parts = [np.ones(len(events))]
     for action in _distinct(count.action for count in counts):
         require_column(events, action, f"of count '{name}' is not in the log")
         remedy = f"; Count(..., where='a column') says which rows count for '{name}'" if counts[0].where is None else ""
-        parts.append(amounts_of(events, action, mask, remedy))
+        parts.append(amounts_of(events, action, mask, remedy, places))
     return np.column_stack(parts)
 
 
-def shown_rows(events: pd.DataFrame, where: str | None, counted: np.ndarray) -> np.ndarray:
+def shown_rows(events: pd.DataFrame, where: str | None, counted: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
     """Which of the rows that count are marked in the column `where`; None: all of them.
 
     Raises:
@@ -108,7 +108,8 @@ def shown_rows(events: pd.DataFrame, where: str | None, counted: np.ndarray) -> 
         return counted
     require_column(events, where, "of `where` of a count is not in the log")
     marks, _ = numbers_of(events[where])
-    raise_first(where, events[where], [(counted & (marks != 0) & (marks != 1), "must hold 0 or 1, or booleans: which rows count")])
+    wrong = counted & (marks != 0) & (marks != 1)
+    raise_first(where, events[where], [(wrong, "must hold 0 or 1, or booleans: which rows count")], places=places)
     return np.asarray(counted & (marks == 1))
 
 

@@ -143,7 +143,8 @@ def priors_of(prior: Prior | Mapping[str, Prior], actions: Sequence[str]) -> dic
     return priors
 
 
-def amounts_of(events: pd.DataFrame, action: str, mask: np.ndarray, remedy: str = "") -> np.ndarray:
+def amounts_of(events: pd.DataFrame, action: str, mask: np.ndarray, remedy: str = "", places: np.ndarray | None = None) -> np.ndarray:
     amounts, _ = numbers_of(events[action])
-    raise_first(action, events[action], [(mask & ~np.isfinite(amounts), "must hold finite numbers in every counted row")], remedy)
+    wrong = mask & ~np.isfinite(amounts)
+    raise_first(action, events[action], [(wrong, "must hold finite numbers in every counted row")], remedy, places)
     return amounts
