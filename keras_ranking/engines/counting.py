@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_ranking.data.counted import Counting
 from keras_ranking.data.log_columns import key_faults
 from keras_ranking.data.shards.ids import shard_of
 from keras_ranking.data.shards.parts import Plan, ReadPart
+from keras_ranking.data.shards.prepare import Run
 from keras_ranking.schema import Schema
 from keras_ranking.values import raise_first
 
@@ -80,14 +82,14 @@ def part_of_members(columns: Sequence[pd.Series], parts: int) -> np.ndarray:
     return shard_of(columns[0], parts)
 
 
-def count_part(number: int, read: ReadPart, group: KeyGroup, plan: Plan, row: str, to: Path) -> None:
-    """Count the rows of a part, which has all rows of some keys, and write the columns with the numbers of the rows.
+def count_parts(run: Run, read: ReadPart, group: KeyGroup, plan: Plan, row: str, to: Path) -> None:
+    """Count the rows of parts, each of which has all rows of some keys, and write the columns with the numbers of the rows.
 
     The numbers are those of `kr.data.with_counts` of the whole log, bit for bit: other keys change no bit of a sum.
 
     Args:
-        number: of the part.
-        read: reads it.
+        run: calls a function with each number of a part.
+        read: reads a part.
         group: what is counted.
         plan: how the log is prepared.
         row: name of the column of row numbers.
@@ -96,6 +98,21 @@ def count_part(number: int, read: ReadPart, group: KeyGroup, plan: Plan, row: st
     Raises:
         ValueError: a bad value, with its row in the log.
     """
+    for error in run(partial(_tried, read=read, group=group, plan=plan, row=row, to=to), range(plan.shards)):
+        if error is not None:
+            raise ValueError(error)
+
+
+def _tried(number: int, **settings: Any) -> str | None:
+    """What is wrong with a part: an exception of a worker would come as one of its engine."""
+    try:
+        _count_part(number, **settings)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _count_part(number: int, read: ReadPart, group: KeyGroup, plan: Plan, row: str, to: Path) -> None:
     events, places = read(number, group.columns)
     if not len(events):
         return

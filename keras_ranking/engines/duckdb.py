@@ -11,7 +11,7 @@ from typing import Any
 from keras_ranking.data.shards.log import ShardedLog
 from keras_ranking.data.shards.parts import Plan
 from keras_ranking.data.shards.prepare import build, teller
-from keras_ranking.engines.counting import PartOf, count_part, part_of_keys, part_of_members
+from keras_ranking.engines.counting import PartOf, count_parts, part_of_keys, part_of_members
 from keras_ranking.engines.files import PART, ROW, ParquetLog, parquet_log, part_reader
 from keras_ranking.schema import Schema
 
@@ -107,8 +107,7 @@ def _split(engine: Any, log: ParquetLog, plan: Plan, folder: Path, memory: float
             names = log.sources(group.columns, plan.schema)
             _write_parts(connection, rows, names, key, plan.shards, place / "rows", part_of_keys, f"kr_key_{at}")
             read = part_reader(place / "rows", plan.schema)
-            for number in range(plan.shards):
-                count_part(number, read, group, plan, ROW, place / "columns")
+            count_parts(map, read, group, plan, ROW, place / "columns")
             shutil.rmtree(place / "rows")
             made = ", ".join(_text(str(file)) for file in sorted((place / "columns").glob("*.parquet")))
             counted.append(f" JOIN read_parquet([{made}]) USING ({ROW})")

@@ -13,7 +13,7 @@ from typing import Any
 from keras_ranking.data.shards.log import ShardedLog
 from keras_ranking.data.shards.parts import Plan
 from keras_ranking.data.shards.prepare import build, shard_count, teller
-from keras_ranking.engines.counting import PartOf, count_part, part_of_keys, part_of_members
+from keras_ranking.engines.counting import PartOf, count_parts, part_of_keys, part_of_members
 from keras_ranking.engines.files import PART, ROW, ParquetLog, parquet_log, part_reader
 from keras_ranking.schema import Schema
 
@@ -185,8 +185,7 @@ def _split(numbered: Any, log: ParquetLog, plan: Plan, folder: Path) -> None:
         place = counted / str(at)
         names = log.sources(group.columns, plan.schema)
         _write_parts(numbered, names, log.sources(group.key, plan.schema), plan.shards, place / "rows", part_of_keys)
-        step = partial(count_part, read=part_reader(place / "rows", plan.schema), group=group, plan=plan, row=ROW, to=place / "columns")
-        run(spark, step, range(plan.shards))
+        count_parts(partial(run, spark), part_reader(place / "rows", plan.schema), group, plan, ROW, place / "columns")
         shutil.rmtree(place / "rows")
         rows = rows.join(spark.read.parquet((place / "columns").resolve().as_uri()), ROW)
     names = [*log.sources(plan.columns, plan.schema), *(count.name for group in groups for count in group.counts)]

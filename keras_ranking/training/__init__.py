@@ -4,6 +4,8 @@ from keras_ranking.data.labels import LongDwell, contribution_labels, long_dwell
 from keras_ranking.optimizers import TableOptimizer
 from keras_ranking.training.allocator import keep_freed_memory
 from keras_ranking.training.checkpoint import Checkpoint, read_checkpoint
+from keras_ranking.training.daily import RefreshEffects, daily_step
+from keras_ranking.training.incremental.daily_penalty import FisherPenalty
 from keras_ranking.training.incremental.fisher import FisherSnapshot
 from keras_ranking.training.incremental.penalty import IncrementalPenalty, fit_incremental
 from keras_ranking.training.options import TrainingOptions
@@ -32,12 +34,14 @@ from keras_ranking.training.weighting.propensities import PositionCurve, positio
 __all__ = [
     "Checkpoint",
     "EventWeights",
+    "FisherPenalty",
     "FisherSnapshot",
     "IncrementalPenalty",
     "LongDwell",
     "MLflowLog",
     "PositionCurve",
     "Recipe",
+    "RefreshEffects",
     "StartTables",
     "TableOptimizer",
     "TensorBoardLog",
@@ -47,6 +51,7 @@ __all__ = [
     "age_weights",
     "compare_transfer",
     "contribution_labels",
+    "daily_step",
     "evaluate",
     "event_weights",
     "fit_exploration",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from keras_ranking.data.counts.point_in_time import FILE as STATES
 from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import FILE, checkpoint_writer, write_whole
 from keras_ranking.training.distribution.plan import active
+from keras_ranking.training.incremental.fisher import SNAPSHOTS
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.reporting import filled
@@ -103,17 +104,27 @@ def stamps(schema: Schema, *times: int) -> list[str]:
 
 
 def write_folder(
-    folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any], counts: PointInTime | None = None
+    folder: Path,
+    ranker: models.RankingModel,
+    history: Mapping[str, Any],
+    about: Mapping[str, Any],
+    counts: PointInTime | None = None,
+    more: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> None:
-    """Write the four files of a finished training, and the states of its counts. One process writes, and the others wait."""
+    """Write the four files of a finished training, the states of its counts, and `more` files. One process writes, and the others wait."""
     plan = active()
     if plan.writes:
-        _write_folder(folder, ranker, history, about, counts)
+        _write_folder(folder, ranker, history, about, counts, more or {})
     plan.wait()
 
 
 def _write_folder(
-    folder: Path, ranker: models.RankingModel, history: Mapping[str, Any], about: Mapping[str, Any], counts: PointInTime | None
+    folder: Path,
+    ranker: models.RankingModel,
+    history: Mapping[str, Any],
+    about: Mapping[str, Any],
+    counts: PointInTime | None,
+    more: Mapping[str, Callable[[Path], Any]],
 ) -> None:
     states = {} if counts is None else {folder / COUNTS / name: write for name, write in counts.files().items()}
     (folder / COUNTS if states else folder).mkdir(parents=True, exist_ok=True)
@@ -121,6 +132,7 @@ def _write_folder(
     write_whole(
         {
             **states,
+            **{folder / name: write for name, write in more.items()},
             folder / "model.keras": ranker.save,
             folder / "schema.json": ranker.schema.save,
             folder / "history.json": lambda path: path.write_text(text, encoding="utf-8"),
@@ -129,3 +141,5 @@ def _write_folder(
     )
     if not states:  # those of an earlier training are no longer of this one
         (folder / COUNTS / STATES).unlink(missing_ok=True)
+    for name in {*SNAPSHOTS} - set(more):
+        (folder / name).unlink(missing_ok=True)

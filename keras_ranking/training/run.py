@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from keras_ranking.training.agreement import check_built_alike, check_schema, ch
 from keras_ranking.training.checkpoint import read_checkpoint, restore, set_weights
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
+from keras_ranking.training.incremental.daily_penalty import FisherPenalty, HeldWeights, kept_files, penalty_of, single_events
 from keras_ranking.training.job import Job, fit, run_job
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
@@ -162,6 +164,7 @@ def warm_start(
     callbacks: Any = (),
     on_error: str = "raise",
     distribution: Any = None,
+    penalty: FisherPenalty | str | None = None,
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a finished model further, on newer events: the daily step.
 
@@ -178,9 +181,12 @@ def warm_start(
         new: one bool per row of `log.events`: whether it is a target. Of the other rows, those with split 'train' or 'history' are
             history, the rest is ignored. Of a `ShardedLog`, the Unix time of the first new event among the training rows, or a split.
         out: folder to write, as `train` does; it may be `folder`. None: nothing is written.
-        epochs: passes over the new events. Not known from the paper; our choice: 1.
+        epochs: passes over the new events. Not known from the paper; our choice: 1. 0: the weights stay; counts go on.
         seed: of shuffling and dropout; None: the seed of `folder` plus the number of its steps.
         verbose, callbacks, on_error, distribution: as `train`.
+        penalty: 'fisher' or a `FisherPenalty`: each weight is held to its earlier value by its Fisher information (LiRank). `out` then has
+            it for the next step, in fisher.npz and fisher_cold.npz; where `folder` has none, it is measured on the earlier training rows of
+            the log. Not with several devices or shards.
 
     Returns:
         The model, and the content of `history.json`.
@@ -202,6 +208,7 @@ def warm_start(
     """
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
+        _refuse_penalty(penalty, "a ShardedLog", "read the new events as a log, with the history that they need")
         step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks, distribution=distribution)
         return warm_start_on_shards(log, folder, new, epochs, step, fit)
     log = as_log(log, Schema.load(Path(folder) / "schema.json") if isinstance(log, pd.DataFrame) else None, "train")
@@ -214,9 +221,12 @@ def warm_start(
             "callbacks": callbacks,
             "on_error": on_error,
             "distribution": distribution,
+            "penalty": penalty,
         }
         return warm_start_members(partial(warm_start, log), folder, out, **each)
+    penalty = penalty_of(penalty)
     if distribution is not None:
+        _refuse_penalty(penalty, "a `distribution`", "take the step on one device")
         with plan_for(distribution).scope() as plan:
             return warm_start(log, folder, new, out, epochs, seed, verbose and plan.writes, callbacks, on_error)
     plan = active()
@@ -265,19 +275,54 @@ def warm_start(
     dataset, window = training_data(
         ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training, rows[learned])
     )
-    compiled = partial(compile_for, training=training, steps=len(dataset) * epochs, window=window, recipe=recipe, made=steps)
+    compiled = partial(compile_for, training=training, steps=len(dataset) * max(epochs, 1), window=window, recipe=recipe, made=steps)
     compiled(ranker)
     tell_start(ranker, sequences, dataset, weights.report, plan.start(ranker, dataset), verbose)
     restore(checkpoint, ranker, weights=False)
     start = time.perf_counter()
     counter = Progress(None, None, about, seed, len(dataset))
     counter.step = steps
-    fit(ranker, dataset, epochs, counter, callbacks, verbose)
+    held, more = None, kept_files(folder) if not epochs else {}
+    if penalty is not None and epochs:
+        earlier = kept & ~marks & (log.events["split"] == "train").to_numpy()
+        held = HeldWeights(penalty, ranker, folder, _samples_of(log, ranker, kept, earlier, training, penalty, seed, on_error))
+    if epochs:
+        with nullcontext() if held is None else held.attached():
+            fit(ranker, dataset, epochs, counter, callbacks, verbose)
+    if held is not None and penalty is not None:
+        more = held.files(ranker, single_events(ranker, sequences, training, penalty.samples, seed))
     ranker = plan.finished(ranker, partial(models.load, folder), compiled)
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
+    if held is not None:
+        history["penalty"] = held.about()
     if out is not None:
-        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts)
+        write_folder(Path(out), ranker, history, {**about, "finished": True, "progress": counter.state()}, log.counts, more)
     return ranker, history
+
+
+def _refuse_penalty(penalty: Any, what: str, way: str) -> None:
+    if penalty is not None:
+        raise NotImplementedError(f"`penalty` does not work with {what}: {way}.")
+
+
+def _samples_of(
+    log: Log,
+    ranker: models.RankingModel,
+    kept: np.ndarray,
+    earlier: np.ndarray,
+    training: TrainingOptions,
+    penalty: FisherPenalty,
+    seed: int,
+    on_error: str,
+) -> Callable[[], Any] | None:
+    """Makes the samples of earlier training rows on which a first Fisher information is measured; None: there are no such rows."""
+
+    def made() -> Any:
+        places = np.flatnonzero(kept)
+        sequences = checked_sequences(log.events[kept], ranker.schema, earlier[kept], on_error, log.round, places=places)
+        return single_events(ranker, sequences, training, penalty.samples, seed)
+
+    return made if earlier.any() else None
 
 
 def _begin_as(source: models.RankingModel, path: str, ranker: models.RankingModel) -> dict[str, Any]:

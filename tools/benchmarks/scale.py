@@ -9,7 +9,7 @@ of its own with `ulimit -v` of `--limit`, and is given the folder that the one b
 
     prepare   `kr.engines.duckdb.prepare`, or `spark` with --engine spark (Java is outside of the limit)
     input     all batches of one epoch, as `train` reads them, without a model's step
-    train     one epoch of CADET with --dim
+    train     one epoch of --model: cadet with --dim, or lirank, the cheaper one, of candidates alone
     evaluate  metrics of the validation rows
     score     `kr.training.score_log` of the validation rows, or of all with --score-all
 
@@ -99,7 +99,10 @@ def schema() -> Any:
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """Of the model and its training."""
-    return {"dim": args.dim, "num_layers": 1, "num_heads": 2, "row_length": 512, "batch_size": 8}
+    common = {"row_length": 512, "batch_size": 8}
+    if args.model == "lirank":
+        return {**common, "history_features": (), "hidden": (64, 32), "cross_layers": 1, "id_dim": args.dim}
+    return {**common, "dim": args.dim, "num_layers": 1, "num_heads": 2}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,12 +133,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {"read": facts.targets, "batches": len(made), "stage_cpu_s": time.process_time() - begin, "slots": slots}
     if args.stage == "train":
         begin = time.process_time()
-        _, history = kr.training.train(shards, "cadet", place / "run", epochs=1, options=options(args), verbose=False)
+        _, history = kr.training.train(shards, args.model, place / f"run_{args.model}", epochs=1, options=options(args), verbose=False)
         return {"read": history["train_events"], "loss": history["epochs"]["loss"][-1], "stage_cpu_s": time.process_time() - begin}
     if args.stage == "evaluate":
-        found = kr.training.evaluate(place / "run", shards, "validation")
+        found = kr.training.evaluate(place / f"run_{args.model}", shards, "validation")
         return {"read": shards.events, "auc": found["click"]["auc"], "scored": shards.splits["validation"]}
-    about = kr.training.score_log(place / "run", shards, place / "scores", None if args.score_all else "validation")
+    about = kr.training.score_log(place / f"run_{args.model}", shards, place / "scores", None if args.score_all else "validation")
     return {"read": shards.events, "scored": about["rows"]}
 
 
@@ -146,7 +149,20 @@ def measured(args: argparse.Namespace, events: int, stage: str, folder: Path) ->
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder), "--dim", str(args.dim), "--engine", args.engine]
+    command = [
+        sys.executable,
+        __file__,
+        "--stage",
+        stage,
+        "--folder",
+        str(folder),
+        "--dim",
+        str(args.dim),
+        "--engine",
+        args.engine,
+        "--model",
+        args.model,
+    ]
     command += ["--memory", str(args.memory), *(["--score-all"] if args.score_all else [])]
     begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     free = args.engine == "spark" and stage == "prepare"
@@ -154,7 +170,7 @@ def measured(args: argparse.Namespace, events: int, stage: str, folder: Path) ->
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     row: dict[str, Any] = {"events": events, "stage": stage, "seconds": round(time.perf_counter() - begin, 1), "cpu_s": round(cpu, 1)}
-    row |= {"limit_gb": limit / 1e9, "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "dim": args.dim}
+    row |= {"limit_gb": limit / 1e9, "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "model": args.model, "dim": args.dim}
     if done.returncode:
         return {**row, "failed": done.returncode}
     found = json.loads(done.stdout.splitlines()[-1])
@@ -170,6 +186,7 @@ def main() -> None:
     parser.add_argument("--limit", type=size, default=6e9, help="of the address space of each stage; 0: none")
     parser.add_argument("--memory", type=size, default=1.5e9, help="for the engine")
     parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--model", choices=["cadet", "lirank"], default="cadet")
     parser.add_argument("--engine", choices=["duckdb", "spark"], default="duckdb")
     parser.add_argument("--score-all", action="store_true")
     parser.add_argument("--json", type=Path)

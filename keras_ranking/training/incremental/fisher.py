@@ -15,6 +15,8 @@ from keras_ranking.training.incremental.layer_gradients import embedding_tables,
 from keras_ranking.training.incremental.squared_gradients import Measurement
 
 _FORMAT = 1
+PREVIOUS, COLD = "fisher.npz", "fisher_cold.npz"  # files of a run after a daily step with a penalty
+SNAPSHOTS = (PREVIOUS, COLD)
 
 
 @dataclass(frozen=True)
