@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ranking.commands.common import finite, open_log_of, open_source, start_keras, start_processes, step, table
+from keras_ranking.commands.daily import check_daily, daily, wants_daily
 from keras_ranking.commands.recipe_arguments import NAMES, add_run, recipe_options, tracking_callbacks
 from keras_ranking.commands.transfer import check_transfer, resume_transfer, train_from_model
 
@@ -41,6 +42,7 @@ def simulate(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train a ranker on the `train` rows of a log, or resume a training."""
     check_transfer(args)
+    check_daily(args)
     if args.source:
         return train_from_model(args, _options(args), tracking_callbacks, add_run)
     if args.from_study:
@@ -137,7 +139,14 @@ def _resume(args: argparse.Namespace) -> int:
     else:
         log, new = _with_new_events(args, seed)
         print(f"{int(new.sum()):,} new events", file=sys.stderr)
-    settings = {"epochs": args.epochs or 1, "seed": args.seed, "verbose": not args.quiet, "on_error": args.on_error or "raise"}
+    if wants_daily(args):
+        return daily(args, log, new, callbacks)
+    settings = {
+        "epochs": 1 if args.epochs is None else args.epochs,
+        "seed": args.seed,
+        "verbose": not args.quiet,
+        "on_error": args.on_error or "raise",
+    }
     settings |= {"distribution": args.distribution, "callbacks": callbacks}
     _, history = training.warm_start(log, args.resume, new, args.out, **settings)
     add_run(callbacks, args.out)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_ranking.commands import exports, learning, scoring
+from keras_ranking.commands.daily import daily_arguments
 from keras_ranking.commands.recipe_arguments import recipe_arguments, tracking_arguments, utility_argument
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -58,6 +59,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer. Received: {text!r}")
     return number
+
+
+def count(text: str) -> int:
+    """A whole number, at least 0, or ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 0. Received: {text!r}")
+    return int(text)
 
 
 def port(text: str) -> int:
@@ -175,7 +183,7 @@ counted from the log, and their state is written to DIR/counts.
   log must be the same
   a finished training takes the daily step with --new-events, into --out: rows with split train and history are read (all rows of a
   log without split), the loss is on the new events alone, at the learning rate at which the training ended, with its
-  optimiser's state
+  optimiser's state; the options of the daily step add a penalty, effects, exploration and the export, and DIR/daily.json, a report
 
 --from DIR trains the model in DIR on another log: its trunk is kept, and heads are made for the tasks of that log. --set has the options
 of keras_ranking.training.Transfer too: --set 'columns={{"clip_id": "item_id"}}' names a column of the log and the one it is read as.
@@ -192,6 +200,8 @@ examples:
   keras-ranking train --from runs/feed --tasks like --data parquet:clips.parquet --schema clips.json --out runs/clips --compare validation
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
+  keras-ranking train --data parquet:log.parquet --resume runs/day8 --new-events 2026-01-09 --out runs/day9 --penalty fisher \\
+      --refresh-effects 8h --explore --export saved_models/feed
   torchrun --nproc-per-node=2 -m keras_ranking.cli train --data simulated --out runs/two --backend torch --distribution data
 """,
         keras=True,
@@ -205,7 +215,9 @@ examples:
     made.add_argument(
         "--seed", type=seed, metavar="N", help="seed of weights, shuffling, simulator (default: 0; a daily step has another default)"
     )
-    made.add_argument("--epochs", type=positive, metavar="N", help="passes over the log (default: the model's; with --new-events 1)")
+    made.add_argument(
+        "--epochs", type=count, metavar="N", help="passes over the log (default: the model's; with --new-events 1, and 0 trains nothing)"
+    )
     made.add_argument("--batch-size", type=positive, metavar="N", help="packed rows per step (default: the model's)")
     made.add_argument("--checkpoint-every", type=positive, metavar="N", help="number of steps between checkpoints, for --resume")
     made.add_argument("--resume", metavar="DIR", help="continue the training in DIR (see below)")
@@ -217,6 +229,7 @@ examples:
     setting_arguments(made, "any other option of training or of the model; an unknown name lists them all")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     recipe_arguments(made)
+    daily_arguments(made)
     tracking_arguments(made)
 
 

@@ -24,7 +24,8 @@ from keras_ranking.training.agreement import check_built_alike, check_schema, ch
 from keras_ranking.training.checkpoint import read_checkpoint, restore, set_weights
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.incremental.daily_penalty import FisherPenalty, HeldWeights, kept_files, penalty_of, single_events
+from keras_ranking.training.incremental.daily_penalty import FisherPenalty, HeldWeights, kept_files, measured_on, penalty_of
+from keras_ranking.training.incremental.fisher import FisherSnapshot
 from keras_ranking.training.job import Job, fit, run_job
 from keras_ranking.training.members import member_folders, train_members, warm_start_members
 from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
@@ -251,7 +252,7 @@ def warm_start(
     steps = before["progress"]["step"]
     seed = before["seed"] + steps if seed is None else seed
     keras.utils.set_random_seed(seed % 2**32)
-    training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
+    training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs or 1})
     sequences = checked_sequences(
         log.events[kept],
         ranker.schema,
@@ -284,13 +285,13 @@ def warm_start(
     counter.step = steps
     held, more = None, kept_files(folder) if not epochs else {}
     if penalty is not None and epochs:
-        earlier = kept & ~marks & (log.events["split"] == "train").to_numpy()
-        held = HeldWeights(penalty, ranker, folder, _samples_of(log, ranker, kept, earlier, training, penalty, seed, on_error))
+        measure = partial(measured_on, ranker, training=training, samples=penalty.samples, seed=seed)
+        held = HeldWeights(penalty, ranker, folder, _earlier(log, ranker, kept, on_error, measure, marks))
     if epochs:
         with nullcontext() if held is None else held.attached():
             fit(ranker, dataset, epochs, counter, callbacks, verbose)
-    if held is not None and penalty is not None:
-        more = held.files(ranker, single_events(ranker, sequences, training, penalty.samples, seed))
+        if held is not None:
+            more = held.files(measure(sequences))
     ranker = plan.finished(ranker, partial(models.load, folder), compiled)
     history = history_of(ranker, about, counter, training, sequences, dataset, weights.report, time.perf_counter() - start, log.counts)
     if held is not None:
@@ -305,24 +306,16 @@ def _refuse_penalty(penalty: Any, what: str, way: str) -> None:
         raise NotImplementedError(f"`penalty` does not work with {what}: {way}.")
 
 
-def _samples_of(
-    log: Log,
-    ranker: models.RankingModel,
-    kept: np.ndarray,
-    earlier: np.ndarray,
-    training: TrainingOptions,
-    penalty: FisherPenalty,
-    seed: int,
-    on_error: str,
-) -> Callable[[], Any] | None:
-    """Makes the samples of earlier training rows on which a first Fisher information is measured; None: there are no such rows."""
+def _earlier(
+    log: Log, ranker: models.RankingModel, kept: np.ndarray, on_error: str, measure: Callable[[Any], FisherSnapshot], new: np.ndarray
+) -> Callable[[], FisherSnapshot] | None:
+    """Measures the Fisher information of earlier training rows; None: there are no such rows."""
+    target, places = (kept & ~new & (log.events["split"] == "train").to_numpy())[kept], np.flatnonzero(kept)
 
-    def made() -> Any:
-        places = np.flatnonzero(kept)
-        sequences = checked_sequences(log.events[kept], ranker.schema, earlier[kept], on_error, log.round, places=places)
-        return single_events(ranker, sequences, training, penalty.samples, seed)
+    def measured() -> FisherSnapshot:
+        return measure(checked_sequences(log.events[kept], ranker.schema, target, on_error, log.round, places=places))
 
-    return made if earlier.any() else None
+    return measured if target.any() else None
 
 
 def _begin_as(source: models.RankingModel, path: str, ranker: models.RankingModel) -> dict[str, Any]:

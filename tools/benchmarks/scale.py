@@ -101,7 +101,7 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     """Of the model and its training."""
     common = {"row_length": 512, "batch_size": 8}
     if args.model == "lirank":
-        return {**common, "history_features": (), "hidden": (64, 32), "cross_layers": 1, "id_dim": args.dim}
+        return {**common, "history_features": (), "hidden": (64, 32), "cross_layers": 1, "id_dim": args.dim, "pairwise_weight": 0.0}
     return {**common, "dim": args.dim, "num_layers": 1, "num_heads": 2}
 
 

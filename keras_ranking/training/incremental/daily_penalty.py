@@ -85,7 +85,7 @@ class HeldWeights:
         penalty: its settings.
         model: compiled, with the weights of the run in `folder`.
         folder: of the run. Without snapshots of an earlier step they are measured now, and are also those of the cold start.
-        samples_of: the target events of the earlier training, as batches of single events; None: the log has none.
+        earlier: measures it on the target events of the earlier training; None: the log has none.
 
     Raises:
         ValueError: a snapshot of other weights than the model's, or nothing to measure one on.
@@ -96,18 +96,18 @@ class HeldWeights:
         penalty: FisherPenalty,
         model: models.RankingModel,
         folder: str | Path,
-        samples_of: Callable[[], Iterator[Any]] | None,
+        earlier: Callable[[], FisherSnapshot] | None,
     ) -> None:
         self._penalty, self._model = penalty, model
         place = Path(folder)
         self.measured = not (place / PREVIOUS).is_file()
         if self.measured:
-            if samples_of is None:
+            if earlier is None:
                 raise ValueError(
                     f"`penalty` needs the Fisher information of the training in '{place}', which its first daily step measures on rows "
                     "that were trained on: the log has none beside the new ones"
                 )
-            self._previous = FisherSnapshot.measure(model, samples_of())
+            self._previous = earlier()
             self._cold = self._previous
         else:
             self._previous = FisherSnapshot.load(place / PREVIOUS)
@@ -127,9 +127,9 @@ class HeldWeights:
         made.initialise(self._model)
         return made.attach(self._model)
 
-    def files(self, model: models.RankingModel, samples: Iterator[Any]) -> dict[str, Callable[[Path], Any]]:
+    def files(self, new: FisherSnapshot) -> dict[str, Callable[[Path], Any]]:
         """What to write beside the model after the step: the snapshot on the new events with the earlier ones, and the cold start's."""
-        snapshot = FisherSnapshot.measure(model, samples).accumulate(self._previous, self._penalty.decay)
+        snapshot = new.accumulate(self._previous, self._penalty.decay)
         self.samples = snapshot.samples
         return {PREVIOUS: snapshot.save, COLD: self._cold.save}
 
@@ -148,29 +148,38 @@ def kept_files(folder: str | Path) -> dict[str, Callable[[Path], Any]]:
     return {name: writer(content) for name, content in found.items()}
 
 
-def single_events(
+def measured_on(
     model: models.RankingModel, sequences: Sequences, training: TrainingOptions, samples: int | None, seed: int
-) -> Iterator[Any]:
-    """Batches in each of whose rows one target event has a weight: the samples of the Fisher information, drawn without repetition."""
+) -> FisherSnapshot:
+    """The Fisher information of a compiled model, of single target events that are drawn without repetition.
+
+    Args:
+        model: compiled.
+        sequences: their target events are drawn from.
+        training: options of the rows.
+        samples: see `FisherPenalty`.
+        seed: of the draw.
+    """
     samples = _SAMPLES[model.form] if samples is None else samples
-    dataset: Any
-    if model.form == "requests":
-        requests = model_requests(model, sequences)
-        dataset = PackedRequests(requests, 1, _LENGTH, model.input_columns, tasks=model.tasks, single=True, seed=seed)
-        order = np.random.default_rng(seed).permutation(len(dataset))
-        for batch in order[:samples]:
-            yield dataset[int(batch)]
-        return
+    if model.form != "requests":
+        return FisherSnapshot.measure(model, single_events(model, sequences, training, samples, seed))
+    requests, events = model_requests(model, sequences), int(sequences.target.sum())
+    dataset = PackedRequests(requests, 1, min(events, _LENGTH), model.input_columns, tasks=model.tasks, single=True, seed=seed)
+    return FisherSnapshot.measure(model, dataset, samples=samples, seed=seed)
+
+
+def single_events(model: models.RankingModel, sequences: Sequences, training: TrainingOptions, samples: int, seed: int) -> Iterator[Any]:
+    """Packed rows in each of which one target event has a weight."""
     dataset, _ = training_data(model, sequences, training, seed)
-    found = [np.argwhere(np.any([weight > 0 for weight in dataset[batch][2].values()], axis=0)) for batch in range(len(dataset))]
-    total = sum(map(len, found))
-    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:samples])
+    batches = [dataset[number] for number in range(len(dataset))]
+    found = [np.argwhere(np.any([weight > 0 for weight in weights.values()], axis=0)) for _, _, weights in batches]
+    chosen = np.sort(np.random.default_rng(seed).permutation(sum(map(len, found)))[:samples])
     begin = 0
-    for batch, places in enumerate(found):
+    for batch, places in zip(batches, found, strict=True):
         own = places[chosen[(chosen >= begin) & (chosen < begin + len(places))] - begin]
         begin += len(places)
         for at in range(0, len(own), _ROWS):
-            yield _of_events(dataset[batch], own[at : at + _ROWS])
+            yield _of_events(batch, own[at : at + _ROWS])
 
 
 def _of_events(batch: Any, places: np.ndarray) -> Any:
