@@ -105,9 +105,7 @@ def daily_step(
         >>> report["new_events"] == int(new.sum()), "log_loss" in report["before"]["click"]
         (True, True)
     """
-    if isinstance(log, pd.DataFrame):
-        made: Log = as_log(log, Schema.load(Path(folder) / "schema.json"), "train")
-        log = made
+    log = as_log(log, Schema.load(Path(folder) / "schema.json") if isinstance(log, pd.DataFrame) else None, "train")
     seconds: dict[str, float] = {}
     earlier = models.load(folder)
     _check(earlier, effects, explore)
