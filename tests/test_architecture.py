@@ -23,7 +23,7 @@ LAYERS = {
     for room in ("base", "tokens", "attention", "history", "lists", "interaction", "embedding", "multi_task", "heads", "forests")
 }
 MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
-_OF_TRAINING = ("distribution", "incremental", "post_training", "scoring", "streaming", "tracking", "transfer", "weighting")
+_OF_TRAINING = ("daily", "distribution", "incremental", "post_training", "scoring", "streaming", "tracking", "transfer", "weighting")
 TRAINING = {f"training.{room}" for room in _OF_TRAINING} | {"training"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "histories", "server")}
 DATA = {"data", "data.counts", "data.readers", "data.shards"}
@@ -61,6 +61,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "data.readers": (BASE | {"data", "data.counts"}, ARRAYS | {"pyarrow"}),
     "data.shards": (BASE | {"data", "data.readers"}, ARRAYS),
     "engines": (BASE | DATA, ARRAYS | {"pyarrow", "duckdb", "pyspark"}),
+    "training.daily": (
+        MODELS | {"models", "training", "training.incremental", "training.post_training", "training.scoring"} | DATA,
+        {"keras"} | ARRAYS,
+    ),
     "training.distribution": (MODELS | {"models", "training"} | DATA, KERAS | ARRAYS | BACKENDS),
     "training.incremental": (MODELS | {"models", "ops.backends"} | DATA, {"keras", "numpy"}),
     "training.post_training": (MODELS | {"models", "models.combined", "training", "training.scoring"} | DATA, {"keras"} | ARRAYS),

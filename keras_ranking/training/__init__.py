@@ -4,8 +4,8 @@ from keras_ranking.data.labels import LongDwell, contribution_labels, long_dwell
 from keras_ranking.optimizers import TableOptimizer
 from keras_ranking.training.allocator import keep_freed_memory
 from keras_ranking.training.checkpoint import Checkpoint, read_checkpoint
-from keras_ranking.training.daily import RefreshEffects, daily_step
-from keras_ranking.training.incremental.daily_penalty import FisherPenalty
+from keras_ranking.training.daily.penalty import FisherPenalty
+from keras_ranking.training.daily.step import RefreshEffects, daily_step
 from keras_ranking.training.incremental.fisher import FisherSnapshot
 from keras_ranking.training.incremental.penalty import IncrementalPenalty, fit_incremental
 from keras_ranking.training.options import TrainingOptions

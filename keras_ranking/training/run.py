@@ -22,9 +22,9 @@ from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import read_checkpoint, restore, set_weights
+from keras_ranking.training.daily.penalty import FisherPenalty, HeldWeights, kept_files, measured_on, penalty_of
 from keras_ranking.training.distribution.choice import plan_for
 from keras_ranking.training.distribution.plan import active
-from keras_ranking.training.incremental.daily_penalty import FisherPenalty, HeldWeights, kept_files, measured_on, penalty_of
 from keras_ranking.training.incremental.fisher import FisherSnapshot
 from keras_ranking.training.job import Job, fit, run_job
 from keras_ranking.training.members import member_folders, train_members, warm_start_members

@@ -12,7 +12,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.training import FisherPenalty, FisherSnapshot, RefreshEffects, daily_step, warm_start
-from keras_ranking.training.incremental.daily_penalty import measured_on, single_events
+from keras_ranking.training.daily.penalty import measured_on, single_events
 from keras_ranking.training.incremental.fisher import COLD, PREVIOUS
 from keras_ranking.training.scoring.events import metrics_of, rows_to_score
 

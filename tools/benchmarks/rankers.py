@@ -3,8 +3,7 @@
     python tools/benchmarks/rankers.py LOG FOLDER --json rankers.jsonl [--runs "cadet factors" ...] [--seeds 0 1 2]
     python tools/benchmarks/rankers.py --table rankers.jsonl
 
-LOG is ebnerd, movielens-1m, retail or kuairand-pure. Rows, held-out members and sets of columns are those of `peers.py`; columns join as
-numbers of the context.
+LOG is ebnerd, movielens-1m, retail or kuairand-pure; rows, held-out members and sets of columns are those of `peers.py`.
 
 | run of movielens-1m | what |
 |---|---|

@@ -20,7 +20,7 @@ from keras_ranking.data.readers.log import as_log
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import write_whole
-from keras_ranking.training.incremental.daily_penalty import FisherPenalty
+from keras_ranking.training.daily.penalty import FisherPenalty
 from keras_ranking.training.post_training.fits import fit_exploration, fit_random_effects
 from keras_ranking.training.record import stamps
 from keras_ranking.training.run import warm_start
