@@ -13,7 +13,8 @@ from keras_ranking.plots.figure import COLORS, GREY, finish, new_figure
 def intervals(names: Sequence[str], values: Any | Mapping[str, Any], xlabel: str = "", reference: float | None = None) -> Any:
     """One line for each name: a point for each run with its interval.
 
-    Intervals that are wider than the others by far end at the edge of the axes, so that they do not hide the others.
+    The axes hold all points. An interval that reaches further beyond them than they are apart, and than four times the half width of the
+    middle interval, ends at the edge of the axes, so that it does not hide the others.
 
     Args:
         names: of the lines, the first on top.
@@ -48,16 +49,17 @@ def intervals(names: Sequence[str], values: Any | Mapping[str, Any], xlabel: str
         spread = np.nan_to_num(np.abs(found[:, [1, 2]] - found[:, :1])).T
         color = COLORS[number % len(COLORS)]
         axes.errorbar(found[:, 0], middle, xerr=spread, fmt="o", color=color, markersize=4, capsize=2, label=run or None)
-    ends = np.concatenate([found[:, 1:].ravel() for found in arrays.values()] + [found[:, 0] for found in arrays.values()])
-    ends = ends[np.isfinite(ends)]
-    if ends.size:
-        quarters = np.quantile(ends, [0.25, 0.75])
-        reach = 4 * max(float(np.ptp(quarters)), 1e-9)
-        inside = ends[(ends >= quarters[0] - reach) & (ends <= quarters[1] + reach)]
-        points = np.concatenate([found[:, 0] for found in arrays.values()])
-        low, high = min(float(inside.min()), np.nanmin(points)), max(float(inside.max()), np.nanmax(points))
+    whole = np.concatenate(list(arrays.values()))
+    whole = whole[np.isfinite(whole[:, 0])]
+    if len(whole):
+        first, last = float(whole[:, 0].min()), float(whole[:, 0].max())
         if reference is not None:
-            low, high = min(low, reference), max(high, reference)
+            first, last = min(first, reference), max(last, reference)
+        ends = whole[:, 1:][np.isfinite(whole[:, 1:]).all(axis=1)]
+        half = float(np.median(np.ptp(ends, axis=1))) / 2 if len(ends) else 0.0
+        reach = max(last - first, 4 * half)
+        inside = ends[(ends >= first - reach) & (ends <= last + reach)]
+        low, high = min([first, *inside]), max([last, *inside])
         margin = 0.06 * max(high - low, 1e-9)
         axes.set_xlim(low - margin, high + margin)
     axes.set_yticks(places, list(names))

@@ -48,6 +48,12 @@ def test_intervals_are_drawn_and_no_point_is_outside() -> None:
     axes = kr.plots.intervals(["a", "b", "c", "wide"], values, reference=0.5).axes[0]
     low, high = axes.get_xlim()
     assert low < 0.5 and 5.0 < high < 10.0, "the wide interval is cut, its point is not"
+    # What moves most among many that hardly move, as in an importance, is seen with its whole interval.
+    few = [[0.12, 0.08, 0.16], [0.0, -0.004, 0.004], [0.0, -0.002, 0.002], [-0.006, -0.012, 0.001], [0.001, -0.003, 0.004]]
+    low, high = kr.plots.intervals(list("abcde"), few, reference=0.0).axes[0].get_xlim()
+    assert low < -0.012 and 0.16 < high < 0.2
+    low, high = kr.plots.intervals(["a", "b"], [[np.nan] * 3, [0.5, np.nan, np.nan]]).axes[0].get_xlim()
+    assert low < 0.5 < high
     with pytest.raises(ValueError, match=r"`values` must have shape \(1, 3\)"):
         kr.plots.intervals(["a"], values)
 
