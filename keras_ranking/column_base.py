@@ -14,7 +14,7 @@ from keras_ranking.field_errors import PlainWords
 from keras_ranking.ops.hashing import distinct_ids
 from keras_ranking.values import Faults, numbers_of, plain_series, raise_first
 
-Known = Literal["item", "context", "after"]
+Known = Literal["item", "context", "member", "after"]
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = frozenset({"time", "segment", "session", "length", "count", "request_time", "history_length", "candidate_count"})
 

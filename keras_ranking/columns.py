@@ -26,7 +26,7 @@ class Vector(Column):
         name: column of the log; each value a sequence of `size` numbers.
         size: length of the vector.
         missing: the number that fills the vector of a row that has none (None, NaN), such as 0.0. None: such a row is an error.
-        known: 'item', 'context' or 'after'.
+        known: 'item', 'context', 'member' or 'after'.
         column: column of the log where that has another name; None: `name`.
 
     Example:

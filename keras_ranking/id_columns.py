@@ -29,7 +29,7 @@ class Id(Column):
         buckets: rows of the table, at least 2; None: no hashing into buckets. Our choice: 65,536.
         divisor: with `buckets=None`, m of the quotient and remainder tables. Our choice: 65,536, which has the fewest rows.
         table: ids with the same `table` share one embedding table; None: its own table.
-        known: 'item', 'context' or 'after'.
+        known: 'item', 'context', 'member' or 'after'.
         column: column of the log where that has another name; None: `name`.
 
     Example:
@@ -83,7 +83,7 @@ class Category(Column):
             None: hashed to `buckets` rows like an `Id`.
         buckets: rows where no vocabulary is given.
         table: categories with the same `table` (and the same rows) share one embedding table; None: its own table.
-        known: 'item', 'context' or 'after'.
+        known: 'item', 'context', 'member' or 'after'.
         column: column of the log where that has another name; None: `name`.
 
     Example:
@@ -144,7 +144,7 @@ class Ids(Column):
         pooling: 'mean', 'sum' or 'max'.
         longer: what becomes of a row with more than `size` ids: 'error', or its 'first' or 'last' ids are kept.
         table: ids and categories with the same `table` (and the same rows) share one embedding table; None: its own table.
-        known: 'item', 'context' or 'after'.
+        known: 'item', 'context', 'member' or 'after'.
         column: column of the log where that has another name; None: `name`.
 
     Example:

@@ -37,7 +37,7 @@ class Number(Column):
         bins: most bins of the piecewise-linear encoding; None: the column has none. The paper tunes it; 16 is a start (our choice).
         edges: bounds of the bins, in units of the encoded value, increasing; None = not fitted yet. There are fewer than `bins` + 1 where
             quantiles of the training rows are equal.
-        known: 'item', 'context' or 'after'.
+        known: 'item', 'context', 'member' or 'after'.
         column: column of the log where that has another name, such as "price eur"; None: `name`.
 
     Example:

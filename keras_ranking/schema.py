@@ -7,6 +7,7 @@ all, *when each value is known*:
 |------------|-------------------------------------------------------------------|-------------------------------------|
 | `item`     | describes the item; the same for every member                     | yes, in history and candidates      |
 | `context`  | known when the item was scored (counts, device, affinity)         | yes                                 |
+| `member`   | describes the member; the same for all candidates of a request    | yes; sent and stored once a request |
 | actions    | what the member did; known after the feedback delay               | of *later* events only              |
 | `after`    | known after scoring (position shown, dwell of the page)           | never                               |
 
@@ -25,14 +26,15 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keras_ranking.column_base import Known, column_hint, named_columns
-from keras_ranking.columns import Count, Feature, Ids, Number, Task, Vector
+from keras_ranking.columns import Count, Feature, Number, Task
 from keras_ranking.configuration import is_integer
 from keras_ranking.field_errors import PlainWords
 from keras_ranking.id_columns import bare_ids
 from keras_ranking.number_edges import MOST_BINS
 from keras_ranking.schema_file import read_model
 from keras_ranking.schema_inference import infer_columns
-from keras_ranking.task import check_conditions, counting_rows
+from keras_ranking.schema_roles import check_roles
+from keras_ranking.task import counting_rows
 from keras_ranking.values import FRACTION, INT32_MAX, SMALL_UNITS, Faults, plain_series, raise_first, require_frame, seconds_of
 
 
@@ -116,79 +118,21 @@ class Schema(BaseModel, metaclass=PlainWords):
 
     @model_validator(mode="after")
     def _check_roles(self) -> Schema:
-        if not self.tasks:
-            raise ValueError("`tasks` must name at least one task.")
-        names = [task.name for task in self.tasks]
-        if len(set(names)) != len(names):
-            raise ValueError(f"`tasks` must have distinct names. Received: {names}")
-        if clash := [name for name in names if f"{name}_by_position" in names]:
-            raise ValueError(f"task '{clash[0]}_by_position' has the name of an output of task '{clash[0]}'.")
-        check_conditions(self.tasks)
-        roles = {"member": self.member, "time": self.time, "request": self.request, "session": self.session, "position": self.position}
-        taken: dict[str, str] = {}
-        for role, column in roles.items():
-            if column is None:
-                continue
-            # A log without request ids may use the session or the time as the request.
-            if column in taken and (role == "position" or "request" not in (role, taken[column])):
-                raise ValueError(f"column '{column}' has two roles, {taken[column]} and {role}.")
-            taken[column] = role
-        after = {column: f"the label of task '{task.name}'" for task in self.tasks for column in [task.label]}
-        after |= {action.name: "an action" for action in self.actions}
-        if self.position is not None:
-            after[self.position] = "the position shown"
-        seen: set[str] = set()
-        for feature in self.features:
-            if feature.name in seen:
-                raise ValueError(f"`features` must have distinct names. Received '{feature.name}' twice.{_other_name(feature)}")
-            seen.add(feature.name)
-            if feature.known != "after" and feature.name in after:
-                raise ValueError(
-                    f"column '{feature.name}' is {after[feature.name]}, which is known only after scoring; "
-                    f"it cannot be an input of a score (known='{feature.known}')."
-                )
-            if feature.name in (self.time, self.request, self.position):
-                raise ValueError(f"column '{feature.name}' is the {taken[feature.name]} and cannot be a feature as well.")
-        acted: set[str] = set()
-        for action in self.actions:
-            if action.name in seen:
-                raise ValueError(f"column '{action.name}' is an action and cannot be a feature as well.")
-            if action.name in acted:
-                raise ValueError(f"`actions` must have distinct names. Received '{action.name}' twice.")
-            if action.name in taken:
-                raise ValueError(f"column '{action.name}' is the {taken[action.name]} and cannot be an action as well.")
-            acted.add(action.name)
-        self._check_counts(after)
+        check_roles(self)
         return self
 
-    def _check_counts(self, after: dict[str, str]) -> None:
-        """Counts are of what the log holds, and their keys are known when a row is scored."""
-        after |= {feature.name: "a feature" for feature in self.features if feature.known == "after"}
-        counted = {count.name for count in self.counts}
-        for count in self.counts:
-            for column in count.key_columns:
-                if column in after:
-                    raise ValueError(
-                        f"`key` of count '{count.name}' must be known when a row is scored. Received: '{column}', {after[column]}"
-                    )
-                if kind := next(
-                    (type(one).__name__ for one in self.features if one.name == column and isinstance(one, (Ids, Vector))), None
-                ):
-                    raise ValueError(f"`key` of count '{count.name}' must hold single values. Received: '{column}', of kind {kind}")
-                if column in (self.time, self.request):
-                    raise ValueError(f"`key` of count '{count.name}' must come again in later requests. Received: '{column}'")
-            if count.name in (self.member, self.session, *count.sources):
-                raise ValueError(f"count '{count.name}' has the name of a column of the log; give it another one: Count(..., name='...')")
-            if inner := [column for column in count.sources if column in counted]:
-                raise ValueError(f"count '{count.name}' must be of columns of the log. Received: '{inner[0]}', which is counted")
-
     # -- looking things up -------------------------------------------------------------------------------------------
+
+    @property
+    def of_member(self) -> tuple[str, ...]:
+        """Names of the features that describe the member."""
+        return tuple(feature.name for feature in self.features_known("member"))
 
     def features_known(self, *known: Known) -> tuple[Any, ...]:
         """Features known at any of the stated times, in schema order."""
         return tuple(feature for feature in self.features if feature.known in known)
 
-    def inputs(self, names: Any = None, known: tuple[Known, ...] = ("item", "context")) -> tuple[Any, ...]:
+    def inputs(self, names: Any = None, known: tuple[Known, ...] = ("item", "context", "member")) -> tuple[Any, ...]:
         """The features with these names, checked to be usable as inputs of a score.
 
         Args:
@@ -329,7 +273,7 @@ class Schema(BaseModel, metaclass=PlainWords):
             raise ValueError(f"`bins` must be an integer from 1 to {MOST_BINS}. Received: bins={bins!r}")
         columns = (*self.features, *self.actions)
         numbers = [column.name for column in columns if isinstance(column, Number)]
-        inputs = self.features_known("item", "context")
+        inputs = self.inputs()
         unbinned = [column.name for column in inputs if isinstance(column, Number) and column.bins is None]
         chosen = unbinned if names is None else list(names)
         if unknown := [name for name in chosen if name not in numbers]:
@@ -393,7 +337,3 @@ class Schema(BaseModel, metaclass=PlainWords):
         """
         loaded: Schema = read_model(cls, path)
         return loaded
-
-
-def _other_name(feature: Any) -> str:
-    return " Give one of them another: Count(..., name='...')." if isinstance(feature, Count) else ""

@@ -17,6 +17,7 @@ from keras_ranking.values import require_frame
 ROWS = 200_000  # that are looked at, our choice
 FEW = 100  # words of a category with a vocabulary, our choice
 _FEW_NUMBERS = 20
+_OF_LISTS, _FEWEST_LISTS = 50_000, 10  # rows whose requests are looked at, and requests of several rows that say something, our choice
 _LEAK = 0.95  # AUC of one column alone
 _SEPARATORS = ("|", ";", ",")
 _ID_WORDS = ("id", "ids", "uuid", "guid", "sku", "code", "hash", "key")
@@ -114,6 +115,7 @@ def infer_columns(
     taken = {column: f"the {role}" for role, column in roles.items() if column is not None and column != time}
     taken |= {time: "the time", **dict.fromkeys(tasks, "a task"), **dict.fromkeys(actions, "an action")}
     features = []
+    lists = _Lists.of(events, rows, member, request or time)
     for name in map(str, events.columns):
         if name in taken:
             why = "stated" if name in names else "by its name"
@@ -122,7 +124,7 @@ def infer_columns(
         if name == "split":
             found.guesses.append(Guess(name, "the split", "by its name"))
             continue
-        guess = _guess(name, rows, item, labels)
+        guess = _guess(name, rows, item, labels, lists)
         found.guesses.append(guess)
         features += [guess.column] if guess.column is not None else []
     if not features:
@@ -175,7 +177,7 @@ def _label_of(values: pd.Series) -> np.ndarray:
     return np.asarray(pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan))
 
 
-def _guess(name: str, rows: pd.DataFrame, item: str | None, labels: Mapping[str, np.ndarray]) -> Guess:
+def _guess(name: str, rows: pd.DataFrame, item: str | None, labels: Mapping[str, np.ndarray], lists: _Lists) -> Guess:
     values = rows[name]
     present = values.dropna()
     if not len(present):
@@ -188,14 +190,44 @@ def _guess(name: str, rows: pd.DataFrame, item: str | None, labels: Mapping[str,
     if told := _tells(values, labels):
         why = f"{told}: known only after scoring? If the member did it, state it in `actions`"
         return Guess(name, "left out", why, warning="suspected to tell the label")
-    known = "item" if name == item or _is_of_item(rows, name, item) else "context"
+    known = "item" if name == item or _is_of_item(rows, name, item) else "member" if lists.agree(name) else "context"
     made = _set_or_vector(own, present, known, len(present) < len(values)) or _scalar(own, values, present, known)
     if isinstance(made, Guess):
         return replace(made, name=name)
     column, reason = made
+    if known == "member":
+        reason += f"; the same in all rows of each of {lists.count:,} requests"
     if own != name:
         column, reason = column.model_copy(update={"column": name}), f"{reason}; the input is '{own}'"
     return Guess(name, type(column).__name__.lower(), reason, column)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Whole requests of several rows, in which a column may stay the same."""
+
+    rows: pd.DataFrame
+    number: np.ndarray
+    count: int
+
+    @classmethod
+    def of(cls, events: pd.DataFrame, rows: pd.DataFrame, member: str, request: str) -> _Lists:
+        keys = list(dict.fromkeys([member, request]))
+        drawn = rows[request].iloc[:_OF_LISTS]
+        whole = events if len(events) <= _OF_LISTS else events[events[request].isin(drawn)]
+        number = whole.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
+        several = np.bincount(number, minlength=1)[number] > 1
+        return cls(whole[several], number[several], len(np.unique(number[several])))
+
+    def agree(self, name: str) -> bool:
+        """Whether all rows of each request have one value."""
+        if self.count < _FEWEST_LISTS:
+            return False
+        values = self.rows[name]
+        if not values.map(pd.api.types.is_hashable).all():  # lists
+            values = values.map(str)
+        codes = pd.factorize(values, use_na_sentinel=False)[0]
+        return len(np.unique(self.number)) == len(np.unique(np.stack([self.number, codes]), axis=1).T)
 
 
 def _is_of_item(rows: pd.DataFrame, name: str, item: str | None) -> bool:

@@ -36,7 +36,7 @@ class SemanticId(Column):
         items: the items with codes, as text; None: no codes yet.
         codes: of each of them, `levels` integers from 0 to K - 1.
         table: semantic ids with the same `table` share their embedding tables; None: its own tables.
-        known: 'item', 'context' or 'after'.
+        known: 'item', 'context', 'member' or 'after'.
         column: column of the log with the items, such as 'item_id'; None: `name`.
 
     Example:

@@ -26,7 +26,7 @@ MODELS = BASE | LAYERS | {"layers", "losses", "metrics", "optimizers"}
 _OF_TRAINING = ("daily", "distribution", "incremental", "post_training", "scoring", "streaming", "tracking", "transfer", "weighting")
 TRAINING = {f"training.{room}" for room in _OF_TRAINING} | {"training"}
 SERVING = {f"serving.{room}" for room in ("protocol", "checking", "exporting", "client", "histories", "server")}
-DATA = {"data", "data.counts", "data.readers", "data.shards"}
+DATA = {"data", "data.counts", "data.readers", "data.shards", "data.simulation"}
 
 # room -> (rooms it may import from, packages from outside it may import)
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
@@ -56,10 +56,11 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "models.combined": (MODELS | {"models"}, KERAS),
     "models.keras_model": (MODELS | {"models"}, KERAS | {"numpy"}),
     "models": (MODELS | {"models.configuration", "models.combined", "models.keras_model"}, KERAS | {"numpy"}),
-    "data": (BASE | {"data.counts", "data.readers", "data.shards"}, ARRAYS | {"pyarrow"}),
+    "data": (BASE | {"data.counts", "data.readers", "data.shards", "data.simulation"}, ARRAYS | {"pyarrow"}),
     "data.counts": (BASE | {"data"}, ARRAYS),
     "data.readers": (BASE | {"data", "data.counts"}, ARRAYS | {"pyarrow"}),
     "data.shards": (BASE | {"data", "data.readers"}, ARRAYS),
+    "data.simulation": (BASE | {"data", "data.counts", "data.readers"}, ARRAYS),
     "engines": (BASE | DATA, ARRAYS | {"pyarrow", "duckdb", "pyspark"}),
     "training.daily": (
         MODELS | {"models", "training", "training.incremental", "training.post_training", "training.scoring"} | DATA,
@@ -119,6 +120,7 @@ def room_of(path: Path) -> str:
             "number_edges",
             "schema_file",
             "schema_inference",
+            "schema_roles",
             "schema_sums",
             "semantic_id_column",
             "task",

@@ -30,8 +30,8 @@ from keras_ranking.data.sequences import Sequences, build_sequences
 from keras_ranking.data.shards.log import ShardedLog
 from keras_ranking.data.shards.prepare import prepare
 from keras_ranking.data.shuffling import shuffle_sessions
-from keras_ranking.data.simulate import simulate
-from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes
+from keras_ranking.data.simulation.options import SimulatedItems, SimulatedLists, SimulatedTastes
+from keras_ranking.data.simulation.simulate import simulate
 from keras_ranking.data.sources import open_log
 from keras_ranking.schema_sums import SchemaSums
 

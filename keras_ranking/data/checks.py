@@ -12,6 +12,7 @@ import pandas as pd
 from keras_ranking.column_base import named_columns
 from keras_ranking.columns import Category, Id, Ids, Vector
 from keras_ranking.data.log_columns import at_row, key_faults, require_column, require_frame
+from keras_ranking.data.member_values import value_codes
 from keras_ranking.data.vocabularies import vocabulary_notes
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
@@ -228,6 +229,33 @@ def _check_requests(schema: Schema, events: pd.DataFrame, seconds: np.ndarray, c
             checker.alive[rows[faulty[request]]] = False
 
 
+def _check_members(schema: Schema, events: pd.DataFrame, checker: _Checker) -> None:
+    """Columns of the member have one value in a request; between requests they may change."""
+    for feature in schema.features_known("member"):
+        rows = np.flatnonzero(checker.alive)
+        if not len(rows):
+            return
+        request, values = pd.factorize(events[schema.request].iloc[rows])[0], events[feature.name].iloc[rows]
+        codes, first = value_codes(feature, values), _first_rows(request)
+        differs = codes != codes[first]
+        faulty = np.zeros(int(request.max()) + 1, dtype=bool)
+        faulty[request[differs]] = True
+        bad = np.zeros(len(events), dtype=bool)
+        bad[rows] = differs if checker.on_error == "raise" else faulty[request]  # as in `_check_requests`
+        reason = "must be the same in all rows of a request (known='member')"
+        checker.fault(bad, feature.name, reason)
+        if differs.any():
+            row = int(differs.argmax())
+            places = checker.places[rows[differs]]
+            listed = ", ".join(map(str, places[:_MOST_PROBLEMS])) + (", ..." if len(places) > _MOST_PROBLEMS else "")
+            found = f"{shown(values.iloc[row])} at {at_row(int(places[0]), events.index, int(rows[row]))}"
+            found += f", the first of rows {listed}" if len(places) > 1 else ""
+            other = f"{shown(values.iloc[first[row]])} at row {int(checker.places[rows[first[row]]])}"
+            checker.report.examples[f"column '{feature.name}' {reason}"] = f"{found}, and {other} of the same request"
+        if checker.on_error == "raise":
+            checker.alive[rows[faulty[request]]] = False
+
+
 def _check_positions(schema: Schema, events: pd.DataFrame, checker: _Checker) -> np.ndarray | None:
     """The positions as numbers, NaN where there is none."""
     if schema.position is None:
@@ -255,13 +283,14 @@ def check_events(
 ) -> tuple[pd.DataFrame, Report]:
     """Check a log against its schema.
 
-    Faults, in this order: a missing column; a member, request or session that is missing or no key (float16 and float32, floats of 2**53
-    or more, lists); a time that is missing, not whole, in float16 or float32, before the schema's epoch or too late for int32; every
-    value that the encoder of its column refuses: ids that are neither integers nor strings, bytes and texts that are not Unicode, sets of
-    ids that are no lists or are too long, numbers that are text, not finite, beyond float32, negative under a logarithm, or missing
-    without a stated substitute, vectors of a wrong size or type or not finite, labels other than 0 and 1; a position that is not a whole
-    number >= 1; a row that is equal to an earlier one; a request with two members or two times; a position that repeats inside its
-    request; a row that comes after a later row of the same member. The rows that pass can be encoded.
+    Faults, in this order: a missing column; a member, request or session that is missing or no key (float16 and float32, floats of 2**53 or
+    more, lists); a time that is missing, not whole, in float16 or float32, before the schema's epoch or too late for int32; every value
+    that the encoder of its column refuses: ids that are neither integers nor strings, bytes and texts that are not Unicode, sets of ids
+    that are no lists or are too long, numbers that are text, not finite, beyond float32, negative under a logarithm, or missing without a
+    stated substitute, vectors of a wrong size or type or not finite, labels other than 0 and 1; a position that is not a whole number >= 1;
+    a row that is equal to an earlier one; a request with two members or two times; a position that repeats inside its request, or a column
+    known='member' that does not stay the same in it; a row that comes after a later row of the same member. The rows that pass can be
+    encoded.
 
     A warning names values of a `Category` that its vocabulary probably means but spells in another way, and a vocabulary that has less
     than half of the values.
@@ -270,8 +299,8 @@ def check_events(
         events: one row per impression.
         schema: what the columns are.
         on_error: "raise": one error with up to ten problems. "drop": faulty rows are left out and counted in the report. A repeated row
-            keeps its first copy; of a request with two members or times all rows are left out, since the right value is unknown; of a
-            repeated position the first row is kept.
+            keeps its first copy; of a request with two members, times or values of a member's column all rows are left out, since the right
+            value is unknown; of a repeated position the first row is kept.
         sort: True sorts the rows by time (stable) where some member's rows are out of order, and reports how many were.
             False (default): such rows are faults.
         round: 'floor', 'ceil' or 'nearest': times are checked as rounded to whole seconds. The rows keep their own times;
@@ -338,6 +367,7 @@ def checked_rows(
     positions = _check_positions(schema, events, checker)
     _check_duplicates(schema, events, checker)
     _check_requests(schema, events, seconds, checker)
+    _check_members(schema, events, checker)
     _check_places(schema, events, positions, checker)
     rows = _in_order(schema, events, seconds, checker, sort)
     if whole:

@@ -10,12 +10,14 @@ import numpy as np
 
 from keras_ranking.data.delays import checked_delays, sample_delays
 from keras_ranking.data.epochs import EpochDataset
+from keras_ranking.data.member_values import MemberSlots
 from keras_ranking.data.packing import PackedRows
 from keras_ranking.data.requests import take_or_zero
 from keras_ranking.data.shuffling import session_order
 from keras_ranking.values import require_kind
 
 SLOT = "request_slot"
+MEMBER_SLOT = "member_slot"
 ON_REQUEST = ("position", "delay", SLOT)
 LENGTHS = ("row", "longest", "bucketed")
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -44,6 +46,8 @@ class PackedDataset(EpochDataset):
     |         | only if `inputs` names them: `position` int32 (B, T), the rank shown, 0 = unknown, or the serving position;       |
     |         | `delay` int32 (B, T), age in seconds from which an earlier event is visible to this one, at least 1;  |
     |         | `request_slot` int32 (B, T), request of the row, from 1 on, that an event belongs to, 0 = empty      |
+    |         | columns known='member': `member_<name>` (B, M[, size]), each value once for the events that have it,  |
+    |         | and `member_slot` int32 (B, T), which of them an event has, from 1 on, 0 = empty                    |
     | targets | by task, float32 (B, T, 3): label, position (0 = none), request (counted within the row)         |
     | weights | by task, float32 (B, T): 0 for padding, context, history-only events and unknown labels, else the event's weight |
 
@@ -117,6 +121,7 @@ class PackedDataset(EpochDataset):
         sequences, schema = rows.sequences, rows.sequences.schema
         known = [column.name for column in (*schema.features_known("item", "context"), *schema.actions)]
         known += ["time", "segment"] + (["session"] if sequences.session is not None else [])
+        known += [f"member_{name}" for name in schema.of_member] + ([MEMBER_SLOT] if schema.of_member else [])
         # The position shown is not a feature of a score: only a model with an offset by position names it as an input.
         named = [*known, *ON_REQUEST]
         self.inputs = list(known if inputs is None else inputs)
@@ -130,7 +135,29 @@ class PackedDataset(EpochDataset):
         self.epoch = epoch
         self._delays = checked_delays(schema.feedback_delay if delays is None else delays)
         self._sizes = (rows.index >= 0).sum(axis=1)
+        self._members = self._member_slots()
         self._begin()
+
+    def _member_slots(self) -> MemberSlots | None:
+        """What makes the inputs of the member's columns; None where there are none."""
+        sequences = self.rows.sequences
+        read = [name for name in sequences.schema.of_member if f"member_{name}" in self.inputs]
+        if bool(read) != (MEMBER_SLOT in self.inputs):
+            raise ValueError(f"`inputs` with columns known='member' need '{MEMBER_SLOT}', and it needs such. Received: {self.inputs}")
+        if not read:
+            return None
+        moved = sequences.session if self.shuffle_sessions is not None else None
+        return MemberSlots({name: sequences.columns[name] for name in read}, sequences.member, self.rows.index, moved)
+
+    @property
+    def member_values(self) -> int:
+        """M, places in a row for values of the member's columns; 0 without such inputs. It may be set to more, as other shards need."""
+        return 0 if self._members is None else self._members.most
+
+    @member_values.setter
+    def member_values(self, most: int) -> None:
+        if self._members is not None:
+            self._members.most = max(self._members.most, int(most))
 
     def _begin(self) -> None:
         """Draw what differs between epochs: the order of rows, the order inside sessions, the delays."""
@@ -189,7 +216,8 @@ class PackedDataset(EpochDataset):
         columns = {"position": sequences.position, **sequences.columns}
         if sequences.session is not None:
             columns["session"] = sequences.session
-        x: dict[str, np.ndarray] = {}
+        of_member = {} if self._members is None else self._members.tensors(event)
+        x: dict[str, np.ndarray] = {name: values for name, values in of_member.items() if name in self.inputs}
         for name in self.inputs:
             if name == "segment":
                 x[name] = segment
@@ -197,7 +225,7 @@ class PackedDataset(EpochDataset):
                 x[name] = take_or_zero(self._time, place)
             elif name == "delay" and self._delay is not None:
                 x[name] = np.maximum(take_or_zero(self._delay, event), 1)
-            elif name != SLOT or name in columns:
+            elif (name != SLOT or name in columns) and name not in of_member:
                 x[name] = take_or_zero(columns[name], event)
         request = take_or_zero(sequences.request, event)
         change = np.ones(event.shape, dtype=bool)

@@ -48,7 +48,8 @@ class Requests:
 
         Args:
             which: (B,) indices of requests; -1: an empty request, all zeros.
-            names: names of the tensors, such as `history_click`, `candidate_age`, `history_length` (a model's input names).
+            names: names of the tensors, such as `history_click`, `candidate_age`, `history_length` (a model's input names). A column that
+                is known='member' has one value a request, (B[, size]): `member_country`.
             history, candidates: L and N to pad to; None: the longest of the batch (at least 1).
 
         Raises:
@@ -61,7 +62,7 @@ class Requests:
         sequences, schema = self.sequences, self.sequences.schema
         known = {column.name for column in schema.features_known("item", "context")}
         # Actions on a candidate are not known when it is scored, so only the history has them.
-        columns = {"history": known | {action.name for action in schema.actions}, "candidate": known}
+        columns = {"history": known | {action.name for action in schema.actions}, "candidate": known, "member": set(schema.of_member)}
         out: dict[str, np.ndarray] = {}
         for name in names:
             side, _, column = name.partition("_")
@@ -76,13 +77,15 @@ class Requests:
             elif name in ("history_session", "request_session") and sequences.session is not None:
                 # The first candidate has that of the request.
                 out[name] = take_or_zero(sequences.session, events if side == "history" else shown[:, 0])
+            elif side == "member" and column in columns[side]:  # one value a request: that of its first candidate, as of all
+                out[name] = take_or_zero(sequences.columns[column], shown[:, 0])
             elif column in columns.get(side, ()):
                 out[name] = take_or_zero(sequences.columns[column], events if side == "history" else shown)
             else:
                 raise ValueError(
                     "`names` must be `history_length`, `history_time`, `candidate_count`, `request_time`, with a session in the schema "
                     "`history_session` and `request_session`, "
-                    f"or `history_` and `candidate_` before the columns {columns}. Received: {name!r}"
+                    f"or `history_`, `candidate_` and `member_` before the columns {columns}. Received: {name!r}"
                 )
         return out
 

@@ -12,6 +12,7 @@ import pandas as pd
 from keras_ranking.column_base import named_columns
 from keras_ranking.data.checks import Report, checked_rows
 from keras_ranking.data.log_columns import require_frame
+from keras_ranking.data.member_values import held_once
 from keras_ranking.schema import Schema
 from keras_ranking.task import encoded_labels
 from keras_ranking.values import native_frame, numbers_of, require_kind
@@ -32,7 +33,8 @@ class Sequences:
         request: (E,) int64 codes, equal exactly where the request id is equal.
         session: (E,) int32 codes, or None where the schema names no session.
         position: (E,) int32, 1 = first, 0 = none known.
-        columns: encoded features and actions by name, (E,) or (E, size).
+        columns: encoded features and actions by name, (E,) or (E, size); those known='member' are held once for a run of events in which
+            they stay the same, and are read like the others.
         labels: float32 (E,) by task, NaN = unknown; grades as shares, numbers transformed (see `Task`).
         weights: float32 (E,) by task whose rows have weights.
         target: (E,) bool: whether the event is a target of training or scoring. False: history only.
@@ -177,6 +179,14 @@ def checked_sequences(
     return encoded(checked, rows if places is None else places[rows], wanted[rows], schema, round, report)
 
 
+def _columns(schema: Schema, checked: pd.DataFrame, order: np.ndarray, member: np.ndarray, request: np.ndarray) -> dict[str, Any]:
+    """Features and actions of rows in the order of the streams; those of the member once for a run of events."""
+    members = schema.features_known("member")
+    held = held_once(members, checked[[one.name for one in members]].iloc[order], member, request)
+    of_events = {one.name: one for one in (*schema.features, *schema.actions)}
+    return {name: held[name] if name in held else column.encode(checked[name])[order] for name, column in of_events.items()}
+
+
 def within_float32(schema: Schema, name: str, values: pd.Series) -> bool:
     """Whether a number of the schema stays within float32 after standardising."""
     column = next(feature for feature in (*schema.features, *schema.actions) if feature.name == name)
@@ -211,7 +221,7 @@ def encoded(checked: pd.DataFrame, rows: np.ndarray, wanted: np.ndarray, schema:
         request=request[order].astype(np.int64),
         session=session,
         position=position,
-        columns={feature.name: feature.encode(checked[feature.name])[order] for feature in (*schema.features, *schema.actions)},
+        columns=_columns(schema, checked, order, member, request[order]),
         labels={task.name: encoded_labels(schema.tasks, task, checked)[order] for task in schema.tasks},
         weights={task.name: task.row_weights(checked[task.weight])[0][order] for task in schema.tasks if task.weight is not None},
         target=wanted[order],

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from keras_ranking.data.member_values import in_order
 from keras_ranking.data.sequences import Sequences, require_sequences
 
 
@@ -91,7 +92,7 @@ def shuffle_sessions(sequences: Sequences, seed: int | Sequence[int] = 0, cuts: 
         request=sequences.request[order],
         session=None if sequences.session is None else sequences.session[order],
         position=sequences.position[order],
-        columns={name: column[order] for name, column in sequences.columns.items()},
+        columns={name: in_order(column, order) for name, column in sequences.columns.items()},
         labels={name: label[order] for name, label in sequences.labels.items()},
         target=sequences.target[order],
         rows=sequences.rows[order],

@@ -12,7 +12,7 @@ from keras_ranking.column_base import column_hint, named_columns
 from keras_ranking.data.log_columns import require_column
 from keras_ranking.data.readers import Log, hold_out_members, read_ebnerd, read_kuairand, read_movielens, read_retail
 from keras_ranking.data.readers.cuts import cut_by_time
-from keras_ranking.data.simulate import simulate
+from keras_ranking.data.simulation.simulate import simulate
 from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
 from keras_ranking.values import require_kind

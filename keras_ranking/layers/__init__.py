@@ -65,6 +65,8 @@ from keras_ranking.layers.multi_task import PLE, GroupedTasks, MLPBank, MMoE, Mu
 from keras_ranking.layers.tokens import (
     ActionEmbedding,
     AloneSpans,
+    AtCandidates,
+    AtSlots,
     EventEmbedding,
     EventSpans,
     FeatureConcat,
@@ -89,6 +91,8 @@ __all__ = [
     "AloneSpans",
     "AppendEvents",
     "AppendedValues",
+    "AtCandidates",
+    "AtSlots",
     "AttentionLowRankCross",
     "BaseRate",
     "BayesianLinear",

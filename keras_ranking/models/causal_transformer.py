@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_ranking import layers
 from keras_ranking.models.configuration import Attention, Choice, Numbers, Past, Tokens, Trunk, Visibility
+from keras_ranking.models.member_columns import MemberColumns
 from keras_ranking.models.past_reader import PastReader
 from keras_ranking.models.task_logits import Choices, ListReader
 from keras_ranking.models.wiring import Tensors, distinct, input_columns, without_prefix
@@ -81,7 +82,8 @@ class CausalTransformer:
     def _make_lists(self, tokens: Tokens, numbers: Numbers, dropout: float, choice: Choice) -> None:
         """What candidates of a request read of each other."""
         read = distinct([*self.token_features, *self.late_features])
-        plain = numbers.plain([feature for feature in read if feature.dtype != "int32"])
+        # A column of the member is the same in the whole list.
+        plain = numbers.plain([feature for feature in read if feature.dtype != "int32" and feature.known != "member"])
         if tokens.list_context:
             if not plain:
                 kept = "; with `number_plain=True` a number with a vector is one" if numbers.embeds else ""
@@ -103,6 +105,7 @@ class CausalTransformer:
         delay: Any = seen.delay
         self.token_features = schema.inputs(tokens.token_features)
         self.late_features = schema.inputs(tokens.late_features)
+        self.members = MemberColumns(schema)
         self.by_column = seen.by_column
         sessions: dict[str, Any] = {"session_gap": seen.session_gap, "by_column": self.by_column}
         self.spans = layers.EventSpans(seen.mask, delay, own=self.layout != "value", **sessions, name="event_spans")
@@ -164,8 +167,9 @@ class CausalTransformer:
     def row_inputs(self) -> Tensors:
         names = ["time", "segment"] + ["delay"] * self.visibility.sampled_delay + ["request_slot"] * self.reads_list
         names += ["session"] * self.by_column
+        names += ["member_slot"] * any(feature.known == "member" for feature in self.late_features)
         times = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
-        return {**times, **input_columns((*self.token_features, *self.schema.actions, *self.late_features), "", None)}
+        return {**times, **self.members.row_inputs((*self.token_features, *self.schema.actions, *self.late_features), "")}
 
     def history_inputs(self) -> Tensors:
         return {
@@ -179,7 +183,7 @@ class CausalTransformer:
         names = ["request_time"] + ["request_session"] * self.by_column + ["candidate_count"] * self.reads_list
         return {
             **{name: keras.Input((), dtype="int32", name=name) for name in names},
-            **input_columns((*self.token_features, *self.late_features), "candidate_", None),
+            **self.members.inputs((*self.token_features, *self.late_features)),
         }
 
     # -- the three graphs --------------------------------------------------------------------------------------------------
@@ -247,6 +251,7 @@ class CausalTransformer:
         return self.choices(self.heads(states, read, serving), slot)
 
     def row(self, inputs: Tensors) -> Tensors:
+        inputs = self.members.at_slots(inputs, "member_slot", "")
         hidden, _, read = self._trunk(inputs, inputs["time"], inputs["segment"], None)
         return self._logits(hidden, inputs, read, inputs.get("request_slot"), serving=False)
 
@@ -298,6 +303,7 @@ class CausalTransformer:
         return {**longer, **made, "length": held + count}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
+        candidates = self.members.at_candidates(candidates)
         x, places, visible = self._candidates(cache, candidates)
         keys, values, visible = self._read(cache, visible)
         for i, block in enumerate(self.blocks):

@@ -151,6 +151,7 @@ class LigrWiring(AmortizedHistory):
     # -- the three graphs --------------------------------------------------------------------------------------------------
 
     def row(self, inputs: Tensors) -> Tensors:
+        inputs = self._at_slots(inputs)
         slot = inputs["request_slot"]
         alone = self.history is None
         states, past = (self._alone(without_prefix(inputs, "candidate_"), slot), []) if alone else self._read_packed(inputs)
@@ -159,6 +160,7 @@ class LigrWiring(AmortizedHistory):
         return {name: ops.expand_dims(value, -1) for name, value in named.items()}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
+        candidates = self.members.at_candidates(candidates)
         columns = {name.removeprefix("candidate_"): x for name, x in candidates.items()}
         states, past = (self._alone(columns), []) if self.history is None else self._read(cache, candidates, columns)
         slot = None if self.sets is None else self.slots(states, count=candidates["candidate_count"])

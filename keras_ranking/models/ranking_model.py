@@ -199,7 +199,7 @@ class RankingModel(HasHeads, HasUtility, GrowsCaches, RunsStreams, TableSteps, Q
             count = candidates.pop("candidate_count", None)
             count = keras.Input((), dtype="int32", name="candidate_count") if count is None else count
             keep = KeepFirst(name="keep_candidates")
-            clean = {name: x if name.startswith("request_") else keep(x, length=count) for name, x in candidates.items()}
+            clean = {name: keep(x, length=count) if name.startswith("candidate_") else x for name, x in candidates.items()}
             if "candidate_count" in wiring.candidate_inputs():
                 clean["candidate_count"] = count
             moment = {"request_time": clean["request_time"]} if getattr(wiring, "encodes_at_moment", False) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras import ops
 from keras_ranking import layers
 from keras_ranking.models.configuration import Choice, Features, Numbers, Past
 from keras_ranking.models.graph import Graph
+from keras_ranking.models.member_columns import MemberColumns
 from keras_ranking.models.past_reader import RequestPast
 from keras_ranking.models.served_values import served_value
 from keras_ranking.models.task_logits import Choices, ListReader, TaskLogits
@@ -54,7 +56,7 @@ class RequestRanker:
         choice: Choice,
         dtype: str,
     ) -> None:
-        self.schema, self.dtype = schema, dtype
+        self.schema, self.dtype, self.members = schema, dtype, MemberColumns(schema)
         self.id_dim: Any = features.id_dim
         self.id_dropout = features.id_dropout
         policy: dict[str, Any] = {"dtype": dtype}
@@ -71,11 +73,14 @@ class RequestRanker:
         ids = [feature for feature in distinct([*candidate, *history]) if feature.dtype == "int32"]
         plain = numbers.plain([feature for feature in candidate if feature.dtype != "int32"])
         embedded = numbers.embedded(distinct([*candidate, *history]))
-        if not candidate:
-            raise ValueError("`features` must name at least one column of the candidate. Received: none")
+        if all(feature.known == "member" for feature in candidate):
+            raise ValueError(f"`features` must name at least one column of the candidate. Received: {features.features or 'none'}")
         # One layer embeds an id, in the candidate and in past events.
         self.ids: Any = self._concat([shared(feature) for feature in ids], "ids") if ids else None
         self.candidate_ids = [feature.name for feature in candidate if feature.dtype == "int32"]
+        # Those of the member, which are the same in the whole list, are the last of the numbers.
+        plain.sort(key=lambda feature: feature.known == "member")
+        self.of_list = sum(math.prod(feature.shape) for feature in plain if feature.known != "member")
         self.numbers: Any = self._concat(plain, "numbers") if plain else None
         self.vectors: Any = None
         if embedded:  # one layer for candidates and past events
@@ -89,7 +94,7 @@ class RequestRanker:
         for option, chosen in options.items():
             if chosen and encoder.get("fusion") == "append_self":
                 raise ValueError(f"`{option}` does not go with fusion='append_self', which reads each candidate as a request of its own.")
-        if features.list_context and not plain:
+        if features.list_context and not self.of_list:
             kept = "; with `number_plain=True` a number with a vector is one" if embedded else ""
             raise ValueError(f"`list_context` needs at least one number among `features`{kept}. Received: none")
         self.lists = ListReader(features.list_context, features.list_pooling, encoder.get("dropout", 0.0), policy)
@@ -146,7 +151,7 @@ class RequestRanker:
 
     def row_inputs(self) -> Tensors:
         slots = {"request_slot": keras.Input((None,), dtype="int32", name="request_slot")}
-        columns = {**slots, **input_columns(self.candidate_columns, "candidate_", None)}
+        columns = {**slots, **self.members.row_inputs(self.candidate_columns, "candidate_")}
         if self.history is None:
             return columns
         times = {"history_time": (None, None), "history_length": (None,), "request_time": (None,)}
@@ -167,7 +172,7 @@ class RequestRanker:
         whole = ("stream_time", kind, "stream_begin", "stream_end", "request_time", *["stream_session"] * self.history.session_ids)
         return {
             **slots,
-            **input_columns(self.candidate_columns, "candidate_", None),
+            **self.members.row_inputs(self.candidate_columns, "candidate_"),
             **{name: keras.Input((None,), dtype="int32", name=name) for name in whole},
             **input_columns((*self.past, *self.schema.actions), "stream_", None),
         }
@@ -185,7 +190,7 @@ class RequestRanker:
     def candidate_inputs(self) -> Tensors:
         moment = {} if self.history is None else {"request_time": keras.Input((), dtype="int32", name="request_time")}
         count = {} if not self.reads_list else {"candidate_count": keras.Input((), dtype="int32", name="candidate_count")}
-        return {**moment, **count, **input_columns(self.candidate_columns, "candidate_", None)}
+        return {**moment, **count, **self.members.inputs(self.candidate_columns)}
 
     # -- parts of a candidate ----------------------------------------------------------------------------------------------
 
@@ -221,7 +226,9 @@ class RequestRanker:
             numbers = self.numbers({feature.name: columns[feature.name] for feature in self.numbers.features})
             numbers = numbers if self.norm is None else self.norm(numbers, real=real)
             if self.lists.context is not None:
-                numbers = self.lists.context(numbers, slot=self._slot(numbers, columns, real))
+                of_list = self.lists.context(numbers[..., : self.of_list], slot=self._slot(numbers, columns, real))
+                alike = numbers[..., self.of_list :]
+                numbers = of_list if not alike.shape[-1] else self._joined([of_list, alike])
             parts.append(numbers)
         if self.candidate_vectors:
             parts.append(self._of(self.vectors, columns, self.candidate_vectors))
@@ -259,6 +266,7 @@ class RequestRanker:
 
     def _row(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
         """Candidates of many requests in a row."""
+        inputs = self._at_slots(inputs)
         slot = inputs["request_slot"]
         columns = {name: x for name, x in inputs.items() if name.startswith("candidate_")}
         if self.history is None:
@@ -266,6 +274,9 @@ class RequestRanker:
         if self.history.fusion != "append_self":
             return self._scored({}, columns, slot, read=self._read_packed(inputs))
         return self._one_by_one(inputs, columns, slot)
+
+    def _at_slots(self, inputs: Tensors) -> Tensors:
+        return self.members.at_slots(inputs, "request_slot", "candidate_")
 
     def _one_by_one(self, inputs: Tensors, columns: Tensors, slot: Any) -> tuple[Tensors, Tensors]:
         """Every slot as a request of one candidate, with the history of the request it belongs to."""
@@ -327,6 +338,7 @@ class RequestRanker:
         return {"events": token, "time": clean["time"], "length": history["history_length"], **past}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
+        candidates = self.members.at_candidates(candidates)
         return {task: ops.expand_dims(value, -1) for task, value in self._scored(cache, candidates)[0].items()}
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
@@ -366,9 +378,10 @@ class RequestRanker:
         candidates = {**self.candidate_inputs(), **{key: x for key, x in history.items() if not key.startswith("history_")}}
         count = keras.Input((), dtype="int32", name="candidate_count")
         seed = keras.Input((), dtype="int32", name="seed")
-        whole = {key: x for key, x in candidates.items() if key in ("request_time", "candidate_count")}
+        whole = {key: x for key, x in candidates.items() if not key.startswith("candidate_") or key == "candidate_count"}
         count = whole.get("candidate_count", count)
         clean = {**{key: self.keep(x, length=count) for key, x in candidates.items() if key not in whole}, **whole}
+        clean = self.members.at_candidates(clean)
         read = {**history, "request_time": clean["request_time"]} if self.encodes_at_moment else history
         logits = self._scored(self.encode(read), clean, seed=seed)[0]
         outputs = {task: self.keep(served_value(self.schema.task(task), logit), length=count) for task, logit in logits.items()}

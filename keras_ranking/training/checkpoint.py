@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from keras_ranking.data import Sequences
+from keras_ranking.data.member_values import HeldOnce
 from keras_ranking.ops.replicas import whole_array
 from keras_ranking.ops.tables import rows_without_spare
 
@@ -206,7 +207,9 @@ def fingerprint(sequences: Sequences, weights: Mapping[str, np.ndarray], delays:
     digest.update(sequences.schema.model_dump_json().encode())
     named = {"time": sequences.time, "request": sequences.request, "position": sequences.position, "target": sequences.target}
     named |= {"offsets": sequences.offsets} | ({} if sequences.session is None else {"session": sequences.session})
-    named |= sequences.columns | {f"label {task}": label for task, label in sequences.labels.items()}
+    for name, column in sequences.columns.items():
+        named |= {name: column.values, f"run {name}": column.run} if isinstance(column, HeldOnce) else {name: column}
+    named |= {f"label {task}": label for task, label in sequences.labels.items()}
     named |= {f"weight {task}": weight for task, weight in weights.items()} | ({} if delays is None else {"delays": delays})
     for name, array in sorted(named.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

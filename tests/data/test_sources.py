@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from keras_ranking.columns import Id
-from keras_ranking.data.simulate import simulate
+from keras_ranking.data.simulation.simulate import simulate
 from keras_ranking.data.sources import open_log
 from keras_ranking.schema import Schema
 

@@ -15,6 +15,7 @@ import keras_ranking as kr
 from keras_ranking.data import PackedDataset, PackedRequests, Requests, Sequences, build_sequences, pack, requests
 from keras_ranking.ops import Spans
 from keras_ranking.training.scoring.events import model_requests
+from tests.member_columns import log_of
 
 
 def before_a_release(*values: Any) -> Any:
@@ -27,11 +28,14 @@ NUMBERS = {"bins": ("age_hours", "item_views_24h", "dwell_seconds"), "number_emb
 PAST = {"past_heads": 2, "past_linear": 1, "past_matches": ("topic",), "past_dim": 4, "past_logit": True}
 # Each item has tags, ids among which there may be none; the request has items bought before, in the table of the items.
 SETS = {"sets": True}
+# The member has columns of each kind, which a request has once.
+MEMBERS = {"members": True}
 LIGR = {"builder": "LiGR", "setwise_layers": 0, "dim": 16, "num_heads": 2, "id_dim": 4, "max_history": 8, "delay": 120, "tasks": ("click",)}
 MODELS: dict[str, dict[str, Any]] = {
-    "cadet": {},
+    "cadet": {**MEMBERS},
     "cadet_grouped_heads": {
         **SETS,
+        **MEMBERS,
         "num_kv_heads": 1,
         "gates": ("representation", "query", "key", "output"),
         "delay": 900,
@@ -39,6 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "lirank": {
         **SETS,
+        **MEMBERS,
         "builder": "LiRank",
         "hidden": (12, 12),
         "rank": 4,
@@ -52,6 +57,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "shared_tables": {"topics": ("topic",)},
     },
     "amortized": {
+        **MEMBERS,
         "builder": "AmortizedDLRM",
         "hidden": (12, 12),
         "rank": 4,
@@ -75,8 +81,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "delay": 120,
         "tasks": ("click",),
     },
-    "ligr": {**LIGR, "max_history": 1000},
-    "feedsr": {"builder": "FeedSR", "position_offsets": 3, "serving_position": 2, "head_options": {"hidden": (8,)}},
+    "ligr": {**LIGR, **MEMBERS, "max_history": 1000},
+    "feedsr": {**MEMBERS, "builder": "FeedSR", "position_offsets": 3, "serving_position": 2, "head_options": {"hidden": (8,)}},
     "feedsr_fused_session": {
         "builder": "FeedSR",
         "layout": "fused",
@@ -138,7 +144,9 @@ class Case:
 
     def slotwise(self, name: str) -> bool:
         """Whether an input of the training graph has one value per slot."""
-        return self.model.form == "rows" or name == self.segment or name.startswith("candidate_")
+        if self.model.form == "rows":
+            return name == "member_slot" or not name.startswith("member_")
+        return name == self.segment or name.startswith("candidate_")
 
     def rows(self, row_length: int = 256, sequences: Sequences | None = None, **changes: Any) -> dict[str, np.ndarray]:
         """All events as one batch of packed inputs, and the rows themselves under ''."""
@@ -224,6 +232,7 @@ def with_sets(log: Any) -> Any:
 def make_case(log: Any, **arguments: Any) -> Case:
     keras.utils.set_random_seed(0)
     log = with_sets(log) if arguments.pop("sets", False) else log
+    log = log_of(log) if arguments.pop("members", False) else log
     schema = log.schema.binned(4, arguments.pop("bins", ())).fit(log.events)
     plain = {"dim": 16, "num_heads": 2, "num_layers": 2, "id_dim": 4, "delay": None if arguments.get("mask") == "causal" else 120}
     builder = arguments.pop("builder", "CADET")

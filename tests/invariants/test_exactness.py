@@ -30,8 +30,8 @@ def long_requests(case: Case, count: int = 6) -> np.ndarray:
 
 def parts(case: Case, tensors: dict[str, np.ndarray], slots: Any) -> dict[str, np.ndarray]:
     """Candidate tensors of some slots, for `score`."""
-    wanted = {name: x for name, x in tensors.items() if name.startswith(("candidate_", "request_"))}
-    return {name: x[:, slots] if x.ndim > 1 else x for name, x in wanted.items()}
+    wanted = {name: x for name, x in tensors.items() if name.startswith(("candidate_", "request_", "member_"))}
+    return {name: x[:, slots] if x.ndim > 1 and name.startswith("candidate_") else x for name, x in wanted.items()}
 
 
 def score(case: Case, cache: Any, candidates: dict[str, np.ndarray]) -> np.ndarray:
@@ -74,7 +74,8 @@ def without(case: Case, event: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a row before and after the impression `event` gets other features, at the other candidates of its request."""
     sequences = case.sequences
     rng = np.random.default_rng(1)
-    columns = {name: column.copy() for name, column in sequences.columns.items()}
+    of_events = [name for name in sequences.columns if name not in sequences.schema.of_member]
+    columns = {name: sequences.columns[name].copy() for name in of_events}
     for column in columns.values():
         column[event] = rng.integers(1, 3) if column.dtype == np.int32 else rng.normal(size=column[event].shape) + 3
     others = (sequences.request == sequences.request[event]) & (np.arange(sequences.num_events) != event)
@@ -163,7 +164,7 @@ def test_values_beyond_lengths_are_ignored(case: Case) -> None:
     past = np.arange(wide["history_time"].shape[1])[None, :] >= wide["history_length"][:, None]
     spare = np.arange(joint.shape[1] + 3)[None, :] >= wide["candidate_count"][:, None]
     for name, x in wide.items():
-        if x.ndim > 1:
+        if x.ndim > 1 and not name.startswith("member_"):
             x[past if name.startswith("history") else spare] = np.iinfo(np.int32).max if x.dtype == np.int32 else np.nan
     got = case.serve(wide)
     assert (got[spare] == 0).all()

@@ -118,7 +118,7 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
 @one_backend
 def test_replay_gives_the_true_rate_only_on_shuffled_sessions() -> None:
     """A new policy (newest first), replayed on the shuffled half of the sessions, and on the other half, ranked by the old policy."""
-    from keras_ranking.data.simulate import simulate
+    from keras_ranking.data.simulation.simulate import simulate
 
     off: dict[int, list[float]] = {1: [], 0: []}
     for seed in range(8):

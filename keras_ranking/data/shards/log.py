@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_ranking.data.checks import Report
+from keras_ranking.data.member_values import HeldOnce
 from keras_ranking.data.readers.log import HISTORY, NEW_MEMBERS, SPLITS
 from keras_ranking.data.sequences import Sequences
 from keras_ranking.data.shards.container import file_digest, read_arrays
@@ -269,7 +270,7 @@ def sequences_of(arrays: dict[str, np.ndarray], schema: Schema, chosen: Chosen, 
         request=np.repeat(arrays["request"], sizes),
         session=arrays.get("session"),
         position=arrays["position"],
-        columns={name: _column(arrays[f"column/{name}"], name in wanted) for name in names},
+        columns={name: _column(arrays, name, name in wanted, name in schema.of_member) for name in names},
         labels={task.name: arrays[f"label/{task.name}"] for task in schema.tasks},
         weights={task.name: arrays[f"weight/{task.name}"] for task in schema.tasks if task.weight is not None},
         target=target,
@@ -279,8 +280,11 @@ def sequences_of(arrays: dict[str, np.ndarray], schema: Schema, chosen: Chosen, 
     return whole if read.all() else _taken(whole, read)
 
 
-def _column(values: np.ndarray, wanted: bool) -> np.ndarray:
-    return values if wanted else np.broadcast_to(np.zeros(1, dtype=values.dtype).reshape((1,) * values.ndim), values.shape)
+def _column(arrays: dict[str, np.ndarray], name: str, wanted: bool, of_member: bool) -> Any:
+    values = arrays[f"column/{name}"]
+    if not wanted:
+        values = np.broadcast_to(np.zeros(1, dtype=values.dtype).reshape((1,) * values.ndim), values.shape)
+    return HeldOnce(values, arrays["member_run"]) if of_member else values
 
 
 def _taken(whole: Sequences, read: np.ndarray) -> Sequences:
@@ -300,7 +304,9 @@ def _taken(whole: Sequences, read: np.ndarray) -> Sequences:
             run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(index))))
             index = index[np.lexsort((rows, first[run], time[run], member))]
 
-    def take(values: np.ndarray) -> np.ndarray:
+    def take(values: Any) -> Any:
+        if isinstance(values, HeldOnce):
+            return values.of_events(index)
         if values.strides and values.strides[0] == 0:  # a column of zeros
             return np.broadcast_to(values[:1], (len(index), *values.shape[1:]))
         return np.asarray(values[index])

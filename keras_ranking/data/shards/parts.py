@@ -15,6 +15,7 @@ import pandas as pd
 from keras_ranking.columns import Id
 from keras_ranking.data.checks import Report, checked_rows
 from keras_ranking.data.log_columns import require_column
+from keras_ranking.data.member_values import HeldOnce
 from keras_ranking.data.readers.log import SPLITS
 from keras_ranking.data.readers.splits import held_out, split_of_held_out
 from keras_ranking.data.sequences import Sequences, encoded, within_float32
@@ -215,7 +216,10 @@ def _arrays(sequences: Sequences, events: pd.DataFrame, words: np.ndarray, plan:
     }
     if sequences.session is not None:
         arrays["session"] = sequences.session
-    arrays |= {f"column/{name}": values for name, values in sequences.columns.items()}
+    for name, values in sequences.columns.items():
+        arrays[f"column/{name}"] = values.values if isinstance(values, HeldOnce) else values
+        if isinstance(values, HeldOnce):  # the same runs for all columns of the member
+            arrays["member_run"] = values.run
     arrays |= {f"label/{name}": values for name, values in sequences.labels.items()}
     arrays |= {f"weight/{name}": values for name, values in sequences.weights.items()}
     arrays |= {f"keep/{name}": _kept(events, name, sequences.rows) for name in plan.keep}

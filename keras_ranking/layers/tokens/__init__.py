@@ -8,6 +8,7 @@ from keras_ranking.layers.tokens.feature_concat import FeatureConcat
 from keras_ranking.layers.tokens.fuse_actions import FuseActions
 from keras_ranking.layers.tokens.interleave import Interleave, ItemTokens
 from keras_ranking.layers.tokens.lengths import KeepFirst, OneSet, Segments
+from keras_ranking.layers.tokens.request_values import AtCandidates, AtSlots
 from keras_ranking.layers.tokens.rows import FlattenRows, SlotOwners, UnflattenRows
 from keras_ranking.layers.tokens.token_spans import TokenSpans
 from keras_ranking.layers.tokens.token_times import RequestTimes, TokenTimes
@@ -16,6 +17,8 @@ from keras_ranking.layers.tokens.visible_length import VisibleLength
 __all__ = [
     "ActionEmbedding",
     "AloneSpans",
+    "AtCandidates",
+    "AtSlots",
     "EventEmbedding",
     "EventSpans",
     "FeatureConcat",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_ranking import layers
 from keras_ranking.columns import Category, Number
 from keras_ranking.models.combined.ensemble import OF_WIRING, run_graph
+from keras_ranking.models.member_columns import MemberColumns
 from keras_ranking.models.ranking_model import RankingModel
 from keras_ranking.models.served_values import require_probabilities
-from keras_ranking.models.wiring import BUILDERS, Tensors, builder, copied, input_columns
+from keras_ranking.models.wiring import BUILDERS, Tensors, builder, copied
 from keras_ranking.schema import Schema
 
 _OF_BASE = ("choice", "choice_several", "explore", "random_effects")  # what the base alone has
@@ -154,7 +156,8 @@ class ForestWiring:
         self.inner: Any = base._graphs.wiring
         self.form = self.inner.form
         self.columns = columns_of(base.schema, forest.features)
-        self.prefix = "candidate_" if self.form == "requests" else ""
+        self.prefix, self.slot = ("candidate_", "request_slot") if self.form == "requests" else ("", "member_slot")
+        self.members = MemberColumns(base.schema)
         self.stack = layers.StackedLogits(2, name="stacked_logits")
         for each in OF_WIRING:
             if hasattr(self.inner, each):
@@ -165,28 +168,35 @@ class ForestWiring:
             self.extend = self.inner.extend
 
     def row_inputs(self) -> Tensors:
-        return {**input_columns(self.columns, self.prefix, None), **self.inner.row_inputs()}
+        return {**self._own_inputs(), **self.inner.row_inputs()}
+
+    def _own_inputs(self) -> Tensors:
+        found = self.members.row_inputs(self.columns, self.prefix)
+        if any(column.known == "member" for column in self.columns):
+            found[self.slot] = keras.Input((None,), dtype="int32", name=self.slot)
+        return found
 
     def _stream_inputs(self) -> Tensors:
         found = self.inner.stream_inputs()
-        return {**input_columns(self.columns, self.prefix, None), **found} if found else {}
+        return {**self._own_inputs(), **found} if found else {}
 
     def history_inputs(self) -> Tensors:
         return dict(self.inner.history_inputs())
 
     def candidate_inputs(self) -> Tensors:
-        return {**input_columns(self.columns, "candidate_", None), **self.inner.candidate_inputs()}
+        return {**self.members.inputs(self.columns), **self.inner.candidate_inputs()}
 
     def row(self, inputs: Tensors) -> Tensors:
         wanted = self.inner.stream_inputs() if "stream_time" in inputs else self.base.input
-        return self._joined(self.base({name: inputs[name] for name in wanted}), inputs, self.prefix)
+        logits = self.base({name: inputs[name] for name in wanted})
+        return self._joined(logits, self.members.at_slots(inputs, self.slot, self.prefix), self.prefix)
 
     def encode(self, history: Tensors) -> Tensors:
         return dict(self.inner.encode(history))
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         named = {f"cache_{name}": x for name, x in cache.items()} | candidates
-        return self._joined(run_graph(self.base.scorer, named), candidates, "candidate_")
+        return self._joined(run_graph(self.base.scorer, named), self.members.at_candidates(candidates), "candidate_")
 
     def attention(self, cache: Tensors, candidates: Tensors) -> list[Any]:
         return list(self.inner.attention(cache, candidates))

@@ -18,7 +18,7 @@ class Features:
     """What is read of a candidate and of past events, and how.
 
     Attributes:
-        features: columns of the candidate; None: all with known='item' or 'context'.
+        features: columns of the candidate; None: all with known='item', 'context' or 'member'.
         history_features: columns of past events that are read, next to all actions of the schema; None: those known='item' where the
             model's preset reads a history and the schema has actions; (): no history.
         id_dim: width of id embeddings; None: 30 (LiRank's feed ranker: stated), 16 for `LiGR`.

@@ -30,7 +30,7 @@ class Tokens:
             attention only, strictly older events visible (sibling code of CADET); half as long. See `TokenSpans`.
         token_features: columns in the tokens of events and candidates (early fusion); None: all with known='item'. Context columns
             may be named too.
-        late_features: columns that join at the heads (late fusion); None: all with known='context'.
+        late_features: columns that join at the heads (late fusion); None: all with known='context' or 'member'.
         id_dim: width of id embeddings. Choice.
         token_hidden: hidden width of the MLP of item tokens; None: a linear map. Choice.
         action_hidden: hidden width of the MLP of action tokens; None: a linear map. Choice.
@@ -74,11 +74,21 @@ class Tokens:
             raise ValueError(f"`list_pooling` must be a positive width, or 0. Received: list_pooling={self.list_pooling}")
 
     def of(self, schema: Schema) -> Tokens:
-        """The same with columns written out."""
+        """The same with columns written out.
+
+        Raises:
+            ValueError: a column of the member in the tokens.
+        """
+        for name in self.token_features or ():
+            if name in schema.of_member:
+                raise ValueError(
+                    f"`token_features` are of items and their context. Received: '{name}', known='member'; `late_features` take it, "
+                    "once a request"
+                )
         return replace(
             self,
             token_features=[feature.name for feature in schema.inputs(self.token_features, known=("item",))],
-            late_features=[feature.name for feature in schema.inputs(self.late_features, known=("context",))],
+            late_features=[feature.name for feature in schema.inputs(self.late_features, known=("context", "member"))],
             action_masking=float(self.action_masking),
             id_dropout=float(self.id_dropout),
             list_context=bool(self.list_context),

@@ -18,11 +18,10 @@ from keras_ranking.serving.protocol.logged_requests import (
     cell_hashes,
     cells_of,
     checked_key,
-    column_name,
     read_requests,
     request_hash,
 )
-from keras_ranking.serving.protocol.model_folder import RAW
+from keras_ranking.serving.protocol.model_folder import MEMBER, RAW, column_name
 from keras_ranking.serving.protocol.raw_requests import raw_request_tensors
 from keras_ranking.serving.protocol.signature import Signature, Tensor
 
@@ -41,7 +40,7 @@ class LiveSkewReport:
         versions: version -> replayed requests.
         bound: largest difference of a score that is not counted.
         max_share: share of the values of a feature or score that may differ.
-        features: "<history | candidate> <column>" -> what was served compared with the data pipeline; 'events of the history' and
+        features: "<history | candidate | member> <column>" -> what was served compared with the data pipeline; 'events of the history' and
             'candidates' count those that only one of both has.
         scores: task -> served scores compared with those of the Keras model on the pipeline's values.
 
@@ -203,20 +202,20 @@ class _Replay:
         if line.signature == RAW:
             inputs = {name: _tensor(entry) for name, entry in line.inputs.items()}
             raw = raw_request_tensors(self.schema, history, rows, rows[self.schema.time].iloc[0], Signature(RAW, inputs, {}))
-            expected = {name: np.atleast_1d(values) for name, values in raw.items()}
+            expected = {name: values if line.inputs[name]["axis"] else values[None] for name, values in raw.items()}
         else:
             for name, entry in line.inputs.items():
                 if name not in tensors:
                     raise ValueError(f"the access log has input '{name}', which the model does not have: is it that of the served version?")
                 values = tensors[name]
-                expected[name] = values[0, : sizes[entry["axis"]]] if entry["axis"] else np.atleast_1d(values[0])
+                expected[name] = values[0, : sizes[entry["axis"]]] if entry["axis"] else values[:1]
         pairs = {None: (np.zeros(1, int), np.zeros(1, int)), **self._pairs(line, expected, sizes)}
         places = {"history": history["__row"].tolist(), "candidate": rows["__row"].tolist(), None: rows["__row"].tolist()[:1]}
         request = _plain(rows[self.schema.request].iloc[0])
         for name, entry in line.inputs.items():
             served, own = pairs[entry["axis"]]
             at = [{"request": request, "row": _plain(places[entry["axis"]][place])} for place in own]
-            kind = "" if entry["axis"] is None else f"{entry['axis']} "
+            kind = f"{entry['axis']} " if entry["axis"] else MEMBER.replace("_", " ") * name.startswith(MEMBER)
             self._values(f"{kind}{column_name(name, entry['axis'])}", entry, served, expected[name], own, at)
         served, own = pairs["candidate"]
         whole = len(served) == len(rows) == _length(line, "candidate")

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_ranking.columns import Number, SemanticId
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH, SESSIONS
+from keras_ranking.serving.protocol.model_folder import AXES, CANDIDATE_COUNT, HISTORY_LENGTH, MEMBER, SESSIONS
 from keras_ranking.serving.protocol.raw_values import column_of, columns_of
 
 Specs = Mapping[str, Mapping[str, Any]]
@@ -145,6 +145,11 @@ def spoilt(batch: Mapping[str, np.ndarray], inputs: Specs) -> list[dict[str, np.
         numbers = next((name for name in cells if "float" in inputs[name]["dtype"]), None)
         faults += [] if numbers is None else [(numbers, np.inf)]
         faults += [(numbers, np.nan)] if numbers is not None and inputs[numbers]["dtype"] == "float32" else []
+    for name, spec in inputs.items():
+        if name.startswith(MEMBER) and "float" in spec["dtype"] and not spec.get("missing"):
+            faults.append((name, np.inf))
+        elif name.startswith(MEMBER) and spec["rows"] is not None:
+            faults.append((name, spec["rows"]))
     faults += [("request_time", -1)] if "request_time" in inputs else []
     made = []
     for name, value in faults:

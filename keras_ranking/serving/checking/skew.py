@@ -22,6 +22,7 @@ from keras_ranking.serving.protocol.model_folder import (
     SIGNATURE,
     Card,
     axis_of,
+    column_name,
     read_card,
     version_folders,
 )
@@ -246,7 +247,7 @@ def _compare_features(
         if name in AXES.values():
             continue
         axis = axis_of(name, (None, None)) if name != "request_time" else None
-        column = schema.time if name in ("request_time", "history_time") else name.removeprefix(f"{axis}_")
+        column = schema.time if name in ("request_time", "history_time") else column_name(name, axis)
         if name == SESSIONS[1]:
             continue
         if name == SESSIONS[0]:

@@ -96,9 +96,11 @@ class AsyncClient:
         session: Any = None,
         utility: Mapping[str, float] | None = None,
         request_id: Any = None,
+        member_values: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Scores of one request, as `Client.score`."""
-        return (await self.score_many([Request(history, candidates, request_time, session, utility, request_id)], timeout=timeout))[0]
+        request = Request(history, candidates, request_time, session, utility, request_id, member_values)
+        return (await self.score_many([request], timeout=timeout))[0]
 
     async def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None, *, parallel: int = 4

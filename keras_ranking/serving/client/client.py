@@ -106,11 +106,12 @@ class Client:
         session: Any = None,
         utility: Mapping[str, float] | None = None,
         request_id: Any = None,
+        member_values: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Scores of one request.
 
         Args:
-            history, candidates, request_time, session, utility, request_id: see `Request`.
+            history, candidates, request_time, session, utility, request_id, member_values: see `Request`.
             timeout: seconds of this call; None: the client's.
 
         Returns:
@@ -120,7 +121,8 @@ class Client:
             ValueError: errors of `request_tensors`; nothing was sent.
             ServingError: an error of the server; `.code` is the gRPC status.
         """
-        return self.score_many([Request(history, candidates, request_time, session, utility, request_id)], timeout=timeout)[0]
+        request = Request(history, candidates, request_time, session, utility, request_id, member_values)
+        return self.score_many([request], timeout=timeout)[0]
 
     def score_many(
         self, requests: Sequence[Request | tuple[Any, Any, Any]], batch: int = 32, timeout: float | None = None
@@ -257,6 +259,7 @@ class Client:
         request_time: Any,
         session: Any = None,
         utility: Mapping[str, float] | None = None,
+        member_values: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Scores of candidates after a cached history, by the signature `score_candidates`; as `score` returns them.
 
@@ -265,7 +268,7 @@ class Client:
         """
         signature = chosen(self.signatures(), SCORE if utility is None else weighted_name(SCORE))
         kept = {name: values for name, values in cache.items() if name in signature.inputs}
-        request = Request(None, candidates, request_time, session, utility)
+        request = Request(None, candidates, request_time, session, utility, member_values=member_values)
         rest = pad_requests([self._encoder.tensors(request, signature, without=list(kept))])
         return self._encoder.frame(self._transport.predict(signature, {**kept, **rest}, self._timeout), 0, candidates)
 

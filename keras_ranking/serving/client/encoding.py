@@ -57,8 +57,10 @@ class Encoder:
         weights = self._weights(request, signature) if signature.name in WEIGHTED.values() else {}
         inputs = {name: tensor for name, tensor in inputs.items() if name not in weights}
         if signature.name in RAW_VALUES:
-            return {**raw_request_tensors(*arguments, Signature(RAW, inputs, signature.outputs), request.session), **weights}
-        return {**request_tensors(*arguments, sorted(inputs), request.session), **weights}
+            found = raw_request_tensors(*arguments, Signature(RAW, inputs, signature.outputs), request.session, request.member_values)
+        else:
+            found = request_tensors(*arguments, sorted(inputs), request.session, request.member_values)
+        return {**found, **weights}
 
     def _weights(self, request: Request, signature: Signature) -> Tensors:
         """Weights of the request by input, 0 for tasks without one."""

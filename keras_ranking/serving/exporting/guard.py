@@ -92,7 +92,8 @@ def _alike(tensors: Tensors, specs: Specs) -> list[list[str]]:
     for name, x in tensors.items():
         has_range = x.dtype.is_floating or specs[name]["rows"] is not None or name in _TIMES
         if has_range and not name.startswith(CACHE) and name not in AXES.values():
-            found.setdefault((specs[name]["axis"], tuple(x.shape[2:]), len(x.shape), x.dtype), []).append(name)
+            axis = specs[name]["axis"]
+            found.setdefault((axis, tuple(x.shape[2 if axis else 1 :]), len(x.shape), x.dtype), []).append(name)
     return list(found.values())
 
 

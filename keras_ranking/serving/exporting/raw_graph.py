@@ -117,9 +117,10 @@ def _hashed(text: Any, buckets: int | None) -> Any:
 
 
 def _first_places(rows: Any, there: Any) -> Any:
-    """Rows of sets (B, N, size[, 2]) with those that are `there` first, in their order, and -1 in the other places."""
+    """Rows of sets (B, [N,] size[, 2]) with those that are `there` first, in their order, and -1 in the other places."""
     order = tf.argsort(tf.cast(~there, tf.int32), axis=-1, stable=True)
-    rows, there = (tf.gather(x, order, axis=2, batch_dims=2) for x in (rows, there))
+    before = len(there.shape) - 1
+    rows, there = (tf.gather(x, order, axis=before, batch_dims=before) for x in (rows, there))
     return tf.where(there if len(rows.shape) == len(there.shape) else there[..., None], rows, -1)
 
 

@@ -12,7 +12,20 @@ import tensorflow as tf
 from keras_ranking.columns import Category, Id, Ids, SemanticId
 from keras_ranking.schema import Schema
 from keras_ranking.serving.exporting.raw_graph import RawEncoder
-from keras_ranking.serving.protocol.model_folder import CACHE, ENCODE, EXPLORE, EXTEND, FEATURES, RAW, SCORE, SIGNATURE, WEIGHTED, axis_of
+from keras_ranking.serving.protocol.model_folder import (
+    CACHE,
+    ENCODE,
+    EXPLORE,
+    EXTEND,
+    FEATURES,
+    MEMBER,
+    RAW,
+    SCORE,
+    SIGNATURE,
+    WEIGHTED,
+    axis_of,
+    column_name,
+)
 from keras_ranking.serving.protocol.raw_values import raw_specs
 
 Specs = dict[str, dict[str, Any]]
@@ -171,7 +184,7 @@ def input_specs(tensors: Mapping[str, Any], schema: Schema) -> Specs:
     out = {}
     for name, tensor in tensors.items():
         axis = axis_of(name, tuple(tensor.shape))
-        column = columns.get(name.removeprefix(f"{axis}_") if axis else name)
+        column = columns.get(column_name(name, axis)) if axis or name.startswith(MEMBER) else None
         out[name] = _spec(tensor, axis, None if column is None else column.rows)
         if isinstance(column, Ids):
             out[name]["sets"] = True

@@ -16,6 +16,7 @@ from keras_ranking.serving.client.encoding import chosen, positive
 from keras_ranking.serving.histories.store import History, HistoryStore
 from keras_ranking.serving.protocol.errors import ServingError
 from keras_ranking.serving.protocol.model_folder import EXTEND
+from keras_ranking.serving.protocol.requests import Request
 
 _Key = tuple[int, Any, str, Any]
 
@@ -118,12 +119,14 @@ class HistoryClient:
         request_time: Any,
         session: Any = None,
         utility: Mapping[str, float] | None = None,
+        member_values: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Scores of candidates for a member.
 
         Args:
             member: its id, as in the log. One of whom nothing is known has an empty history.
-            candidates, request_time, session, utility: see `Request`.
+            candidates, request_time, session, utility, member_values: see `Request`. What describes the member is sent with the candidates,
+                and is no part of an encoded history.
 
         Returns:
             As `Client.score`.
@@ -132,14 +135,15 @@ class HistoryClient:
             ValueError: errors of `request_tensors`; nothing was sent.
             ServingError: as `Client.score`; FAILED_PRECONDITION for a model without the two signatures, NOT_FOUND without a version.
         """
+        request = Request(None, candidates, request_time, session, utility, member_values=member_values)
         try:
-            return self._score(member, candidates, request_time, session, utility)
+            return self._score(member, request)
         except ServingError as error:
             # The version may have been unloaded since it was asked for.
             if error.code != "NOT_FOUND" or self._pinned is None:
                 raise
             self._pinned = None
-            return self._score(member, candidates, request_time, session, utility)
+            return self._score(member, request)
 
     def forget(self) -> None:
         """Drop all encoded histories."""
@@ -152,9 +156,8 @@ class HistoryClient:
         with self._lock:
             return len(self._kept)
 
-    def _score(
-        self, member: Any, candidates: pd.DataFrame, request_time: Any, session: Any, utility: Mapping[str, float] | None
-    ) -> pd.DataFrame:
+    def _score(self, member: Any, request: Request) -> pd.DataFrame:
+        request_time = request.request_time
         client, version = self._of_version()
         signature = chosen(client.signatures(), ENCODE)
         chosen(client.signatures(), SCORE)
@@ -175,7 +178,8 @@ class HistoryClient:
         if encoded is None:
             encoded = client.encode(history.events if len(history.events) else None, request_time)
             self._keep(key, encoded, history.marks, "encoded")
-        return client.score_cached(encoded, candidates, request_time, session, utility)
+        settings = {name: getattr(request, name) for name in ("session", "utility", "member_values")}
+        return client.score_cached(encoded, request.candidates, request_time, **settings)
 
     def _end(self, request_time: Any) -> Any:
         """The time before which events are read."""

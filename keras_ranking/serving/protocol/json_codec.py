@@ -131,16 +131,19 @@ def _full_sets(name: str, value: Any, tensor: Tensor) -> Any:
     """
     if not tensor.sets or tensor.shape is None or not isinstance(value, list):
         return value
-    size, fill = tensor.shape[2] or 0, "" if tensor.dtype.kind == "O" else -1
-    none: Any = [fill] * 2 if len(tensor.shape) > 3 else fill  # both halves of a fingerprint
+    first = 1 if tensor.axis is None else 2  # of a request, or of each of its events or candidates
+    size, fill = tensor.shape[first] or 0, "" if tensor.dtype.kind == "O" else -1
+    none: Any = [fill] * 2 if len(tensor.shape) > first + 1 else fill  # both halves of a fingerprint
 
-    def full(cell: Any, row: int, at: int) -> Any:
+    def full(cell: Any, *place: int) -> Any:
         if not isinstance(cell, list):
             return cell
         if len(cell) > size:
-            raise invalid(f"input '{name}' may hold at most {size} ids. Received: {len(cell)} at [{row}, {at}]")
+            raise invalid(f"input '{name}' may hold at most {size} ids. Received: {len(cell)} at {list(place)}")
         return cell + [none] * (size - len(cell))
 
+    if tensor.axis is None:
+        return [full(cell, row) for row, cell in enumerate(value)]
     return [[full(cell, row, at) for at, cell in enumerate(cells)] if isinstance(cells, list) else cells for row, cells in enumerate(value)]
 
 

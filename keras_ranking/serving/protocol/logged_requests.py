@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from keras_ranking.serving.protocol.model_folder import AXES
+from keras_ranking.serving.protocol.model_folder import AXES, MEMBER, column_name
 from keras_ranking.serving.protocol.signature import Signature, Tensor
 
 FORMAT = 1
@@ -72,14 +72,9 @@ def cell_hashes(key: bytes, column: str, values: np.ndarray) -> list[str]:
     return [known[one] if one in known else known.setdefault(one, keyed(key, column, one)) for one in contents]
 
 
-def column_name(name: str, axis: str | None) -> str:
-    """The column of an input: 'item_id' of 'candidate_item_id'."""
-    return name.removeprefix(f"{axis}_") if axis else name
-
-
 def is_hashed(name: str, tensor: Tensor, further: Sequence[str]) -> bool:
-    """Whether cells of an input are hashed: ids, categories and text, and the columns that were named."""
-    if column_name(name, tensor.axis) in further:
+    """Whether cells of an input are hashed: ids, categories and text, all columns of the member, and the columns that were named."""
+    if column_name(name, tensor.axis) in further or name.startswith(MEMBER):
         return True
     return tensor.axis is not None and tensor.dtype.kind in "OSUiu" and name not in _TIMES
 

@@ -44,6 +44,8 @@ HISTORY_LENGTH = "history_length"
 CANDIDATE_COUNT = "candidate_count"
 SESSIONS = ("history_session", "request_session")
 """Inputs with ids of sessions: their values tell which events are of one session, and nothing else."""
+MEMBER = "member_"
+"""Prefix of inputs with columns of the member (known='member'): one value a request."""
 AXES = {"history": HISTORY_LENGTH, "candidate": CANDIDATE_COUNT}
 """Axes of variable length of the serving tensors, and the input with the counted length."""
 
@@ -129,6 +131,11 @@ def axis_of(name: str, shape: tuple[int | None, ...]) -> str | None:
         if name.startswith(f"{axis}_"):
             return axis
     return None
+
+
+def column_name(name: str, axis: str | None) -> str:
+    """The column of an input: 'item_id' of 'candidate_item_id', 'country' of 'member_country'."""
+    return name.removeprefix(f"{axis}_") if axis else name.removeprefix(MEMBER)
 
 
 def version_folders(folder: Path) -> dict[int, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from keras_ranking.columns import Ids
 from keras_ranking.ops.hashing import canonical_text
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH, SESSIONS
+from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH, MEMBER, SESSIONS
 from keras_ranking.serving.protocol.requests import checked_frames, session_values, tensors_of_frames
 from keras_ranking.serving.protocol.signature import Signature
 
@@ -22,12 +23,13 @@ def raw_request_tensors(
     request_time: Any,
     signature: Signature,
     session: Any = None,
+    member_values: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Tensors of one request for a signature on values of the log.
 
     Args:
         schema: of the model; names the columns.
-        history, candidates, request_time, session: see `Request`.
+        history, candidates, request_time, session, member_values: see `Request`.
         signature: from the server's metadata, with the inputs and their types. Times are Unix seconds in inputs of 64 bits, seconds
             after the schema's epoch in inputs of 32.
 
@@ -38,7 +40,7 @@ def raw_request_tensors(
         ValueError: as `request_tensors`; a value that the type cannot represent, with column and row.
         TypeError: not a DataFrame.
     """
-    frames, times, now = checked_frames(schema, history, candidates, request_time)
+    frames, times, now = checked_frames(schema, history, candidates, request_time, member_values)
     counts = {HISTORY_LENGTH: np.asarray(len(frames["history"])), CANDIDATE_COUNT: np.asarray(len(candidates))}
     fixed = {name: value.astype(signature.inputs[name].dtype) for name, value in counts.items() if name in signature.inputs}
     for name, value in (("request_time", np.asarray(now)), ("history_time", times)):
@@ -48,7 +50,7 @@ def raw_request_tensors(
 
     def encode(name: str, column: Any, values: pd.Series | None) -> np.ndarray:
         tensor = signature.inputs[name]
-        size = tuple(int(cells) for cells in (tensor.shape or ())[2:] if cells is not None)
+        size = tuple(int(cells) for cells in (tensor.shape or ())[1 if name.startswith(MEMBER) else 2 :] if cells is not None)
         return np.zeros((0, *size), dtype=tensor.dtype) if values is None else _values(column, values, tensor.dtype, size)
 
     for name, column, values in session_values(schema, frames, session, signature.inputs):

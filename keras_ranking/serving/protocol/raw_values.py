@@ -11,13 +11,13 @@ import pandas as pd
 from keras_ranking.columns import Ids, Number, Vector
 from keras_ranking.id_columns import session_column
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import AXES, SESSIONS, axis_of
+from keras_ranking.serving.protocol.model_folder import AXES, MEMBER, SESSIONS, axis_of, column_name
 
 Specs = Mapping[str, Mapping[str, Any]]
 
 
 def columns_of(schema: Schema) -> dict[str, Any]:
-    """The schema's columns that inputs have after `history_` and `candidate_`, by that name: features, actions and `session`."""
+    """The schema's columns that inputs have after `history_`, `candidate_` and `member_`, by that name: features, actions and `session`."""
     named: dict[str, Any] = {column.name: column for column in (*schema.features, *schema.actions)}
     return named if schema.session is None else {**named, "session": session_column(schema.session)}
 
@@ -82,7 +82,7 @@ def column_of(columns: Mapping[str, Any], name: str) -> Any:
     if name == SESSIONS[1]:
         return columns.get("session")
     axis = axis_of(name, (None, None))
-    return columns.get(name.removeprefix(f"{axis}_")) if axis else None
+    return columns.get(column_name(name, axis)) if axis or name.startswith(MEMBER) else None
 
 
 def encode_raw(schema: Schema, raw: Specs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

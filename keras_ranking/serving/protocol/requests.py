@@ -12,8 +12,9 @@ import pandas as pd
 
 from keras_ranking.column_base import named_columns
 from keras_ranking.id_columns import session_column
+from keras_ranking.ops.messages import shown
 from keras_ranking.schema import Schema
-from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH, SESSIONS
+from keras_ranking.serving.protocol.model_folder import CANDIDATE_COUNT, HISTORY_LENGTH, MEMBER, SESSIONS
 
 _SIDES = {"history": "the history", "candidate": "the candidates"}
 
@@ -31,6 +32,8 @@ class Request:
             None: that of the candidates' column.
         utility: task -> weight of the output `score` for this request alone, in the place of all exported weights; a task without one
             has 0. None: the exported weights.
+        member_values: values of the columns that describe the member (known='member'), by name. A column without one is read from
+            `candidates`, whose rows must all have the same. None: all are.
         request_id: id of the request, as the log will have it; sent along for the access log of the server. None: none is sent.
 
     Example:
@@ -46,6 +49,7 @@ class Request:
     session: Any = None
     utility: Mapping[str, float] | None = None
     request_id: Any = None
+    member_values: Mapping[str, Any] | None = None
 
 
 def request_tensors(
@@ -55,23 +59,25 @@ def request_tensors(
     request_time: Any,
     names: Sequence[str],
     session: Any = None,
+    member_values: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Encode one request, with the schema that encoded the training data.
 
     Args:
         schema: of the model.
-        history, candidates, request_time, session: see `Request`.
+        history, candidates, request_time, session, member_values: see `Request`.
         names: names of the tensors, for example a model's inputs: `history_<column>`, `history_time`, `history_session`,
-            `history_length`, `request_time`, `request_session`, `candidate_<column>`, `candidate_count`. Other columns of the frames are
-            ignored.
+            `history_length`, `request_time`, `request_session`, `candidate_<column>`, `candidate_count`, `member_<column>`. Other columns
+            of the frames are ignored.
 
     Returns:
-        For each name: int32 or float32, `history_<name>` (L[, size]), `candidate_<name>` (N[, size]), the others scalars.
+        For each name: int32 or float32, `history_<name>` (L[, size]), `candidate_<name>` (N[, size]), `member_<name>` of the shape of a
+        value, the others scalars.
         `pad_requests` makes a batch of several.
 
     Raises:
-        ValueError: no candidate, a missing column, no session where the model reads it, a value that violates the schema, a history of
-            several members, not in order of time, or later than the request.
+        ValueError: no candidate, a missing column, a column of the member with several values, no session where the model reads it, a
+            value that violates the schema, a history of several members, not in order of time, or later than the request.
         TypeError: not a DataFrame.
 
     Example:
@@ -83,7 +89,7 @@ def request_tensors(
         >>> tensors["candidate_count"] == len(tensors["candidate_age_hours"]) == len(rows)
         True
     """
-    frames, times, now = checked_frames(schema, history, candidates, request_time)
+    frames, times, now = checked_frames(schema, history, candidates, request_time, member_values)
     fixed = {
         "request_time": np.asarray(now, dtype=np.int32),
         "history_time": times,
@@ -154,6 +160,7 @@ def tensors_of_frames(
         ValueError, TypeError: a missing name or column; errors of `encode`, with the name of the frame.
     """
     inputs = {column.name: column for column in schema.inputs()}
+    of_member = {name: inputs.pop(name) for name in schema.of_member}
     columns = {"history": {**inputs, **{column.name: column for column in schema.actions}}, "candidate": inputs}
     out: dict[str, np.ndarray] = {}
     for name in names:
@@ -161,6 +168,9 @@ def tensors_of_frames(
             out[name] = fixed[name]
             continue
         side, _, column = name.partition("_")
+        if side == "member" and column in of_member:
+            out[name] = _of_member(name, of_member[column], frames, encode)
+            continue
         if side not in columns or column not in columns[side]:
             raise ValueError(f"the model's input '{name}' is not a column of the schema. The schema has: {sorted(columns['history'])}")
         frame, where = frames[side], _SIDES[side]
@@ -170,6 +180,45 @@ def tensors_of_frames(
         with _error_in(where):
             out[name] = encode(name, columns[side][column], values)
     return out
+
+
+def _of_member(
+    name: str, column: Any, frames: Mapping[str, pd.DataFrame], encode: Callable[[str, Any, pd.Series | None], np.ndarray]
+) -> np.ndarray:
+    """The one value of a column of the member."""
+    given, candidates = frames["member"], frames["candidate"]
+    if column.name in given.columns:
+        with _error_in("`member_values`"):
+            return np.asarray(encode(name, column, given[column.name])[0])
+    if column.name not in candidates.columns:
+        raise ValueError(
+            f"column '{column.name}' of the member is missing in `member_values` and in the candidates. "
+            f"There are: {sorted(map(str, candidates.columns))}"
+        )
+    values = candidates[column.name].reset_index(drop=True)
+    if all(value is values.iloc[0] for value in values):  # one object, such as one vector for all
+        values = values.iloc[:1]
+    with _error_in("the candidates"):
+        found = encode(name, column, values)
+    flat = found.reshape(len(found), -1)
+    same = np.array([row == flat[0].tolist() for row in flat.tolist()]) if found.dtype.kind == "O" else _same_numbers(flat)
+    if not same.all():
+        rows = np.flatnonzero(~same)
+        several = f"rows {', '.join(map(str, rows[:10]))}{', ...' if len(rows) > 10 else ''}" if len(rows) > 1 else f"row {rows[0]}"
+        received = f"{shown(values.iloc[0])} at row 0, {shown(values.iloc[rows[0]])} at row {rows[0]}"
+        raise ValueError(
+            f"column '{column.name}' (known='member') must be the same for all candidates of a request, or be given once in "
+            f"`member_values`. Received: {received}; other values than at row 0 in {several}"
+        )
+    return np.asarray(found[0])
+
+
+def _same_numbers(flat: np.ndarray) -> np.ndarray:
+    """Which rows equal the first, where two missing numbers are equal."""
+    equal = flat == flat[:1]
+    if flat.dtype.kind == "f":
+        equal |= np.isnan(flat) & np.isnan(flat[:1])
+    return np.asarray(equal.all(axis=1))
 
 
 def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -200,7 +249,7 @@ def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
     batch: dict[str, np.ndarray] = {}
     for name, first in requests[0].items():
         values = [request[name] for request in requests]
-        if first.ndim == 0:
+        if first.ndim == 0 or name.startswith(MEMBER):
             batch[name] = np.stack(values)
             continue
         shape = (len(values), max(1, *map(len, values)), *first.shape[1:])
@@ -212,9 +261,14 @@ def pad_requests(requests: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
 
 
 def checked_frames(
-    schema: Schema, history: pd.DataFrame | None, candidates: pd.DataFrame, request_time: Any
+    schema: Schema,
+    history: pd.DataFrame | None,
+    candidates: pd.DataFrame,
+    request_time: Any,
+    member_values: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, pd.DataFrame], np.ndarray, np.int32]:
-    """The frames of a request, the times of its history and its own time, after the checks of times and members.
+    """The frames of a request (history, candidates, and what is given of the member in one row), the times of its history and its own
+    time, after the checks of times and members.
 
     Raises:
         ValueError, TypeError: as `request_tensors`.
@@ -227,7 +281,15 @@ def checked_frames(
     with _error_in("the request time"):
         now = schema.encode_time(pd.Series([request_time]))[0]
     frames = {"history": history if history is not None else pd.DataFrame(), "candidate": candidates}
+    # One cell a column, also of lists.
+    given = {name: pd.Series([value], dtype=None if np.isscalar(value) else object) for name, value in (member_values or {}).items()}
+    frames["member"] = pd.DataFrame(given)
     frames = {side: named_columns(schema, frame) for side, frame in frames.items()}
+    known = {feature.name for feature in schema.features_known("member")} | {feature.column for feature in schema.features_known("member")}
+    if unknown := [name for name in frames["member"].columns if name not in known]:
+        raise ValueError(
+            f"`member_values` must be of columns of the schema with known='member', {list(schema.of_member)}. Received: {unknown[0]!r}"
+        )
     return frames, _history_times(schema, frames["history"], int(now)), now
 
 

@@ -23,7 +23,8 @@ class Tensor:
         rows: valid integers are 0 .. rows-1; None = any.
         missing: whether NaN means a missing number, as in the signature `raw`.
         grows: dimension after the batch whose size is that of the history or a multiple of it, as in a cache; None: none.
-        sets: whether axis 2 has the ids of a set (`kr.Ids`): places without an id hold -1, or in `raw` an empty text.
+        sets: whether axis 2 (of a column of the member axis 1) has the ids of a set (`kr.Ids`): places without an id hold -1, or in `raw`
+            an empty text.
     """
 
     dtype: np.dtype

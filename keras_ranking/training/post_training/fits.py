@@ -12,6 +12,7 @@ from keras_ranking.data import Sequences, pack
 from keras_ranking.layers import RandomEffectFit, fit_base_rate, fit_random_effect
 from keras_ranking.models import RankingModel
 from keras_ranking.models.combined.ensemble import offsets_of
+from keras_ranking.models.member_columns import values_of_slots
 from keras_ranking.training.scoring.events import logits_of_targets, model_requests, scored_rows
 
 
@@ -116,7 +117,7 @@ def fit_random_effects(
     for x, y, weights in _batches(model, sequences, batch_size, row_length):
         logits = model.predict_on_batch(x)
         for task, named in columns.items():
-            ids = x[f"candidate_{model.arguments['random_effects'][task]}"]
+            ids = values_of_slots(x, model.arguments["random_effects"][task])
             counted = (weights[task] > 0) & (ids > 0)
             logit = np.asarray(keras.ops.convert_to_numpy(logits[task]))[..., 0]
             named.append((ids[counted], y[task][..., 0][counted], logit[counted]))

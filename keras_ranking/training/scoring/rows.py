@@ -16,6 +16,7 @@ from keras_ranking.columns import Number, Task, Vector
 from keras_ranking.data import Log, Requests, Sequences
 from keras_ranking.data.counted import counted_log, saved_counts
 from keras_ranking.data.log_columns import require_frame
+from keras_ranking.data.member_values import one_after_another
 from keras_ranking.data.sequences import checked_sequences
 from keras_ranking.id_columns import session_column
 from keras_ranking.ops.messages import shown
@@ -133,7 +134,7 @@ def _listed(frame: pd.DataFrame, schema: Schema, round: str | None) -> pd.DataFr
 
 def _of_lists(schema: Schema) -> Schema:
     """What the checks read of rows to score."""
-    features = (*schema.features_known("item", "context"), Number.model_construct(name=_PLACE))
+    features = (*schema.inputs(), Number.model_construct(name=_PLACE))
     return schema.model_copy(update={"position": None, "session": None, "actions": (), "features": features, "tasks": _UNKNOWN})
 
 
@@ -209,9 +210,9 @@ def _one_after_another(schema: Schema, lists: Sequences, past: Sequences | None)
     """Streams of past events, then those of rows to score, whose actions are zero."""
     parts = [lists] if past is None else [past, lists]
     columns = {}
-    for column in (*schema.features_known("item", "context"), *schema.actions):
-        blank = np.zeros((lists.num_events, *column.shape), dtype=column.dtype)
-        columns[column.name] = np.concatenate([part.columns.get(column.name, blank) for part in parts])
+    for column in (*schema.inputs(), *schema.actions):
+        blank = np.zeros((1, *column.shape), dtype=column.dtype)
+        columns[column.name] = one_after_another([part.columns.get(column.name, blank) for part in parts], [p.num_events for p in parts])
     sizes = np.cumsum([0, *(part.num_events for part in parts)])
     offsets = np.concatenate([part.offsets[:-1] + size for part, size in zip(parts, sizes, strict=False)] + [sizes[-1:]])
     return Sequences(
@@ -236,7 +237,7 @@ def _counted(
     """Past events and rows with the counts that the schema states and the rows lack."""
     states = None if isinstance(model, models.RankingModel) else saved_counts(model)
     named = [count.name for count in schema.counts] + list(states.columns if states is not None else ())
-    inputs = {feature.name for feature in schema.features_known("item", "context")}
+    inputs = {feature.name for feature in schema.inputs()}
     lacking = [name for name in dict.fromkeys(named) if name in inputs and name not in rows]
     if not lacking:
         return past, rows

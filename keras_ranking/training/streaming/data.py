@@ -192,7 +192,7 @@ class StreamedData:
         self.window = facts.widest if ranker.form == "requests" else facts.longest
         self.columns = columns_of(ranker)
         self.sizes = self._sizes() if ranker.form == "requests" else None
-        self.rows = self.skipped = 0
+        self.rows = self.skipped = self.member_values = 0
         filled, batches = 0.0, []
         for number in range(log.shards):
             made = self._made(number, 0, planned=True)
@@ -203,7 +203,9 @@ class StreamedData:
             filled += rows * (made.efficiency if isinstance(made, PackedRequests) else made.rows.efficiency)
             self.rows += rows
             self.skipped += 0 if isinstance(made, PackedRequests) else made.rows.skipped
-            if self.sizes is not None and isinstance(made, PackedRequests):
+            if isinstance(made, PackedDataset):
+                self.member_values = max(self.member_values, made.member_values)
+            elif self.sizes is not None:
                 self.sizes = self.sizes.widest(made.sizes)
         self.efficiency = filled / max(self.rows, 1)
         self.dataset = ShardedDataset(batches, self._opened, seed=seed, epoch=epoch)
@@ -220,6 +222,8 @@ class StreamedData:
         made = self._made(number, epoch, planned=False)
         if made is None:
             raise IndexError(f"shard {number} has no batch")
+        if isinstance(made, PackedDataset):
+            made.member_values = self.member_values
         return made
 
     def _made(self, number: int, epoch: int, planned: bool) -> PackedDataset | PackedRequests | None:
@@ -236,4 +240,6 @@ def columns_of(ranker: models.RankingModel) -> list[str]:
     """Features and actions that a model reads."""
     names = {feature.name for feature in (*ranker.schema.features, *ranker.schema.actions)}
     read = set(ranker.input_columns) | set(ranker.stream_columns or ())
-    return [name for name in names if name in read or any(f"{side}_{name}" in read for side in ("candidate", "history", "stream"))]
+    return [
+        name for name in names if name in read or any(f"{side}_{name}" in read for side in ("candidate", "history", "stream", "member"))
+    ]

@@ -58,7 +58,7 @@ def schema_for(source: models.RankingModel, log: Schema, tasks: Sequence[str] | 
 
 def read_columns(source: models.RankingModel) -> set[str]:
     """Names of the features and actions that a model reads."""
-    begins = ("candidate_", "history_") if source.form == "requests" else ("",)
+    begins = ("candidate_", "history_", "member_") if source.form == "requests" else ("", "member_")
     return {name.removeprefix(begin) for name in source.input_columns for begin in begins if name.startswith(begin)}
 
 

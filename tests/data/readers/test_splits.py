@@ -11,7 +11,7 @@ import pytest
 
 from keras_ranking.cli import main
 from keras_ranking.data.readers import Log, hold_out_members
-from keras_ranking.data.simulate import simulate
+from keras_ranking.data.simulation.simulate import simulate
 from keras_ranking.data.sources import open_log
 from keras_ranking.ops.hashing import fingerprint64
 

@@ -35,8 +35,8 @@ import pandas as pd
 
 from keras_ranking.configuration import gather_named
 from keras_ranking.data.counts import point_in_time_counts
-from keras_ranking.data.simulated_log import DEVICES, SimulatedLog, Truth, simulated_schema
-from keras_ranking.data.simulation_options import SimulatedItems, SimulatedLists, SimulatedTastes, positive
+from keras_ranking.data.simulation.options import SimulatedItems, SimulatedLists, SimulatedTastes, positive
+from keras_ranking.data.simulation.simulated_log import DEVICES, SimulatedLog, Truth, simulated_schema
 
 START = 1_767_225_600  # 2026-01-01 00:00:00 UTC, a Thursday
 _EFFECTS = {

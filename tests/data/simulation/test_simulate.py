@@ -11,8 +11,8 @@ import pytest
 
 from keras_ranking.data.checks import check_events
 from keras_ranking.data.counts import point_in_time_counts
-from keras_ranking.data.simulate import simulate
-from keras_ranking.data.simulated_log import SimulatedLog
+from keras_ranking.data.simulation.simulate import simulate
+from keras_ranking.data.simulation.simulated_log import SimulatedLog
 from keras_ranking.schema import Schema
 
 
@@ -239,7 +239,7 @@ def test_the_default_takes_seconds():
 
 
 def test_no_item_is_shown_before_it_is_born() -> None:
-    from keras_ranking.data.simulate import _draw_candidates
+    from keras_ranking.data.simulation.simulate import _draw_candidates
 
     rng = np.random.default_rng(0)
     assert set(_draw_candidates(np.array([100]), np.array([0, 50, 90, 101]), 3, rng)[0]) == {0, 1, 2}
