@@ -54,7 +54,7 @@ class HeldOnce:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self.values[self.run]
-        return whole if dtype is None else whole.astype(dtype)
+        return np.asarray(whole if dtype is None else whole.astype(dtype))
 
     def of_events(self, index: np.ndarray) -> HeldOnce:
         """The column of some events, in their order."""

@@ -6,6 +6,7 @@ from keras_ranking.losses.in_request_softmax import InRequestSoftmax
 from keras_ranking.losses.observed_tower_loss import ObservedTowerLoss
 from keras_ranking.losses.observed_value_loss import ObservedValueLoss
 from keras_ranking.losses.packed import largest_request, observed_tower, position_bucket, targets
+from keras_ranking.losses.pair_counts import PairCounts
 
 __all__ = [
     "InRequestChoice",
@@ -13,6 +14,7 @@ __all__ = [
     "InRequestSoftmax",
     "ObservedTowerLoss",
     "ObservedValueLoss",
+    "PairCounts",
     "largest_request",
     "observed_tower",
     "position_bucket",

@@ -94,9 +94,9 @@ def importances(
 ) -> list[dict[str, Any]]:
     """What the ranking metrics and the log loss become without what a group of columns says.
 
-    The values of all columns of a group are exchanged together, between the candidates of all requests of the sample, or between the events
-    of all histories; 'history: all' takes the histories away. The model is not trained again: a group whose content another group has too
-    seems unimportant.
+    The values of all columns of a group are exchanged together, between the candidates of all requests of the sample, between the
+    requests (columns known='member'), or between the events of all histories; 'history: all' takes the histories away. The model is not
+    trained again: a group whose content another group has too seems unimportant.
 
     Args:
         ranker, sample: the model and the requests.
@@ -110,7 +110,7 @@ def importances(
     Raises:
         ValueError: a column that the model does not read.
     """
-    reads = [name for name in ranker.serving_model.input if name.partition("_")[0] in ("history", "candidate")]
+    reads = [name for name in ranker.serving_model.input if name.partition("_")[0] in ("history", "candidate", "member")]
     reads = [name for name in reads if name != "history_session"]  # which says what is seen
     columns = list(dict.fromkeys(name.partition("_")[2] for name in reads if not name.endswith(("_time", "_length", "_count"))))
     chosen = groups_of(columns) if groups is None else {name: tuple(of) for name, of in groups.items()}
@@ -120,13 +120,13 @@ def importances(
     scorer = _Scorer(ranker, sample)
     base, cache = scorer.whole(sample.tensors)
     found = []
-    for side in ("candidate", "history"):
+    for side in ("candidate", "member", "history"):
         for name, of in chosen.items():
             inputs = [f"{side}_{column}" for column in of if f"{side}_{column}" in reads]
             if not inputs:
                 continue
             changed = {**sample.tensors, **_exchanged(sample, side, inputs, random)}
-            scores = scorer.scored(changed, cache) if side == "candidate" else scorer.whole(changed)[0]
+            scores = scorer.whole(changed)[0] if side == "history" else scorer.scored(changed, cache)
             found += scorer.differences(f"{side}: {name}", base, scores, samples, seed)
     if "history_length" in sample.tensors and "history_length" in ranker.serving_model.input:
         nothing = {**sample.tensors, "history_length": np.zeros_like(sample.tensors["history_length"])}
@@ -136,7 +136,9 @@ def importances(
 
 def _exchanged(sample: Sample, side: str, names: Sequence[str], random: np.random.Generator) -> dict[str, np.ndarray]:
     """The tensors with one permutation of the real slots of all requests."""
-    if side == "candidate":
+    if side == "member":
+        real = np.ones(len(sample.which), dtype=bool)
+    elif side == "candidate":
         real = sample.index >= 0
     else:
         real = np.arange(sample.tensors["history_time"].shape[1])[None, :] < sample.tensors["history_length"][:, None]

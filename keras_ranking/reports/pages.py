@@ -149,6 +149,8 @@ def page_of(report: RunReport) -> str:
     reasons = [parts.paragraph(f"{run}: {kept}") for run, kept in report.attention.items() if isinstance(kept, str)]
     sections["Attention"] = [parts.figures([figures[name] for name in figures if name.startswith("attention of ")]), *reasons]
     sections["Data"] = _data(report, figures.get("drift"))
+    if any(one["pairs"] for one in report.costs):
+        sections["Pairs"] = _pairs(report)
     sections["Cost"] = [_costs(report)]
     head = [
         parts.title(report.title),
@@ -216,6 +218,21 @@ def _data(report: RunReport, drift: str | None) -> list[str]:
     ]
     table = parts.table(["column", "kind", "missing", "distinct in train", "mean", "unseen", "PSI"], columns, words=[1])
     return [parts.table(header, lines), parts.paragraph(text), table, *([] if drift is None else [drift])]
+
+
+def _pairs(report: RunReport) -> list[str]:
+    text = (
+        "Pairs of impressions of one request with different labels among the training rows, and those that the pairwise loss compares. A "
+        "positive without a pair learns from the point-wise loss alone."
+    )
+    header = ["run", "task", "pairs", "compared", "share", "positives", "in a pair", "share"]
+    lines = []
+    for one in report.costs:
+        for task, counts in one["pairs"].items():
+            cells = [f"{counts[name]:,}" for name in ("pairs", "used", "positives", "positives_used")]
+            shares = ["" if counts[name] is None else f"{counts[name]:.1%}" for name in ("share", "positives_share")]
+            lines.append([one["run"], task, *cells[:2], shares[0], *cells[2:], shares[1]])
+    return [parts.paragraph(text), parts.table(header, lines, words=[1])]
 
 
 def _costs(report: RunReport) -> str:

@@ -309,6 +309,7 @@ def _cost(run: Run, rows: int) -> dict[str, Any]:
         "epochs": epochs,
         "train_seconds": history.get("seconds"),
         "train_backend": history.get("backend"),
+        "pairs": history.get("pairs", {}),
         "score_seconds": run.seconds,
         "rows_per_second": rows / max(run.seconds, 1e-9),
     }

@@ -20,6 +20,7 @@ from keras_ranking.training.incremental.fisher import SNAPSHOTS
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.progress import Progress
 from keras_ranking.training.reporting import filled
+from keras_ranking.training.scoring.pairs import pair_counts, plain
 
 
 def history_of(
@@ -35,6 +36,7 @@ def history_of(
 ) -> dict[str, Any]:
     """The content of `history.json`."""
     read = read_of(sequences.report, int(sequences.target.sum()), _span(ranker.schema, sequences), filled(dataset))
+    read["pairs"] = plain(pair_counts(ranker, sequences, training, dataset.weights))
     return history_with(ranker, about, counter, training, read, report, seconds, counts)
 
 
@@ -84,6 +86,7 @@ def history_with(
         "parameters": int(ranker.count_params()),
         "packing_efficiency": read["packing_efficiency"],
         "propensities": dict(report),
+        **({"pairs": read["pairs"]} if read.get("pairs") else {}),
         "training": asdict(training),
         "arguments": ranker.arguments,
         **{name: about["fingerprint"][name] for name in ("recipe", "started_tables", "transfer") if name in about["fingerprint"]},

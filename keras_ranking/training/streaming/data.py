@@ -15,8 +15,10 @@ from keras_ranking.data.delays import LoggedDelays
 from keras_ranking.data.packed_requests import RequestSizes
 from keras_ranking.data.shards.dataset import ShardedDataset
 from keras_ranking.data.shards.log import Chosen
+from keras_ranking.losses import PairCounts
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.scoring.events import model_requests
+from keras_ranking.training.scoring.pairs import pair_counts
 from keras_ranking.training.setup import check_targets, training_data
 from keras_ranking.training.streaming.propensities import Propensities
 from keras_ranking.training.weighting.event_weights import event_weights
@@ -225,6 +227,15 @@ class StreamedData:
         if isinstance(made, PackedDataset):
             made.member_values = self.member_values
         return made
+
+    def pairs(self) -> dict[str, PairCounts]:
+        """Pairs of all shards that the pairwise loss compares, by task."""
+        found: dict[str, PairCounts] = {}
+        for sequences in self.log.all_sequences(self.chosen, columns=()):
+            weights = self.weigher(sequences) if self.weigher.used else {}
+            for task, counts in pair_counts(self.ranker, sequences, self.training, weights).items():
+                found[task] = found.get(task, PairCounts()) + counts
+        return found
 
     def _made(self, number: int, epoch: int, planned: bool) -> PackedDataset | PackedRequests | None:
         if not self.facts.counts[number]:

@@ -32,6 +32,7 @@ from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
 from keras_ranking.training.record import history_with, read_of, stamps, write_folder
 from keras_ranking.training.reporting import tell_preset, tell_sessions, tell_tables
 from keras_ranking.training.resumption import Beginning, made_with, path_of, weights_digest
+from keras_ranking.training.scoring.pairs import plain
 from keras_ranking.training.setup import compile_for
 from keras_ranking.training.streaming.data import Facts, StreamedData, Weigher, logged_delays
 from keras_ranking.training.streaming.evaluate import StreamedValidation, check_encoding, validation_of
@@ -227,6 +228,7 @@ def _recorded(
     facts, schema = streamed.facts, ranker.schema
     span = {"learned": stamps(schema, *facts.learned), "read": stamps(schema, *facts.read)}
     read = read_of(streamed.log.report, facts.targets, span, streamed.efficiency)
+    read["pairs"] = plain(streamed.pairs())
     history = history_with(ranker, about, counter, streamed.training, read, streamed.weigher.report, seconds)
     history["shards"] = {"folder": str(streamed.log.folder), "number": streamed.log.shards, "digest": streamed.log.digest}
     if out is not None:
