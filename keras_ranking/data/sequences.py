@@ -85,6 +85,28 @@ class Sequences:
         change = (self.request[1:] != self.request[:-1]) | (self.member[1:] != self.member[:-1])
         return np.concatenate([[0], np.flatnonzero(change) + 1, [self.num_events]]).astype(np.int64)
 
+    def by_column(self, name: str | None) -> Sequences:
+        """The same streams with the values of a column of whole numbers, or of a category's rows, in the place of positions.
+
+        What losses and metrics read of an impression's tower is its position; a model with `tower_by` has another column for it. A value
+        that is missing, or no word of the vocabulary, is 0.
+
+        Args:
+            name: of a feature; None: the position, as it is.
+
+        Raises:
+            ValueError: a number that is not whole, or below 0.
+        """
+        if name is None:
+            return self
+        values = np.asarray(self.columns[name])
+        wrong = ~((values >= 0) & (values == np.floor(values)))
+        if wrong.any():
+            row = int(wrong.argmax())
+            received = f"{values[row]} at row {int(self.rows[row])}"
+            raise ValueError(f"column '{name}', which the towers go by, must hold whole numbers from 1 on. Received: {received}")
+        return replace(self, position=values.astype(np.int32))
+
     def with_target(self, target: Any) -> Sequences:
         """The same streams with other targets; `target` has one bool for each row of the log."""
         return replace(self, target=_mask(target, self.report.rows)[self.rows])

@@ -73,6 +73,8 @@ def CADET(
             f"`auxiliary_tasks` must have positive weights, and no task of `tasks`, of which one is left. Received: {received}"
         )
     trained = [*scored, *auxiliary]
+    if clash := [task for task in trained if any(task == f"{other}_by_{towers.tower_by}" for other in trained)]:
+        raise ValueError(f"task '{clash[0]}' has the name of an output of towers by '{towers.tower_by}'. Received: tasks={trained}")
     choice = choice.of(trained, trained if towers.count > 1 else (), "a model with towers by position; `tower_boundaries=()` has one")
     trunk = replace(trunk, residual="plain") if trunk.residual == OF_MODEL else trunk
     attention = attention.of(gates=GATES["all"], rotate_by="time")

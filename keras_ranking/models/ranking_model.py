@@ -93,6 +93,11 @@ class RankingModel(HasHeads, HasUtility, GrowsCaches, RunsStreams, TableSteps, Q
         return tuple(getattr(self._graphs.wiring, "boundaries", self._builder_call.arguments.get("tower_boundaries", ())))
 
     @property
+    def tower_by(self) -> str | None:
+        """The column that the towers go by; None: the position, or no towers."""
+        return self._builder_call.arguments.get("tower_by")
+
+    @property
     def serving_tower(self) -> int:
         return int(getattr(self._graphs.wiring, "serving_tower", self._builder_call.arguments.get("serving_tower", 0)))
 
@@ -185,8 +190,9 @@ class RankingModel(HasHeads, HasUtility, GrowsCaches, RunsStreams, TableSteps, Q
     def serving_model(self) -> keras.Model:
         """Functional model: serving tensors -> probabilities, or what `Task` says of other kinds.
 
-        Outputs: `<task>` float32 (B, N), the value at `serving_tower` or a mixture of all (`served`); with K > 1 towers by
-        position also `<task>_by_position` (B, N, K); with a `utility` also `score` (B, N). Zero beyond `candidate_count`.
+        Outputs: `<task>` float32 (B, N), the value at `serving_tower` or a mixture of all (`served`); with K > 1 towers by position also
+        `<task>_by_position` (B, N, K), with towers by another column `<task>_by_<column>`; with a `utility` also `score` (B, N). Zero
+        beyond `candidate_count`.
         """
 
         def build() -> keras.Model:
@@ -217,7 +223,7 @@ class RankingModel(HasHeads, HasUtility, GrowsCaches, RunsStreams, TableSteps, Q
             towers = keep(served_value(self.schema.task(task), value), length=count)
             outputs[task] = self.served(towers)
             if self.boundaries and getattr(self._graphs.wiring, "returns_towers", True):
-                outputs[f"{task}_by_position"] = towers
+                outputs[f"{task}_by_{self.tower_by or 'position'}"] = towers
         return self.with_score(outputs)
 
     def encode(self, history: Mapping[str, Any]) -> Tensors:

@@ -57,6 +57,7 @@ def training_data(
     """
     if not checked:
         check_targets(ranker, sequences)
+    sequences = sequences.by_column(ranker.tower_by)
     if delays is not None and "delay" not in ranker.input_columns:
         raise ValueError(
             "`delay_column` is for a model that is trained on drawn delays, CADET or FeedSR with sampled_delay=True. "
@@ -130,7 +131,13 @@ def check_targets(ranker: models.RankingModel, sequences: Sequences) -> None:
 
 def _check_positions(ranker: models.RankingModel, sequences: Sequences) -> None:
     """Raise an error for a target without a position in a model with several towers: it would train the first one."""
-    unknown = sequences.target & (sequences.position == 0)
+    unknown = sequences.target & (sequences.by_column(ranker.tower_by).position == 0)
+    if ranker.tower_by is not None and unknown.any():
+        row = int(sequences.rows[unknown.argmax()])
+        raise ValueError(
+            f"column '{ranker.tower_by}', which the towers go by, has no known value at row {row} ({int(unknown.sum())} training rows). "
+            "Leave out such rows."
+        )
     if ranker.boundaries and unknown.any():
         what, off = ("offsets", "position_offsets=0") if "position_offsets" in ranker.arguments else ("towers", "tower_boundaries=()")
         raise ValueError(

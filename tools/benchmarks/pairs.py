@@ -50,12 +50,12 @@ SMALL: dict[str, Any] = {
 
 def simulated(folder: Path, seed: int) -> tuple[pd.DataFrame, kr.Schema, np.ndarray]:
     """Events with a column `test`, their schema, and the relevance of each."""
-    log = kr.data.simulate(members=500, days=14, seed=seed, random_share=0.0, shuffled_share=0.0)
+    log = kr.data.simulate(members=400, days=14, seed=seed, random_share=0.0, shuffled_share=0.0)
     events = log.events.assign(test=(log.events["split"] != "train").to_numpy())
     return events, log.schema.fit(events[~events["test"]]), log.truth.relevance
 
 
-def yandex(folder: Path, seed: int, count: int = 6000) -> tuple[pd.DataFrame, kr.Schema, np.ndarray]:
+def yandex(folder: Path, seed: int, count: int = 4500) -> tuple[pd.DataFrame, kr.Schema, np.ndarray]:
     """The same of `count` pages of Yandex, drawn by the seed; the last third are the test pages."""
     pages = pd.read_csv(folder / "yandex_serp.csv.gz")
     docs, clicks = (np.array([row.split() for row in pages[column]]) for column in ("docs", "clicked_by_rank"))
@@ -97,10 +97,10 @@ def run(log: str, way: str, folder: Path, seed: int) -> dict[str, float]:
     sequences = build_sequences(events, schema, target=~events["test"].to_numpy())
     longest = int(np.diff(sequences.request_starts).max())
     rows = pack(sequences, 256)
-    dataset = PackedDataset(rows, 16, inputs=model.input_columns, tasks=model.tasks, seed=seed, delays=model.arguments["delay"])
+    dataset = PackedDataset(rows, 4, inputs=model.input_columns, tasks=model.tasks, seed=seed, delays=model.arguments["delay"])
     losses = model.losses_by_task(**WAYS[way], window=longest)
     model.compile(optimizer=keras.optimizers.AdamW(3e-3, weight_decay=1e-4, global_clipnorm=1.0), loss=losses)
-    model.fit(dataset, epochs=4, verbose=0, shuffle=False)
+    model.fit(dataset, epochs=5, verbose=0, shuffle=False)
     learned = sequences.target
     counts = kr.losses.PairCounts.of(
         sequences.labels["click"][learned],
@@ -126,11 +126,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder with yandex_serp.csv.gz")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--logs", nargs="+", choices=list(LOGS), default=list(LOGS))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--json", type=Path, help="append one JSON object per line to this file")
     args = parser.parse_args()
     for log in args.logs:
         cells = []
-        for way in WAYS:
+        for way in args.ways:
             found = []
             for seed in range(args.seeds):
                 start = time.process_time()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
+from keras_ranking.columns import Category, Number
 from keras_ranking.models.configuration.sequence import OF_MODEL
 from keras_ranking.schema import Schema
 
@@ -21,11 +22,17 @@ class Towers:
     Attributes:
         tower_boundaries: highest position of each tower but the last; (1, 4) means 1, 2-4, 5+ (stated second-hand as an example).
             None: (1, 4) where the schema has a position, else one tower.
+        tower_by: the column of the schema that tells an impression's tower, in the place of the position: one that is known='after', such
+            as the slot of a device, the page or the carousel. A `Category` with a vocabulary has a tower for each of its words, in their
+            order, and takes no boundaries; a `Number` of whole numbers from 1 on, such as a page, has those of `tower_boundaries`. None:
+            the position. Keys other than the position are our choice (post-scoring context is stated second-hand, the position as its
+            example).
         tower_hidden: widths of each tower's hidden layers. Choice.
         towers: 'separate': K MLPs (heads by range: stated second-hand; MLPs: inferred); 'position_feature': one MLP that is given the
             range as a feature, scored at `serving_tower`, for comparison, see `PositionTowers`.
-        serving_tower: index of the tower whose probability is the score. How the production system picks a tower is unknown; our
-            choice is the first. All towers are returned next to the score, so an auction may read the one of the slot it fills.
+        serving_tower: index of the tower whose probability is the score, whatever the towers go by. How the production system picks a
+            tower is unknown; our choice is the first. All towers are returned next to the score, so an auction may read the one of the
+            slot it fills.
         serving: 'tower': the score is that of `serving_tower`; 'mixture': sum_k tower_prior[k] p_k, the probability of a click where
             the position is drawn from `tower_prior`.
         tower_prior: with serving='mixture', K shares that sum to 1, such as those of the log.
@@ -34,7 +41,7 @@ class Towers:
 
     Raises:
         ValueError: boundaries that do not increase, an unknown word, or, when the model is built, a tower that does not exist and shares
-            that do not sum to 1.
+            that do not sum to 1, a `tower_by` that is no such column, or boundaries of a category.
 
     Example:
         >>> kr.models.Towers(tower_boundaries=(1, 3), tower_hidden=(128, 64)).towers
@@ -49,6 +56,9 @@ class Towers:
     tower_prior: Sequence[float] | None = None
     calibration: bool = False
     calibration_options: Mapping[str, Any] | None = None
+    tower_by: str | None = None
+
+    NEWER: ClassVar[tuple[str, ...]] = ("tower_by",)
 
     def __post_init__(self) -> None:
         bounds = self._bounds()
@@ -73,12 +83,38 @@ class Towers:
         """K, the number of towers."""
         return len(self._bounds()) + 1
 
+    def _bounds_of(self, schema: Schema, name: str) -> tuple[int, ...]:
+        """Boundaries of the encoded values of a column."""
+        column: Any = next((one for one in schema.features if one.name == name), None)
+        words = column.vocabulary if isinstance(column, Category) else None
+        number = isinstance(column, Number) and column.transform == "identity"
+        if column is None or column.known != "after" or not (words or number):
+            what = "no feature of the schema" if column is None else f"a {type(column).__name__} known='{column.known}'"
+            raise ValueError(
+                "`tower_by` must name a feature with known='after': a `Category` with a vocabulary, or a `Number` as it is. "
+                f"Received: '{name}', {what}"
+            )
+        if words is None:
+            if self.tower_boundaries is None:
+                raise ValueError(
+                    f"`tower_boundaries` must be given for towers by a number. Received: tower_by='{name}', tower_boundaries=None"
+                )
+            return self._bounds()
+        bounds = tuple(range(1, len(words)))
+        if self.tower_boundaries is not None and self._bounds() != bounds:  # a saved model has them written out
+            raise ValueError(
+                f"`tower_boundaries` are not for towers by a category, which has one for each word. Received: tower_by='{name}', "
+                f"tower_boundaries={self._bounds()}"
+            )
+        return bounds
+
     def of(self, schema: Schema) -> Towers:
         """The same with the schema's default of boundaries, checked against it."""
-        unset = self.tower_boundaries is None
-        found = replace(self, tower_boundaries=((1, 4) if schema.position is not None else ()) if unset else self.tower_boundaries)
+        found = self if self.tower_boundaries is not None else replace(self, tower_boundaries=(1, 4) if schema.position is not None else ())
+        if self.tower_by is not None:
+            found = replace(self, tower_boundaries=self._bounds_of(schema, self.tower_by))
         boundaries = found._bounds()
-        if boundaries and schema.position is None:
+        if boundaries and schema.position is None and self.tower_by is None:
             raise ValueError(f"`tower_boundaries` need a schema with a position. Received: tower_boundaries={boundaries}, position=None")
         if not 0 <= self.serving_tower <= len(boundaries):
             raise ValueError(f"`serving_tower` must be from 0 to {len(boundaries)}. Received: serving_tower={self.serving_tower}")

@@ -139,7 +139,7 @@ def _target_logits(
 
 def logits_of_targets(ranker: models.RankingModel, data: PackedRows | Requests) -> dict[str, np.ndarray]:
     """Logits of every target event at the position shown, by task, (E,); NaN for events that are not targets."""
-    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), data.sequences.position, side="left")
+    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), data.sequences.by_column(ranker.tower_by).position, side="left")
     found = {task: np.full(data.sequences.num_events, np.nan) for task in ranker.tasks}
     for events, towers in _target_logits(ranker, data, batch_size=8, row_length=512, shown=True):
         for task, values in towers.items():
@@ -284,7 +284,7 @@ def served_and_logged(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """By task, two numbers (E,) of each target event: the score of serving, and the probability at the position shown."""
     sequences = data.sequences
-    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), sequences.position, side="left")
+    bucket = np.searchsorted(np.asarray(ranker.boundaries, dtype=np.int64), sequences.by_column(ranker.tower_by).position, side="left")
     served, logged = ({task: np.full(sequences.num_events, np.nan) for task in ranker.tasks} for _ in range(2))
     passes = (True, False) if "position" in ranker.input_columns else (True,)
     for shown in passes:

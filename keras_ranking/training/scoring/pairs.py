@@ -27,9 +27,9 @@ def pair_counts(
     found = {}
     for task, loss in ranker.losses_by_task(pairwise_weight=training.pairwise_weight).items():
         if isinstance(loss, ObservedTowerLoss) and loss.pairwise_weight > 0:
-            learned = sequences.target
+            learned, shown = sequences.target, sequences.by_column(ranker.tower_by)
             weight = weights[task][learned] if task in weights else None
-            labels, request, position = sequences.labels[task][learned], sequences.request[learned], sequences.position[learned]
+            labels, request, position = sequences.labels[task][learned], sequences.request[learned], shown.position[learned]
             found[task] = PairCounts.of(labels, request, position, loss.boundaries, loss.same_bucket, weight)
     return found
 

@@ -57,7 +57,7 @@ class Facts:
         Raises:
             ValueError: targets without a position for a model that reads positions, and what else `train` finds wrong with a log.
         """
-        found = [_facts(sequences, ranker) for sequences in log.all_sequences(chosen, columns=())]
+        found = [_facts(sequences, ranker) for sequences in log.all_sequences(chosen, columns=of_towers(ranker))]
         events, members, targets, longest, learned, read, candidates, requests, widest = zip(*found, strict=True)
         return cls(
             sum(events),
@@ -231,7 +231,7 @@ class StreamedData:
     def pairs(self) -> dict[str, PairCounts]:
         """Pairs of all shards that the pairwise loss compares, by task."""
         found: dict[str, PairCounts] = {}
-        for sequences in self.log.all_sequences(self.chosen, columns=()):
+        for sequences in self.log.all_sequences(self.chosen, columns=of_towers(self.ranker)):
             weights = self.weigher(sequences) if self.weigher.used else {}
             for task, counts in pair_counts(self.ranker, sequences, self.training, weights).items():
                 found[task] = found.get(task, PairCounts()) + counts
@@ -247,10 +247,15 @@ class StreamedData:
         return made
 
 
+def of_towers(ranker: models.RankingModel | None) -> list[str]:
+    """The column that the towers of a model go by, if it is not the position."""
+    return [] if ranker is None or ranker.tower_by is None else [ranker.tower_by]
+
+
 def columns_of(ranker: models.RankingModel) -> list[str]:
     """Features and actions that a model reads."""
     names = {feature.name for feature in (*ranker.schema.features, *ranker.schema.actions)}
-    read = set(ranker.input_columns) | set(ranker.stream_columns or ())
+    read = {*ranker.input_columns, *(ranker.stream_columns or ()), *of_towers(ranker)}
     return [
         name for name in names if name in read or any(f"{side}_{name}" in read for side in ("candidate", "history", "stream", "member"))
     ]
