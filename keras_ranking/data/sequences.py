@@ -55,7 +55,7 @@ class Sequences:
     request: np.ndarray
     session: np.ndarray | None
     position: np.ndarray
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Any]
     labels: dict[str, np.ndarray]
     target: np.ndarray
     rows: np.ndarray

@@ -62,7 +62,7 @@ class MemberColumns:
 def values_of_slots(x: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """A column of the candidates in a batch of `PackedRequests`, (B, S, ...), also where a request has it once."""
     if f"candidate_{name}" in x:
-        return x[f"candidate_{name}"]
+        return np.asarray(x[f"candidate_{name}"])
     held, slot = x[f"{PREFIX}{name}"], x["request_slot"]
     found = held[np.arange(len(held))[:, None], np.maximum(slot - 1, 0)]
     found[slot == 0] = 0
