@@ -48,7 +48,7 @@ def write_request(log: pd.DataFrame, path: Path) -> None:
     known = log.dropna(subset=["bought"]).drop_duplicates(subset=["list_id", "product_id"]).sort_values("shown_at", kind="stable")
     past = known[known["customer_id"] == known["customer_id"].iloc[-1]]
     past = past.assign(shown_at=[int(at.timestamp()) for at in past["shown_at"]])
-    offered = known.drop_duplicates("product_id").head(10)[["product_id", "price eur", "tags", "device"]]
+    offered = known.drop_duplicates("product_id").head(10)[["product_id", "price eur", "tags"]].assign(device="web")
     columns = ["shown_at", "product_id", "price eur", "tags", "device", "seconds_viewed"]
     request = {
         "time": int(past["shown_at"].iloc[-1]) + 3600,

@@ -141,3 +141,27 @@ def test_errors() -> None:
         infer_columns(events.iloc[:0], "customer", "ts", ["bought"])
     with pytest.raises(ValueError, match="no column is left for a feature"):
         infer_columns(events[["customer", "ts", "currency", "bought"]], "customer", "ts", ["bought"])
+
+
+def test_columns_of_the_member() -> None:
+    """What is the same in all rows of each request is sent once, with the reason; what varies in one request is not."""
+    rng, lists = np.random.default_rng(0), 60
+    member = np.repeat(rng.integers(0, 9, lists), 5)
+    events = pd.DataFrame({"user_id": member, "shown_at": np.repeat(1_700_000_000 + 60 * np.arange(lists), 5)})
+    events = events.assign(
+        request_id=np.repeat(np.arange(lists), 5), item_id=rng.integers(0, 30, 5 * lists), click=rng.integers(0, 2, 5 * lists)
+    )
+    profiles = rng.normal(size=(9, 3)).tolist()
+    events = events.assign(country=[["DK", "SE", "NO"][one % 3] for one in member], profile=[profiles[one] for one in member])
+    events["age"] = [None if one == 2 else 20.0 + one for one in member]
+    events["visits"] = np.repeat(rng.integers(0, 50, lists), 5).astype(float)
+    events["affinity"] = events["visits"]
+    events.loc[7, "affinity"] = -1.0
+    found = {guess.name: guess for guess in infer_columns(events, "user_id", "shown_at", ["click"]).guesses}
+    known = {name: guess.column.known for name, guess in found.items() if guess.column is not None}
+    assert known == {"item_id": "item", **dict.fromkeys(["country", "profile", "age", "visits"], "member"), "affinity": "context"}
+    assert found["country"].reason == "3 words; the same in all rows of each of 60 requests"
+    single = infer_columns(events.drop_duplicates("request_id"), "user_id", "shown_at", ["click"])
+    assert "member" not in [guess.column.known for guess in single.guesses if guess.column is not None], (
+        "control: lists of one row say nothing"
+    )
