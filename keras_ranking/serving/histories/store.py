@@ -80,7 +80,8 @@ class Histories:
         if keep_seconds is not None and not (0 < keep_seconds < math.inf):
             raise ValueError(f"`keep_seconds` must be positive, or None. Received: keep_seconds={keep_seconds!r}")
         self.schema, self.most, self.keep_seconds = schema, most, keep_seconds
-        self._columns = [column.name for column in (*schema.inputs(), *schema.actions)]
+        of_events = schema.features_known("item", "context")  # what describes the member is sent with a request
+        self._columns = [column.name for column in (*of_events, *schema.actions)]
         self._optional: tuple[str, ...] = ()
         if schema.session is not None and schema.session not in self._columns:
             # The last, which events stored by earlier versions do not have. Not all models read it.
@@ -104,7 +105,7 @@ class Histories:
             return []
         events = events.reindex(columns=wanted).reset_index(drop=True)
         times = self.schema.encode_time(events[self.schema.time]).astype(np.int64) + self.schema.epoch
-        for column in (*self.schema.inputs(), *self.schema.actions):
+        for column in (*self.schema.features_known("item", "context"), *self.schema.actions):
             column.encode(events[column.name])  # raises for what a request could not use
         columns = [[plain(value) for value in events[name].tolist()] for name in self._columns]
         texts = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in zip(*columns)] or ["[]"] * len(events)
