@@ -85,7 +85,7 @@ class Requests:
                 raise ValueError(
                     "`names` must be `history_length`, `history_time`, `candidate_count`, `request_time`, with a session in the schema "
                     "`history_session` and `request_session`, "
-                    f"or `history_`, `candidate_` and `member_` before the columns {columns}. Received: {name!r}"
+                    f"or `history_`, `candidate_` and, of the member's columns, 'member_' before the columns {columns}. Received: {name!r}"
                 )
         return out
 

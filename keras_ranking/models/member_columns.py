@@ -64,7 +64,7 @@ def values_of_slots(x: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if f"candidate_{name}" in x:
         return np.asarray(x[f"candidate_{name}"])
     held, slot = x[f"{PREFIX}{name}"], x["request_slot"]
-    found = held[np.arange(len(held))[:, None], np.maximum(slot - 1, 0)]
+    found: np.ndarray = held[np.arange(len(held))[:, None], np.maximum(slot - 1, 0)]
     found[slot == 0] = 0
     return found
 
