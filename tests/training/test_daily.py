@@ -52,6 +52,7 @@ def moved(before: Path, after: Path) -> float:
     return float(sum((fisher * (now[path] - snapshot.weights[path]) ** 2).sum() for path, fisher in snapshot.fisher.items()))
 
 
+@pytest.mark.release("jax", "tensorflow")  # `tests/training/incremental` has the penalty itself on each
 def test_weights_with_information_are_held(log: kr.data.Log, new: np.ndarray, run: Path, held: Path) -> None:
     free = run.with_name("free")
     warm_start(log, run, new, free, epochs=4, verbose=False, penalty=FisherPenalty(forgetting=0.0, samples=64))

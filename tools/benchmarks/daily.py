@@ -107,8 +107,8 @@ def write_page(path: Path) -> None:
     seeds, last = sorted({line["seed"] for line in lines}), max(line["day"] for line in lines)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     rows = []
-    for method in METHODS:
-        own = [line for line in lines if line["method"] == method]
+    for number, method in enumerate(METHODS):
+        own, color = [line for line in lines if line["method"] == method], f"C{number}"
 
         def over(name: str, days: range, own: list[dict[str, Any]] = own) -> list[float]:
             return [float(np.mean([line[name] for line in own if line["seed"] == seed and line["day"] in days])) for seed in seeds]
@@ -118,9 +118,9 @@ def write_page(path: Path) -> None:
         later = range(2, last + 1)  # on the first day all methods have the cold model
         cells = [mean_cell(over(name, later)) for name in ("log_loss", "auc", "impression_auc", "observed_over_expected")]
         rows.append(f"| {method} | {' | '.join(cells)} | {np.mean(cost):.1f} |")
-        axes[0].plot(by_day, [np.mean(over("log_loss", range(at, at + 1))) for at in by_day], "o-", label=method)
+        axes[0].plot(by_day, [np.mean(over("log_loss", range(at, at + 1))) for at in by_day], "o-", color=color, label=method)
         if method != "never":
-            axes[1].plot(by_day, cost, "o-", label=method)
+            axes[1].plot(by_day, cost, "o-", color=color, label=method)
     axes[0].set(xlabel="day", ylabel="log loss of the day, before it is learned")
     axes[1].set(xlabel="day", ylabel="processor seconds of a day", yscale="log", ylim=(0.1, None))
     axes[0].legend(fontsize=8)
