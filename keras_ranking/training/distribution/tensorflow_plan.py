@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -30,12 +31,19 @@ def plan(distribution: Any) -> Plan:
         raise refused("distribution='tables'", "TensorFlow", "Use JAX, `KERAS_BACKEND=jax`, or distribution='data' with whole tables.")
     if distribution == "data":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        distribution = tf.distribute.MirroredStrategy([device.name for device in devices])
+        distribution = _mirrored(tuple(device.name for device in devices))
     one_machine = isinstance(distribution, tf.distribute.MirroredStrategy)
     if not one_machine:
         name = type(distribution).__name__ if isinstance(distribution, tf.distribute.Strategy) else shown(distribution)
         raise refused(f"`distribution`: {name}", "TensorFlow", _WAYS)
     return TensorflowPlan(distribution)
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> Any:
+    """One strategy for all trainings of this process: each numbers its sums over replicas from the same number on, and TensorFlow refuses
+    a number that another training used for a tensor of another shape."""
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 class TensorflowPlan(Plan):
