@@ -44,8 +44,8 @@ class ObservedTowerLoss(PackedLoss):
             The model has K = len(boundaries) + 1 towers. (): one tower.
         pairwise_weight: factor of the pairwise loss, >= 0.
         listwise_weight: factor of the listwise loss, >= 0.
-        same_bucket: pairs only within one position bucket; see `InRequestPairwise`. On two logs with positions neither value orders better
-            (Results, Positions); the default is the choice of the notes on CADET.
+        same_bucket: pairs only within one position bucket; see `InRequestPairwise`. Our choice: neither value orders better on two logs
+            with positions.
         window: tokens that are `window` or more apart form no pair; None: all pairs of a request. See `InRequestPairwise`.
         from_logits: whether `y_pred` are logits; else probabilities, of which ln p - ln(1 - p) is taken, p at least 1e-7 from 0 and 1.
         reduction: 'mean_with_sample_weight', or 'sum': without the divisor.
