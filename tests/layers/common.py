@@ -220,6 +220,14 @@ def check_training(make: Factory, inputs: Mapping[str, Any], settings: Mapping[s
         assert np.abs(new - old).max() > 0, f"no gradient reaches {weight.path}"
 
 
+def check_frozen(layer: keras.layers.Layer, inputs: Mapping[str, Any]) -> None:
+    """A layer that is made with `trainable=False` has no weight to train, nor has a model around it, which asks the weights themselves."""
+    frozen = type(layer).from_config({**layer.get_config(), "trainable": False})
+    frozen.build(first_shape(inputs))
+    assert not frozen.trainable_weights
+    assert [weight.path for weight in frozen.weights if weight.trainable] == []
+
+
 def run_layer_checks(
     make: Factory,
     inputs: Mapping[str, Any],
@@ -247,6 +255,7 @@ def run_layer_checks(
     layer.build(first_shape(inputs))
     if layer.trainable_weights:
         check_training(make, inputs, settings)
+        check_frozen(layer, inputs)
 
 
 class ExampleChecker(doctest.OutputChecker):

@@ -7,11 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ranking.layers.base.frozen import FrozenWithParts
 from keras_ranking.ops.integers import as_tensor
 from keras_ranking.ops.masks import mask_of, set_mask
 
 
-class PassesMask:
+class PassesMask(FrozenWithParts):
     """A layer whose outputs have the leading axes of its inputs: a token of the outputs is real where it is real in all inputs.
 
     The layer computes each token from this token alone, or is told of padding by another argument (`slot`), so it does not need the
@@ -40,7 +41,7 @@ class ReadsMask(PassesMask):
     """
 
 
-class ReadsKeyMask:
+class ReadsKeyMask(FrozenWithParts):
     """A layer in which tokens read those of another argument: those hidden by the mask of that argument are read by none.
 
     The outputs have the mask of the first argument.
@@ -51,7 +52,7 @@ class ReadsKeyMask:
         return masks(previous_mask)
 
 
-class RefusesMask:
+class RefusesMask(FrozenWithParts):
     """A layer that changes the axis of tokens, or reads several of them, and is told of padding by arguments instead of a mask."""
 
     mask_instead = "lengths or segments"
