@@ -17,5 +17,7 @@ class FrozenWithParts:
     def _post_build(self) -> Any:
         made = super()._post_build()  # type: ignore[misc]
         if not self.trainable:
-            self.trainable = False  # sets that of all parts
+            # Each by itself: TensorFlow leaves out the assignment of a value that an attribute has.
+            for part in self._flatten_layers(include_self=False):  # type: ignore[attr-defined]
+                part.trainable = False
         return made
