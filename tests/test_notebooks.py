@@ -53,3 +53,15 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     else:
         done = preloaded.run(["-c", CELLS, str(path)], "torch", {"PYTHONPATH": str(preloaded.ROOT)}, tmp_path)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.release
+@pytest.mark.slow
+@pytest.mark.one_backend
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_a_model_of_ones_own_on_the_other_backends(backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KR_SMALL", "1")
+    path = NOTEBOOKS[0].with_name("own_keras_model.ipynb")
+    done = preloaded.run(["-c", CELLS, str(path)], backend, {"PYTHONPATH": str(preloaded.ROOT)}, tmp_path)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"backend: {backend}" in done.stdout
