@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("train: one of the arguments --out and --resume is required")
     if args.command == "train" and not (args.data or args.from_study):
         parser.error("train: the following arguments are required: --data")
+    if args.command == "train" and args.epochs == 0 and not args.new_events:
+        parser.error("train: argument --epochs: must be a positive integer; 0 is for a daily step (--new-events) that only refreshes")
     try:
         with warnings.catch_warnings():
             # One line for each warning, as for an error, without the place in the source.

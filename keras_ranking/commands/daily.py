@@ -71,8 +71,6 @@ def check_daily(args: argparse.Namespace) -> None:
     for name, needed in (("forgetting", "penalty"), ("effects_window", "refresh_effects")):
         if getattr(args, name) is not None and not getattr(args, needed):
             raise ValueError(f"`--{name.replace('_', '-')}` needs `--{needed.replace('_', '-')}`.")
-    if args.epochs == 0 and not args.new_events:
-        raise ValueError("`--epochs` must be a positive integer; 0 is for a daily step (--new-events) that only refreshes.")
 
 
 def daily(args: argparse.Namespace, log: Any, new: np.ndarray, callbacks: Any) -> int:

@@ -200,8 +200,7 @@ examples:
   keras-ranking train --from runs/feed --tasks like --data parquet:clips.parquet --schema clips.json --out runs/clips --compare validation
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events 2026-01-09 --out runs/day9
   keras-ranking train --data parquet:log.parquet --resume runs/mine --new-events parquet:day9.parquet --out runs/day9
-  keras-ranking train --data parquet:log.parquet --resume runs/day8 --new-events 2026-01-09 --out runs/day9 --penalty fisher \\
-      --refresh-effects 8h --explore --export saved_models/feed
+  keras-ranking train --data parquet:log.parquet --resume runs/day8 --new-events 2026-01-09 --out runs/day9 --penalty fisher --explore
   torchrun --nproc-per-node=2 -m keras_ranking.cli train --data simulated --out runs/two --backend torch --distribution data
 """,
         keras=True,

@@ -22,7 +22,6 @@ OPTIONS = {"history_features": (), "hidden": (8,), "cross_layers": 1, "row_lengt
         (["--resume", "DIR", "--explore"], "`--explore` is of the daily step"),
         (["--resume", "DIR", "--new-events", "2026-01-04", "--forgetting", "3"], "`--forgetting` needs `--penalty`."),
         (["--resume", "DIR", "--new-events", "2026-01-04", "--effects-window", "3d"], "`--effects-window` needs `--refresh-effects`."),
-        (["--out", "DIR", "--epochs", "0"], "`--epochs` must be a positive integer; 0 is for a daily step"),
     ],
 )
 def test_arguments_that_do_not_go_together(
