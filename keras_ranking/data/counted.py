@@ -15,14 +15,14 @@ from keras_ranking.data.counts import ColumnCounts, PointInTime
 from keras_ranking.data.counts.column_counts import counted_amounts, shown_rows
 from keras_ranking.data.counts.point_in_time import FILE
 from keras_ranking.data.log_columns import require_column, require_frame, unix_seconds
-from keras_ranking.data.readers.log import HISTORY, Log, require_log
+from keras_ranking.data.readers.log import HISTORY, Log, log_of, require_log
 from keras_ranking.schema import Schema
 from keras_ranking.values import numbers_of, require_kind, seconds_of
 
 COUNTS = "counts"  # folder of the states in that of a run
 
 
-def with_counts(log: Log, counts: PointInTime | None = None, on_error: str = "raise") -> Log:
+def with_counts(log: Log | pd.DataFrame, counts: PointInTime | None = None, on_error: str = "raise", schema: Schema | None = None) -> Log:
     """The log with the columns that its schema states as `Count`, each as it was known at its row's time, and the states that go on.
 
     `kr.training.train`, `evaluate` and `warm_start` call it by themselves. All rows count, whatever their split: an impression of a
@@ -31,16 +31,17 @@ def with_counts(log: Log, counts: PointInTime | None = None, on_error: str = "ra
     kinds go on too where `counts` has them; for them rows of split 'history' do not count, as in `PointInTime.added_to`.
 
     Args:
-        log: rows in any order.
+        log: a `Log`, or a DataFrame with `schema`; rows in any order.
         counts: states that have read earlier rows, such as those of a run; they stay as they are, and a copy goes on with the rows later
             than the newest that they have read. Older rows of the log are counted from the first row of the log. None: all are.
         on_error: 'raise', or 'drop': rows without a time, or without a finite action, count for nothing and have no counts (NaN).
+        schema: of a DataFrame.
 
     Returns:
         A `Log` with the columns, and with the states as its `counts`.
 
     Raises:
-        TypeError: `log` is not a `Log`, or `counts` not a `PointInTime`.
+        TypeError: `log` is neither, or a DataFrame without a schema; `counts` is no `PointInTime`.
         ValueError: a column that is not in the log, some of the columns but not all, or a bad value, with its row.
 
     Example:
@@ -54,7 +55,7 @@ def with_counts(log: Log, counts: PointInTime | None = None, on_error: str = "ra
         >>> counted.counts.with_features(pd.DataFrame({"author_id": [3]}), now).columns.tolist()
         ['author_id', 'author_id_click_rate_1h']
     """
-    return counted_log(log, counts, on_error)
+    return counted_log(log_of(log, schema), counts, on_error)
 
 
 def counted_log(

@@ -94,7 +94,7 @@ def _split(engine: Any, log: ParquetLog, plan: Plan, folder: Path, memory: float
         # Rows that wait to be written, of all parts together: a threshold that does not fall with their number would hold the whole log.
         waiting = int(_WAITING * memory / _MEMORY)
         connection.execute(f"SET partitioned_write_flush_threshold = {max(2_000, min(200_000, waiting // plan.shards))}")
-        connection.execute(f"SET partitioned_write_max_open_files = {min(plan.shards, 500)}")
+        connection.execute(f"SET partitioned_write_max_open_files = {min(plan.shards, 100)}")
         connection.execute("CREATE TEMP TABLE firsts (filename VARCHAR, first BIGINT)")
         connection.executemany("INSERT INTO firsts VALUES (?, ?)", [list(pair) for pair in zip(log.files, log.first, strict=True)])
         files = f"read_parquet([{', '.join(map(_text, log.files))}], union_by_name = true, file_row_number = true, filename = true)"

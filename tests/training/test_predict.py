@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import keras_ranking as kr
@@ -132,6 +134,36 @@ def test_a_frame_with_a_schema_is_trained_on(capsys: pytest.CaptureFixture[str])
         kr.training.train(words, "lirank", schema=log.schema)
     with pytest.raises(TypeError, match=r"`schema` must be a Schema. Received: str; read a file with `Schema.load"):
         kr.training.train(bare, "lirank", schema="schema.json")
+
+
+@pytest.mark.quickest
+def test_a_frame_is_prepared_counted_and_divided_by_member(tmp_path: Path) -> None:
+    """As the `Log` of the same rows, with and without a column `split`."""
+    log = kr.data.simulate(members=30, days=2, seed=0)
+    clicks = kr.Count("author_id", action="click", window=3600)
+    schema = log.schema.model_copy(update={"features": (*log.schema.features, clicks)})
+    plain = kr.data.Log(log.events, schema)
+    counted = kr.data.with_counts(log.events, schema=schema)
+    pd.testing.assert_frame_equal(counted.events, kr.data.with_counts(plain).events)
+    held = kr.data.hold_out_members(log.events, schema=log.schema)
+    assert held.events["split"].tolist() == kr.data.hold_out_members(log).events["split"].tolist()
+    shards = kr.data.prepare(log.events, tmp_path / "frame", 2, schema=log.schema)
+    want = kr.data.prepare(kr.data.Log(log.events, log.schema), tmp_path / "log", 2)
+    assert shards.digest == want.digest
+    bare = log.events.drop(columns="split")
+    with pytest.warns(UserWarning, match="no column 'split'"):
+        cut = kr.data.prepare(bare, tmp_path / "bare", 2, schema=log.schema)
+    own = kr.data.Log(kr.data.split_by_time(bare, log.schema), log.schema)
+    assert cut.digest == kr.data.prepare(own, tmp_path / "cut", 2).digest != want.digest, "control: another cut"
+    for function in (
+        kr.data.with_counts,
+        kr.data.hold_out_members,
+        lambda rows, **schema: kr.data.prepare(rows, tmp_path / "no", **schema),
+    ):
+        with pytest.raises(TypeError, match="Received: DataFrame with `schema=`"):
+            function(log.events)
+        with pytest.raises(ValueError, match="`schema` goes with a DataFrame"):
+            function(log, schema=log.schema)
 
 
 @pytest.mark.quickest

@@ -4,7 +4,8 @@
     KERAS_BACKEND=torch python tools/benchmarks/scale.py --events 1000000 5000000 --limit 6GB --json scale.jsonl
 
 The log is written in pieces of a million events, each a slice of time: requests of 8 impressions, members with about 100 events at a
-million and 500 at most, ids, numbers and two labels; the last twentieth of the time is the split validation. Each stage runs in a process
+million and 500 at most, but for one member with --hot of all rows; ids, numbers and two labels; the last twentieth of the time is the
+split validation. Each stage runs in a process
 of its own with `ulimit -v` of `--limit`, and is given the folder that the one before has written. Stages:
 
     prepare   `kr.engines.duckdb.prepare`, or `spark` with --engine spark (Java is outside of the limit)
@@ -38,7 +39,7 @@ PIECE, REQUEST = 1_000_000, 8
 STAGES = ("prepare", "input", "train", "evaluate", "score")
 
 
-def write(events: int, folder: Path) -> None:
+def write(events: int, folder: Path, hot: float) -> None:
     """The log, as parquet files of a million events."""
     import pandas as pd
 
@@ -49,7 +50,7 @@ def write(events: int, folder: Path) -> None:
         rng = np.random.default_rng(number)
         requests = min(PIECE, events - at) // REQUEST
         first, last = (int(begin + 30 * day * place / events) for place in (at, at + requests * REQUEST))
-        member = np.where(rng.random(requests) < 0.02, 0, rng.integers(0, members, requests))
+        member = np.where(rng.random(requests) < hot, 0, rng.integers(0, members, requests))
         clock = np.sort(rng.integers(first, last, requests))
         rows = np.repeat(np.arange(requests), REQUEST)
         item = rng.integers(0, 100_000, len(rows))
@@ -170,7 +171,13 @@ def measured(args: argparse.Namespace, events: int, stage: str, folder: Path) ->
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     row: dict[str, Any] = {"events": events, "stage": stage, "seconds": round(time.perf_counter() - begin, 1), "cpu_s": round(cpu, 1)}
-    row |= {"limit_gb": limit / 1e9, "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "model": args.model, "dim": args.dim}
+    row |= {
+        "limit_gb": limit / 1e9,
+        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
+        "model": args.model,
+        "dim": args.dim,
+        "hot": args.hot,
+    }
     if done.returncode:
         return {**row, "failed": done.returncode}
     found = json.loads(done.stdout.splitlines()[-1])
@@ -188,6 +195,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--model", choices=["cadet", "lirank"], default="cadet")
     parser.add_argument("--engine", choices=["duckdb", "spark"], default="duckdb")
+    parser.add_argument("--hot", type=float, default=0.02, help="share of the rows that are of one member, who needs a shard of that size")
     parser.add_argument("--score-all", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where the logs are written (default: a temporary folder)")
@@ -203,7 +211,7 @@ def main() -> None:
     for events in args.events:
         place = root / str(events)
         if not (place / "log").is_dir():
-            write(events, place / "log")
+            write(events, place / "log", args.hot)
         for stage in args.stages:
             row = measured(args, events, stage, place)
             print(json.dumps(row), flush=True)

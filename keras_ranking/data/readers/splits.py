@@ -9,12 +9,12 @@ import pandas as pd
 
 from keras_ranking.data.log_columns import require_column, require_frame
 from keras_ranking.data.readers.cuts import TRAIN_SHARE, cut_by_time
-from keras_ranking.data.readers.log import HISTORY, NEW_MEMBERS, Log, require_log
+from keras_ranking.data.readers.log import HISTORY, NEW_MEMBERS, Log, log_of
 from keras_ranking.ops.hashing import distinct_ids, fingerprint64
 from keras_ranking.schema import Schema
 
 
-def hold_out_members(log: Log, share: float = 0.25, seed: int = 0) -> Log:
+def hold_out_members(log: Log | pd.DataFrame, share: float = 0.25, seed: int = 0, schema: Schema | None = None) -> Log:
     """The log with members who are never trained on, to measure a model on new members.
 
     A member is held out if Fingerprint64 of "seed:member" is below `share` of 2**64. So it is the same member in every order and every
@@ -28,15 +28,16 @@ def hold_out_members(log: Log, share: float = 0.25, seed: int = 0) -> Log:
     member in production; constants of the schema are fitted on rows that are trained on.
 
     Args:
-        log: any log.
+        log: a `Log`, or a DataFrame with `schema`, which is cut by time where it has no column `split`.
         share: share of the members, above 0 and below 1.
         seed: another seed holds out other members.
+        schema: of a DataFrame.
 
     Returns:
         `Log` with the split word "new_members", and one more note.
 
     Raises:
-        TypeError: `log` is not a `Log`.
+        TypeError: `log` is neither, or a DataFrame without a schema.
         ValueError: another share, a log with such rows already, or no row to train on is left.
 
     Example:
@@ -45,7 +46,7 @@ def hold_out_members(log: Log, share: float = 0.25, seed: int = 0) -> Log:
         >>> len(trained & new), 0 < len(new) < 20
         (0, True)
     """
-    require_log(log)
+    log = log_of(log, schema)
     if not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError(f"`share` of the members to hold out must lie strictly between 0 and 1. Received: share={share!r}")
     require_column(log.events, log.schema.member, "of the schema is not in the log")

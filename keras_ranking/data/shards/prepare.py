@@ -22,7 +22,7 @@ from keras_ranking.columns import Number
 from keras_ranking.configuration import is_integer
 from keras_ranking.data.checks import Report, check_members, merged_reports, raise_problems
 from keras_ranking.data.log_columns import require_column
-from keras_ranking.data.readers.log import Log, check_splits, require_log
+from keras_ranking.data.readers.log import Log, check_splits, log_of
 from keras_ranking.data.shards.container import read_arrays
 from keras_ranking.data.shards.ids import shard_of
 from keras_ranking.data.shards.log import _FORMAT, MANIFEST, VERSION, Chosen, ShardedLog, sequences_of
@@ -39,6 +39,7 @@ from keras_ranking.data.shards.parts import (
     write_text,
 )
 from keras_ranking.number_edges import checked_edges, quantile_edges
+from keras_ranking.schema import Schema
 from keras_ranking.schema_sums import SchemaSums
 
 Run = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
@@ -47,28 +48,30 @@ ROWS_OF_A_SHARD = 500_000
 
 
 def prepare(
-    log: Log,
+    log: Log | pd.DataFrame,
     out: str | Path,
     shards: int | None = None,
     keep: Sequence[str] = (),
     on_error: str = "raise",
     verbose: bool = False,
+    schema: Schema | None = None,
 ) -> ShardedLog:
     """Write a log that is in memory as shards; `keras-ranking prepare` does it for logs beyond memory, with the same result.
 
     Args:
-        log: from `keras_ranking.data.open_log` or a reader, or a `Log` of your own.
+        log: from `keras_ranking.data.open_log` or a reader, a `Log` of your own, or a DataFrame with `schema`.
         out: folder to write, which must not exist. It appears when it is whole; after an interruption, the same call goes on.
         shards: number of shards; None: one for each 500,000 rows.
         keep: further columns of numbers to keep for the options of training that read them, such as `delay_column`.
         on_error: 'raise', or 'drop': bad rows are left out, counted and reported in the manifest.
         verbose: print progress on stderr.
+        schema: of a DataFrame.
 
     Returns:
         `ShardedLog`.
 
     Raises:
-        TypeError: `log` is not a `Log`.
+        TypeError: `log` is neither, or a DataFrame without a schema.
         FileExistsError: `out` exists.
         ValueError: what `build_sequences` finds wrong, or no training row where the schema has constants to fit.
 
@@ -77,7 +80,7 @@ def prepare(
         >>> kr.data.prepare(log, "runs/two_shards", shards=2).requests == log.events["request_id"].nunique()
         True
     """
-    require_log(log)
+    log = log_of(log, schema)
     count = shard_count(len(log.events), shards)
     if lacking := [count.name for count in log.schema.counts if count.name not in log.events]:
         raise ValueError(f"counts of the schema must be in the log: `kr.data.with_counts(log)` adds them. It lacks: {lacking}")
