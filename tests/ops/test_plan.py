@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from keras_ranking.ops.backends import plan as planning
 from keras_ranking.ops.backends.plan import span_plan
 
 pytestmark = pytest.mark.one_backend
@@ -23,7 +24,7 @@ def painted(plan, shape):
     for tile in plan.tiles:
         keys = np.concatenate([np.arange(low, high) for low, high in tile.keys])
         index = np.arange(tile.low, tile.high)
-        seen = np.ones((1, len(index), len(keys)), dtype=bool)
+        seen = np.ones((len(tile.hidden()[1]) if tile.kind == "bias" else 1, len(index), len(keys)), dtype=bool)
         if tile.kind == "causal":
             seen = (keys <= index[:, None])[None]
         elif tile.kind == "bias":
@@ -32,7 +33,7 @@ def painted(plan, shape):
         if tile.hollow is not None:
             seen = seen & ~tile.hollow[:, :, None]
         for row in range(tile.row, tile.row_end):
-            mask[row][np.ix_(index, keys)] = seen[0]
+            mask[row][np.ix_(index, keys)] = seen[row - tile.row if len(seen) > 1 else 0]
             if tile.joined:
                 mask[row, index, index] = True
     return mask
@@ -64,6 +65,27 @@ def test_tiles_are_the_mask(seed, stride):
         where = tuple(np.argwhere(want)[0])
         want[where] = False
         assert (found != want).any()  # control: one more pair is different
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_short_rows_share_a_tile(monkeypatch, stride):
+    """300 rows of 9 queries: one tile, which is the mask; three where fewer pairs go together."""
+    rng = np.random.default_rng(stride)
+    shape = (300, 9)
+    start, end, own = (rng.integers(-2, 9 * stride + 3, shape) for _ in range(3))
+    start[7], end[7], own[7] = 0, 0, 9 * stride  # a row that sees nothing
+    want = dense(np.clip(start, 0, 9 * stride), end, np.clip(own, 0, None), 9 * stride, stride)
+    for pairs, tiles in ((1 << 22, 1), (100 * 81 * stride, 3)):
+        monkeypatch.setattr(planning, "_TOGETHER", pairs)
+        plan = span_plan(start, end, own, 9 * stride, stride)
+        assert len(plan.tiles) == tiles and plan.covers
+        np.testing.assert_array_equal(painted(plan, want.shape), want)
+        np.testing.assert_array_equal(plan.empty, ~want.any(-1))
+        np.testing.assert_array_equal(plan.unseen, ~want.any(1))
+    monkeypatch.setattr(planning, "_SHORT", 0)
+    plan = span_plan(start, end, own, 9 * stride, stride)
+    assert len(plan.tiles) > 200, "control: a tile a row"
+    np.testing.assert_array_equal(painted(plan, want.shape), want)
 
 
 def test_tiles_do_not_mix_members_with_stride_two():

@@ -142,6 +142,18 @@ def test_cross_form(rng, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+def test_many_short_rows(rng, kernel, heads):
+    """Rows of several lengths, one of them empty, and with a stride."""
+    segments = (np.arange(11) < rng.integers(0, 12, (40, 1))).astype("int32")
+    segments[3] = 0
+    for spans in (Spans.causal(segments), Spans.bidirectional(segments)):
+        check(kernel, operands(rng, 40, 11, 11, *heads, 8), spans)
+    spans = masks(rng, 40, 22, 5)["delayed"]
+    check(kernel, operands(rng, 40, 11, 22, *heads, 8), every(spans, 2), stride=2)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_nothing_visible_anywhere(rng, kernel):
     spans = Spans.causal(np.zeros((2, ROWS), "int32"))
     check(kernel, operands(rng, 2, ROWS, ROWS, 4, 2, 8), spans)

@@ -6,6 +6,7 @@
 | `full`   | all of the tile's keys                                    | none |
 | `bias`   | anything                                                  | yes  |
 
+Rows that are short share a tile of kind `bias`, since a call for each would cost more than all of their pairs.
 In `joined` tiles (candidates of one history) each query also sees its own key, which is added separately.
 """
 
@@ -20,6 +21,8 @@ import numpy as np
 _QUERIES = 128  # queries per tile with a bias
 _SMALL = 48  # parts with fewer queries share a tile: a call costs about as much as 40 x 40 pairs of 4 heads of 64
 _GAP = 64  # two key ranges this far apart are read separately
+_SHORT = 64 * 64  # rows of at most this many pairs share tiles
+_TOGETHER = 1 << 22  # of at most this many pairs
 _KEPT = 256  # biases and masks of a tile are stored in the plan up to this many entries per query; larger ones are made when needed
 
 Array = np.ndarray
@@ -45,7 +48,7 @@ class Tile:
 
     def hidden(self) -> tuple[int, Array]:
         """Pairs hidden by the bias: the index of the first key that is hidden from some query, and from there to the last such key a
-        boolean (1, queries, keys). A query that sees nothing has no hidden pairs: its output is set to zero afterwards.
+        boolean (rows or 1, queries, keys). A query that sees nothing has no hidden pairs: its output is set to zero afterwards.
         """
         if self._hidden is not None:
             return self._hidden
@@ -95,6 +98,8 @@ def span_plan(start: Array, end: Array, own: Array, num_keys: int, stride: int =
     """The plan of spans (B, T) over `num_keys` keys; query i has the place of key `stride i`."""
     batch, queries = start.shape
     same = batch > 1 and all(bool((part == part[:1]).all()) for part in (start, end, own))
+    if batch > 1 and not same and queries * num_keys <= _SHORT:
+        return _short_rows(start, end, own, num_keys, stride)
     rows = [(0, batch)] if same else [(row, row + 1) for row in range(batch)]
     tiles: list[Tile] = []
     unseen = np.zeros((batch, num_keys), dtype=bool)
@@ -105,6 +110,26 @@ def span_plan(start: Array, end: Array, own: Array, num_keys: int, stride: int =
         tiles += spans.tiles(low, high)
     covered = sum((tile.row_end - tile.row) * (tile.high - tile.low) for tile in tiles)
     return Plan(tiles, covered == batch * queries, unseen if unseen.any() else None, empty if empty.any() else None)
+
+
+def _short_rows(start: Array, end: Array, own: Array, num_keys: int, stride: int) -> Plan:
+    """The plan of different rows of few pairs: tiles of many rows, each row with a bias of its own."""
+    batch, queries = start.shape
+    index = np.broadcast_to(stride * np.arange(queries), start.shape)
+    (a, b), (c, d) = _clean(start, end, num_keys), _clean(own, index + 1, num_keys)
+    unseen, empty = np.empty((batch, num_keys), dtype=bool), np.empty((batch, queries), dtype=bool)
+    tiles, keys = [], np.arange(num_keys)
+    step = max(1, _TOGETHER // max(1, queries * num_keys))
+    for low in range(0, batch, step):
+        part = slice(low, min(low + step, batch))
+        first, last, mine, to = (edge[part, :, None] for edge in (a, b, c, d))
+        sees = ((keys >= first) & (keys < last)) | ((keys >= mine) & (keys < to))
+        unseen[part], empty[part] = ~sees.any(axis=1), ~sees.any(axis=2)
+        hollow = empty[part] if empty[part].any() else None
+        hidden = ~sees & ~empty[part, :, None]
+        whole = ((0, num_keys),) if num_keys else ()
+        tiles.append(Tile(low, part.stop, 0, queries, whole, "bias", hollow=hollow, keep=True, _hidden=(0, hidden)))
+    return Plan(tiles, True, unseen if unseen.any() else None, empty if empty.any() else None)
 
 
 def candidate_plan(lengths: Array, queries: int, num_keys: int, joined: bool) -> Plan:

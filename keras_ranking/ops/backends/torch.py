@@ -113,7 +113,7 @@ def _bias(tile: planning.Tile, like: torch.Tensor) -> torch.Tensor:
         return tile.cached  # type: ignore[no-any-return]
     at, hidden = tile.hidden()
     keys = sum(high - low for low, high in tile.keys)
-    bias = torch.zeros((1, 1, tile.high - tile.low, keys), dtype=like.dtype, device=like.device)
+    bias = torch.zeros((len(hidden), 1, tile.high - tile.low, keys), dtype=like.dtype, device=like.device)
     bias[:, 0, :, at : at + hidden.shape[-1]].masked_fill_(torch.as_tensor(hidden, device=like.device), float("-inf"))
     if tile.keep:
         tile.cached = bias
