@@ -4,7 +4,7 @@
     KERAS_BACKEND=tensorflow python tools/benchmarks/extend.py --json extend.jsonl
 
 One history of 1,010 events: `encode` of all, and `extend` of 10 on the cache of 1,000, in turn: on TensorFlow as a graph, on JAX
-compiled, on torch eager. One JSON object per line: backend, model, layout, mask, encode_ms and extend_ms
+compiled, on torch eager. One JSON object per line: backend, model, dim, layout, mask, encode_ms and extend_ms
 (medians of wall time), ratio (the median of the ratios of neighbours), difference (largest of a score after both).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-SIZES = {"dim": 64, "num_layers": 4, "num_heads": 4, "id_dim": 16}
+SIZES = {"num_layers": 4, "num_heads": 4, "id_dim": 16}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("CADET", {"layout": "interleaved", "mask": "delay"}),
     ("FeedSR", {"layout": "interleaved", "mask": "session"}),
@@ -51,7 +51,7 @@ def compiled(graph: Any) -> Any:
     return eager
 
 
-def measured(builder: str, options: dict[str, Any], events: int, added: int, turns: int) -> dict[str, Any]:
+def measured(builder: str, dim: int, options: dict[str, Any], events: int, added: int, turns: int) -> dict[str, Any]:
     """One row."""
     import keras
 
@@ -62,7 +62,7 @@ def measured(builder: str, options: dict[str, Any], events: int, added: int, tur
     log = kr.data.simulate(members=30, days=3, seed=0)
     schema = log.schema.fit(log.events)
     keras.utils.set_random_seed(0)
-    model = getattr(kr.models, builder)(schema, **SIZES, **options)
+    model = getattr(kr.models, builder)(schema, dim=dim, **SIZES, **options)
     total = events + added
     specs = input_specs(model.serving_model.input, schema)
     batch = random_requests(specs, (total,), (4,), hostile=False)
@@ -92,6 +92,7 @@ def measured(builder: str, options: dict[str, Any], events: int, added: int, tur
     return {
         "backend": keras.backend.backend(),
         "model": builder,
+        "dim": dim,
         **options,
         "events": events,
         "added": added,
@@ -108,11 +109,12 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1000, help="events that are encoded already (default: 1000)")
     parser.add_argument("--added", type=int, default=10, help="later events (default: 10)")
     parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)), help="which models")
+    parser.add_argument("--dim", type=int, default=64, help="numbers of a hidden state (default: 64)")
     parser.add_argument("--turns", type=int, default=15, help="runs of each (default: 15)")
     parser.add_argument("--json", metavar="FILE", help="also append the lines to FILE")
     args = parser.parse_args()
     for builder, options in (CASES[number] for number in args.cases):
-        line = json.dumps(measured(builder, options, args.events, args.added, args.turns))
+        line = json.dumps(measured(builder, args.dim, options, args.events, args.added, args.turns))
         print(line, flush=True)
         if args.json:
             with open(args.json, "a", encoding="utf-8") as file:
