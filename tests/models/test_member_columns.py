@@ -64,6 +64,7 @@ def training_batch(model: Any, sequences: Sequences, names: Any = None) -> dict[
     return PackedRequests(model_requests(model, sequences), 96, 2, names=names, shuffle=False)[0][0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("builder", SIZES)
 def test_scores_are_those_of_columns_of_candidates(logs: dict[str, Any], builder: str) -> None:
     """Served, cached, in the training graph and from the same weights."""
@@ -89,6 +90,7 @@ def test_scores_are_those_of_columns_of_candidates(logs: dict[str, Any], builder
         np.testing.assert_allclose(values, found["context"][graph], rtol=0, atol=1e-6, err_msg=graph)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("builder", SIZES)
 def test_a_value_is_that_of_its_request_alone(logs: dict[str, Any], builder: str) -> None:
     """Of one request another value: its scores change, those of other requests and the encoded history stay to the bit."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_ranking as kr
-from keras_ranking.serving import Client, HistoryClient, MemoryHistories, Request, ServingError, export, serve
+from keras_ranking.serving import AccessLog, Client, HistoryClient, MemoryHistories, Request, ServingError, check_live_skew, export, serve
 from keras_ranking.serving.protocol import codec
 from keras_ranking.serving.protocol.logged_requests import is_hashed
 from keras_ranking.serving.protocol.model_folder import read_card
@@ -44,7 +44,8 @@ def exported(log: Any, kind: str, folder: Any, **settings: Any) -> Any:
     keras.utils.set_random_seed(0)
     model = getattr(kr.models, kind)(log.schema, id_dim=4, tasks=("click",), **SMALL[kind])
     rng = np.random.default_rng(0)
-    model.set_weights([w + rng.normal(0, 0.2, w.shape).astype(w.dtype) for w in model.get_weights()])
+    for weight in model.trainable_variables:  # a posterior of noise would draw weights of any size
+        weight.assign(weight + rng.normal(0, 0.2, weight.shape).astype(weight.dtype))
     version = export(model, folder / "ranker", events=log.events, **settings)
     return SimpleNamespace(model=model, version=version, card=read_card(version))
 
@@ -54,11 +55,11 @@ def found(log: Any, tmp_path_factory: Any) -> Any:
     return exported(log, "CADET", tmp_path_factory.mktemp("members"))
 
 
-def request_of(log: Any, model: Any) -> Any:
+def request_of(log: Any, model: Any, place: int = -1) -> Any:
     """A request with a history: its tensors, the scores of the Keras model, and its rows of the log."""
     sequences = kr.data.build_sequences(log.events, log.schema)
     found = kr.data.requests(sequences)
-    which = int(np.argmax(found.history_end - found.history_begin))
+    which = int(np.argsort(found.history_end - found.history_begin, kind="stable")[place])
     tensors = found.tensors([which], list(model.serving_model.input))
     want = keras.ops.convert_to_numpy(model.serving_model(tensors)["click"])[0]
     rows = log.events.iloc[sequences.rows[found.candidate_begin[which] : found.candidate_end[which]]]
@@ -178,6 +179,27 @@ def test_access_logs_hash_what_describes_the_member() -> None:
     for tensor in (Tensor(np.dtype("float32"), (None, 6)), Tensor(np.dtype("int32"), (None,), rows=4), Tensor(np.dtype("O"), (None,))):
         assert is_hashed("member_profile", tensor, ())
     assert not is_hashed("candidate_age", Tensor(np.dtype("float32"), (None, None), "candidate"), ())
+
+
+def test_skew_of_live_requests(found: Any, log: Any, tmp_path: Any) -> None:
+    """What was served is what the pipeline makes of the log, also where it is kept by its hash; another profile in the log is found."""
+    key, schema = "a-long-secret-key", found.model.schema
+    one, other = (request_of(log, found.model, place) for place in (-1, -2))
+    kept = AccessLog(path=tmp_path / "requests.jsonl", key=key, share=1.0)
+    with serve(found.version.parent, rest_port=0, grpc_port=0, access_log=kept) as server:
+        for asked, protocol, signature in ((one, "grpc", "raw"), (other, "rest", "serving_default")):
+            address = f"127.0.0.1:{getattr(server, f'{protocol}_port')}"
+            with Client(address, schema, "ranker", protocol, signature=signature) as client:
+                rows, number = asked.rows.drop(columns=list(OF_MEMBER)), asked.rows[schema.request].iloc[0]
+                client.score(asked.history, rows, asked.moment, member_values=asked.values, request_id=number)
+    report = check_live_skew(kept.path, found.model, log.events, key)
+    assert report.replayed == 2 and not report.found, report.summary()
+    assert {f"member {name}" for name in OF_MEMBER} <= set(report.features)
+    mine = log.events[schema.request] == one.rows[schema.request].iloc[0]
+    for name, value in (("tenure", 77.0), ("country", "SE" if one.values["country"] != "SE" else "DK"), ("home", 41)):
+        report = check_live_skew(kept.path, found.model, log.events.assign(**{name: log.events[name].where(~mine, value)}), key)
+        assert {feature for feature, entry in report.features.items() if entry.differ} == {f"member {name}"}
+        assert report.scores["click"].differ
 
 
 @pytest.mark.parametrize("form", ["serving_default", "raw"])

@@ -16,6 +16,7 @@ import pytest
 import keras_ranking as kr
 from keras_ranking.training.streaming import score_log as module
 from tests.data.shards.logs import mixed_log
+from tests.member_columns import log_of
 
 pytestmark = pytest.mark.quickest
 
@@ -63,6 +64,34 @@ def test_scores_are_those_of_predict_events(log: kr.data.Log, shards: kr.data.Sh
             assert found[name].tolist() == wanted[name].tolist(), name
         for task in ("click", "like"):
             np.testing.assert_allclose(found[task], wanted[task], rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["cadet", "lirank"])
+def test_columns_of_the_member(model: str, tmp_path: Path) -> None:
+    """Trained on one shard as on the log, and scored as `predict_events` scores; a control: other values, other scores."""
+    log = log_of(kr.data.simulate(members=12, days=3, seed=0))
+    options: dict[str, Any] = {"row_length": 64, "batch_size": 4, "id_dim": 4}
+    options |= (
+        {"dim": 8, "num_layers": 1, "num_heads": 2} if model == "cadet" else {"hidden": (8,), "cross": "none", "history_features": ()}
+    )
+    shards = kr.data.prepare(log, tmp_path / "one", shards=1)
+    made = [kr.training.train(given, model, epochs=1, options=options, verbose=False)[0] for given in (log, shards)]
+    for one, other in zip(made[0].get_weights(), made[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    many = kr.data.prepare(log, tmp_path / "many", shards=3)
+    kr.training.train(many, model, tmp_path / "run", epochs=1, options=options, verbose=False)
+    moved = log.events.assign(tenure=log.events["tenure"].fillna(0.0) + 50.0)
+    scores = []
+    for name, given in (("shards", many), ("frame", log), ("moved", kr.data.Log(moved, log.schema))):
+        kr.training.score_log(tmp_path / "run", given, tmp_path / name, row_length=512)
+        scores.append(read(tmp_path / name)["click"].to_numpy())
+    sequences = kr.data.build_sequences(log.events, log.schema)
+    loaded = kr.models.load(tmp_path / "run")
+    data = kr.training.model_requests(loaded, sequences) if loaded.form == "requests" else kr.data.pack(sequences, 512)
+    wanted = np.asarray(loaded.served(kr.training.predict_events(loaded, data)["click"]))
+    np.testing.assert_allclose(scores[0], wanted[np.argsort(sequences.rows)], rtol=1e-5)
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5)
+    assert np.abs(scores[2] - scores[0]).max() > 1e-4
 
 
 def test_one_split_is_scored_without_labels(log: kr.data.Log, shards: kr.data.ShardedLog, folder: Path, tmp_path: Path) -> None:
