@@ -69,16 +69,16 @@ def _made(args: argparse.Namespace) -> Any:
 
     import_optuna()
     seed = args.seed or 0
-    if args.data.startswith("shards:"):
-        raise ValueError(f"`tune` reads a log whole, not in shards: give a part of it, such as parquet:FILE. Received: --data {args.data}")
     log = open_log_of(args, seed)
     start_keras(args)
     from keras_ranking.tuning.settings import Search
     from keras_ranking.tuning.studies import make
 
     search = Search(**{name: value for name in (*_OF_SEARCH, "on_error") if (value := getattr(args, name)) is not None})
-    data = {"source": _absolute(args.data), "schema": None if args.schema is None else str(Path(args.schema).resolve()), "seed": seed}
-    data |= {"release": args.release, "holdout_members": args.holdout_members, "holdout_seed": args.holdout_seed or 0}
+    data: dict[str, Any] = {"source": _absolute(args.data)}
+    if not args.data.startswith("shards:"):
+        data |= {"schema": None if args.schema is None else str(Path(args.schema).resolve()), "seed": seed}
+        data |= {"release": args.release, "holdout_members": args.holdout_members, "holdout_seed": args.holdout_seed or 0}
     names = [name for name, _ in args.set]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"`{twice[0]}` must be given once. Received: {args.set}")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
 
-from keras_ranking.data import Log
+from keras_ranking.data import Log, ShardedLog
 from keras_ranking.data.counted import counted_log
+from keras_ranking.schema import Schema
 from keras_ranking.training.checkpoint import FILE, read_checkpoint
-from keras_ranking.training.options import MODELS, split_options
+from keras_ranking.training.options import MODELS, TrainingOptions, split_options
 from keras_ranking.training.presets import preset_of, preset_options
 from keras_ranking.training.recipe import METRICS, split_recipe
 from keras_ranking.training.run import train
+from keras_ranking.training.streaming.evaluate import check_prepared, validation_of
+from keras_ranking.training.streaming.run import binned_schema
 from keras_ranking.training.validation import validation_rows
 from keras_ranking.tuning.running import Objective, Run, TrialFailed
 from keras_ranking.tuning.settings import Settings
@@ -71,11 +75,11 @@ def trial_options(settings: Settings, tried: Mapping[str, Any]) -> dict[str, Any
     return {**settings.options, **tried, "validation": search.validation, "monitor": search.metric}
 
 
-def check_ranker(log: Log, settings: Settings) -> Log:
+def check_ranker(log: Log | ShardedLog, settings: Settings) -> Log | ShardedLog:
     """Check a study of a ranker before its first trial: each end of each range and each choice makes a model, and rows are left to judge.
 
     Returns:
-        The log, with its counts.
+        The log, with its counts; shards have theirs.
 
     Raises:
         ValueError, TypeError: naming the option.
@@ -91,25 +95,48 @@ def check_ranker(log: Log, settings: Settings) -> Log:
     for name in settings.space:
         if name in settings.options:
             raise ValueError(f"`{name}` must be in `space` or in `options`. Received: both")
-    counted = counted_log(log, on_error=settings.search.on_error)
-    held = validation_rows(counted, settings.search.validation)
-    rows = counted.events[(counted.events["split"] == "train").to_numpy() & (True if held is None else ~held)]
+    counted = with_its_counts(log, settings)
+    schema_of = _schema_for(counted, settings)
     for number, tried in enumerate(_corners(settings)):
         try:
             options, preset = preset_of(trial_options(settings, tried), counted.preset, counted.schema)
             rest, recipe = split_recipe(options, preset_options(settings.model, preset))
             model_options, training = split_options(settings.model, rest, preset)
             if number < _MOST_BUILT:
-                schema = counted.schema if training.number_bins is None else counted.schema.binned(training.number_bins)
-                if number == 0:
-                    fitted = schema.fit(rows)
-                ranker = MODELS[settings.model](fitted if training.number_bins is None else schema.fit(rows), **model_options)
+                ranker = MODELS[settings.model](schema_of(training), **model_options)
                 recipe.monitored(ranker.tasks)
         except (TypeError, ValueError) as error:
             raise type(error)(f"the space does not fit: with {dict(tried)}: {error}") from error
         finally:
             keras.utils.clear_session()
     return counted
+
+
+def with_its_counts(log: Log | ShardedLog, settings: Settings) -> Log | ShardedLog:
+    """The log with the columns that its schema counts, added once for all trials; `prepare` has added those of shards.
+
+    Raises:
+        ValueError: a bad value; an `on_error` for shards, whose rows were checked.
+    """
+    if isinstance(log, ShardedLog):
+        check_prepared(settings.search.on_error)
+        return log
+    return counted_log(log, on_error=settings.search.on_error)
+
+
+def _schema_for(log: Log | ShardedLog, settings: Settings) -> Callable[[TrainingOptions], Schema]:
+    """The schema of a model that is trained with these options, fitted on the rows that do not judge."""
+    if isinstance(log, ShardedLog):
+        chosen, _ = validation_of(log, settings.search.validation)
+        return partial(binned_schema, log, chosen)
+    held = validation_rows(log, settings.search.validation)
+    rows = log.events[(log.events["split"] == "train").to_numpy() & (True if held is None else ~held)]
+    plain = log.schema.fit(rows)
+
+    def fitted(training: TrainingOptions) -> Schema:
+        return plain if training.number_bins is None else log.schema.binned(training.number_bins).fit(rows)
+
+    return fitted
 
 
 def _corners(settings: Settings) -> list[dict[str, Any]]:
@@ -121,7 +148,7 @@ def _corners(settings: Settings) -> list[dict[str, Any]]:
     return [one for number, one in enumerate(found) if one not in found[:number]]
 
 
-def ranker_objective(log: Log, settings: Settings) -> Objective:
+def ranker_objective(log: Log | ShardedLog, settings: Settings) -> Objective:
     """The objective of a study of a ranker; `log` has its counts."""
 
     def objective(run: Run) -> float:
@@ -143,7 +170,7 @@ def ranker_objective(log: Log, settings: Settings) -> Objective:
     return objective
 
 
-def _trained(log: Log, settings: Settings, options: Mapping[str, Any], seed: int, run: Run, number: int) -> dict[str, Any]:
+def _trained(log: Log | ShardedLog, settings: Settings, options: Mapping[str, Any], seed: int, run: Run, number: int) -> dict[str, Any]:
     folder = run.folder / f"seed_{seed}"
     checkpoint = folder / FILE
     begun = checkpoint.is_file()
@@ -160,7 +187,7 @@ def _trained(log: Log, settings: Settings, options: Mapping[str, Any], seed: int
     return history
 
 
-def _epochs(log: Log, settings: Settings, options: Mapping[str, Any]) -> int:
+def _epochs(log: Log | ShardedLog, settings: Settings, options: Mapping[str, Any]) -> int:
     chosen, preset = preset_of(options, log.preset, log.schema)
     rest, _ = split_recipe(chosen, preset_options(settings.model, preset))
     return split_options(settings.model, rest, preset)[1].epochs

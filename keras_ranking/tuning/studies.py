@@ -10,14 +10,14 @@ from typing import Any
 import pandas as pd
 
 from keras_ranking.configuration import gather, is_integer
-from keras_ranking.data import Log
+from keras_ranking.data import Log, ShardedLog, open_log
 from keras_ranking.data.readers.log import log_of
 from keras_ranking.schema import Schema
 from keras_ranking.training.options import model_name
 from keras_ranking.tuning.choosing import best as best_of, ranked
 from keras_ranking.tuning.own_models import own_objective
 from keras_ranking.tuning.places import SEED, cancel, latest, plan, plan_fresh, slot_of, told
-from keras_ranking.tuning.rankers import check_ranker, ranker_objective, with_metric
+from keras_ranking.tuning.rankers import check_ranker, ranker_objective, with_its_counts, with_metric
 from keras_ranking.tuning.reporting import Report, report_of
 from keras_ranking.tuning.running import Objective, work
 from keras_ranking.tuning.settings import Search, Settings, fresh_seeds
@@ -138,7 +138,12 @@ class Study:
         plan_fresh(self.store, settings, fresh_seeds(self.settings, seeds))
 
     def confirm(
-        self, best: int = 5, seeds: int = 3, verbose: bool = True, log: Log | pd.DataFrame | None = None, schema: Schema | None = None
+        self,
+        best: int = 5,
+        seeds: int = 3,
+        verbose: bool = True,
+        log: Log | ShardedLog | pd.DataFrame | None = None,
+        schema: Schema | None = None,
     ) -> Report:
         """Run the best settings with fresh seeds, which have chosen nothing, and report on these alone.
 
@@ -158,7 +163,7 @@ class Study:
         work(self.store, self._ready(log, schema), self.store.confirmed, verbose)
         return self.report()
 
-    def join(self, log: Log | pd.DataFrame | None = None, verbose: bool = True, schema: Schema | None = None) -> int:
+    def join(self, log: Log | ShardedLog | pd.DataFrame | None = None, verbose: bool = True, schema: Schema | None = None) -> int:
         """Work on the study in this process until no trial is left, next to other workers; returns how many trials this one ran.
 
         Args:
@@ -178,13 +183,13 @@ class Study:
         """What was found, and how sure that is; see `Report`."""
         return report_of(self.store)
 
-    def _ready(self, log: Log | pd.DataFrame | None, schema: Schema | None) -> Objective:
+    def _ready(self, log: Log | ShardedLog | pd.DataFrame | None, schema: Schema | None) -> Objective:
         if self._objective is None:
             self._objective = objective_of(self.store, log, schema)
         return self._objective
 
 
-def objective_of(store: Store, log: Log | pd.DataFrame | None = None, schema: Schema | None = None) -> Objective:
+def objective_of(store: Store, log: Log | ShardedLog | pd.DataFrame | None = None, schema: Schema | None = None) -> Objective:
     """The objective of a study of a ranker, with its log opened.
 
     Raises:
@@ -196,17 +201,21 @@ def objective_of(store: Store, log: Log | pd.DataFrame | None = None, schema: Sc
     if log is None:
         if settings.data is None:
             raise ValueError("`log` must be given: the study was made in Python, with a log that is not stored with it")
-        from keras_ranking.data import open_log
+        log = _opened(settings.data)
+    if schema is not None or not isinstance(log, ShardedLog):
+        log = log_of(log, schema)
+    return ranker_objective(with_its_counts(log, settings), settings)
 
-        log = open_log(**dict(settings.data))
-    log = log_of(log, schema)
-    from keras_ranking.data.counted import counted_log
 
-    return ranker_objective(counted_log(log, on_error=settings.search.on_error), settings)
+def _opened(data: Mapping[str, Any]) -> Log | ShardedLog:
+    """The log that a study names."""
+    if str(data["source"]).startswith("shards:"):
+        return ShardedLog(str(data["source"]).removeprefix("shards:"))
+    return open_log(**dict(data))
 
 
 def make(
-    log: Log, model: Any, out: str | Path, settings: Mapping[str, Any], storage: str | None = None, name: str | None = None
+    log: Log | ShardedLog, model: Any, out: str | Path, settings: Mapping[str, Any], storage: str | None = None, name: str | None = None
 ) -> tuple[Store, Objective]:
     """Check a study of a ranker and make it, with its planned trials; `settings` are fields of `Settings`."""
     model = model_name(model)
@@ -222,7 +231,7 @@ def make(
 
 
 def tune(
-    log: Log | pd.DataFrame,
+    log: Log | ShardedLog | pd.DataFrame,
     model: Any = "cadet",
     out: str | Path | None = None,
     space: Any = None,
@@ -244,7 +253,7 @@ def tune(
     The value of the best trial flatters itself: of many runs the luckiest was taken. `Study.confirm` says by how much.
 
     Args:
-        log: as in `train`; with a DataFrame, `schema=` says what its columns are.
+        log: as in `train`, also in shards; with a DataFrame, `schema=` says what its columns are.
         model: 'cadet', 'lirank', 'amortized', 'ligr' or 'feedsr', or the function that builds it.
         out: folder of the study, without one so far; None: a temporary folder.
         space: option -> `Float`, `Int`, `Choice` or a list of values; or the path of a JSON file. Options are those of `train`. None:
@@ -274,7 +283,8 @@ def tune(
         >>> sorted(study.best()["options"])
         ['learning_rate']
     """
-    known = log_of(log, search.pop("schema", None), verbose)
+    schema = search.pop("schema", None)
+    known = log if isinstance(log, ShardedLog) and schema is None else log_of(log, schema, verbose)
     chosen = gather(tune, (Search,), objects, search)[0]
     settings = {"search": chosen, "space": space, "trials": trials, "seed": seed, "options": dict(options or {})}
     store, objective = make(known, model, out or Path(tempfile.mkdtemp()) / "study", settings, storage, name)

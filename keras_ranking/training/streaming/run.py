@@ -69,7 +69,7 @@ def train_on_shards(log: ShardedLog, model: Any, given: Settings, fit: Fit) -> t
     model_options, training = split_options(model, rest, preset)
     training = training if given.epochs is None else replace(training, epochs=given.epochs)
     chosen, held = validation_of(log, recipe.validation)
-    schema = _binned(log, chosen, training)
+    schema = binned_schema(log, chosen, training)
     source = None if recipe.init_from is None else models.load(recipe.init_from)
     if source is not None:
         check_encoding(log, source.schema, f"'{recipe.init_from}'")
@@ -208,8 +208,8 @@ def _of_new(log: ShardedLog, new: Any) -> Chosen:
     return replace(TRAINING, since=int(new) - log.schema.epoch)
 
 
-def _binned(log: ShardedLog, chosen: Chosen, training: TrainingOptions) -> Schema:
-    """The schema with bins of `number_bins`, whose edges are quantiles of the encoded values that are trained on."""
+def binned_schema(log: ShardedLog, chosen: Chosen, training: TrainingOptions) -> Schema:
+    """The schema of a model: with bins of `number_bins`, whose edges are quantiles of the encoded values that are trained on."""
     schema = log.schema if training.number_bins is None else log.schema.binned(training.number_bins)
 
     def binned(column: Any) -> Any:
