@@ -209,6 +209,7 @@ def train_from_study(args: argparse.Namespace) -> int:
         raise ValueError(f"`--set` is that of the study in --from-study. Received: {args.set[0][0]}")
     from keras_ranking.commands.recipe_arguments import add_run, recipe_options, tracking_callbacks
     from keras_ranking.tuning.choosing import best
+    from keras_ranking.tuning.settings import opened_log
     from keras_ranking.tuning.store import open_store
 
     store = open_store(args.from_study)
@@ -222,9 +223,7 @@ def train_from_study(args: argparse.Namespace) -> int:
     elif settings.data is None:
         raise ValueError(f"the study in '{args.from_study}' was made in Python, with a log that is not stored: give --data SOURCE")
     else:
-        from keras_ranking.data import open_log
-
-        log = open_log(**dict(settings.data))
+        log = opened_log(settings.data)
     start_keras(args)
     from keras_ranking import training
 

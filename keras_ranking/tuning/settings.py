@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from keras_ranking.configuration import is_integer, is_real
+from keras_ranking.data import Log, ShardedLog, open_log
 from keras_ranking.tuning.samplers import check_search
 from keras_ranking.tuning.spaces import as_json, grid_of, read_space
 
@@ -85,7 +86,7 @@ class Settings:
         trials: number of settings.
         seed: of the search, and of the first run of each setting.
         options: options of `train` that do not vary.
-        data: arguments of `open_log`; None: the log is given in Python.
+        data: arguments of `open_log`, or of a log in shards its source alone; None: the log is given in Python.
         direction: 'minimize' or 'maximize'.
     """
 
@@ -158,3 +159,9 @@ def training_options(settings: Settings, tried: Mapping[str, Any]) -> dict[str, 
 def fresh_seeds(settings: Settings, count: int) -> list[int]:
     """Seeds that no trial of a study has had."""
     return [(settings.seed + FRESH + number) % 2**32 for number in range(count)]
+
+
+def opened_log(data: Mapping[str, Any]) -> Log | ShardedLog:
+    """The log that a study was made with, by `Settings.data`."""
+    source = str(data["source"])
+    return ShardedLog(source.removeprefix("shards:")) if source.startswith("shards:") else open_log(**dict(data))

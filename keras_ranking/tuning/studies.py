@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from keras_ranking.configuration import gather, is_integer
-from keras_ranking.data import Log, ShardedLog, open_log
+from keras_ranking.data import Log, ShardedLog
 from keras_ranking.data.readers.log import log_of
 from keras_ranking.schema import Schema
 from keras_ranking.training.options import model_name
@@ -20,7 +20,7 @@ from keras_ranking.tuning.places import SEED, cancel, latest, plan, plan_fresh, 
 from keras_ranking.tuning.rankers import check_ranker, ranker_objective, with_its_counts, with_metric
 from keras_ranking.tuning.reporting import Report, report_of
 from keras_ranking.tuning.running import Objective, work
-from keras_ranking.tuning.settings import Search, Settings, fresh_seeds
+from keras_ranking.tuning.settings import Search, Settings, fresh_seeds, opened_log
 from keras_ranking.tuning.spaces import default_space, options_of, read_space
 from keras_ranking.tuning.store import Store, create, open_store
 
@@ -201,17 +201,10 @@ def objective_of(store: Store, log: Log | ShardedLog | pd.DataFrame | None = Non
     if log is None:
         if settings.data is None:
             raise ValueError("`log` must be given: the study was made in Python, with a log that is not stored with it")
-        log = _opened(settings.data)
+        log = opened_log(settings.data)
     if schema is not None or not isinstance(log, ShardedLog):
         log = log_of(log, schema)
     return ranker_objective(with_its_counts(log, settings), settings)
-
-
-def _opened(data: Mapping[str, Any]) -> Log | ShardedLog:
-    """The log that a study names."""
-    if str(data["source"]).startswith("shards:"):
-        return ShardedLog(str(data["source"]).removeprefix("shards:"))
-    return open_log(**dict(data))
 
 
 def make(

@@ -84,5 +84,8 @@ def test_command(shards: kr.data.ShardedLog, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert Study(tmp_path / "study").store.settings.data == {"source": f"shards:{shards.folder}"}
     assert Study(tmp_path / "study").trials["state"].tolist() == ["COMPLETE"]
+    assert main(["train", "--from-study", str(tmp_path / "study"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert history["train_events"] == shards.splits["train"] and history["shards"]["digest"] == shards.digest
     assert main([*ask, "--out", str(tmp_path / "other"), "--holdout-members", "0.2"]) == 2
     assert "`--holdout-members` is that of `keras-ranking prepare`" in capsys.readouterr().err
