@@ -85,14 +85,14 @@ LISTS: dict[str, Any] = {
     "ema": 0.998,
 }
 # What describes a past event of each log.
-_TOKENS = {
+TOKENS = {
     "ebnerd": ("article_age", "views_6h", "ctr_6h", "ctr_24h_rank", "seen"),
     "retail": ("stock_code", "price"),
     "kuairand-pure": ("video_id", "duration_seconds"),
     "simulated": ("topic", "age_hours"),
 }
 _COLUMNS: dict[str, Any] = {"features": None}  # all but ids, the columns of the set among them
-_OF_MODEL: dict[str, dict[str, Any]] = {
+OF_MODEL: dict[str, dict[str, Any]] = {
     "ligr": {**_COLUMNS, "history_features": (), "top_k": None},
     "lirank": {**_COLUMNS, "history_features": (), "calibration_options": {"step": 0.5}},
     "amortized": {**_COLUMNS, "max_history": 30, "dim": 32, "num_heads": 2, "cross": "residual", "gate": "dense"},
@@ -115,7 +115,7 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "cadet personal": {"options": _PAST, "factors": 96, "features": "new"},
     },
     "ebnerd": {
-        **{f"{model} fold_in": {"features": "fold_in"} for model in _OF_MODEL},
+        **{f"{model} fold_in": {"features": "fold_in"} for model in OF_MODEL},
         **{f"{model} fold_in": {"features": "fold_in", "options": _CHOICE} for model in ("cadet", "feedsr")},
         **{f"ligr {of}": {"features": of, "options": _CHOICE} for of in ("plain", "relative", "new", "fold_in")},
         "ligr fold_in without choice": {"features": "fold_in"},
@@ -124,12 +124,12 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "cadet fold_in without history": {"features": "fold_in", "options": {**_CHOICE, "max_history": 0}},
     },
     "retail": {
-        **{f"{model} fold_in": {"features": "fold_in"} for model in _OF_MODEL},
+        **{f"{model} fold_in": {"features": "fold_in"} for model in OF_MODEL},
         "ligr relative": {"features": "relative"},
         "cadet fold_in without history": {"features": "fold_in", "options": {"max_history": 0}},
     },
     "kuairand-pure": {
-        **{f"{model} fold_in": {"features": "fold_in", "options": _ALONE} for model in _OF_MODEL},
+        **{f"{model} fold_in": {"features": "fold_in", "options": _ALONE} for model in OF_MODEL},
         "ligr fold_in": {"features": "fold_in", "options": {**_ALONE, "setwise_layers": 0}},
         "cadet fold_in without history": {"features": "fold_in", "options": {**_ALONE, "max_history": 0}},
     },
@@ -255,11 +255,11 @@ def options_of(log: str, name: str, changed: Mapping[str, Any] | None = None) ->
     if log == "movielens-1m":
         base = {**_FILMS, **_HEADS[model]}
     else:
-        base = {**LISTS, **_OF_MODEL[model]}
+        base = {**LISTS, **OF_MODEL[model]}
         if model in ("cadet", "feedsr"):
-            base["token_features"] = _TOKENS[log]
+            base["token_features"] = TOKENS[log]
         elif model == "amortized":
-            base["history_features"] = _TOKENS[log][:1]
+            base["history_features"] = TOKENS[log][:1]
     return {**settings, "options": {**base, **settings.get("options", {}), **changed}}
 
 
