@@ -1,14 +1,21 @@
 """What a transfer gives on a second surface with few rows: the source as it is, from scratch, the heads alone, all weights.
 
     python tools/benchmarks/transfer.py run --json tools/benchmarks/results/transfer.jsonl --seeds 5
-    python tools/benchmarks/transfer.py table tools/benchmarks/results/transfer.jsonl
+    python tools/benchmarks/transfer.py run --surfaces kuairand --data FOLDER --json tools/benchmarks/results/transfer.jsonl \\
+        --seeds 3 --rows 1700 11344
+    python tools/benchmarks/transfer.py table tools/benchmarks/results/transfer.jsonl --surfaces kuairand
 
-Two simulated surfaces for each seed, with other members, items and authors, and the same topics. The first one is a feed of 500 members, on
-which CADET learns clicks alone. The second one has shorter lists, another position bias, items that age twice as fast, and about 1,700
-rows to learn from, clicks and likes; it is scored on the later rows of other members, whose earlier rows are read as history.
+`simulated`: two surfaces for each seed, with other members, items and authors, and the same topics. The first one is a feed of 500
+members, on which CADET learns clicks alone. The second one has shorter lists, another position bias, items that age twice as fast, and
+about 1,700 rows to learn from, clicks and likes; it is scored on the later rows of other members, whose earlier rows are read as history.
+
+`kuairand`: two screens of KuaiRand-Pure, its column `tab`. The first one is that with the most rows, tab 1, on whose earlier rows a small
+CADET learns clicks alone. The second one is that with the most rows of the others, tab 0: `is_click` and `long_view` of the earlier rows of
+some members are learned, which each seed draws, and all later rows are scored, those of 2022-05-05 and after. A member's rows of tab 1 are
+history. FOLDER holds the files `kuairand_pure_*.csv.gz`.
 
 All ways have the same architecture, learning rate and number of epochs at most; each keeps the epoch that is best on the last fifth of
-its training rows.
+its training rows. Nothing is chosen on the scored rows.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,79 +31,100 @@ import keras
 import numpy as np
 import pandas as pd
 from runs import half_interval, read_lines
+from transfer_surfaces import MEMBERS, ROWS, Surfaces, kuairand, simulated
 
 import keras_ranking as kr
 from keras_ranking.data import Log
 
 WAYS = ("source", "scratch", "heads", "heads-kept", "all", "heads-then-all")
-ROWS, MEMBERS = 1_700, 500
+SURFACES = ("simulated", "kuairand")
 _TRAINING = {"validation": 0.2, "early_stopping": 4, "epochs": 30}
 _METRICS = ("auc", "impression_auc", "log_loss")
 
 
-def first_surface(seed: int, members: int = MEMBERS) -> Log:
-    """The feed that the source is trained on."""
-    return kr.data.simulate(members=members, seed=seed)
-
-
-def second_surface(seed: int, rows: int = ROWS, members: int = 600) -> Log:
-    """A surface with few rows to learn from: those of some members; the later rows of all others are the split `new_members`."""
-    other = {"list_size": (5, 7), "examination": (1.0, 0.4, 0.3), "freshness": 0.6}
-    log = kr.data.simulate(members=members, seed=10_000 + seed, **other)
-    events, random = log.events, np.random.default_rng(seed)
-    order = random.permutation(events["member_id"].unique())
-    learned = events["split"] == "train"
-    sizes = events[learned].groupby("member_id").size().reindex(order).fillna(0).cumsum()
-    own = events["member_id"].isin(sizes.index[: int(np.searchsorted(sizes.to_numpy(), rows)) + 1])
-    split = np.where(own, events["split"], np.where(learned, "history", "new_members"))
-    return Log(events.assign(split=split), log.schema, "second surface")
-
-
-def run(path: Path, seeds: range, model: str, members: int, rows: int, ways: tuple[str, ...]) -> None:
-    """Append a line for each way, task and seed that the file lacks."""
-    done = {(line["model"], line["way"], line["seed"]) for line in read_lines(path)}
+def run(path: Path, name: str, surfaces: Surfaces, seeds: range, model: str, sizes: Sequence[int], ways: tuple[str, ...]) -> None:
+    """Append a line for each way, task, seed and number of rows that the file lacks."""
+    done = {(*_about(line), line["way"], line["seed"]) for line in read_lines(path)}
     for seed in seeds:
-        if all((model, way, seed) in done for way in ways):
+        lacking = [(rows, way) for rows in sizes for way in ways if (name, model, rows, way, seed) not in done]
+        if not lacking:
             continue
-        log = second_surface(seed, rows)
         with tempfile.TemporaryDirectory() as folder:
-            kr.training.train(first_surface(seed, members), model, folder, seed, options={"tasks": ["click"]}, verbose=False)
-            for way in (way for way in ways if (model, way, seed) not in done):
-                lines = of_way(log, folder, model, way, seed)
+            options = {**surfaces.options, "tasks": list(surfaces.tasks[:1])}
+            kr.training.train(surfaces.first(seed), model, folder, seed, options=options, verbose=False)
+            for rows, way in lacking:
+                lines = of_way(surfaces.second(seed, rows), surfaces, folder, way, seed)
+                lines = [{"surfaces": name, "model": model, "rows": rows, **line} for line in lines]
                 with path.open("a", encoding="utf-8") as handle:
                     handle.writelines(json.dumps(line) + "\n" for line in lines)
-                print(*(f"{line['task']} {way} {seed} auc {line['auc']:.4f}" for line in lines), sep="\n", flush=True)
+                print(*(f"{line['task']} {way} {seed} {rows} auc {line['auc']:.4f}" for line in lines), sep="\n", flush=True)
 
 
-def of_way(log: Log, source: str, model: str, way: str, seed: int) -> list[dict[str, Any]]:
+def _about(line: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Surfaces, model and rows that were asked for; the first lines were made when there was one pair of surfaces and one size."""
+    return line.get("surfaces", "simulated"), line["model"], line.get("rows", ROWS)
+
+
+def of_way(log: Log, surfaces: Surfaces, source: str, way: str, seed: int) -> list[dict[str, Any]]:
     """The lines of one way."""
     options: dict[str, Any] = {} if way == "source" else {**_TRAINING, **({"heads": "kept"} if way == "heads-kept" else {})}
     named = "heads" if way == "heads-kept" else way
-    report = kr.training.compare_transfer(log, source, ["click", "like"], "new_members", (seed,), (named,), options)
-    about = {"model": model, "way": way, "seed": seed, "train_rows": int((log.events["split"] == "train").sum())}
-    about |= {"scored_rows": int((log.events["split"] == "new_members").sum()), "backend": keras.backend.backend()}
-    return [{**about, "task": row["task"], **{name: row[name] for name in _METRICS}} for row in report.rows.to_dict("records")]
+    report = kr.training.compare_transfer(log, source, surfaces.tasks, surfaces.split, (seed,), (named,), options)
+    scored = log.events[log.events["split"] == surfaces.split]
+    about = {"way": way, "seed": seed, "train_rows": int((log.events["split"] == "train").sum()), "scored_rows": len(scored)}
+    about |= {"backend": keras.backend.backend()}
+    metrics = _METRICS if surfaces.impression_auc else ("auc", "log_loss")
+    lines = []
+    for row in report.rows.to_dict("records"):
+        positives = int(scored[log.schema.task(row["task"]).label].sum())
+        lines.append({**about, "task": row["task"], "positives": positives, **{name: row[name] for name in metrics}})
+    return lines
 
 
-def table(path: Path, model: str) -> str:
-    """Means over seeds with 95 % intervals, and the difference from scratch at equal seeds."""
-    frame = pd.DataFrame([line for line in read_lines(path) if line["model"] == model])
+def table(path: Path, model: str, surfaces: str) -> str:
+    """Of each number of rows: means over seeds with 95 % intervals, and the difference from scratch at equal seeds."""
+    lines = [(_about(line), line) for line in read_lines(path)]
+    chosen = [{**line, "rows": rows} for (name, of, rows), line in lines if (name, of) == (surfaces, model)]
+    if not chosen:
+        raise SystemExit(f"{path} has no line of {model} on the surfaces '{surfaces}'")
+    return "\n\n".join(_table(part, model) for _, part in pd.DataFrame(chosen).groupby("rows"))
+
+
+def _table(frame: pd.DataFrame, model: str) -> str:
+    metrics = [metric for metric in _METRICS if metric in frame and frame[metric].notna().any()]
     rows, scored = frame["train_rows"], frame["scored_rows"]
-    head = f"{model}, {frame['seed'].nunique()} seeds, {rows.min():,} to {rows.max():,} rows to learn from, {int(scored.mean()):,} scored"
-    text = [head, "", "| task | way | AUC | from scratch | impression AUC | from scratch | log loss |", "|---|---|---|---|---|---|---|"]
+    least, most = f"{rows.min():,}", f"{rows.max():,}"
+    learned = least if least == most else f"{least} to {most}"
+    text = [f"{model}, {frame['seed'].nunique()} seeds, {learned} rows to learn from, {int(scored.mean()):,} scored"]
+    heads = {"auc": "AUC | from scratch", "impression_auc": "impression AUC | from scratch", "log_loss": "log loss"}
+    text += ["", f"| task | way | {' | '.join(heads[metric] for metric in metrics)} |"]
+    text.append("|---" * (text[-1].count("|") - 1) + "|")
     for task, part in frame.groupby("task"):
         by_way: Mapping[str, pd.DataFrame] = {way: part[part["way"] == way].set_index("seed").sort_index() for way in WAYS}
         for way, found in by_way.items():
             if not len(found):
                 continue
             cells = [str(task), way]
-            for metric in _METRICS:
+            for metric in metrics:
                 cells.append(_cell(found[metric], f"{{:.{4 if metric == 'log_loss' else 3}f}}"))
                 if metric != "log_loss":
                     away = found[metric] - by_way["scratch"][metric]
                     cells.append("" if way == "scratch" else _cell(away, "{:+.3f}"))
             text.append(f"| {' | '.join(cells)} |")
+    if "positives" in frame and frame["positives"].notna().all():
+        text.append("")
+        for task, part in frame.groupby("task"):
+            auc, positives = float(part["auc"].max()), int(part["positives"].mean())
+            error = auc_error(auc, positives, int(part["scored_rows"].mean()) - positives)
+            text.append(f"{task}: {positives:,} of the scored rows; the standard error of an AUC of {auc:.3f} on them is {error:.3f}")
     return "\n".join(text)
+
+
+def auc_error(auc: float, positives: int, negatives: int) -> float:
+    """The standard error of an AUC on so many rows, taken as independent, with exponential scores: Hanley and McNeil, 1982."""
+    of_positives, of_negatives = auc / (2 - auc) - auc**2, 2 * auc**2 / (1 + auc) - auc**2
+    spread = auc * (1 - auc) + (positives - 1) * of_positives + (negatives - 1) * of_negatives
+    return float((spread / (positives * negatives)) ** 0.5)
 
 
 def _cell(values: pd.Series, shape: str) -> str:
@@ -109,20 +137,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("run")
+    made.add_argument("--surfaces", choices=SURFACES, default="simulated")
+    made.add_argument("--data", type=Path, metavar="FOLDER", help="of --surfaces kuairand")
     made.add_argument("--json", type=Path, required=True)
     made.add_argument("--seeds", type=int, default=5)
     made.add_argument("--model", default="cadet")
-    made.add_argument("--members", type=int, default=MEMBERS)
-    made.add_argument("--rows", type=int, default=ROWS)
+    made.add_argument("--members", type=int, default=MEMBERS, help="of the simulated feed")
+    made.add_argument("--rows", type=int, nargs="+", default=[ROWS])
     made.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     shown = commands.add_parser("table")
     shown.add_argument("path", type=Path)
     shown.add_argument("--model", default="cadet")
+    shown.add_argument("--surfaces", choices=SURFACES, default="simulated")
     args = parser.parse_args()
     if args.command == "table":
-        print(table(args.path, args.model))
-    else:
-        run(args.json, range(args.seeds), args.model, args.members, args.rows, tuple(args.ways))
+        print(table(args.path, args.model, args.surfaces))
+        return
+    if (args.surfaces == "kuairand") != (args.data is not None):
+        parser.error("--data FOLDER is needed with --surfaces kuairand, and goes with no other")
+    surfaces = kuairand(args.data) if args.data else simulated(args.members)
+    run(args.json, args.surfaces, surfaces, range(args.seeds), args.model, args.rows, tuple(args.ways))
 
 
 if __name__ == "__main__":

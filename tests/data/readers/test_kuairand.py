@@ -10,6 +10,7 @@ import pytest
 
 from keras_ranking.data.checks import check_events
 from keras_ranking.data.readers import read_kuairand
+from tests.data.readers.kuairand_files import BEGIN, DAY, write_pure
 
 
 def test_kuairand_both_layouts(tmp_path):
@@ -52,46 +53,8 @@ def test_kuairand_both_layouts(tmp_path):
         read_kuairand(extract)
 
 
-DAY = 86_400
-BEGIN = 1_651_593_600  # 2022-05-04 00:00 in China
-
-
-def _pure(folder, rows=300):
-    """The files of a small KuaiRand-Pure; returns the impressions and the lists of earlier ones."""
-    rng = np.random.default_rng(0)
-    log = pd.DataFrame(
-        {
-            "user_id": rng.integers(0, 12, rows),
-            "video_id": rng.integers(0, 20, rows),
-            "time_ms": (BEGIN * 1000 + np.sort(rng.integers(0, 3 * DAY, rows)) * 1000),
-            "tab": rng.integers(0, 15, rows),
-            **{name: rng.integers(0, 2, rows) for name in ("is_click", "long_view", "is_like", "is_hate")},
-            "play_time_ms": rng.integers(0, 90_000, rows),
-            "duration_ms": rng.integers(1, 90_000, rows),
-        }
-    ).drop_duplicates(["user_id", "video_id", "time_ms"])
-    past = pd.DataFrame(
-        {
-            "user_id": [0, 1, 99],
-            "past_events": [70, 2, 1],
-            "last_time_ms": [(BEGIN - 50) * 1000 + 900, (BEGIN - 9) * 1000, 5_000],
-            "video_ids": ["3 4 19", "7 3", "1"],
-            "long_view": ["L-L", "-L", "-"],
-            "is_like": ["--K", "K-", "-"],
-        }
-    )
-    users = pd.DataFrame({"user_id": range(12), "user_active_degree": "full_active", "is_live_streamer": -124, "is_video_author": 1})
-    users[["follow_user_num", "fans_user_num", "friend_user_num", "register_days"]] = [5, 1, -1, 400]
-    users[[f"onehot_feat{number}" for number in range(18)]] = [1.0] * 12 + [np.nan] * 6
-    videos = pd.DataFrame({"video_id": range(20), "author_id": range(100, 120), "video_type": "NORMAL", "upload_dt": "2022-05-03"})
-    videos = videos.assign(upload_type="Web", video_duration=12_000.0, music_id=1, music_type=[9.0, np.nan] * 10, tag=["20 43", None] * 10)
-    for name, frame in (("impressions", log), ("past", past), ("users", users), ("videos", videos)):
-        frame.to_csv(folder / f"kuairand_pure_{name}.csv.gz", index=False)
-    return log, past, users, videos
-
-
 def test_pure_has_tables_and_earlier_impressions(tmp_path):
-    log, _, users, videos = _pure(tmp_path)
+    log, _, users, videos = write_pure(tmp_path)
     got = read_kuairand(tmp_path)
     events = got.events
     history = events[events["split"] == "history"]
@@ -141,7 +104,7 @@ def test_pure_has_tables_and_earlier_impressions(tmp_path):
 
 
 def test_where_to_split(tmp_path):
-    _pure(tmp_path)
+    write_pure(tmp_path)
     noon = BEGIN + DAY // 2
     for moment in (noon, datetime(2022, 5, 4, 12), datetime(2022, 5, 4, 4, tzinfo=UTC), np.int64(noon)):
         events = read_kuairand(tmp_path, split_at=moment).events.query("split != 'history'")
@@ -160,7 +123,7 @@ def test_where_to_split(tmp_path):
 
 
 def test_several_releases_and_logs(tmp_path):
-    log, past, *_ = _pure(tmp_path)
+    log, past, *_ = write_pure(tmp_path)
     assert read_kuairand(tmp_path).schema == read_kuairand(tmp_path, release="pure").schema
     with pytest.raises(ValueError, match="`logs` must be 'standard' for kuairand_pure_impressions.csv.gz"):
         read_kuairand(tmp_path, logs="both")
