@@ -114,9 +114,13 @@ def _table(frame: pd.DataFrame, model: str) -> str:
     if "positives" in frame and frame["positives"].notna().all():
         text.append("")
         for task, part in frame.groupby("task"):
-            auc, positives = float(part["auc"].max()), int(part["positives"].mean())
-            error = auc_error(auc, positives, int(part["scored_rows"].mean()) - positives)
-            text.append(f"{task}: {positives:,} of the scored rows; the standard error of an AUC of {auc:.3f} on them is {error:.3f}")
+            auc, positives, rows = float(part["auc"].max()), int(part["positives"].mean()), int(part["scored_rows"].mean())
+            error, rate = auc_error(auc, positives, rows - positives), positives / rows
+            constant = -rate * np.log(rate) - (1 - rate) * np.log(1 - rate)
+            text.append(
+                f"{task}: {positives:,} of the scored rows, a log loss of {constant:.4f} for their rate as a constant; "
+                f"the standard error of an AUC of {auc:.3f} on them is {error:.3f}"
+            )
     return "\n".join(text)
 
 
