@@ -19,6 +19,7 @@ Sets are made in `peer_features.py`: every column is of earlier seconds. A quart
 
 1. Each model and set is tried with ten settings (LightGBM stops at its best number of trees): fitted on the training rows before their
    last fifth (EB-NeRD: last day), compared on the rest by log loss, LambdaRank by impression AUC.
+   The transformer takes minutes a fit: its settings are compared on the rows of a quarter of the members, by hash.
 2. The best setting is fitted on all training rows, once a seed, and scored on `validation` and on `new_members`.
 
 FILE gets one JSON object per finished fit; what is in it is not run again. The table has means over seeds, with the 95 % interval.
@@ -41,6 +42,7 @@ from peer_networks import TRANSFORMER, Streams, streams_of, transformer
 from runs import add_line, followed_log_loss, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import metrics
+from keras_ranking.data.readers.splits import held_out
 
 MOST_TREES = 800
 SETTINGS = {
@@ -50,6 +52,7 @@ SETTINGS = {
     "MLP": MLP,
     "transformer": TRANSFORMER,
 }
+COMPARED_ON = {"transformer": 0.25}  # the share of the members whose rows compare settings, 1 where nothing is said
 QUICK: dict[str, list[Setting]] = {
     "logistic regression": LOGISTIC[:2],
     "LightGBM binary": FOREST[:2],
@@ -75,12 +78,18 @@ class Data:
         else:
             edge = np.quantile(moment[trained], 0.8)
         self.time = moment
-        self.trained, self.later = trained, trained & (moment >= edge)
+        self.trained, self._later = trained, moment >= edge
         self.scored = {name: np.flatnonzero((split == name) & known) for name in case.splits}
         request = np.unique(events[case.request].to_numpy(), return_inverse=True)[1]
         self.rows: Rows = rows_of(case.columns(features), events[case.label].to_numpy(), request, trained)
         self.lists = case.lists
         self._case, self._streams = case, None
+
+    def compared(self, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """The earlier and the later training rows of a share of the members."""
+        members = self._case.events[self._case.member][self._case.shown]
+        own = self.trained & held_out(members, share, 1)[0] if share < 1.0 else self.trained
+        return np.flatnonzero(own & ~self._later), np.flatnonzero(own & self._later)
 
     @property
     def streams(self) -> Streams:
@@ -113,7 +122,7 @@ def scores(data: Data, model: str, setting: Setting, seed: int, fitted: np.ndarr
 
 def compared(data: Data, model: str, setting: Setting, trees: int) -> tuple[Setting, dict[str, float | None]]:
     """The setting, of LightGBM with the number of trees at which it stopped, and its figures on the later training rows."""
-    fitted, later = np.flatnonzero(data.trained & ~data.later), np.flatnonzero(data.later)
+    fitted, later = data.compared(COMPARED_ON.get(model, 1.0))
     if not model.startswith("LightGBM"):
         return setting, data.figures(later, scores(data, model, setting, 0, fitted, [later])[0])
     ranker = model.endswith("LambdaRank")
@@ -142,14 +151,16 @@ def run(
     for line in read_lines(path):
         key = (line["log"], holdout_of(line), line["stage"], line["model"], line["features"])
         tried = line["tried"] if line["stage"] == "compared" else line["setting"]
-        done[(*key, line.get("seed"), json.dumps(tried, sort_keys=True))] = line
+        done[(*key, line.get("seed"), line.get("members", 1.0), json.dumps(tried, sort_keys=True))] = line
     settings, trees = (QUICK, 10) if quick else (SETTINGS, MOST_TREES)
 
     def step(stage: str, model: str, of: str, seed: int | None, setting: Setting, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        key = (case.name, case.holdout, stage, model, of, seed, json.dumps(setting, sort_keys=True))
+        share = COMPARED_ON.get(model, 1.0) if stage == "compared" else 1.0
+        key = (case.name, case.holdout, stage, model, of, seed, share, json.dumps(setting, sort_keys=True))
         if key not in done:
             begin = time.process_time()
             line = {"log": case.name, "holdout": case.holdout, "stage": stage, "model": model, "features": of, **make()}
+            line |= {"members": share} if share < 1.0 else {}
             done[key] = {**line, "seconds": round(time.process_time() - begin, 1)}
             add_line(path, done[key])
             print(json.dumps(done[key]), file=sys.stderr, flush=True)

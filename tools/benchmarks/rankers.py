@@ -16,7 +16,7 @@ LOG is ebnerd, movielens-1m, retail or kuairand-pure; rows, held-out members and
 | run of ebnerd, retail, kuairand-pure | what |
 |---|---|
 | `MODEL SET` | the columns of a set of `peers.py`; LiGR and LiRank without a history; kuairand-pure has no lists: nothing reads one |
-| `cadet fold_in without history` | the same with `max_history=0` |
+| `cadet SET without history` | the same with `max_history=0` |
 | `MODEL SET with forest` | and a LightGBM on the same columns in the same graph, half of the logit each (`kr.models.with_forest`) |
 
 Networks are kept in the folder of `--models`, and taken from there where a run needs the same one.
@@ -101,8 +101,7 @@ OF_MODEL: dict[str, dict[str, Any]] = {
 }
 _HEADS: dict[str, dict[str, Any]] = {"cadet": {"tower_hidden": (64, 32)}, "feedsr": {"head_options": {"hidden": (64, 32)}}}
 NAMES = {"cadet": "CADET", "feedsr": "Feed-SR", "ligr": "LiGR", "lirank": "LiRank", "amortized": "AmortizedDLRM"}
-# One click a list, in 99.7 % of the lists.
-_CHOICE: dict[str, Any] = {"choice": ("click",), "choice_several": "split", "listwise_weight": 0.0}
+_CHOICE: dict[str, Any] = {"choice": ("click",), "choice_several": "split", "listwise_weight": 0.0}  # 99.7 % of lists have one click
 # Of a log without lists nothing reads one; the second task of kuairand-pure took a little.
 _ALONE: dict[str, Any] = {"listwise_weight": 0.0, "tasks": ("long_view",)}
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
@@ -116,12 +115,12 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "ebnerd": {
         **{f"{model} fold_in": {"features": "fold_in"} for model in OF_MODEL},
-        **{f"{model} fold_in": {"features": "fold_in", "options": _CHOICE} for model in ("cadet", "feedsr")},
+        **{name: {"features": name.split()[1], "options": _CHOICE} for name in ("cadet new", "cadet fold_in", "feedsr fold_in")},
         **{f"ligr {of}": {"features": of, "options": _CHOICE} for of in ("plain", "relative", "new", "fold_in")},
         "ligr fold_in without choice": {"features": "fold_in"},
         "lirank plain": {"features": "plain"},
         "lirank plain with list context": {"features": "plain", "options": {"list_context": True}},
-        "cadet fold_in without history": {"features": "fold_in", "options": {**_CHOICE, "max_history": 0}},
+        **{f"cadet {of} without history": {"features": of, "options": {**_CHOICE, "max_history": 0}} for of in ("new", "fold_in")},
     },
     "retail": {
         **{f"{model} fold_in": {"features": "fold_in"} for model in OF_MODEL},
@@ -170,6 +169,7 @@ _HISTORY = ("history", "cadet fold_in", "cadet fold_in without history")
 PARTS: dict[str, list[tuple[str, str, str]]] = {
     "ebnerd": [
         _HISTORY,
+        ("history, no fold-in", "cadet new", "cadet new without history"),
         ("list context", "lirank plain with list context", "lirank plain"),
         ("probabilities by choice", "ligr fold_in", "ligr fold_in without choice"),
         ("counts that know the list", "ligr new", "ligr relative"),
