@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +125,9 @@ def mlp(fitted: Rows, others: list[Rows], setting: Setting, seed: int) -> list[n
     return [sigmoid(model.predict(other.dense, batch_size=8192, verbose=0)[:, 0]) for other in others]
 
 
-def fit_network(model: Any, inputs: Any, y: np.ndarray, weight: np.ndarray | None, setting: Setting, batch: int) -> None:
+def fit_network(
+    model: Any, inputs: Any, y: np.ndarray, weight: np.ndarray | None, setting: Setting, batch: int, callbacks: Sequence[Any] = ()
+) -> None:
     """AdamW with a cosine rate, binary loss."""
     import keras
 
@@ -132,7 +135,7 @@ def fit_network(model: Any, inputs: Any, y: np.ndarray, weight: np.ndarray | Non
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=setting["rate"], warmup_steps=min(100, steps // 10 + 1))
     optimizer = keras.optimizers.AdamW(rate, weight_decay=setting.get("decay", 0.01), clipnorm=1.0)
     model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
-    model.fit(inputs, y, sample_weight=weight, batch_size=batch, epochs=setting["epochs"], verbose=0)
+    model.fit(inputs, y, sample_weight=weight, batch_size=batch, epochs=setting["epochs"], callbacks=list(callbacks), verbose=0)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -83,17 +83,17 @@ class Data:
         request = np.unique(events[case.request].to_numpy(), return_inverse=True)[1]
         self.rows: Rows = rows_of(case.columns(features), events[case.label].to_numpy(), request, trained)
         self.lists = case.lists
-        self._case, self._streams = case, None
+        self.case, self._streams = case, None
 
     def compared(self, share: float) -> tuple[np.ndarray, np.ndarray]:
         """The earlier and the later training rows of a share of the members."""
-        members = self._case.events[self._case.member][self._case.shown]
+        members = self.case.events[self.case.member][self.case.shown]
         own = self.trained & held_out(members, share, 1)[0] if share < 1.0 else self.trained
         return np.flatnonzero(own & ~self._later), np.flatnonzero(own & self._later)
 
     @property
     def streams(self) -> Streams:
-        self._streams = self._streams or streams_of(self._case)
+        self._streams = self._streams or streams_of(self.case)
         return self._streams
 
     def figures(self, which: np.ndarray, score: np.ndarray, probabilities: bool = True) -> dict[str, float | None]:
@@ -103,7 +103,7 @@ class Data:
         if probabilities:
             clipped = np.clip(score.astype(np.float64), 1e-9, 1 - 1e-9)
             logit = np.log(clipped) - np.log1p(-clipped)
-            found["followed_log_loss"] = followed_log_loss(self.rows.y[which], logit, self.time[which], self._case.delay)
+            found["followed_log_loss"] = followed_log_loss(self.rows.y[which], logit, self.time[which], self.case.delay)
             kept.append("followed_log_loss")
         return {name: float(found[name]) if math.isfinite(found[name]) else None for name in kept}
 
