@@ -11,7 +11,7 @@ of the outcome. All have the same head, an MLP on [history, candidate, history *
 |---|---|
 | none | nothing |
 | pool | mean and maximum of the events, and their sum weighted by softmax(candidate . event) |
-| convolution max, convolution mean | `FILTERS` causal filters of each of `WIDTHS`: maximum or mean over time, and their sum weighted likewise |
+| convolution max, convolution mean | causal filters of `WIDTHS`: maximum or mean over time, and their sum weighted likewise |
 | attention | `HistoryEncoder("append_cross")`, two layers of two heads, as in AmortizedDLRM |
 | attention, one layer | the same with one layer |
 | concat | `HistoryEncoder("concat")`, two layers of two heads, as in LiRank |
