@@ -17,8 +17,9 @@ import pandas as pd
 from keras_ranking import models
 from keras_ranking.data import Log, ShardedLog, saved_counts
 from keras_ranking.data.counted import counted_log
-from keras_ranking.data.readers.log import as_log, log_of
+from keras_ranking.data.readers.log import as_log
 from keras_ranking.data.sequences import checked_sequences
+from keras_ranking.data.shards.log import log_or_shards
 from keras_ranking.schema import Schema
 from keras_ranking.training.agreement import check_built_alike, check_schema, checked_callbacks
 from keras_ranking.training.checkpoint import read_checkpoint, restore, set_weights
@@ -112,8 +113,7 @@ def train(
         >>> history["train_events"] == len(log.split("train"))
         True
     """
-    if schema is not None or not isinstance(log, ShardedLog):
-        log = log_of(log, schema, verbose)
+    log = log_or_shards(log, schema, verbose)
     require_kind(options or {}, Mapping, "options", "a mapping of names to values")
     if resume and out is None:
         raise ValueError("`resume` needs `out`, the folder of the training to resume. Received: out=None")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from keras_ranking.configuration import gather, is_integer
 from keras_ranking.data import Log, ShardedLog
-from keras_ranking.data.readers.log import log_of
+from keras_ranking.data.shards.log import log_or_shards
 from keras_ranking.schema import Schema
 from keras_ranking.training.options import model_name
 from keras_ranking.tuning.choosing import best as best_of, ranked
@@ -202,9 +202,7 @@ def objective_of(store: Store, log: Log | ShardedLog | pd.DataFrame | None = Non
         if settings.data is None:
             raise ValueError("`log` must be given: the study was made in Python, with a log that is not stored with it")
         log = opened_log(settings.data)
-    if schema is not None or not isinstance(log, ShardedLog):
-        log = log_of(log, schema)
-    return ranker_objective(with_its_counts(log, settings), settings)
+    return ranker_objective(with_its_counts(log_or_shards(log, schema), settings), settings)
 
 
 def make(
@@ -277,7 +275,7 @@ def tune(
         ['learning_rate']
     """
     schema = search.pop("schema", None)
-    known = log if isinstance(log, ShardedLog) and schema is None else log_of(log, schema, verbose)
+    known = log_or_shards(log, schema, verbose)
     chosen = gather(tune, (Search,), objects, search)[0]
     settings = {"search": chosen, "space": space, "trials": trials, "seed": seed, "options": dict(options or {})}
     store, objective = make(known, model, out or Path(tempfile.mkdtemp()) / "study", settings, storage, name)

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_ranking.data.checks import Report
 from keras_ranking.data.member_values import HeldOnce
-from keras_ranking.data.readers.log import HISTORY, NEW_MEMBERS, SPLITS
+from keras_ranking.data.readers.log import HISTORY, NEW_MEMBERS, SPLITS, Log, log_of
 from keras_ranking.data.sequences import Sequences
 from keras_ranking.data.shards.container import file_digest, read_arrays
 from keras_ranking.data.shards.ids import ids_of_arrays
@@ -335,3 +335,12 @@ def require_sharded(log: Any) -> None:
     """
     if not isinstance(log, ShardedLog):
         raise TypeError(f"`log` must be a keras_ranking.data.ShardedLog. Received: {type(log).__name__}; `prepare` makes one of a log.")
+
+
+def log_or_shards(log: Any, schema: Schema | None, verbose: bool = False) -> Log | ShardedLog:
+    """`log_of`, for functions that take a log in shards too, which stays as it is.
+
+    Raises:
+        TypeError, ValueError: as `log_of`.
+    """
+    return log if schema is None and isinstance(log, ShardedLog) else log_of(log, schema, verbose)
