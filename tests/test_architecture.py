@@ -99,6 +99,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 EXCEPTIONS = {
     "data/epochs.py": {"keras"},
     "data/counts/item_factors.py": {"scipy"},
+    "data/counts/label_tree.py": {"scipy"},
     "tuning/samplers.py": {"botorch", "gpytorch", "torch"},
     "data/readers/retail_lines.py": {"openpyxl"},
 }

@@ -13,6 +13,7 @@ from keras_ranking.layers.attention import (
     load_ligr_weights,
 )
 from keras_ranking.layers.embedding import (
+    LabelTreeEmbedding,
     NumericEmbedding,
     QuantizedEmbedding,
     QuotientRemainderEmbedding,
@@ -117,6 +118,7 @@ __all__ = [
     "ItemTokens",
     "JoinHistories",
     "KeepFirst",
+    "LabelTreeEmbedding",
     "LatestKeys",
     "LiGRBlock",
     "LinearHistory",

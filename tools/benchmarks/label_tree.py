@@ -24,9 +24,8 @@ rated, the member's rate, how often the item was met, and on KuaiRand tab, durat
     hashed ids + tree        both, with the options that each has by itself; likewise genres
     rate of half A           the item's smoothed rate in half A, as its logit
 
-The tree: S keeps of each item the `NEIGHBOURS` largest similarities above 0: shrunk correlations of residuals over members ("residual"), or
-shrunk cosines of who has met both ("together") or has given both the same label ("agreed"). Items of a node are halved at the median of the
-second eigenvector of D^-1/2 (S + tau/n) D^-1/2, with tau a tenth of the mean degree. Items that half A has not have no path.
+The tree is a `LabelTree`. Its similarities are shrunk correlations of residuals over members ("residual"), or `item_agreement`: who has met
+both ("together"), who has given both the same label ("agreed"). Items that half A has not have no path.
 
 Kind of similarity, depth, buckets and regularisation are chosen on the last fifth of the training rows, on rare items, with everything made
 of earlier rows alone. On `validation` nothing is chosen. `over_tree`: 95 % interval of log loss minus the tree's, by a bootstrap of items.
@@ -48,7 +47,6 @@ import pandas as pd
 from peer_features import open_case
 from runs import add_line, read_lines
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.linear_model import LogisticRegression
 
 from keras_ranking import data, metrics
@@ -61,7 +59,7 @@ FEATURES = (
     *("hashed ids + genres", "hashed ids + tree", "genres, both halves", "hashed ids, both halves", "rate of half A"),
 )
 KINDS, DEPTHS, BUCKETS, STRENGTHS = ("residual", "together", "agreed"), (2, 4, 6, 8), (0.125, 1.0, 8.0), (0.01, 0.05, 0.25, 1.0, 4.0)
-RARE, NEIGHBOURS, SHRINK, DIM, LEVELS, CODES = 20, 30, 10.0, 32, 3, 32
+RARE, DIM, LEVELS, CODES = 20, 32, 3, 32
 
 
 @dataclass(frozen=True)
@@ -122,75 +120,27 @@ def half_of(table: Table, split: int) -> np.ndarray:
     return np.asarray(members.loc[table.events["key"]].to_numpy(dtype=bool))
 
 
-def similarity(events: pd.DataFrame, items: int, kind: str) -> sparse.csr_matrix:
-    """Symmetric (items, items), each item's largest similarities above 0."""
-    member = events["member"].to_numpy()
-    if kind == "agreed":
-        member = 2 * member + events["label"].to_numpy(np.int64)
-    members, place = int(member.max()) + 1, (member, events["item"].to_numpy())
-    marks = sparse.csr_matrix((np.ones(len(events)), place), shape=(members, items))
+def similarity(events: pd.DataFrame, kind: str) -> tuple[sparse.csr_matrix, list[int]]:
+    """Similarities of items, and the items."""
+    if kind != "residual":
+        made: tuple[sparse.csr_matrix, list[int]] = data.item_agreement(
+            events.assign(met=1.0), "member", "item", {"together": "met"}.get(kind, "label")
+        )
+        return made
+    item, items = pd.factorize(events["item"])
+    place, shape = (events["member"].to_numpy(), item), (int(events["member"].max()) + 1, len(items))
+    values = sparse.csr_matrix((events["residual"].to_numpy(), place), shape=shape)
+    marks = sparse.csr_matrix((np.ones(len(item)), place), shape=shape)
     marks.data[:] = 1.0
-    values = marks
-    if kind == "residual":
-        values = sparse.csr_matrix((events["residual"].to_numpy(), place), shape=(members, items))
-        squares = (values.multiply(values).T @ marks).tocsr()
-    together = (values.T @ values).tocoo()
-    kept = (together.row != together.col) & (together.data > 0)
-    row, column, found = together.row[kept], together.col[kept], together.data[kept]
-    if kind == "residual":
-        size = np.sqrt(np.asarray(squares[row, column]).ravel() * np.asarray(squares[column, row]).ravel()) + 1.0
-    else:
-        count = np.asarray(marks.sum(axis=0)).ravel()
-        size = np.sqrt(count[row] * count[column]) + SHRINK
-    found = found / size
-    order = np.lexsort((-found, row))
-    rank = np.arange(len(order)) - np.searchsorted(row[order], row[order])
-    near = order[rank < NEIGHBOURS]
-    nearest = sparse.csr_matrix((found[near], (row[near], column[near])), shape=(items, items))
-    return nearest.maximum(nearest.T).tocsr()
-
-
-def bisection(similar: sparse.csr_matrix, depth: int, seed: int = 0) -> np.ndarray:
-    """Nodes on the paths of items, (items, depth): the children of node k are 2 k and 2 k + 1, the root is 1, -1: no node."""
-    paths = np.full((similar.shape[0], depth), -1, dtype=np.int64)
-    rng = np.random.default_rng(seed)
-
-    def split(members: np.ndarray, node: int, level: int) -> None:
-        if level == depth or len(members) < 2:
-            return
-        order = members[np.argsort(_second(similar[members][:, members], rng), kind="stable")]
-        for side, part in enumerate(np.array_split(order, 2)):
-            paths[part, level] = 2 * node + side
-            split(part, 2 * node + side, level + 1)
-
-    split(np.arange(similar.shape[0]), 1, 0)
-    return paths
-
-
-def _second(similar: sparse.csr_matrix, rng: np.random.Generator) -> np.ndarray:
-    """Second eigenvector of the normalised similarity, which is the Fiedler vector of its Laplacian, scaled back to items."""
-    n = similar.shape[0]
-    degree = np.asarray(similar.sum(axis=1)).ravel()
-    tau = 0.1 * degree.mean() + 1e-9
-    root = np.sqrt(degree + tau)
-    first = root / np.linalg.norm(root)
-
-    def product(x: np.ndarray) -> np.ndarray:
-        x = x.ravel()
-        inner = x / root
-        out = (similar @ inner + tau / n * inner.sum()) / root
-        return np.asarray(out + x - 2.0 * first * (first @ x))  # shifted by 1; the first eigenvector, whose value is 1, is taken out
-
-    if n <= 200:
-        dense = (similar.toarray() + tau / n) / np.outer(root, root) - 2.0 * np.outer(first, first)
-        return np.asarray(np.linalg.eigh(dense)[1][:, -1] / root)
-    operator = LinearOperator((n, n), matvec=product, dtype=np.float64)
-    return np.asarray(eigsh(operator, k=1, which="LA", v0=rng.normal(size=n), tol=1e-4, maxiter=5000)[1][:, 0] / root)
+    squares, found = (values.multiply(values).T @ marks).tocsr(), (values.T @ values).tocoo()
+    row, column, sums = found.row[found.data > 0], found.col[found.data > 0], found.data[found.data > 0]
+    size = np.sqrt(np.asarray(squares[row, column]).ravel() * np.asarray(squares[column, row]).ravel()) + 1.0
+    return sparse.csr_matrix((sums / size, (row, column)), shape=found.shape), items.tolist()
 
 
 def nodes_of(paths: np.ndarray, depth: int) -> sparse.csr_matrix:
     """One column for each node above `depth`; items without a path have none."""
-    item, level = np.nonzero(paths[:, :depth] >= 0)
+    item, level = np.nonzero(paths[:, :depth])
     return sparse.csr_matrix((np.ones(len(item)), (item, paths[item, level])), shape=(len(paths), 2 ** (depth + 1)))
 
 
@@ -248,13 +198,9 @@ class Stage:
 
     @cached_property
     def trees(self) -> dict[str, np.ndarray]:
-        known = np.isin(np.arange(len(self.table.ids)), self.half_a["item"].unique())
-        out = {}
-        for kind in KINDS:
-            similar = similarity(self.half_a, len(known), kind)[known][:, known]
-            out[kind] = np.full((len(known), max(DEPTHS)), -1, dtype=np.int64)
-            out[kind][known] = bisection(similar, max(DEPTHS))
-        return out
+        """Paths of all items, by the kind of similarity."""
+        fitted = {kind: data.LabelTree.fit(*similarity(self.half_a, kind), depth=max(DEPTHS)) for kind in KINDS}
+        return {kind: tree.paths(np.arange(len(self.table.ids))) for kind, tree in fitted.items()}
 
     @cached_property
     def codes(self) -> dict[str, sparse.csr_matrix]:
@@ -271,7 +217,7 @@ class Stage:
             return nodes_of(self.trees[option[0]], option[1])
         if feature == "shuffled tree":
             paths = self.trees[option[0]].copy()
-            known = np.flatnonzero(paths[:, 0] >= 0)
+            known = np.flatnonzero(paths[:, 0])
             paths[known] = paths[np.random.default_rng(self.split).permutation(known)]
             return nodes_of(paths, option[1])
         if feature == "semantic ids":

@@ -6,6 +6,7 @@ from keras_ranking.data.counts.expectation import RunningExpectation
 from keras_ranking.data.counts.exposure import exposure_corrected_rates
 from keras_ranking.data.counts.fold_in import FoldIn
 from keras_ranking.data.counts.item_factors import ItemFactors, item_factors
+from keras_ranking.data.counts.label_tree import LabelTree, item_agreement
 from keras_ranking.data.counts.list_relative import list_relative
 from keras_ranking.data.counts.point_in_time import PointInTime
 from keras_ranking.data.counts.running_counts import RunningCounts
@@ -18,12 +19,14 @@ __all__ = [
     "ColumnCounts",
     "FoldIn",
     "ItemFactors",
+    "LabelTree",
     "PointInTime",
     "RunningCounts",
     "RunningExpectation",
     "RunningMoments",
     "RunningPast",
     "exposure_corrected_rates",
+    "item_agreement",
     "item_factors",
     "list_relative",
     "point_in_time_counts",

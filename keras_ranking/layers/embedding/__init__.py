@@ -1,5 +1,6 @@
-"""Embedding tables of ids: updated by rows, in int8, without a vocabulary, and of semantic ids; and vectors of numbers."""
+"""Embedding tables of ids: updated by rows, in int8, without a vocabulary, of semantic ids and of a tree; and vectors of numbers."""
 
+from keras_ranking.layers.embedding.label_tree_embedding import LabelTreeEmbedding
 from keras_ranking.layers.embedding.numeric_embedding import NumericEmbedding
 from keras_ranking.layers.embedding.quantized_embedding import QuantizedEmbedding, dequantize_rows, quantize_rows, quantized_tables
 from keras_ranking.layers.embedding.quotient_remainder_embedding import QuotientRemainderEmbedding
@@ -8,6 +9,7 @@ from keras_ranking.layers.embedding.semantic_id_embedding import SemanticIdEmbed
 from keras_ranking.layers.embedding.table_embedding import TableEmbedding
 
 __all__ = [
+    "LabelTreeEmbedding",
     "NumericEmbedding",
     "QuantizedEmbedding",
     "QuotientRemainderEmbedding",

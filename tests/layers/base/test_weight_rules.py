@@ -67,10 +67,11 @@ MAKE: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **r: layers.QuotientRemainderEmbedding(2, divisor=65_536, **r),
         {"inputs": np.ones((2, 3, 2), "int32")},
     ),
+    "LabelTreeEmbedding": (lambda **r: layers.LabelTreeEmbedding(2, 3, **r), {"inputs": np.full((2, 3), 5, "int32")}),
     "SemanticIdEmbedding": (lambda **r: layers.SemanticIdEmbedding(2, 5, 3, **r), {"inputs": np.ones((2, 3, 2), "int32")}),
     "TableEmbedding": (lambda **r: layers.TableEmbedding(7, 3, **r), {"inputs": np.ones((2, 3), "int32")}),
 }
-TABLES_ONLY = ("FeatureConcat", "QuotientRemainderEmbedding", "SemanticIdEmbedding", "TableEmbedding")
+TABLES_ONLY = ("FeatureConcat", "LabelTreeEmbedding", "QuotientRemainderEmbedding", "SemanticIdEmbedding", "TableEmbedding")
 NO_BIAS = ("SwiGLU", "HistoryAttention", "LinearHistory")
 # Neither a kernel nor a bias nor a table: numbers of a norm, scales, rates, and the vectors of position ranges.
 OTHERS = ("gamma", "beta", "alpha", "log_temperature", "empty", "decay", "ranges")

@@ -50,6 +50,7 @@ CALLS = {
     ("times", "Spans.delayed"): lambda v: kr.ops.Spans.delayed(v, 60, SEGMENTS),
     ("inputs", "QuantizedEmbedding"): lambda v: layers.QuantizedEmbedding.from_table(X[0])(v % 3),
     ("inputs", "QuotientRemainderEmbedding"): lambda v: layers.QuotientRemainderEmbedding(2, divisor=65_536)(v[:, :2] % 9),
+    ("inputs", "LabelTreeEmbedding"): lambda v: layers.LabelTreeEmbedding(depth=3, dim=2)(v % 16),
     ("inputs", "SemanticIdEmbedding"): lambda v: layers.SemanticIdEmbedding(levels=3, codebook_size=4, dim=2)(v % 4),
     ("ids", "RandomEffect"): lambda v: layers.RandomEffect(4)(X[:, :, 0], v % 4),
     ("item_id", "EventEmbedding"): lambda v: layers.EventEmbedding([kr.Id("item_id", buckets=9)], dim=2, id_dim=2)({"item_id": v % 9}),
