@@ -6,7 +6,7 @@
 LOG is ebnerd, movielens-1m, retail or kuairand-pure; columns are the largest set of `peers.py`. `tuned` has the options of `rankers.py`,
 which were chosen on training days. `paper` has `preset="paper"` with the same columns, sizes and epochs (`KEPT`) and nothing else that was
 chosen: its rate and weight decay are the defaults, since no paper gives them. --members trains and scores on a share of the members, by
-hash; columns are of all. One JSON object per finished run; what is in the file is not run again.
+hash; columns are of all; then nothing has the moving average of weights that `tuned` has, which needs more steps. One JSON object per finished run; what is in the file is not run again.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ def tuned(log: str, model: str) -> dict[str, Any]:
     return options if log != "movielens-1m" else {**options, "listwise_weight": 0.0, **({"setwise_layers": 0} if model == "ligr" else {})}
 
 
-def options_for(log: str, model: str, kind: str, epochs: int | None) -> dict[str, Any]:
+def options_for(log: str, model: str, kind: str, members: float, epochs: int | None) -> dict[str, Any]:
     """What a run is trained with."""
     options = tuned(log, model)
+    if members < 1.0:
+        options["ema"] = None
     if kind == "paper":
         options = {**{name: options[name] for name in KEPT if name in options}, "preset": "paper"}
     return options if epochs is None else {**options, "epochs": epochs}
@@ -70,13 +72,15 @@ def log_of(case: Case, members: float) -> Log:
 
 def run_line(case: Case, log: Log, members: float, model: str, kind: str, seed: int, epochs: int | None, path: Path) -> None:
     """Train and score one run, if the file does not have it."""
-    options = options_for(case.name, model, kind, epochs)
+    options = options_for(case.name, model, kind, members, epochs)
     about = {"log": case.name, "members": members, "model": model, "kind": kind, "seed": seed}
     about["options"] = json.loads(json.dumps(options))
     if any({name: line.get(name) for name in about} == about for line in read_lines(path)):
         return
     begin = time.process_time()
     given = dict(options)
+    if model == "feedsr" and kind == "paper" and log.schema.session is None:
+        given["shuffle_sessions"] = None  # which needs sessions in the log
     if "features" in given and given["features"] is None:
         given["features"] = tuple(one.name for one in log.schema.features if one.kind != "id")
     trained, history = training.train(log, model, seed=seed, options=given, verbose=False)
