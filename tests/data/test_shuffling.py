@@ -113,7 +113,7 @@ def test_batches_hold_each_target_once_in_a_new_order_each_epoch(sequences: Sequ
 
 
 def test_errors(sequences: Sequences) -> None:
-    with pytest.raises(ValueError, match="needs a schema with a session. Received: session=None"):
+    with pytest.raises(ValueError, match="needs a schema with a session: name its column, or give the option `shuffle_sessions=None`"):
         shuffle_sessions(replace(sequences, session=None))
     two = sequences.session.copy()
     two[1] = two.max() + 1

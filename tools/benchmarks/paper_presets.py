@@ -6,7 +6,8 @@
 LOG is ebnerd, movielens-1m, retail or kuairand-pure; columns are the largest set of `peers.py`. `tuned` has the options of `rankers.py`,
 which were chosen on training days. `paper` has `preset="paper"` with the same columns, sizes and epochs (`KEPT`) and nothing else that was
 chosen: its rate and weight decay are the defaults, since no paper gives them. --members trains and scores on a share of the members, by
-hash; columns are of all; then nothing has the moving average of weights that `tuned` has, which needs more steps. One JSON object per finished run; what is in the file is not run again.
+hash; columns are of all; then nothing has the moving average of weights that `tuned` has, which needs more steps. One JSON object per
+finished run; what is in the file is not run again.
 """
 
 from __future__ import annotations
