@@ -140,6 +140,8 @@ class RequestRanker:
         """Why a cache cannot grow."""
         if self.history is None:
             return "it reads no history"
+        if self.history.fusion == "convolution":
+            return "fusion='convolution' keeps what its filters found, and not the events that a later one would be read with"
         if not self.history.amortises:
             return f"fusion={self.history.fusion!r} encodes the events again with each candidate"
         return (

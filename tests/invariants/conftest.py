@@ -81,6 +81,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "delay": 120,
         "tasks": ("click",),
     },
+    "amortized_convolution": {
+        "builder": "AmortizedDLRM",
+        "fusion": "convolution",
+        "pool": True,
+        "hidden": (12,),
+        "rank": 4,
+        "dim": 8,
+        "id_dim": 4,
+        "max_history": 8,
+        "delay": 120,
+        "tasks": ("click",),
+    },
     "ligr": {**LIGR, **MEMBERS, "max_history": 1000},
     "feedsr": {**MEMBERS, "builder": "FeedSR", "position_offsets": 3, "serving_position": 2, "head_options": {"hidden": (8,)}},
     "feedsr_fused_session": {

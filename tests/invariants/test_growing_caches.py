@@ -83,6 +83,7 @@ def test_extending_equals_encoding_anew(case: Case) -> None:
     [
         ({"builder": "AmortizedDLRM"}, "what is kept of an event depends on later ones. Make it with history_mask='causal'"),
         ({"builder": "AmortizedDLRM", "history_mask": "causal", "pool": True}, "Received: history_mask='causal', pool=True"),
+        ({"builder": "AmortizedDLRM", "fusion": "convolution"}, "fusion='convolution' keeps what its filters found"),
         ({"builder": "LiRank", "rank": 4}, "fusion='concat' encodes the events again with each candidate"),
         ({"builder": "LiRank", "rank": 4, "history_features": ()}, "it reads no history"),
     ],

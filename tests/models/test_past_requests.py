@@ -36,6 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "dlrm causal": ("AmortizedDLRM", {**DLRM, "fusion": "append_falcon", "history_mask": "causal"}),
     "dlrm pooled": ("AmortizedDLRM", {**DLRM, "pool": True, "latest": 2}),
     "dlrm concat": ("AmortizedDLRM", {**DLRM, "fusion": "concat"}),
+    "dlrm convolution": ("AmortizedDLRM", {**DLRM, "fusion": "convolution"}),
     "ligr": ("LiGR", LIGR),
 }
 

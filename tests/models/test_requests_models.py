@@ -40,6 +40,7 @@ def made(log: Any, kind: str, **arguments: Any) -> Any:
         ("AmortizedDLRM", {**DLRM, "max_history": 5, "history_mask": "causal"}),
         ("AmortizedDLRM", {**DLRM, "max_history": 5}),
         ("AmortizedDLRM", {**DLRM, "max_history": 5, "fusion": "concat"}),
+        ("AmortizedDLRM", {**DLRM, "max_history": 5, "fusion": "convolution", "pool": True, "widths": (1, 3)}),
     ],
 )
 @pytest.mark.quickest

@@ -11,7 +11,7 @@ of the outcome. All have the same head, an MLP on [history, candidate, history *
 |---|---|
 | none | nothing |
 | pool | mean and maximum of the events, and their sum weighted by softmax(candidate . event) |
-| convolution max, convolution mean | causal filters of `WIDTHS`: maximum or mean over time, and their sum weighted likewise |
+| convolution max, convolution mean | `HistoryEncoder("convolution")`, `FILTERS` filters of `WIDTHS`, maximum or mean over time |
 | attention | `HistoryEncoder("append_cross")`, two layers of two heads, as in AmortizedDLRM |
 | attention, one layer | the same with one layer |
 | concat | `HistoryEncoder("concat")`, two layers of two heads, as in LiRank |
@@ -41,7 +41,7 @@ from runs import add_line, half_interval, log_arguments, mean_cell, parsed, read
 import keras_ranking as kr
 from keras_ranking.data.readers.splits import held_out
 
-LENGTH, DIM, WIDTHS, FILTERS = 50, 32, (1, 3, 7), 16
+LENGTH, DIM, WIDTHS, FILTERS = 50, 32, (1, 3, 7), 48
 SETTING = {"rate": 2e-3, "epochs": 3, "decay": 0.1}
 DROPOUT, BATCH = 0.2, 512
 Encoder = Callable[[Any, Any, Any], Any]
@@ -65,18 +65,21 @@ def pooled(kind: str, states: Any, real: Any) -> Any:
 
 
 def convolution(kind: str) -> Encoder:
-    """Filters of several widths, each event with those before it; pooled, and weighted by the candidate."""
+    """`HistoryEncoder` with filters over time."""
 
     def encode(events: Any, candidate: Any, real: Any) -> Any:
-        parts = [layers.Conv1D(FILTERS, width, padding="causal", activation="gelu")(events) for width in WIDTHS]
-        states = ops.concatenate(parts, axis=-1)
-        return ops.concatenate([pooled(kind, states, real), weighted(candidate, states, real)], axis=-1)
+        encoder = kr.layers.HistoryEncoder("convolution", LENGTH, dim=FILTERS, widths=WIDTHS, over_time=kind, activation="gelu")
+        return encoder(inputs_of_encoder(events, candidate, real))[:, 0]
 
     return encode
 
 
 def pool(events: Any, candidate: Any, real: Any) -> Any:
     return ops.concatenate([pooled("mean", events, real), pooled("max", events, real), weighted(candidate, events, real)], axis=-1)
+
+
+def inputs_of_encoder(events: Any, candidate: Any, real: Any) -> dict[str, Any]:
+    return {"history": events, "candidates": candidate[:, None], "visible": ops.sum(ops.cast(real, "int32"), axis=1)}
 
 
 def attention(fusion: str, num_layers: int) -> Encoder:
@@ -86,8 +89,7 @@ def attention(fusion: str, num_layers: int) -> Encoder:
         encoder = kr.layers.HistoryEncoder(
             fusion, LENGTH, num_layers, 2, projection=2 * DIM, rotary=(4, 200), rotate_by="index", dropout=DROPOUT
         )
-        inputs = {"history": events, "candidates": candidate[:, None], "visible": ops.sum(ops.cast(real, "int32"), axis=1)}
-        return encoder(inputs)[:, 0]
+        return encoder(inputs_of_encoder(events, candidate, real))[:, 0]
 
     return encode
 

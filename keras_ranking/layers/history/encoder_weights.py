@@ -9,7 +9,7 @@ import keras
 
 from keras_ranking.layers.attention.decoder_block import DecoderBlock
 from keras_ranking.layers.attention.ligr_block import LiGRBlock
-from keras_ranking.layers.base import WeightRules
+from keras_ranking.layers.base import KERNELS, WeightRules
 
 
 class EncoderWeights(WeightRules):
@@ -30,6 +30,8 @@ class EncoderWeights(WeightRules):
     activation: str
     block: str
     block_options: dict[str, Any]
+    fusion: str
+    widths: tuple[int, ...]
     dtype_policy: Any
 
     def _needed(self, step: str) -> list[str]:
@@ -49,7 +51,7 @@ class EncoderWeights(WeightRules):
             self.maps["history"].build((None, None, self.event_width))
             if self.candidate_width:
                 self.maps["candidate"].build((None, None, self.candidate_width))
-            self._build_blocks()
+            (self._build_filters if self.fusion == "convolution" else self._build_blocks)()
         elif self.candidate_width:
             self.width = self.event_width + self.candidate_width
             self._build_blocks()
@@ -104,9 +106,26 @@ class EncoderWeights(WeightRules):
             block.build(shape)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="norm")
         self.norm.build(shape)
+        self._build_output()
+
+    def _build_filters(self) -> None:
+        """Causal filters of each width, D in all, and the projection."""
+        kinds, self.filters = len(self.widths), []
+        if self.width < kinds:
+            raise ValueError(f"`dim` must be at least the number of `widths`. Received: {self.width} and widths={self.widths}")
+        rules = self.rules(None, KERNELS)
+        for place, width in enumerate(self.widths):
+            count = self.width // kinds + (place < self.width % kinds)
+            options = {"padding": "causal", "activation": self.activation, "dtype": self.dtype_policy, "name": f"filters_{place}"}
+            self.filters.append(keras.layers.Conv1D(count, width, **options, **rules))
+            self.filters[-1].build((None, None, self.width))
+        self.drop = keras.layers.Dropout(self.dropout_rate, dtype=self.dtype_policy)
+        self._build_output()
+
+    def _build_output(self) -> None:
         self.out = None if self.projection is None else self.dense(self.projection, name="projection")
         if self.out is not None:
-            self.out.build((None, None, self._output_parts * width))
+            self.out.build((None, None, self._output_parts * self.width))
 
     @property
     def _output_parts(self) -> int:

@@ -1,27 +1,27 @@
-"""HistoryEncoder: the latest events of a member and candidates, in one of four fusions. Each fusion is a module of this package."""
+"""HistoryEncoder: the latest events of a member and candidates, in one of five fusions. Each fusion is a module of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_ranking.layers.base import ReadsKeyMask, WholeInputs, mask_of_all
-from keras_ranking.layers.history import appended, concatenated, concatenated_rows, full_self_attention, streams
+from keras_ranking.layers.history import appended, concatenated, concatenated_rows, convolved, full_self_attention, streams
 from keras_ranking.layers.history.encoder_weights import EncoderWeights
 from keras_ranking.ops.masks import set_mask
 from keras_ranking.ops.sequences import SLOTS_BY_LENGTH
 
-FUSIONS = ("append_cross", "append_falcon", "append_self", "concat")
+FUSIONS = ("append_cross", "append_falcon", "append_self", "concat", "convolution")
 MASKS = ("bidirectional", "causal", "sessions")
 _STEPS = ("joint", "prefill", "score", "extend", "packed", "streams")
 
 
 @keras.saving.register_keras_serializable(package="keras_ranking")
 class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Layer):
-    """Encodes the latest events of a history and candidates, in one of four fusions.
+    """Encodes the latest events of a history and candidates, in one of five fusions.
 
     | `fusion`          | tokens                        | queries            | keys and values                 | history read        |
     |-------------------|-------------------------------|--------------------|---------------------------------|---------------------|
@@ -29,6 +29,7 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
     | `'append_falcon'` | the same                      | all                | h, and a candidate's own        | once                |
     | `'concat'`        | [h_j ; c_n], W for each c_n   | the W tokens       | the same W                      | N times             |
     | `'append_self'`   | h_1 .. h_W, c_1 .. c_N        | all                | all                             | once; a control     |
+    | `'convolution'`   | h_1 .. h_W                    | c_n, once          | what filters over time find     | once                |
 
     `append_cross` (2412.06924, stated second-hand: `Q = W_q [H, C], K = W_k H, V = W_v H`, in every layer) and `append_falcon`
     (the mask of HSTU's M-FALCON) amortise the history: no history state depends on a candidate, so `prefill` reads the history once and
@@ -38,23 +39,28 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
 
         appended:  tokens -> Block^num_layers,   out_n = [LN(c_n) ; with `pool`: max_j LN(h_j) ; with `latest`: LN(h_W) ; ..]
         concat:    out_n = [max_j LN(h_jn) ; LN(h_Wn) ; .. ; LN(h_(W-k+1)n)],   the k latest events, most recent first
+        convolution:  y_j = [act(b_w + sum_(i < w) F_wi h_(j-i)) for each width w],   D filters in all, 0 before the first event
+                      out_n = [sum_j a_nj y_j ; with `pool`: max_j y_j],   a_n = softmax_j(c_n . y_j / sqrt(D)) with an empty slot of 0
 
     Stated for LiRank: 2 layers, a feed-forward layer half as wide as its input, max-pooling and the last five outputs. For 2412.06924
     sizes, order of the history, output, and encoding of position or time are unknown; all are arguments here. Slots without an event
     are excluded from attention and pooling. With an empty history an appended candidate sees only itself or nothing, and pooled
-    parts, and the whole output of `concat`, are zero.
+    parts, and the whole output of `concat` and `convolution`, are zero. `convolution` is our choice; its order is that of the events.
 
     Args:
         fusion: see the table.
         max_history: W, number of latest visible events that are read.
-        num_layers, num_heads, head_dim: of the blocks; `head_dim=None`: width of a token / num_heads, rounded down to an even number.
+        num_layers, num_heads, head_dim: of the blocks, which `convolution` has not; `head_dim=None`: width of a token / num_heads,
+            rounded down to an even number.
         ffn_multiple: width of the feed-forward layer / width of a token.
         dim: D, width of appended tokens, to which events and candidates are mapped; None: the events' width. Not for `concat`.
         history_mask: which appended events see which: 'bidirectional': all; 'causal': earlier ones and itself, the cache can be extended;
             'sessions': earlier sessions and itself (LiGR: no label of the same session).
         session_gap: seconds without an event after which a new session starts; without `session_ids`.
+        widths: of the filters of `convolution`: how many events each reads, itself and those before.
+        over_time: 'max' or 'mean': how `convolution` pools. All others take the maximum.
         session_ids: with history_mask='sessions', whether inputs have `sessions`, int32 like `times`, equal for one session.
-        pool: whether the max-pooled history is part of the output; None: only for `concat`, where it is required.
+        pool: whether the pooled history is part of the output; None: for `convolution`, and for `concat`, where it is required.
         latest: k, number of latest events whose states are parts of the output; None: 5 for `concat`, else 0.
         projection: width to which the output is mapped by a linear layer; None: none.
         rotary: (shortest, longest) periods of the rotation, or None: no encoding of order or time.
@@ -116,19 +122,21 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
         activation: str = "silu",
         dropout: float = 0.0,
         session_ids: bool = False,
+        widths: Sequence[int] = (1, 3, 7),
+        over_time: str = "max",
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         choices = (("fusion", fusion, FUSIONS), ("history_mask", history_mask, MASKS), ("rotate_by", rotate_by, ("time", "index")))
-        for name, value, known in (*choices, ("block", block, ("decoder", "ligr"))):
+        for name, value, known in (*choices, ("block", block, ("decoder", "ligr")), ("over_time", over_time, ("max", "mean"))):
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
         sizes = {"max_history": max_history, "num_layers": num_layers, "num_heads": num_heads, "session_gap": session_gap}
         for name, size in {**sizes, "dim": 1 if dim is None else dim, "projection": 1 if projection is None else projection}.items():
             if size < 1:
                 raise ValueError(f"`{name}` must be a positive integer. Received: {name}={size}")
-        self.appended = fusion != "concat"
-        self.pool = not self.appended if pool is None else bool(pool)
+        self.appended = fusion != "concat"  # events and candidates are apart
+        self.pool = fusion in ("concat", "convolution") if pool is None else bool(pool)
         self.latest = (0 if self.appended else 5) if latest is None else int(latest)
         if not 0 <= self.latest <= max_history:
             raise ValueError(f"`latest` must be from 0 to max_history={max_history}. Received: latest={self.latest}")
@@ -138,6 +146,11 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
             raise ValueError(
                 "fusion='concat' is pooled, bidirectional and as wide as its inputs: it has no `pool=False`, `dim`, mask or other block."
             )
+        self.widths, self.over_time = tuple(int(width) for width in widths), over_time
+        if fusion == "convolution" and (self.latest or history_mask != "bidirectional" or rotary is not None or block != "decoder"):
+            raise ValueError("fusion='convolution' reads the order of the events: it has no `latest`, `rotary`, mask or other block.")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"`widths` must be positive integers, at least one. Received: widths={widths!r}")
         self.fusion, self.max_history, self.num_layers, self.num_heads = fusion, int(max_history), int(num_layers), int(num_heads)
         self.head_dim, self.ffn_multiple, self.dim, self.projection = head_dim, float(ffn_multiple), dim, projection
         self.history_mask, self.session_gap, self.rotate_by = history_mask, int(session_gap), rotate_by
@@ -152,7 +165,7 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
     @property
     def amortises(self) -> bool:
         """Whether the history is read once for all candidates, so that there is a `packed` pass."""
-        return self.fusion in ("append_cross", "append_falcon")
+        return self.fusion in ("append_cross", "append_falcon", "convolution")
 
     @property
     def looks_ahead(self) -> bool:
@@ -160,9 +173,14 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
         return self.history_mask == "bidirectional" or self.pool or self.latest > 0
 
     @property
+    def _way(self) -> Any:
+        """The module with the steps of the fusion."""
+        return convolved if self.fusion == "convolution" else appended if self.appended else concatenated
+
+    @property
     def has_streams(self) -> bool:
         """Whether the tokens of a history may be read by several requests of a row."""
-        return self.amortises and not self.pool and not self.latest
+        return self.fusion in ("append_cross", "append_falcon") and not self.pool and not self.latest
 
     # -- weights ---------------------------------------------------------------------------------------------------------
 
@@ -202,8 +220,8 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
 
         Returns:
             Dict of `length` int32 (B,), number of events read; for appended fusions `key` and `value` (B, blocks, W, H, d_h), gated and
-            rotated, and `summary` (B, (pool + k) D) with `pool` or `latest`; for `concat` `history`, the events; `time` if times are used,
-            `session` if ids of sessions are.
+            rotated; for `convolution` `state` (B, W, D); for both `summary` (B, (pool + k) D) with `pool` or `latest`; for `concat`
+            `history`, the events; `time` if times are used, `session` if ids of sessions are.
         """
         return dict(self(inputs, step="prefill", training=training))
 
@@ -299,7 +317,7 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
         if step == "prefill":
             return self._prefill(inputs, training)
         if step == "packed":
-            return (appended if self.appended else concatenated_rows).packed(self, inputs, training)
+            return (concatenated_rows if self.fusion == "concat" else self._way).packed(self, inputs, training)
         if step == "streams":
             return streams.score(self, inputs, training)
         if cache is None:
@@ -315,10 +333,10 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
             raise ValueError("`streams` reads `stream` in place of a mask of `history`: give 0 there for a token that is not real.")
 
     def _prefill(self, inputs: Mapping[str, Any], training: bool | None) -> dict[str, Any]:
-        return appended.prefill(self, inputs, training) if self.appended else concatenated.prefill(self, inputs)
+        return concatenated.prefill(self, inputs) if self.fusion == "concat" else dict(self._way.prefill(self, inputs, training))
 
     def _score(self, inputs: Mapping[str, Any], cache: Mapping[str, Any], training: bool | None) -> Any:
-        return (appended if self.appended else concatenated).score(self, inputs, cache, training)
+        return self._way.score(self, inputs, cache, training)
 
     # -- specification ---------------------------------------------------------------------------------------------------
 
@@ -338,7 +356,9 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
         elif slots is not None:
             slots = min(slots, self.max_history)
         found = {"length": keras.KerasTensor((batch,), dtype="int32")}
-        if self.appended:
+        if self.fusion == "convolution":
+            found["state"] = keras.KerasTensor((batch, slots, self.width), dtype=self.compute_dtype)
+        elif self.appended:
             heads = self.blocks[0].attention
             shape = (batch, self.num_layers, slots, heads.num_kv_heads, heads.head_dim)
             found |= {name: keras.KerasTensor(shape, dtype=self.compute_dtype) for name in ("key", "value")}
@@ -374,4 +394,6 @@ class HistoryEncoder(WholeInputs, ReadsKeyMask, EncoderWeights, keras.layers.Lay
             "block_options": self.block_options,
             "activation": self.activation,
             "dropout": self.dropout_rate,
+            "widths": list(self.widths),
+            "over_time": self.over_time,
         }

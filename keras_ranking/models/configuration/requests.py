@@ -176,7 +176,8 @@ class HistoryBlocks:
 
     Attributes:
         fusion: 'append_cross' (stated), 'append_falcon': a candidate sees itself too, or, for comparison, 'concat': LiRank's encoder,
-            which does not amortise, and 'append_self', which is wrong for more than one candidate; see `HistoryEncoder`.
+            which does not amortise, and 'append_self', which is wrong for more than one candidate; or 'convolution': filters over time
+            and one weighting by the candidate, without blocks; see `HistoryEncoder`.
         dim, num_layers, num_heads, ffn_multiple: size of the encoder. Choice.
         max_history: latest visible events that are read.
         delay: seconds after which an event is visible; None: the schema's `feedback_delay`, and no less.
@@ -189,17 +190,18 @@ class HistoryBlocks:
             None: 'column' where the schema names one.
         pool, latest: parts of the encoded history that join next to the candidate's own state, see `HistoryEncoder`.
         rotary: (shortest, longest) period of the rotation by time, in seconds; None: no rotation.
-        rotate_by: 'time' or 'index'.
+        rotate_by: 'time' or 'index'. `convolution` has no rotation.
+        widths, over_time: of the filters of `convolution`, and how it pools.
 
     Raises:
-        ValueError: `pool` or a mask with fusion='concat'.
+        ValueError: `pool` or a mask with fusion='concat'; `latest` or a mask with 'convolution'.
 
     Example:
         >>> kr.models.HistoryBlocks(dim=32, max_history=200, history_mask="causal").num_layers
         2
     """
 
-    NEWER: ClassVar[tuple[str, ...]] = ("session_by",)
+    NEWER: ClassVar[tuple[str, ...]] = ("session_by", "widths", "over_time")
 
     fusion: str = "append_cross"
     dim: int = 64
@@ -215,11 +217,16 @@ class HistoryBlocks:
     latest: int = 0
     rotary: Sequence[float] | None = (8.0, 15_552_000.0)
     rotate_by: str = "time"
+    widths: Sequence[int] = (1, 3, 7)
+    over_time: str = "max"
 
     def __post_init__(self) -> None:
         if self.fusion == "concat" and (self.pool or self.history_mask != "bidirectional"):
             received = f"pool={self.pool}, history_mask={self.history_mask!r}"
             raise ValueError(f"`pool` and `history_mask` are of an appended history; fusion='concat' always pools. Received: {received}")
+        if self.fusion == "convolution" and (self.latest or self.history_mask != "bidirectional"):
+            received = f"latest={self.latest}, history_mask={self.history_mask!r}"
+            raise ValueError(f"`latest` and `history_mask` are of an appended history, not of fusion='convolution'. Received: {received}")
 
     def of(self, schema: Schema) -> HistoryBlocks:
         """The same with the delay written out."""
@@ -235,7 +242,8 @@ class HistoryBlocks:
             session_by=told_by(self.session_by, schema, self.history_mask == "sessions"),
             pool=bool(self.pool),
             latest=int(self.latest),
-            rotary=None if self.rotary is None else [float(end) for end in self.rotary],
+            rotary=None if self.rotary is None or self.fusion == "convolution" else [float(end) for end in self.rotary],
+            widths=tuple(int(width) for width in self.widths),
         )
 
     def encoder_options(self) -> dict[str, Any]:
@@ -243,6 +251,8 @@ class HistoryBlocks:
         sizes = {name: getattr(self, name) for name in ("num_layers", "num_heads", "ffn_multiple", "rotary", "rotate_by", "latest")}
         if self.fusion == "concat":
             return {"fusion": "concat", **sizes, "projection": self.dim}
+        if self.fusion == "convolution":
+            return {name: getattr(self, name) for name in ("fusion", "dim", "pool", "widths", "over_time")}
         own = {name: getattr(self, name) for name in ("fusion", "dim", "history_mask", "session_gap", "pool")}
         return {**own, **sizes, "session_ids": self.session_by == "column"}
 

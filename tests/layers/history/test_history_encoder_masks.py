@@ -18,6 +18,7 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "append_falcon": {"rotary": TIME, "history_mask": "sessions"},
     "append_self": {"rotary": TIME},
     "concat": {"dim": None, "latest": 2},
+    "convolution": {"widths": (1, 3)},
 }
 # Gaps, padding on both sides, and no event at all.
 REAL = np.array([[1, 0, 1, 1, 0, 1, 1], [0, 0, 1, 1, 1, 0, 0], [0] * 7, [1] * 7], bool)
