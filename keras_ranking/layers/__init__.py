@@ -1,8 +1,10 @@
 """Reusable Keras layers, in sub-packages by what they do."""
 
 from keras_ranking.layers.attention import (
+    AppendKeys,
     DecoderBlock,
     GatedResidual,
+    HeldKeys,
     IndexRotaryEmbedding,
     LatestKeys,
     LiGRBlock,
@@ -91,6 +93,7 @@ __all__ = [
     "ActionEmbedding",
     "AloneSpans",
     "AppendEvents",
+    "AppendKeys",
     "AppendedValues",
     "AtCandidates",
     "AtSlots",
@@ -109,6 +112,7 @@ __all__ = [
     "GatedMLP",
     "GatedResidual",
     "GroupedTasks",
+    "HeldKeys",
     "HistoryAttention",
     "HistoryEncoder",
     "HistoryStep",

@@ -70,6 +70,7 @@ class CausalTransformer:
         self.segments = layers.Segments(name="history_segments")
         self.request_times = layers.RequestTimes(name="request_times")
         self.append, self.appended = layers.AppendEvents(name="append_events"), layers.AppendedValues(name="appended_values")
+        self.held, self.append_keys = layers.HeldKeys(name="held_keys", **self.policy), layers.AppendKeys(name="append_keys")
         self.latest = None
         if visibility.max_history is not None:
             size = visibility.max_history * (2 if self.layout == "interleaved" else 1)
@@ -294,13 +295,15 @@ class CausalTransformer:
             index = self.token_index(index) if self.by_index else None
         elif self.layout == "fused":
             x = self.fuse(x, actions=actions)
-        kept = []
+        later = tuple(self.appended(part, new=x, length=keys) for part in spans)
+        kept, known = self.held(cache["key"], values=cache["value"], spans=later, length=keys), []
         for i, block in enumerate(self.blocks):
             given = {"times": times, "index": index, "value_bias": actions if self.layout == "value" else None}
-            x, *both = block(x, **given, spans=tuple(spans), cache=(cache["key"][:, i], cache["value"][:, i], keys), return_cache=True)
-            kept.append(both)
-        made = {name: ops.stack([pair[at] for pair in kept], axis=1) for at, name in enumerate(("key", "value"))}
-        return {**longer, **made, "length": held + count}
+            x, *made = block(x, **given, cache=tuple(kept.block(i)), return_cache=True)
+            known.append(made)
+        known = [ops.stack(of_blocks, axis=1) for of_blocks in zip(*known, strict=True)]
+        key, value = self.append_keys(cache["key"], values=cache["value"], new=tuple(known), length=keys)
+        return {**longer, "key": key, "value": value, "length": held + count}
 
     def score(self, cache: Tensors, candidates: Tensors) -> Tensors:
         candidates = self.members.at_candidates(candidates)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_ranking.ops.integers import at_most
@@ -28,6 +31,44 @@ def gather_rows(held_and_new: Any, length: Any, slots: Any) -> Any:
     # Whole rows of one long tensor: an index for each number would cost more than the numbers.
     rows = ops.take(ops.reshape(held_and_new, (batch * total, *rest)), ops.reshape(index, (-1,)), axis=0)
     return ops.reshape(rows, (batch, total, *rest))
+
+
+def append_rows(held: Any, new: Any, length: Any, axis: int = 1) -> tuple[Any, ...]:
+    """Each of `held`, (.., S, ...) with S at `axis`, with the rows of `new`, (.., M, ...), directly after the first `length` (B,) of it.
+
+    Rows beyond `length + M` may have any value. Usually all S are real, and nothing has to be moved.
+    """
+    both = [ops.concatenate([old, ops.cast(x, old.dtype)], axis=axis) for old, x in zip(held, new, strict=True)]
+    slots = ops.shape(held[0])[axis]
+
+    def moved() -> tuple[Any, ...]:
+        found = []
+        for x in both:
+            shape = ops.shape(x)
+            inner = math.prod(shape[1:axis])
+            rows = ops.reshape(x, (shape[0] * inner, *shape[axis:]))
+            found.append(ops.reshape(gather_rows(rows, ops.repeat(length, inner), slots), shape))
+        return tuple(found)
+
+    longer: tuple[Any, ...] = _unless_full(length, slots, lambda: tuple(both), moved)
+    return longer
+
+
+def real_rows(values: Any, length: Any, axis: int) -> Any:
+    """Values (B, .., S, ...), S at `axis`, with zeros beyond the first `length` (B,) of the S. Usually all are real: no copy then."""
+    slots = ops.shape(values)[axis]
+
+    def cleaned() -> Any:
+        real = ops.arange(slots, dtype="int32")[None, :] < length[:, None]
+        real = ops.reshape(real, (-1, *[1] * (axis - 1), slots, *[1] * (len(values.shape) - axis - 1)))
+        return ops.where(real, values, ops.zeros((), dtype=values.dtype))
+
+    return _unless_full(length, slots, lambda: values, cleaned)
+
+
+def _unless_full(length: Any, slots: Any, whole: Callable[[], Any], moved: Callable[[], Any]) -> Any:
+    """`whole()` if all slots of all rows are real, else `moved()`. A compiled program of JAX does both in one pass over the memory."""
+    return moved() if keras.backend.backend() == "jax" else ops.cond(ops.all(length >= slots), whole, moved)
 
 
 def session_ids(times: Any, gap: int) -> Any:

@@ -10,12 +10,13 @@ from keras import ops
 
 from keras_ranking.layers.attention.attention_scores import scores_of, softmax_over, visible_pairs, weighted
 from keras_ranking.layers.attention.dropped_weights import attend_dropping, candidates_dropping
+from keras_ranking.layers.attention.held_keys import Held, attend_held, hold
 from keras_ranking.layers.attention.index_rotary import IndexRotaryEmbedding
 from keras_ranking.layers.attention.timestamp_rotary import TimestampRotaryEmbedding
 from keras_ranking.layers.base import ReadsMask, WeightRules, WholeInputs, mask_of_all
 from keras_ranking.ops import Spans, candidate_attention, span_attention
 from keras_ranking.ops.masks import RealFirst, mask_of
-from keras_ranking.ops.sequences import gather_rows
+from keras_ranking.ops.sequences import append_rows
 
 GATES = ("representation", "query", "key", "output")
 GATED = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")  # biases: of gates
@@ -95,7 +96,8 @@ class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer
         value_bias: A (B, T, D) or None.
         cache: (key, value, lengths): (B, L, H_kv, d_h) twice, and int32 (B,), the number of valid keys, which come first. The inputs
             are then candidates, which see those keys and, unless `see_self=False`, themselves. If `spans` (B, L + T) are given too,
-            the inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both.
+            the inputs are T tokens that follow the first `lengths` keys, and the returned cache holds both. Or a `block` of `HeldKeys`,
+            without `spans`: the inputs follow as well, and the returned cache is theirs alone.
         return_cache: also return (key, value).
         index: int32 (B, T). None if nothing is rotated by index; without `spans`, None counts the real tokens of the row from 0 on.
         stride: in a row, only every `stride`-th token, from the first on, is a query; all tokens are keys; T is a multiple of it. For
@@ -288,6 +290,8 @@ class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer
                 out = attend_dropping(drop, query, key, value, seen)
             else:
                 out = _of_row(query, key, value, spans, mask, stride)
+        elif len(cache) == len(Held._fields):
+            out = attend_held(query, key, value, Held(*cache), drop)
         elif spans is not None:
             out, key, value = self._appended(query, key, value, Spans(*spans), cache, drop)
         else:
@@ -312,7 +316,10 @@ class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer
             raise ValueError(f"`attention_mask` and `return_attention_scores` go with stride=1. Received: stride={stride}")
         if attention_mask is not None and cache is not None:
             raise ValueError("`attention_mask` is for a row of tokens, without `cache`: of a cache, the first `lengths` keys are seen.")
-        if cache is not None and spans is not None and (mask is not None or scores):
+        held = cache is not None and len(cache) == len(Held._fields)
+        if held and spans is not None:
+            raise ValueError("`spans` does not go with a block of `HeldKeys`, which was given the spans of these tokens.")
+        if (held or (cache is not None and spans is not None)) and (mask is not None or scores):
             what = "a mask" if mask is not None else "`return_attention_scores`"
             raise ValueError(
                 f"{what} does not go with `cache` and `spans` together. Put the real tokens first and let `spans` leave the others out; "
@@ -321,21 +328,12 @@ class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer
 
     @staticmethod
     def _appended(query: Any, key: Any, value: Any, spans: Spans, cache: Any, drop: Any = None) -> tuple[Any, Any, Any]:
-        """What the new tokens attend to, placed after the first `lengths` keys of a cache, and the keys and values of both.
-
-        The weights of M new tokens on all S + M keys are stored: few tokens follow many.
-        """
+        """What new tokens attend to, placed after the first `lengths` keys of a cache, and the keys and values of both."""
         held_key, held_value, lengths = cache
-        slots, added = ops.shape(held_key)[1], ops.shape(query)[1]
-        key = gather_rows(ops.concatenate([held_key, ops.cast(key, held_key.dtype)], axis=1), lengths, slots)
-        value = gather_rows(ops.concatenate([held_value, ops.cast(value, held_value.dtype)], axis=1), lengths, slots)
-        place = lengths[:, None] + ops.arange(added, dtype="int32")[None, :]
-        start, end, own = (ops.take_along_axis(part, place, axis=1)[:, :, None] for part in spans)
-        at = ops.arange(slots + added, dtype="int32")[None, None, :]
-        earlier, itself = ops.logical_and(at >= start, at < end), ops.logical_and(at >= own, at <= place[:, :, None])
-        seen = ops.logical_or(earlier, itself)
-        out = _few_queries(query, key, value, seen) if drop is None else attend_dropping(drop, query, key, value, seen)
-        return out, key, value
+        place = lengths[:, None] + ops.arange(ops.shape(query)[1], dtype="int32")[None, :]
+        later = Spans(*(ops.take_along_axis(part, place, axis=1) for part in spans))
+        held = hold(held_key[:, None], held_value[:, None], later, lengths).block(0)
+        return attend_held(query, key, value, held, drop), *append_rows((held_key, held_value), (key, value), lengths)
 
     def compute_output_spec(
         self,
@@ -357,9 +355,8 @@ class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer
         batch, tokens, width = inputs.shape
         out = keras.KerasTensor((batch, None if tokens is None else tokens // stride, width), dtype=self.compute_dtype)
         kept = None if cache is None else cache[0].shape[1]
-        both = (
-            tokens if cache is None or spans is None else None if None in (tokens, kept) else tokens + kept
-        )  # those of the cache, and new
+        longer = cache is not None and spans is not None
+        both = tokens if not longer else None if None in (tokens, kept) else tokens + kept  # those of the cache, and new
         pair = [keras.KerasTensor((batch, both, self.num_kv_heads, self.head_dim), dtype=self.compute_dtype) for _ in ("key", "value")]
         keys = tokens if cache is None else None if kept is None else kept + 1
         scores = keras.KerasTensor((batch, self.num_heads, tokens, keys), dtype="float32")
@@ -381,19 +378,3 @@ class SelfGatedAttention(WholeInputs, ReadsMask, WeightRules, keras.layers.Layer
             "attention_dropout": self.attention_dropout,
             "causal": self.causal,
         }
-
-
-def _few_queries(query: Any, key: Any, value: Any, seen: Any) -> Any:
-    """Softmax attention of queries (B, M, H, D) over keys (B, S, H_kv, D) that are `seen` (B, M, S); zero where a query sees none."""
-    batch, tokens, heads, size = ops.shape(query)
-    kv_heads = key.shape[2]
-    grouped = ops.reshape(query, (batch, tokens, kv_heads, heads // kv_heads, size))
-    logits = ops.cast(ops.einsum("bmkgd,bskd->bkgms", grouped, key), "float32") / size**0.5
-    seen = seen[:, None, None]
-    logits = ops.where(seen, logits, -1e30)
-    weights = ops.where(seen, ops.exp(logits - ops.max(logits, axis=-1, keepdims=True)), 0.0)
-    weights = weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
-    # Values beyond the length of a cache may be anything.
-    value = ops.where(ops.any(seen[:, 0, 0], axis=1)[:, :, None, None], value, ops.zeros_like(value))
-    out = ops.einsum("bkgms,bskd->bmkgd", ops.cast(weights, value.dtype), value)
-    return ops.reshape(out, (batch, tokens, heads, size))

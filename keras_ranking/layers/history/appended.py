@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras import ops
 
+from keras_ranking.layers.attention.held_keys import hold
 from keras_ranking.layers.history.shared_steps import (
     candidate_output,
     history_spans,
@@ -16,7 +17,7 @@ from keras_ranking.layers.history.shared_steps import (
 )
 from keras_ranking.ops import Spans
 from keras_ranking.ops.integers import at_least
-from keras_ranking.ops.sequences import gather_rows
+from keras_ranking.ops.sequences import append_rows, gather_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,13 +73,15 @@ def extend(encoder: HistoryEncoder, inputs: Mapping[str, Any], cache: Mapping[st
     spans = history_spans(encoder, real, joined.get("time"), joined.get("session"))
     rotation = rotated_by(encoder, inputs.get("times"), x, first=length[:, None])
     keys, values = [], []
+    place = length[:, None] + ops.arange(added, dtype="int32")[None, :]
+    both = cache["key"], cache["value"]
+    held = hold(*both, Spans(*(ops.take_along_axis(part, place, axis=1) for part in spans)), length)
     for i, block in enumerate(encoder.blocks):
-        kept = (cache["key"][:, i], cache["value"][:, i], length)
-        x, key, value = block(x, times=rotation, spans=tuple(spans), cache=kept, return_cache=True, training=training)
+        x, key, value = block(x, times=rotation, cache=tuple(held.block(i)), return_cache=True, training=training)
         keys.append(key)
         values.append(value)
-    longer = {"key": ops.stack(keys, axis=1), "value": ops.stack(values, axis=1), "length": length + count}
-    return {**longer, **joined}
+    key, value = append_rows(both, (ops.stack(keys, axis=1), ops.stack(values, axis=1)), length, axis=2)
+    return {"key": key, "value": value, "length": length + count, **joined}
 
 
 def packed(encoder: HistoryEncoder, inputs: Mapping[str, Any], training: bool | None) -> Any:

@@ -123,6 +123,8 @@ REFUSE = {
     "FlattenRows": lambda x: layers.FlattenRows()(x),
     "KeepFirst": lambda x: layers.KeepFirst()(x, length=np.array([2], "int32")),
     "AppendEvents": lambda x: layers.AppendEvents()(x, new=x, length=np.array([2], "int32")),
+    "AppendKeys": lambda x: layers.AppendKeys()(x, values=x, new=(x, x), length=np.array([2], "int32")),
+    "HeldKeys": lambda x: layers.HeldKeys()(x, values=x, spans=tuple(spans(3)), length=np.array([2], "int32")),
     "LatestKeys": lambda x: layers.LatestKeys(2)(x, length=np.array([2], "int32")),
     "ResidualQuantizer": lambda x: layers.ResidualQuantizer(levels=1, codebook_size=2)(x),
     "AloneSpans": lambda x: layers.AloneSpans()(x),
