@@ -44,7 +44,6 @@ from keras_ranking.layers.heads import (
     fit_stack,
 )
 from keras_ranking.layers.history import (
-    AppendedValues,
     AppendEvents,
     HistoryAttention,
     HistoryEncoder,
@@ -78,6 +77,7 @@ from keras_ranking.layers.tokens import (
     Interleave,
     ItemTokens,
     KeepFirst,
+    LaterSpans,
     OneSet,
     RequestTimes,
     Segments,
@@ -94,7 +94,6 @@ __all__ = [
     "AloneSpans",
     "AppendEvents",
     "AppendKeys",
-    "AppendedValues",
     "AtCandidates",
     "AtSlots",
     "AttentionLowRankCross",
@@ -123,6 +122,7 @@ __all__ = [
     "JoinHistories",
     "KeepFirst",
     "LabelTreeEmbedding",
+    "LaterSpans",
     "LatestKeys",
     "LiGRBlock",
     "LinearHistory",

@@ -69,7 +69,7 @@ class CausalTransformer:
         self.keep = layers.KeepFirst(name="keep_history")
         self.segments = layers.Segments(name="history_segments")
         self.request_times = layers.RequestTimes(name="request_times")
-        self.append, self.appended = layers.AppendEvents(name="append_events"), layers.AppendedValues(name="appended_values")
+        self.append = layers.AppendEvents(name="append_events")
         self.held, self.append_keys = layers.HeldKeys(name="held_keys", **self.policy), layers.AppendKeys(name="append_keys")
         self.latest = None
         if visibility.max_history is not None:
@@ -109,7 +109,8 @@ class CausalTransformer:
         self.members = MemberColumns(schema)
         self.by_column = seen.by_column
         sessions: dict[str, Any] = {"session_gap": seen.session_gap, "by_column": self.by_column}
-        self.spans = layers.EventSpans(seen.mask, delay, own=self.layout != "value", **sessions, name="event_spans")
+        masked: dict[str, Any] = {"mask": seen.mask, "delay": delay, "own": self.layout != "value", **sessions}
+        self.spans, self.later_spans = layers.EventSpans(**masked, name="event_spans"), layers.LaterSpans(**masked, name="later_spans")
         self.token_spans = layers.TokenSpans(self.layout, name="token_spans")
         of_item, of_action, of_late = map(numbers.concat_options, (self.token_features, schema.actions, self.late_features))
         of_ids: dict[str, Any] = {"id_dim": tokens.id_dim, "id_dropout": tokens.id_dropout}
@@ -278,25 +279,17 @@ class CausalTransformer:
         longer = {} if self.past is None else self.past.events(new, actions)
         longer |= {name: new[name] for name in ("time", "session") if name in cache}
         longer = {name: self.append(cache[name], new=part, length=held) for name, part in longer.items()}
-        spans = self.spans(
-            longer["time"],
-            self.segments(longer["time"], length=held + count),
-            **({"sessions": longer["session"]} if self.by_column else {}),
-        )
-        index = self.appended(spans.end - spans.start, new=new["time"], length=held) if self.by_index else None
+        sessions = {"sessions": longer["session"]} if self.by_column else {}
+        spans = self.later_spans(longer["time"], new=new["time"], first=held, count=count, **sessions)
+        index = spans.end - spans.start if self.by_index else None
         spans, times, keys = self._latest_of(spans), new["time"], held
         if self.layout == "interleaved":
-            x, spans, times, keys = (
-                self.interleave(x, actions=actions),
-                self.token_spans(tuple(spans)),
-                self.token_times(times),
-                held + held,
-            )
+            x, keys = self.interleave(x, actions=actions), held + held
+            spans, times = self.token_spans(tuple(spans), first=held), self.token_times(times)
             index = self.token_index(index) if self.by_index else None
         elif self.layout == "fused":
             x = self.fuse(x, actions=actions)
-        later = tuple(self.appended(part, new=x, length=keys) for part in spans)
-        kept, known = self.held(cache["key"], values=cache["value"], spans=later, length=keys), []
+        kept, known = self.held(cache["key"], values=cache["value"], spans=tuple(spans), length=keys), []
         for i, block in enumerate(self.blocks):
             given = {"times": times, "index": index, "value_bias": actions if self.layout == "value" else None}
             x, *made = block(x, **given, cache=tuple(kept.block(i)), return_cache=True)

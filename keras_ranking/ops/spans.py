@@ -255,15 +255,19 @@ class Spans(NamedTuple):
 
     # -- changes and views -------------------------------------------------------------------------------------------------
 
-    def interleave(self) -> Spans:
+    def interleave(self, first: Tensor | None = None) -> Spans:
         """From T events to 2T tokens: the item is token 2e, its action token 2e + 1.
 
         Both tokens of an event see both tokens of every event in `start <= j < end`. The item token also sees itself; the
         action token sees its item and itself. Events that see nothing (padding) give two tokens that see nothing. Needs spans
         whose own interval is the event itself (`causal`, `delayed`, `sessions`, `window`, one token an event).
+
+        Args:
+            first: int32 (B,), the place of the first of the T events in its row, where the spans are those of later events. None: 0.
         """
         start, end, own = self
         index = _index_like(start)
+        index = index if first is None else index + first[:, None]
         empty = ops.logical_and(end <= start, own > index)
         nothing = ops.where(empty, 2 * index, 0)
 

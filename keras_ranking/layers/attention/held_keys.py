@@ -72,7 +72,8 @@ def attend_held(query: Any, key: Any, value: Any, held: Held, drop: Any = None) 
     value = ops.where(held.read[:, :, None, None], value, ops.zeros_like(value))
     value = ops.concatenate([held.value, ops.cast(ops.transpose(value, (0, 2, 1, 3)), held.value.dtype)], axis=2)
     if drop is not None:
-        return attend_dropping(drop, query, *(ops.transpose(x, (0, 2, 1, 3)) for x in (key, value)), held.seen)
+        key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (key, value))
+        return attend_dropping(drop, query, key, value, held.seen)
     grouped = ops.reshape(query, (batch, tokens, kv_heads, heads // kv_heads, size))
     rows = ops.reshape(ops.transpose(grouped, (0, 2, 3, 1, 4)), (batch, kv_heads, heads // kv_heads * tokens, size))
     logits = ops.cast(ops.einsum("bkqd,bksd->bkqs", rows, key), "float32") / size**0.5

@@ -1,7 +1,6 @@
 """Layers in which candidates read the history of a member."""
 
 from keras_ranking.layers.history.append_events import AppendEvents
-from keras_ranking.layers.history.appended_values import AppendedValues
 from keras_ranking.layers.history.history_attention import HistoryAttention
 from keras_ranking.layers.history.history_encoder import HistoryEncoder
 from keras_ranking.layers.history.history_step import HistoryStep
@@ -11,7 +10,6 @@ from keras_ranking.layers.history.matching_history import MatchingHistory
 
 __all__ = [
     "AppendEvents",
-    "AppendedValues",
     "HistoryAttention",
     "HistoryEncoder",
     "HistoryStep",

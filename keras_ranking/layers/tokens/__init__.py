@@ -7,6 +7,7 @@ from keras_ranking.layers.tokens.event_spans import EventSpans
 from keras_ranking.layers.tokens.feature_concat import FeatureConcat
 from keras_ranking.layers.tokens.fuse_actions import FuseActions
 from keras_ranking.layers.tokens.interleave import Interleave, ItemTokens
+from keras_ranking.layers.tokens.later_spans import LaterSpans
 from keras_ranking.layers.tokens.lengths import KeepFirst, OneSet, Segments
 from keras_ranking.layers.tokens.request_values import AtCandidates, AtSlots
 from keras_ranking.layers.tokens.rows import FlattenRows, SlotOwners, UnflattenRows
@@ -27,6 +28,7 @@ __all__ = [
     "Interleave",
     "ItemTokens",
     "KeepFirst",
+    "LaterSpans",
     "OneSet",
     "RequestTimes",
     "Segments",

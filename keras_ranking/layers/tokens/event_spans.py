@@ -103,8 +103,7 @@ class EventSpans(WholeInputs, RefusesMask, keras.layers.Layer):
         self.built = True
 
     def call(self, times: Any, segments: Any, delays: Any = None, sessions: Any = None) -> Any:
-        if (sessions is not None) != self.by_column:
-            raise ValueError(f"`sessions` must be given with `by_column`, and only then. Received: by_column={self.by_column}")
+        self._check_sessions(sessions)
         if self.mask == "delay":
             return Spans.delayed(times, self.delay if delays is None else delays, segments, own=self.own)
         if delays is not None:
@@ -115,6 +114,10 @@ class EventSpans(WholeInputs, RefusesMask, keras.layers.Layer):
             return Spans(earlier.start, at_most(earlier.end, known.end), earlier.own)
         sessions = times if self.mask == "causal" else session_ids(times, self.session_gap)
         return Spans.sessions(sessions, segments, own=self.own)
+
+    def _check_sessions(self, sessions: Any) -> None:
+        if (sessions is not None) != self.by_column:
+            raise ValueError(f"`sessions` must be given with `by_column`, and only then. Received: by_column={self.by_column}")
 
     def compute_output_spec(self, times: Any, segments: Any, delays: Any = None, sessions: Any = None) -> Any:
         return Spans(*(keras.KerasTensor(times.shape, dtype="int32") for _ in Spans._fields))
