@@ -130,8 +130,8 @@ MODELS: dict[str, dict[str, Any]] = {
 # some: test_setwise.py has requests, and test_layouts.py other layouts, on each backend.
 FAMILIES = {
     "torch": tuple(MODELS),
-    "tensorflow": ("cadet_grouped_heads", "lirank", *map(before_a_release, ("feedsr_fused_session", "ligr"))),
-    "jax": ("cadet_grouped_heads", before_a_release("ligr")),
+    "tensorflow": ("cadet_grouped_heads", "lirank", *map(before_a_release, ("feedsr_fused_session", "ligr", "amortized_convolution"))),
+    "jax": ("cadet_grouped_heads", *map(before_a_release, ("ligr", "amortized_convolution"))),
 }[keras.backend.backend()]
 
 
