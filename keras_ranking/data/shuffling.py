@@ -30,8 +30,8 @@ def session_order(
     require_sequences(sequences)
     if sequences.session is None:
         raise ValueError(
-            "shuffling inside sessions needs a schema with a session: name its column, or give the option `shuffle_sessions=None`, also "
-            "where preset='paper' of Feed-SR has chosen it. Received: session=None"
+            "shuffling inside sessions needs a schema with a session: name its column, or give the option `shuffle_sessions=None`. "
+            "Received: session=None"
         )
     starts = sequences.request_starts
     size = np.diff(starts)

@@ -131,12 +131,14 @@ PAPERS: dict[str, dict[str, Any]] = {
 def preset_of(options: Mapping[str, Any], preset: str | None, schema: Schema) -> tuple[dict[str, Any], str | None]:
     """The preset that counts, and the options without its name: that of the log, or 'paper' where `options` has preset='paper'.
 
-    Without positions in the log, the paper's preset does without the weights that are estimated from them.
+    Without positions in the log, the paper's preset does without the weights that are estimated from them; without a column of sessions,
+    without a random order inside them.
     """
     if PAPER not in (options.get("preset"), preset):
         return dict(options), preset
     rest = {name: value for name, value in options.items() if name != "preset" or value != PAPER}
-    return (rest if schema.position is not None else {"ipw": None, **rest}), PAPER
+    without: dict[str, Any] = {"ipw": schema.position, "shuffle_sessions": schema.session}
+    return {**{option: None for option, column in without.items() if column is None}, **rest}, PAPER
 
 
 def preset_options(model: str, preset: str | None) -> dict[str, Any]:

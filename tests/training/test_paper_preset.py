@@ -69,3 +69,13 @@ def test_other_words_are_those_of_the_model() -> None:
         kr.training.train(LOG, "lirank", options={"preset": "ad"}, verbose=False)
     with pytest.raises(ValueError, match="unknown option 'preset'"):
         kr.training.train(LOG, "cadet", options={"preset": "feed"}, verbose=False)
+
+
+@pytest.mark.quickest
+def test_without_sessions_nothing_is_shuffled_inside_them() -> None:
+    log = replace(LOG, schema=LOG.schema.model_copy(update={"session": None}))
+    options = {"preset": "paper", **SMALL["feedsr"]}
+    _, history = kr.training.train(log, "feedsr", epochs=1, options=options, verbose=False)
+    assert history["training"]["shuffle_sessions"] is None and history["training"]["ipw"] == "all"
+    with pytest.raises(ValueError, match="needs a schema with a session"):  # control: a given option counts
+        kr.training.train(log, "feedsr", epochs=1, options={**options, "shuffle_sessions": "epoch"}, verbose=False)

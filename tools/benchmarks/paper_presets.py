@@ -80,8 +80,6 @@ def run_line(case: Case, log: Log, members: float, model: str, kind: str, seed: 
         return
     begin = time.process_time()
     given = dict(options)
-    if model == "feedsr" and kind == "paper" and log.schema.session is None:
-        given["shuffle_sessions"] = None  # which needs sessions in the log
     if "features" in given and given["features"] is None:
         given["features"] = tuple(one.name for one in log.schema.features if one.kind != "id")
     trained, history = training.train(log, model, seed=seed, options=given, verbose=False)
