@@ -28,7 +28,8 @@ The tree is a `LabelTree`. Its similarities are shrunk correlations of residuals
 both ("together"), who has given both the same label ("agreed"). Items that half A has not have no path.
 
 Kind of similarity, depth, buckets and regularisation are chosen on the last fifth of the training rows, on rare items, with everything made
-of earlier rows alone. On `validation` nothing is chosen. `over_tree`: 95 % interval of log loss minus the tree's, by a bootstrap of items.
+of earlier rows alone. On `validation` nothing is chosen. Trees, codes and what reads them are made with each of `SEEDS`; a log loss is the
+mean over them. The choice is made with the first. `over_tree`: 95 % interval of log loss minus the tree's, by a bootstrap of items.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ FEATURES = (
 )
 KINDS, DEPTHS, BUCKETS, STRENGTHS = ("residual", "together", "agreed"), (2, 4, 6, 8), (0.125, 1.0, 8.0), (0.01, 0.05, 0.25, 1.0, 4.0)
 RARE, DIM, LEVELS, CODES = 20, 32, 3, 32
+SEEDS = range(5)
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ class Stage:
         half: whether a row's member is in half A.
         past: rows that are known.
         scored: rows that are compared, before those with frequent items are left out.
+        seed: of trees, codes and permutations.
+        made: trees and codes.
     """
 
     table: Table
@@ -176,6 +180,8 @@ class Stage:
     half: np.ndarray
     past: np.ndarray
     scored: np.ndarray
+    seed: int = 0
+    made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def fitted(self) -> np.ndarray:
@@ -196,32 +202,40 @@ class Stage:
         rows["residual"] = np.nan_to_num(expected["label_residual"].to_numpy())
         return rows
 
-    @cached_property
-    def trees(self) -> dict[str, np.ndarray]:
-        """Paths of all items, by the kind of similarity."""
-        fitted = {kind: data.LabelTree.fit(*similarity(self.half_a, kind), depth=max(DEPTHS)) for kind in KINDS}
-        return {kind: tree.paths(np.arange(len(self.table.ids))) for kind, tree in fitted.items()}
+    def paths(self, kind: str) -> np.ndarray:
+        """Paths of all items in the tree of a kind of similarity."""
+        return np.asarray(self.once(f"tree {kind}", lambda: self.paths_by(kind)))
 
-    @cached_property
-    def codes(self) -> dict[str, sparse.csr_matrix]:
-        out = {}
-        for kind, form, value in (("residual", "residual", "residual"), ("together", "taken", "met")):
-            factors = data.item_factors(self.half_a.assign(met=1.0), "member", "item", value, dim=DIM, kind=form)
-            out[kind] = semantic_codes(factors, np.arange(len(self.table.ids)), self.split)
-        return out
+    def codes(self, kind: str) -> sparse.csr_matrix:
+        """Columns of all items for the codes of a kind of factors."""
+        return self.once(f"codes {kind}", lambda: self.codes_by(kind))
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def paths_by(self, kind: str) -> np.ndarray:
+        tree = data.LabelTree.fit(*similarity(self.half_a, kind), depth=max(DEPTHS), seed=self.seed)
+        return tree.paths(np.arange(len(self.table.ids)))
+
+    def codes_by(self, kind: str) -> sparse.csr_matrix:
+        form, value = {"residual": ("residual", "residual"), "together": ("taken", "met")}[kind]
+        factors = data.item_factors(self.half_a.assign(met=1.0), "member", "item", value, dim=DIM, kind=form)
+        return semantic_codes(factors, np.arange(len(self.table.ids)), self.seed)
 
     def by_item(self, feature: str, option: Any) -> sparse.csr_matrix:
         """The representation of items."""
         items = len(self.table.ids)
         if feature == "tree":
-            return nodes_of(self.trees[option[0]], option[1])
+            return nodes_of(self.paths(option[0]), option[1])
         if feature == "shuffled tree":
-            paths = self.trees[option[0]].copy()
+            paths = self.paths(option[0]).copy()
             known = np.flatnonzero(paths[:, 0])
-            paths[known] = paths[np.random.default_rng(self.split).permutation(known)]
+            paths[known] = paths[np.random.default_rng(self.seed).permutation(known)]
             return nodes_of(paths, option[1])
         if feature == "semantic ids":
-            return self.codes[option]
+            return self.codes(option)
         if feature.startswith("hashed ids"):
             buckets = max(2, int(option * items))
             return sparse.csr_matrix((np.ones(items), (np.arange(items), hash_buckets(self.table.ids, buckets))), shape=(items, buckets))
@@ -269,9 +283,9 @@ def run(name: str, table: Table, split: int) -> Iterator[dict[str, Any]]:
     train = table.scored & ~table.later
     cut = np.quantile(time[train], 0.8, method="lower")
     choosing = Stage(table, split, half, ~table.later & (time < cut), train & (time >= cut))
-    last = Stage(table, split, half, ~table.later, table.later)
+    last = [Stage(table, split, half, ~table.later, table.later, seed) for seed in SEEDS]
     chosen: dict[str, tuple[Any, float]] = {}
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, list[np.ndarray]] = {}
     for feature in FEATURES:
         losses = {}
         for option in options_of(feature, chosen):
@@ -279,28 +293,31 @@ def run(name: str, table: Table, split: int) -> Iterator[dict[str, Any]]:
                 losses[option, strength] = float(metrics.log_loss(choosing.labels, p))
         chosen[feature] = min(losses, key=lambda key: losses[key])
         option, strength = chosen[feature]
-        found[feature] = next(last.predicted(feature, option, [strength]))
+        stages = last if any(word in feature for word in ("tree", "semantic")) else last[:1]
+        found[feature] = [next(stage.predicted(feature, option, [strength])) for stage in stages]
         print(f"{name}, split {split}: {feature}, {option}, {strength}", file=sys.stderr, flush=True)
-    item = table.events["item"].to_numpy()[last.judged]
-    for feature, p in found.items():
-        low, high = over(last.labels, p, found["tree"], item)
+    y, item = last[0].labels, table.events["item"].to_numpy()[last[0].judged]
+    for feature, seeds in found.items():
+        low, high = over(y, seeds, found["tree"], item)
+        by_seed = [float(metrics.log_loss(y, p)) for p in seeds]
         yield {
             "log": name,
             "split": split,
             "feature": feature,
-            "log_loss": float(metrics.log_loss(last.labels, p)),
-            "auc": float(metrics.auc(last.labels, p)),
+            "log_loss": float(np.mean(by_seed)),
+            "auc": float(np.mean([float(metrics.auc(y, p)) for p in seeds])),
+            "seeds": by_seed,
             "over_tree": [low, high],
-            "rows": len(p),
+            "rows": len(y),
             "items": len(np.unique(item)),
             "option": chosen[feature][0],
             "strength": chosen[feature][1],
         }
 
 
-def over(y: np.ndarray, p: np.ndarray, tree: np.ndarray, item: np.ndarray, draws: int = 1000) -> tuple[float, float]:
-    """95 % interval of log loss minus the tree's, items drawn with replacement."""
-    loss = [-(y * np.log(q) + (1 - y) * np.log1p(-q)) for q in (p, tree)]
+def over(y: np.ndarray, found: list[np.ndarray], tree: list[np.ndarray], item: np.ndarray, draws: int = 1000) -> tuple[float, float]:
+    """95 % interval of log loss minus the tree's, items drawn with replacement; of several seeds the mean."""
+    loss = [np.stack([-(y * np.log(p) + (1 - y) * np.log1p(-p)) for p in seeds]).mean(axis=0) for seeds in (found, tree)]
     code = np.unique(item, return_inverse=True)[1]
     sums, count = np.bincount(code, loss[0] - loss[1]), np.bincount(code)
     drawn = np.random.default_rng(0).integers(0, len(count), (draws, len(count)))
@@ -310,15 +327,18 @@ def over(y: np.ndarray, p: np.ndarray, tree: np.ndarray, item: np.ndarray, draws
 
 def shown(lines: list[dict[str, Any]]) -> str:
     splits = sorted({line["split"] for line in lines})
-    out = [f"| log | representation | {' | '.join(f'log loss, split {split}' for split in splits)} | AUC | worse than the tree |"]
-    out.append("|---" * (len(splits) + 4) + "|")
+    heads = " | ".join(f"log loss, split {split}" for split in splits)
+    out = [f"| log | representation | {heads} | AUC | standard deviation over seeds | worse than the tree |"]
+    out.append("|---" * (len(splits) + 5) + "|")
     for name in dict.fromkeys(line["log"] for line in lines):
         for feature in FEATURES:
             at = {line["split"]: line for line in lines if line["log"] == name and line["feature"] == feature}
             losses = " | ".join(f"{at[split]['log_loss']:.4f}" if split in at else "-" for split in splits)
             apart: Callable[[dict[str, Any]], bool] = lambda line: line["over_tree"][0] > 0
             auc = np.mean([line["auc"] for line in at.values()])
-            out.append(f"| {name} | {feature} | {losses} | {auc:.4f} | {sum(map(apart, at.values()))} of {len(at)} |")
+            spread = [np.std(line["seeds"], ddof=1) for line in at.values() if len(line["seeds"]) > 1]
+            noise = f"{np.sqrt(np.mean(np.square(spread))):.4f}" if spread else "-"
+            out.append(f"| {name} | {feature} | {losses} | {auc:.4f} | {noise} | {sum(map(apart, at.values()))} of {len(at)} |")
     return "\n".join(out)
 
 

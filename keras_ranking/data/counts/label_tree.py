@@ -12,6 +12,7 @@ import pandas as pd
 
 from keras_ranking.data.counts.keys import KeyNumbers
 from keras_ranking.data.log_columns import require_column, require_frame
+from keras_ranking.ops.hashing import fingerprint64
 from keras_ranking.values import numbers_of, raise_first
 
 _VERSION = 1
@@ -63,6 +64,9 @@ class LabelTree:
         (Bengio, Weston and Grangier, NIPS 2010). S + tau / n is that of regularised spectral clustering (Amini et al. 2013); a tenth, equal
         halves and the number of neighbours are our choice.
 
+        The tree does not depend on the order of `ids`. Where many similarities are equal, as with items that few members met, another
+        seed gives another tree: fit a model on several to see what that is worth.
+
         A tree says again what it was fitted on: fit it on other rows than the model that reads it, such as those of half of the members.
 
         Args:
@@ -71,7 +75,7 @@ class LabelTree:
             ids: the items, in its order.
             depth: most levels below the root; a node with one item is not split.
             neighbours: similarities that each item keeps; None: all.
-            seed: of the solver's first vectors.
+            seed: of the solver's first vectors, and of what is taken first among equal similarities.
 
         Returns:
             `LabelTree`.
@@ -99,16 +103,18 @@ class LabelTree:
             raise ValueError("`similarity` must hold finite numbers from 0 on.")
         apart = found.row != found.col
         found = sparse.csr_matrix((found.data[apart] / 2, (found.row[apart], found.col[apart])), shape=shape)
-        similar = _nearest((found + found.T).tocsr(), neighbours)
-        if not similar.nnz or similar.max() <= 0:
+        found = (found + found.T).tocsr()
+        if not found.nnz or found.max() <= 0:
             raise ValueError("`similarity` has no number above 0 outside its diagonal.")
         tree, rng = cls(ids, np.ones(items)), np.random.default_rng(seed)
+        order = np.argsort(fingerprint64([f"{seed}:{key}" for key in tree.ids]), kind="stable")
+        similar = _nearest(_ordered(found, order), neighbours)
 
         def split(members: np.ndarray, node: int) -> None:
-            tree._nodes[members] = node
+            tree._nodes[order[members]] = node
             if node < 2**depth and len(members) > 1:
-                order = members[np.argsort(_second(similar[members][:, members], rng), kind="stable")]
-                for side, part in enumerate(np.array_split(order, 2)):
+                ranked = members[np.argsort(_second(similar[members][:, members], rng), kind="stable")]
+                for side, part in enumerate(np.array_split(ranked, 2)):
                     split(part, 2 * node + side)
 
         split(np.arange(items), 1)
@@ -206,6 +212,13 @@ def item_agreement(events: pd.DataFrame, member: str, item: str, outcome: str, s
     count, apart = np.asarray(marks.sum(axis=0)).ravel(), agreed.row != agreed.col
     row, column, size = agreed.row[apart], agreed.col[apart], agreed.data[apart]
     return sparse.csr_matrix((size / (np.sqrt(count[row] * count[column]) + shrink), (row, column)), shape=agreed.shape), items.as_json()
+
+
+def _ordered(similar: Any, order: np.ndarray) -> Any:
+    """Rows and columns in another order; sums over a row go from left to right, whatever the order before."""
+    found = similar[order][:, order].tocsr()
+    found.sort_indices()
+    return found
 
 
 def _nearest(similar: Any, neighbours: int | None) -> Any:

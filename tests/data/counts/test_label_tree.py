@@ -39,6 +39,17 @@ def test_a_half_is_that_of_the_second_eigenvector_of_the_laplacian(items: int) -
     assert np.array_equal(found, expected) or np.array_equal(found, ~expected)
 
 
+def test_the_tree_does_not_depend_on_the_order_of_the_items() -> None:
+    rng = np.random.default_rng(0)
+    log = pd.DataFrame({"member": rng.integers(0, 120, 900), "item": rng.integers(0, 300, 900), "like": rng.integers(0, 2, 900)})
+    found = [item_agreement(rows, "member", "item", "like") for rows in (log, log.sample(frac=1.0, random_state=1))]
+    trees = [LabelTree.fit(similar, items, depth=6, neighbours=3) for similar, items in found]
+    assert trees[0].ids != trees[1].ids
+    np.testing.assert_array_equal(trees[0].nodes(trees[0].ids), trees[1].nodes(trees[0].ids))
+    other = LabelTree.fit(*found[0], depth=6, neighbours=3, seed=1)
+    assert (other.nodes(other.ids) != trees[0].nodes(other.ids)).mean() > 0.5, "most similarities are equal to others here"
+
+
 def test_groups_of_groups_are_found_and_not_in_a_shuffled_similarity() -> None:
     near, group = blocks((16, 16, 16, 16))
     wide = group // 2
