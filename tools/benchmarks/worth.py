@@ -34,7 +34,8 @@ HEAD = """# Four logs
 The rankers and their peers on the same rows and the same columns: means over seeds, ± half of the 95 % interval from three seeds on.
 Splits are by time. A quarter of the members, by hash, is held out and never trained on: `validation` has later rows of the others,
 `new_members` later rows of these. Where all members are trained on, a table says so. Nothing is chosen on these rows: peers are
-compared on the later training rows over ten settings each where a row does not say another number, ours with `rankers.py --tuning`.
+compared on the later training rows over ten settings each where a row does not say another number, the transformer's on those of a
+quarter of the members; ours with `rankers.py --tuning`.
 
 Sets of columns, each with those before it, all point in time ([guide](../guides/past.md)):
 

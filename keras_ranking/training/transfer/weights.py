@@ -89,12 +89,12 @@ def _carry_one(
     new_tables: Collection[str],
     found: Carried,
 ) -> None:
-    path = variable.path.removesuffix("/embeddings")
+    path = _path_of_table(variable.path)
     table = path.split("/")[-1].removeprefix(_TABLE)
     owners = [one for one in ranker.schema.features if one.dtype == "int32" and _table(one) == table]
-    is_table = path != variable.path and path.split("/")[-1].startswith(_TABLE)
+    is_table = bool(path)
     if is_table and table in {_table(one) for one in ranker.schema.features if one.name in new_tables}:
-        found.new.append(path)
+        found.new += [path] if path not in found.new else []
         return
     rows, width = _array(before), rows_without_spare(variable) or (int(variable.shape[0]) if variable.shape else 0)
     if is_table and owners and len(rows) < width and rows.shape[1] == int(variable.shape[1]):
@@ -114,8 +114,15 @@ def _carry_one(
 def trained_paths(ranker: models.RankingModel, new_tables: Collection[str]) -> set[str]:
     """Names of the layers, and paths of the tables, that are trained where the trunk is frozen."""
     tables = {f"{_TABLE}{_table(one)}" for one in ranker.schema.features if one.name in new_tables}
-    own = {v.path.removesuffix("/embeddings") for v in ranker.weights if v.path.endswith("/embeddings")}
-    return {*ranker.head_layers, *(path for path in own if path.split("/")[-1] in tables)}
+    return {*ranker.head_layers, *(path for path in (_path_of_table(v.path) for v in ranker.weights) if path.split("/")[-1] in tables)}
+
+
+def _path_of_table(path: str) -> str:
+    """The path of the layer of a column's table that a weight belongs to; '': of none. A table may have several weights, as that of an
+    `Id` without buckets has."""
+    parts = path.split("/")
+    places = [place for place, part in enumerate(parts[:-1]) if part.startswith(_TABLE)]
+    return "/".join(parts[: places[0] + 1]) if places else ""
 
 
 def _table(column: Any) -> str:

@@ -31,7 +31,11 @@ def first() -> Log:
 
 def second(**changes: Any) -> Log:
     """Another log; `changes` are columns of its schema by name, in place of those that it has."""
-    log = kr.data.simulate(members=24, days=3, seed=1)
+    return changed(kr.data.simulate(members=24, days=3, seed=1), **changes)
+
+
+def changed(log: Log, **changes: Any) -> Log:
+    """The log with other columns in its schema, by name."""
     schema = log.schema.model_copy(update={"features": tuple(changes.get(one.name, one) for one in log.schema.features)})
     return Log(log.events, schema, "second")
 

@@ -143,6 +143,25 @@ def test_tables_that_grow_and_tables_that_begin_anew(folders: Any, target: Log) 
 
 
 @pytest.mark.quickest
+def test_all_tables_of_an_id_without_buckets_begin_anew(target: Log, tmp_path: Path) -> None:
+    whole = next(one for one in target.schema.features if one.name == "item_id").model_copy(update={"buckets": None, "divisor": 65_536})
+    logs = [surfaces.changed(log, item_id=whole) for log in (surfaces.first(), target)]
+    old: Any = kr.models.load(surfaces.source("lirank", tmp_path, logs[0]))
+    model, history = transfer(logs[1], old, None, ["like"], options={**ONE, "new_tables": ["item_id"]}, verbose=False)
+    assert history["transfer"]["new"].count("ids/table_item_id") == 1 and "ids/table_topic" in history["transfer"]["frozen"]
+    before, after = (
+        {v.path: np.array(keras.ops.convert_to_numpy(v.value)) for v in each.get_layer("ids").weights} for each in (old, model)
+    )
+    tables = [path for path in before if path.startswith("ids/table_item_id/")]
+    assert len(tables) == 4 and all((after[path] != before[path]).mean() > 0.9 for path in tables)
+    assert set(tables) < {v.path for v in model.trainable_variables}
+    # Control: without the option they stay as they are.
+    model, _ = transfer(logs[1], old, None, ["like"], options=ONE, verbose=False)
+    kept = {v.path: np.array(keras.ops.convert_to_numpy(v.value)) for v in model.get_layer("ids").weights}
+    assert all(np.array_equal(kept[path], before[path]) for path in before)
+
+
+@pytest.mark.quickest
 def test_heads_are_kept_where_they_fit(folders: Any, target: Log) -> None:
     old: Any = kr.models.load(folders["cadet"])
     rate = {**ONE, "learning_rate": 1e-12, "weight_decay": 0.0, "heads": "kept"}
