@@ -39,9 +39,19 @@ def _amount(text: str) -> float:
     return number
 
 
+def _rate(text: str) -> float:
+    number = _amount(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"must be a positive number. Received: {text!r}")
+    return number
+
+
 def daily_arguments(made: argparse.ArgumentParser) -> None:
     """The arguments of `train` that need --new-events."""
     group = made.add_argument_group("the daily step, with --resume and --new-events")
+    group.add_argument(
+        "--learning-rate", type=_rate, metavar="RATE", help="of this step and the next ones (default: that at which the training ended)"
+    )
     group.add_argument("--penalty", choices=["fisher"], help="hold each weight to its earlier value by its Fisher information")
     group.add_argument("--forgetting", type=_amount, metavar="WEIGHT", help="with --penalty: its weight (default: 30)")
     group.add_argument(
@@ -65,7 +75,7 @@ def wants_daily(args: argparse.Namespace) -> bool:
 
 def check_daily(args: argparse.Namespace) -> None:
     """Raise a ValueError for options of the daily step without --new-events, or that go together with others."""
-    for name in _OPTIONS:
+    for name in ("learning_rate", *_OPTIONS):
         if getattr(args, name) and not (args.resume and args.new_events):
             raise ValueError(f"`--{name.replace('_', '-')}` is of the daily step: it needs --resume RUN and --new-events.")
     for name, needed in (("forgetting", "penalty"), ("effects_window", "refresh_effects")):
@@ -100,6 +110,7 @@ def daily(args: argparse.Namespace, log: Any, new: np.ndarray, callbacks: Any) -
         verbose=not args.quiet,
         callbacks=callbacks,
         on_error=args.on_error or "raise",
+        learning_rate=args.learning_rate,
     )
     if args.export:
         report["version"] = _exported(args, model, log, new)

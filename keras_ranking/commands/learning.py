@@ -146,6 +146,7 @@ def _resume(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "verbose": not args.quiet,
         "on_error": args.on_error or "raise",
+        "learning_rate": args.learning_rate,
     }
     settings |= {"distribution": args.distribution, "callbacks": callbacks}
     _, history = training.warm_start(log, args.resume, new, args.out, **settings)

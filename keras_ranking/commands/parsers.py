@@ -182,8 +182,9 @@ counted from the log, and their state is written to DIR/counts.
   a training that was stopped by Ctrl-C, or that crashed (with --checkpoint-every), reaches the weights of an uninterrupted one; the
   log must be the same
   a finished training takes the daily step with --new-events, into --out: rows with split train and history are read (all rows of a
-  log without split), the loss is on the new events alone, at the learning rate at which the training ended, with its
-  optimiser's state; the options of the daily step add a penalty, effects, exploration and the export, and DIR/daily.json, a report
+  log without split), the loss is on the new events alone, at the learning rate at which the training ended (after the schedules
+  cosine and onecycle a hundredth of the highest; --learning-rate is another one), with its optimiser's state; the options of the daily
+  step add a penalty, effects, exploration and the export, and DIR/daily.json, a report
 
 --from DIR trains the model in DIR on another log: its trunk is kept, and heads are made for the tasks of that log. --set has the options
 of keras_ranking.training.Transfer too: --set 'columns={{"clip_id": "item_id"}}' names a column of the log and the one it is read as.

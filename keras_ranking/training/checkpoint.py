@@ -179,8 +179,13 @@ def best_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return {name.removeprefix(_BEST): array for name, array in checkpoint.arrays.items() if name.startswith(_BEST)}
 
 
-def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
+def restore(checkpoint: Checkpoint, model: Any, weights: bool = True, rates: bool = True) -> None:
     """Set a compiled model, or its optimiser alone, to the state of a checkpoint.
+
+    Args:
+        checkpoint, model: the state, and what it is set in.
+        weights: False: the optimiser alone.
+        rates: False: learning rates that are variables stay as they are.
 
     Raises:
         ValueError: variables with other names or shapes.
@@ -198,7 +203,8 @@ def restore(checkpoint: Checkpoint, model: Any, weights: bool = True) -> None:
             found = "none" if array is None else f"shape {array.shape}"
             wanted = f"'{name}' ({variable.path}) must have shape {shape}"
             raise ValueError(f"the checkpoint does not fit the model: {wanted}. Received: {found}")
-        variable.assign(_filled_up(array, variable, rows.get(name)))
+        if rates or not variable.path.endswith("learning_rate"):
+            variable.assign(_filled_up(array, variable, rows.get(name)))
 
 
 def fingerprint(sequences: Sequences, weights: Mapping[str, np.ndarray], delays: np.ndarray | None) -> str:

@@ -209,7 +209,7 @@ def split_options(model: str, options: Mapping[str, Any], preset: str | None = N
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `train` beside log and model."""
+    """The arguments of `train` and `warm_start` beside log and model."""
 
     out: str | Path | None = None
     seed: int = 0
@@ -219,3 +219,4 @@ class Settings:
     resume: bool = False
     callbacks: Any = ()
     distribution: Any = None
+    learning_rate: float | None = None

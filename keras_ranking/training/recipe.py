@@ -202,3 +202,26 @@ def better(value: float, than: float | None, mode: str) -> bool:
     if than is None or not math.isfinite(value):
         return math.isfinite(value)
     return value < than if mode == "min" else value > than
+
+
+def rate_of_step(learning_rate: float | None, before: Mapping[str, Any], peak: float, recipe: Recipe) -> tuple[float | None, float | None]:
+    """The learning rate that is chosen for a daily step, and its share of the highest rate of the training; None: none is.
+
+    Args:
+        learning_rate: the argument of `warm_start`; None: that of the step before.
+        before: of the checkpoint.
+        peak, recipe: highest rate, and the recipe, of the training.
+
+    Raises:
+        ValueError: a rate that is not positive, or of an optimiser or a schedule that is not given by name.
+    """
+    if learning_rate is None:
+        learning_rate = before.get("learning_rate")
+    if learning_rate is None:
+        return None, None
+    if not (is_real(learning_rate) and 0 < float(learning_rate) < float("inf")):
+        raise ValueError(f"`learning_rate` must be a positive number. Received: learning_rate={learning_rate!r}")
+    if not (isinstance(recipe.optimizer, str) and isinstance(recipe.schedule, str)):
+        what = "an optimiser" if not isinstance(recipe.optimizer, str) else "a schedule"
+        raise ValueError(f"`learning_rate` does not go with {what} of Keras that the training was given, which has rates of its own.")
+    return float(learning_rate), float(learning_rate) / peak

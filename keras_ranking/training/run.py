@@ -32,7 +32,7 @@ from keras_ranking.training.members import member_folders, train_members, warm_s
 from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_of, preset_options
 from keras_ranking.training.progress import Progress
-from keras_ranking.training.recipe import Recipe, split_recipe
+from keras_ranking.training.recipe import Recipe, rate_of_step, split_recipe
 from keras_ranking.training.record import history_of, write_folder
 from keras_ranking.training.reporting import tell_preset, tell_rows, tell_start
 from keras_ranking.training.resumption import weights_digest
@@ -166,12 +166,14 @@ def warm_start(
     on_error: str = "raise",
     distribution: Any = None,
     penalty: FisherPenalty | str | None = None,
+    learning_rate: float | None = None,
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """Train a finished model further, on newer events: the daily step.
 
     Feed-SR (stated): from the previous checkpoint; the full history is read, the loss is on newly arrived events alone; a warm start
     uses the learning rate at which the cold start ended. The rate is constant here, and the optimiser's state is kept, both *our
-    reading*. After a training with `ema` the step begins at the averages, and makes none. An interrupted step leaves `out` unchanged:
+    reading*. With `schedule='cosine'` or 'onecycle' it is a hundredth of the highest, with which a step moves little: `learning_rate` is
+    another one. After a training with `ema` the step begins at the averages, and makes none. An interrupted step leaves `out` unchanged:
     run it again.
 
     Args:
@@ -188,6 +190,8 @@ def warm_start(
         penalty: 'fisher' or a `FisherPenalty`: each weight is held to its earlier value by its Fisher information (LiRank). `out` then has
             it for the next step, in fisher.npz and fisher_cold.npz; where `folder` has none, it is measured on the earlier training rows of
             the log. Not with several devices or shards.
+        learning_rate: of this step and the following ones; rates of tables and trunk keep their ratio to it. None: that of the step
+            before, or the rate at which the training ended.
 
     Returns:
         The model, and the content of `history.json`.
@@ -210,7 +214,7 @@ def warm_start(
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
         _refuse_penalty(penalty, "a ShardedLog", "read the new events as a log, with the history that they need")
-        step = Settings(out, -1 if seed is None else seed, verbose=verbose, callbacks=callbacks, distribution=distribution)
+        step = Settings(out, -1 if seed is None else seed, None, None, verbose, False, callbacks, distribution, learning_rate)
         return warm_start_on_shards(log, folder, new, epochs, step, fit)
     log = as_log(log, Schema.load(Path(folder) / "schema.json") if isinstance(log, pd.DataFrame) else None, "train")
     if member_folders(folder):
@@ -223,13 +227,15 @@ def warm_start(
             "on_error": on_error,
             "distribution": distribution,
             "penalty": penalty,
+            "learning_rate": learning_rate,
         }
         return warm_start_members(partial(warm_start, log), folder, out, **each)
     penalty = penalty_of(penalty)
     if distribution is not None:
         _refuse_penalty(penalty, "a `distribution`", "take the step on one device")
         with plan_for(distribution).scope() as plan:
-            return warm_start(log, folder, new, out, epochs, seed, verbose and plan.writes, callbacks, on_error)
+            again: dict[str, Any] = {"callbacks": callbacks, "on_error": on_error, "learning_rate": learning_rate}
+            return warm_start(log, folder, new, out, epochs, seed, verbose and plan.writes, **again)
     plan = active()
     checkpoint = read_checkpoint(folder)
     stored = checkpoint.about["fingerprint"].get("recipe", {})
@@ -253,6 +259,7 @@ def warm_start(
     seed = before["seed"] + steps if seed is None else seed
     keras.utils.set_random_seed(seed % 2**32)
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs or 1})
+    learning_rate, share = rate_of_step(learning_rate, before, training.learning_rate, recipe)
     sequences = checked_sequences(
         log.events[kept],
         ranker.schema,
@@ -269,17 +276,18 @@ def warm_start(
     log_seed = before.get("log_seed", before["seed"])
     about = {**before, "log": log.name, "log_seed": log_seed, "seed": seed, "backend": keras.backend.backend()}
     about["on_error"] = on_error
-    about["warm"] = before.get("warm", 0) + 1
+    about |= {"warm": before.get("warm", 0) + 1, "learning_rate": learning_rate}
     # One day may be too small for an estimate of propensities: earlier training rows are included.
     estimated = events[learned | (events["split"] == "train").to_numpy()]
     weights = weights_for(sequences, training, estimated, ranker.schema, ranker.tasks)
     dataset, window = training_data(
         ranker, sequences, training, seed, weights.by_task, delays_for(events[learned], training, rows[learned])
     )
-    compiled = partial(compile_for, training=training, steps=len(dataset) * max(epochs, 1), window=window, recipe=recipe, made=steps)
+    length = len(dataset) * max(epochs, 1)
+    compiled = partial(compile_for, training=training, steps=length, window=window, recipe=recipe, made=steps, share=share)
     compiled(ranker)
     tell_start(ranker, sequences, dataset, weights.report, plan.start(ranker, dataset), verbose)
-    restore(checkpoint, ranker, weights=False)
+    restore(checkpoint, ranker, weights=False, rates=share is None)
     start = time.perf_counter()
     counter = Progress(None, None, about, seed, len(dataset))
     counter.step = steps

@@ -86,3 +86,8 @@ def last_rate(schedule: Any, peak: float, steps: int) -> Any:
     if schedule in ("cosine", "onecycle"):  # at the end of one cycle, a 250,000th, nothing would be learned
         return constant_rate(FLOOR * peak)
     return constant_rate(float(keras.ops.convert_to_numpy(schedule(steps))))
+
+
+def chosen_rate(schedule: Any, rate: float) -> Any:
+    """A rate for every step of a training that is continued, in the form that the schedule had: the optimiser has the same variables."""
+    return rate if schedule == "constant" else constant_rate(rate)

@@ -19,7 +19,7 @@ from keras_ranking.optimizers import AdamW, TableOptimizer
 from keras_ranking.schema import Schema
 from keras_ranking.training.options import TrainingOptions
 from keras_ranking.training.recipe import Recipe
-from keras_ranking.training.schedules import last_rate, rate_for
+from keras_ranking.training.schedules import chosen_rate, last_rate, rate_for
 from keras_ranking.training.scoring.events import model_requests
 from keras_ranking.training.weighting.event_weights import EventWeights, event_weights
 from keras_ranking.training.weighting.propensities import position_propensities
@@ -166,7 +166,13 @@ def _check_choices(ranker: models.RankingModel, sequences: Sequences) -> None:
 
 
 def compile_for(
-    ranker: models.RankingModel, training: TrainingOptions, steps: int, window: int, recipe: Recipe | None = None, made: int | None = None
+    ranker: models.RankingModel,
+    training: TrainingOptions,
+    steps: int,
+    window: int,
+    recipe: Recipe | None = None,
+    made: int | None = None,
+    share: float | None = None,
 ) -> None:
     """Compile with the optimiser of the options, their rule for tables, their schedule over `steps`, their losses and metrics.
 
@@ -177,6 +183,7 @@ def compile_for(
         recipe: None: the default one.
         made: steps of a training that is continued: no warm-up and no decay, but always the rate at which it ended (Feed-SR's rule for a
             warm start, stated). None: a new training.
+        share: of a training that is continued: its highest rates times this, at every step, in place of those at which it ended.
 
     Raises:
         ValueError: a task weight of a task that the model does not have, or an unknown metric.
@@ -185,7 +192,9 @@ def compile_for(
 
     def rate(peak: float, schedule: Any = None) -> Any:
         schedule = recipe.schedule if schedule is None else schedule
-        return rate_for(schedule, peak, training.warmup, steps) if made is None else last_rate(schedule, peak, made)
+        if made is None:
+            return rate_for(schedule, peak, training.warmup, steps)
+        return last_rate(schedule, peak, made) if share is None else chosen_rate(schedule, share * peak)
 
     if isinstance(recipe.optimizer, str):
         kind = _named(recipe.optimizer)

@@ -9,6 +9,7 @@ import pytest
 
 import keras_ranking as kr
 from keras_ranking.cli import main
+from keras_ranking.training import read_checkpoint
 from tests.commands.shell import one_line, usage_error
 
 pytestmark = pytest.mark.quickest
@@ -20,6 +21,7 @@ OPTIONS = {"history_features": (), "hidden": (8,), "cross_layers": 1, "row_lengt
     [
         (["--out", "DIR", "--penalty", "fisher"], "`--penalty` is of the daily step: it needs --resume RUN and --new-events."),
         (["--resume", "DIR", "--explore"], "`--explore` is of the daily step"),
+        (["--resume", "DIR", "--learning-rate", "1e-3"], "`--learning-rate` is of the daily step"),
         (["--resume", "DIR", "--new-events", "2026-01-04", "--forgetting", "3"], "`--forgetting` needs `--penalty`."),
         (["--resume", "DIR", "--new-events", "2026-01-04", "--effects-window", "3d"], "`--effects-window` needs `--refresh-effects`."),
     ],
@@ -32,7 +34,9 @@ def test_arguments_that_do_not_go_together(
     assert message in one_line(capsys)
 
 
-@pytest.mark.parametrize("arguments", [["--refresh-effects", "8"], ["--forgetting", "-1"], ["--penalty", "l2"], ["--epochs", "-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--refresh-effects", "8"], ["--forgetting", "-1"], ["--penalty", "l2"], ["--epochs", "-1"], ["--learning-rate", "0"]]
+)
 def test_values_that_are_none(arguments: list[str]) -> None:
     assert usage_error("train", "--data", "simulated", "--resume", "DIR", "--new-events", "2026-01-04", *arguments) == 2
 
@@ -56,12 +60,18 @@ def monday(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_day_is_reported(monday: None, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert day(Path("tuesday"), "--penalty", "fisher", "--forgetting", "5", "--explore") == 0
+    assert day(Path("tuesday"), "--penalty", "fisher", "--forgetting", "5", "--explore", "--learning-rate", "5e-4") == 0
     printed, report = capsys.readouterr().out, json.loads(Path("tuesday/daily.json").read_text())
     assert f"{report['new_events']:,} new events" in printed and "scored before they were learned" in printed
     assert "Fisher penalty 5; measured on" in printed and "exploration: standard deviation" in printed
     assert f"{report['before']['click']['log_loss']:.4f}" in printed
     assert report["penalty"]["forgetting"] == 5.0 and "version" not in report
+    assert read_checkpoint("tuesday").about["learning_rate"] == 5e-4
+    # A step without a penalty keeps the rate of the step before, or takes another.
+    for given, rate in (([], 5e-4), (["--learning-rate", "1e-4"], 1e-4)):
+        begin = ["train", "--data", "parquet:old.parquet", "--resume", "tuesday", "--new-events", "parquet:new.parquet"]
+        assert main([*begin, "--out", "wednesday", "--quiet", *given]) == 0
+        assert read_checkpoint("wednesday").about["learning_rate"] == rate
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from keras_ranking.training.scoring.events import metrics_of, rows_to_score
 
 REPORT = "daily.json"
 DAY = 86_400
+_OF_STEP = ("seed", "verbose", "callbacks", "on_error", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,7 @@ def daily_step(
     penalty: FisherPenalty | str | None = None,
     effects: RefreshEffects | None = None,
     explore: bool = False,
-    seed: int | None = None,
-    verbose: bool = True,
-    callbacks: Any = (),
-    on_error: str = "raise",
+    **settings: Any,
 ) -> tuple[models.RankingModel, dict[str, Any]]:
     """One day of a model in operation: the new events are scored by the model that has not seen them, and then learned.
 
@@ -83,10 +81,11 @@ def daily_step(
     5. `out` has the model with all this, as `warm_start` writes it, and `daily.json`, the report.
 
     Args:
-        log, folder, new, epochs, penalty, seed, verbose, callbacks, on_error: as `warm_start`. `epochs=0`: no training, only what follows.
+        log, folder, new, epochs, penalty: as `warm_start`. `epochs=0`: no training, only what follows.
         out: folder to write; it may be `folder`.
         effects: None: they stay as they are.
         explore: whether to update the posterior.
+        **settings: `seed`, `verbose`, `callbacks`, `on_error`, `learning_rate`, as of `warm_start`.
 
     Returns:
         The model, and the report: `new_events`, `span` (first and last of the new events), `before` (metrics by task), `loss` (of each
@@ -105,6 +104,9 @@ def daily_step(
         >>> report["new_events"] == int(new.sum()), "log_loss" in report["before"]["click"]
         (True, True)
     """
+    if unknown := sorted(set(settings) - set(_OF_STEP)):
+        raise TypeError(f"daily_step() has no argument '{unknown[0]}'. Of `warm_start` it takes {', '.join(_OF_STEP)}, epochs and penalty")
+    on_error = settings.get("on_error", "raise")
     log = as_log(log, Schema.load(Path(folder) / "schema.json") if isinstance(log, pd.DataFrame) else None, "train")
     seconds: dict[str, float] = {}
     earlier = models.load(folder)
@@ -114,7 +116,6 @@ def daily_step(
         counted = counted_log(log, saved_counts(folder), on_error, earlier.schema, marks)
         before = metrics_of(earlier, rows_to_score(earlier, counted, marks, "new row", on_error=on_error), ranked=True)
     with _Clock(seconds, "training"):
-        settings: dict[str, Any] = {"seed": seed, "verbose": verbose, "callbacks": callbacks, "on_error": on_error}
         model, history = warm_start(log, folder, marks, out, epochs, penalty=penalty, **settings)
     day = _Day(model, counted, marks, on_error)
     done = {name: value for name in ("effects", "explored") if (value := _recorded(folder).get(name)) is not None}

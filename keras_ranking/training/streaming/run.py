@@ -28,7 +28,7 @@ from keras_ranking.training.members import member_folders, train_members, warm_s
 from keras_ranking.training.options import MODELS, Settings, TrainingOptions, model_name, split_options
 from keras_ranking.training.presets import preset_of, preset_options
 from keras_ranking.training.progress import Progress
-from keras_ranking.training.recipe import Recipe, as_plain, split_recipe
+from keras_ranking.training.recipe import Recipe, as_plain, rate_of_step, split_recipe
 from keras_ranking.training.record import history_with, read_of, stamps, write_folder
 from keras_ranking.training.reporting import tell_preset, tell_sessions, tell_tables
 from keras_ranking.training.resumption import Beginning, made_with, path_of, weights_digest
@@ -134,7 +134,7 @@ def warm_start_on_shards(
         folder: of the finished training.
         new: Unix time of the first new event among the training rows, or the split of the new events.
         epochs: passes over the new events.
-        given: `out`, `seed` (a negative one: the default of `warm_start`), `verbose` and `callbacks`.
+        given: `out`, `seed` (a negative one: the default of `warm_start`), `verbose`, `callbacks`, `distribution`, `learning_rate`.
         fit: runs the epochs.
 
     Raises:
@@ -162,12 +162,13 @@ def warm_start_on_shards(
     seed = before["seed"] + steps if given.seed < 0 else given.seed
     keras.utils.set_random_seed(seed % 2**32)
     training = TrainingOptions(**{**before["fingerprint"]["training"], "epochs": epochs})
+    learning_rate, share = rate_of_step(given.learning_rate, before, training.learning_rate, recipe)
     facts = Facts.of(log, chosen, ranker)
     if not facts.targets:
         raise ValueError(f"`new` must choose at least one event. Received: new={new!r}")
     log_seed = before.get("log_seed", before["seed"])
     about = {**before, "log": log.name, "log_seed": log_seed, "seed": seed, "backend": keras.backend.backend()}
-    about |= {"on_error": log.manifest["on_error"], "warm": before.get("warm", 0) + 1}
+    about |= {"on_error": log.manifest["on_error"], "warm": before.get("warm", 0) + 1, "learning_rate": learning_rate}
     # One day may be too small for an estimate of propensities: earlier training rows are included.
     estimated = replace(chosen, since=None, target=tuple(dict.fromkeys(["train", *(chosen.target or ())])))
     weigher = Weigher(log, estimated, training, ranker.tasks, facts.learned[1])
@@ -176,10 +177,10 @@ def warm_start_on_shards(
     if given.verbose:
         print(described(ranker, streamed), flush=True)
     length = len(streamed.dataset) * epochs
-    compiled = partial(compile_for, training=training, steps=length, window=streamed.window, recipe=recipe, made=steps)
+    compiled = partial(compile_for, training=training, steps=length, window=streamed.window, recipe=recipe, made=steps, share=share)
     compiled(ranker)
     _tell_devices(ranker, plan.start(ranker, streamed.dataset), given.verbose)
-    restore(checkpoint, ranker, weights=False)
+    restore(checkpoint, ranker, weights=False, rates=share is None)
     start = time.perf_counter()
     counter = Progress(None, None, about, seed, len(streamed.dataset))
     counter.step = steps
