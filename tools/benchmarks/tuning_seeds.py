@@ -85,7 +85,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     settings, seeds = sorted({line["setting"] for line in lines}), sorted({line["seed"] for line in lines})
     at = {(line["setting"], line["seed"]): line for line in lines}
     seeds = [seed for seed in seeds if all((setting, seed) in at for setting in settings)]
-    about = f"{lines[0]['log']}, {lines[0]['model']}: {len(settings)} settings, {len(seeds)} seeds each"
+    log, model, members = _kind(lines[0])
+    about = f"{log}, {model}, members {members}: {len(settings)} settings, {len(seeds)} seeds each"
     text = [f"{about}\n", f"| | {' | '.join(FIGURES)} |", "|---|---|---|"]
     values = {name: np.array([[at[setting, seed][name] for seed in seeds] for setting in settings]) for name in FIGURES}
     text.append("| standard deviation over seeds | " + " | ".join(f"{x.std(axis=1, ddof=1).mean():.5f}" for x in values.values()) + " |")
@@ -103,6 +104,10 @@ def table(lines: list[dict[str, Any]]) -> str:
                 cells[what].append(f"{value:.3f}" if what == "rank" else f"{value:.5f}")
         text += [f"| {what}, chosen by {k} seed{'s' * (k > 1)} | {' | '.join(cell)} |" for what, cell in cells.items()]
     return "\n".join(text)
+
+
+def _kind(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["log"], line["model"], line["members"]
 
 
 def main() -> None:
@@ -124,8 +129,8 @@ def main() -> None:
             parser.error(f"LOG must be ebnerd:FOLDER or simulated:MEMBERS. Received: {args.source}")
         run(args.source, args.model, args.json, args.settings, args.seeds, args.members)
     lines = read_lines(args.json)
-    for about in dict.fromkeys((line["log"], line["model"]) for line in lines):
-        print(table([line for line in lines if (line["log"], line["model"]) == about]), end="\n\n")
+    for about in dict.fromkeys(map(_kind, lines)):
+        print(table([line for line in lines if _kind(line) == about]), end="\n\n")
 
 
 if __name__ == "__main__":
