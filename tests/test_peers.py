@@ -152,9 +152,10 @@ def test_our_rankers_run_on_the_same_rows_and_columns(tools, tmp_path, capsys):
 
 
 def test_tuning_reads_training_rows_alone(tools, case):
+    import ranker_columns
     import rankers
 
-    before, log = case.events["split"].to_numpy(), rankers.earlier(case.log)
+    before, log = case.events["split"].to_numpy(), ranker_columns.earlier(case.log)
     after, time = log.events["split"].to_numpy(), log.events["time"].to_numpy()
     held = after == "validation"
     assert (before[held] == "train").all() and 0.1 < held.sum() / (before == "train").sum() < 0.15

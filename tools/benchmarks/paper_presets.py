@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 from peer_features import Case, open_case
-from rankers import LISTS, NAMES, OF_MODEL, TOKENS, figures_of, of_movielens, options_of, with_columns
+from ranker_columns import of_movielens, with_columns
+from rankers import LISTS, NAMES, OF_MODEL, TOKENS, figures_of, options_of
 from runs import add_line, half_interval, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import training

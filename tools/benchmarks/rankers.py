@@ -18,6 +18,7 @@ LOG is ebnerd, movielens-1m, retail or kuairand-pure; rows, held-out members and
 | `MODEL SET` | the columns of a set of `peers.py`; LiGR and LiRank without a history; kuairand-pure has no lists: nothing reads one |
 | `cadet SET without history` | the same with `max_history=0` |
 | `MODEL SET with forest` | and a LightGBM on the same columns in the same graph, half of the logit each (`kr.models.with_forest`) |
+| `MODEL SET of three with forest` | the network is the mean of three, of the seeds 3 s to 3 s + 2 (`kr.models.ensemble`) |
 
 Networks are kept in the folder of `--models`, and taken from there where a run needs the same one.
 
@@ -33,18 +34,16 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from peer_features import DAY, Case, open_case
+from peer_features import Case, open_case
 from peer_models import forest_settings
+from ranker_columns import earlier, of_movielens, with_columns
 from runs import add_line, followed_log_loss, holdout_of, log_arguments, mean_cell, parsed, read_lines
 
 from keras_ranking import data, layers, models, training
-from keras_ranking.columns import Number
 from keras_ranking.data import Log
 from keras_ranking.training.scoring.events import logits_of_targets, metrics_of, rows_to_score
 
@@ -153,14 +152,15 @@ _BEST = {
     "kuairand-pure": ("lirank fold_in",),
     "simulated": ("ligr new",),
 }
-WITH = " with forest"
+WITH, THREE = " with forest", " of three"
 for _log, _names in _BEST.items():
     RUNS[_log] |= {_name + WITH: {**RUNS[_log][_name], "forest": FORESTS[_log]} for _name in _names}
+RUNS["retail"]["ligr fold_in" + THREE + WITH] = {**RUNS["retail"]["ligr fold_in" + WITH], "networks": 3}
 # Runs that are made once more with all members, and the peers' set of columns there.
 WHOLE = {
     "ebnerd": ("ligr relative", "ligr new", "ligr fold_in", "ligr fold_in with forest", "cadet fold_in"),
     "movielens-1m": ("cadet factors", "cadet factors without history", "cadet personal", "cadet personal with forest"),
-    "retail": ("ligr fold_in", "ligr fold_in with forest"),
+    "retail": ("ligr fold_in", "ligr fold_in with forest", "ligr fold_in of three with forest"),
     "kuairand-pure": ("lirank fold_in", "lirank fold_in with forest"),
 }
 WHOLE_SET = {"ebnerd": "fold_in", "movielens-1m": "personal", "retail": "fold_in", "kuairand-pure": "fold_in"}
@@ -190,61 +190,6 @@ def words_of(name: str) -> str:
     model, _, rest = name.partition(" ")
     of, _, more = rest.partition(" ")
     return f"{NAMES[model]}, `{of}`" + (f" {more}" if more else "")
-
-
-def with_columns(case: Case, features: str) -> Log:
-    """The log with the columns of a set as numbers of the context, missing in rows that were not shown; `counts`: without personal ones.
-
-    As the peers' networks get them: logarithms, of both signs, of what is long-tailed, and nothing further than six deviations from the
-    mean of the training rows. Where a column is unknown in some rows that were shown, a column of 0 and 1 says so, one for all that
-    are unknown in the same rows.
-    """
-    columns = pd.concat([case.group("plain"), case.group("new")], axis=1) if features == "counts" else case.columns(features)
-    columns = columns[[name for name in columns if name not in case.events and not name.startswith(("category_", "genres_"))]]
-    trained = (case.events["split"] == "train").to_numpy()[case.shown]
-    numbers, kept, unknown = [], {}, set()
-    for name in columns:
-        values = columns[name].astype(np.float64)
-        known = values[trained & values.notna().to_numpy()]
-        if not len(known):  # such as the last outcome of a film, which a member rates once
-            continue
-        if known.abs().max() > 20:
-            values, known = (np.sign(each) * np.log1p(each.abs()) for each in (values, known))
-        middle, spread = float(known.mean()), float(known.std())
-        kept[name] = values.clip(middle - 6 * spread, middle + 6 * spread)
-        numbers.append(Number(name, transform="standardise", missing=middle, known="context"))
-        absent = values.isna()
-        digest = hash(absent.to_numpy().tobytes())
-        if absent[trained].mean() > 0.005 and digest not in unknown:
-            unknown.add(digest)
-            kept[f"{name}_unknown"] = absent.astype(np.float64)
-            numbers.append(Number(f"{name}_unknown", missing=1.0, known="context"))
-    schema = case.log.schema
-    schema = schema.model_copy(update={"features": (*schema.features, *numbers)})
-    events = pd.concat([case.events, pd.DataFrame(kept).reindex(case.events.index)], axis=1)
-    return replace(case.log, events=events, schema=schema, preset=None)
-
-
-def of_movielens(case: Case, features: str) -> Log:
-    """And each rating's label, the share of five stars, and what each leaves beyond what was expected, as actions of the past."""
-    log = with_columns(case, features)
-    rows = case.events.assign(stars=(case.events["rating"] - 1) / 4)
-    known = {"known_like": rows[case.label].astype(float), "known_stars": rows["stars"]}
-    for outcome, name in ((case.label, "residual"), ("stars", "stars_residual")):
-        expected = data.RunningExpectation([case.item, case.member], outcome, delay=case.delay).update(rows)
-        known[name] = expected[f"{outcome}_residual"]
-    actions = (*log.schema.actions, *(Number(name, known="after") for name in known))
-    return replace(log, events=log.events.assign(**known), schema=log.schema.model_copy(update={"actions": actions}))
-
-
-def earlier(log: Log) -> Log:
-    """The training rows alone, the last of them as `validation`: of EB-NeRD the last two days, else the last eighth."""
-    split, time = log.events["split"].to_numpy(), log.events["time"].to_numpy()
-    train = split == "train"
-    first, last = time[train].min(), time[train].max()
-    begin = first + ((last - first) // DAY - 1) * DAY if log.name.startswith("ebnerd") else np.quantile(time[train], 7 / 8)
-    split = np.where(train & (time >= begin), "validation", np.where(train | (split == "history"), split, "test"))
-    return replace(log, events=log.events.assign(split=split))
 
 
 def options_of(log: str, name: str, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -294,11 +239,36 @@ def with_forest(case: Case, network: Any, log: Log, setting: Mapping[str, Any], 
     return models.with_forest(network, layers.Forest.from_lightgbm(forest), case.label)
 
 
+def network_of(
+    case: Case,
+    name: str,
+    log: Log,
+    seed: int,
+    options: Mapping[str, Any],
+    tuning: bool,
+    changed: Mapping[str, Any] | None,
+    callbacks: Sequence[Any],
+    kept: Path | None,
+) -> tuple[Any, dict[str, Any]]:
+    """A trained network and its history: that of the folder, if it has one made with the same."""
+    made = made_with(case.name, name, changed)
+    digest = hashlib.sha256(json.dumps([case.name, case.holdout, tuning, seed, made], sort_keys=True).encode()).hexdigest()[:16]
+    file = None if kept is None else kept / f"{name.replace(' ', '_')}_{digest}"
+    if file is not None and (file / "history.json").exists():
+        return models.load(file), json.loads((file / "history.json").read_text(encoding="utf-8"))
+    trained, history = training.train(log, name.split()[0], seed=seed, options=options, callbacks=callbacks, verbose=False)
+    if file is not None:
+        file.mkdir(parents=True, exist_ok=True)
+        trained.save(file / "model.keras")
+        (file / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    return trained, history
+
+
 def run(
     case: Case, name: str, seed: int, tuning: bool = False, changed: Mapping[str, Any] | None = None, kept: Path | None = None
 ) -> dict[str, Any]:
     """Train and score one run, with some options changed; `tuning`: on training rows alone; `kept`: the folder of networks."""
-    model, settings = name.split()[0], options_of(case.name, name, changed)
+    settings = options_of(case.name, name, changed)
     callbacks: list[Any] = []
     log = of_movielens(case, settings["features"]) if case.name == "movielens-1m" else with_columns(case, settings["features"])
     log = earlier(log) if tuning else log
@@ -308,17 +278,11 @@ def run(
         callbacks.append(training.StartTables({case.item: factors}, deviation=0.2))
     if "features" in options and options["features"] is None:
         options["features"] = tuple(one.name for one in log.schema.features if one.kind != "id")
-    network = made_with(case.name, name.removesuffix(WITH), changed)
-    digest = hashlib.sha256(json.dumps([case.name, case.holdout, tuning, seed, network], sort_keys=True).encode()).hexdigest()[:16]
-    file = None if kept is None else kept / f"{name.removesuffix(WITH).replace(' ', '_')}_{digest}"
-    if file is not None and (file / "history.json").exists():
-        trained, history = models.load(file), json.loads((file / "history.json").read_text(encoding="utf-8"))
-    else:
-        trained, history = training.train(log, model, seed=seed, options=options, callbacks=callbacks, verbose=False)
-        if file is not None:
-            file.mkdir(parents=True, exist_ok=True)
-            trained.save(file / "model.keras")
-            (file / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    base = name.removesuffix(WITH).removesuffix(THREE)
+    many = settings.get("networks", 1)
+    seeds = [seed] if many == 1 else range(many * seed, many * seed + many)
+    made = [network_of(case, base, log, each, options, tuning, changed, callbacks, kept) for each in seeds]
+    trained, history = made[0] if many == 1 else (models.ensemble([one for one, _ in made]), made[0][1])
     if "forest" in settings:
         trained = with_forest(case, trained, log, settings["forest"], seed)
     splits = ("validation",) if tuning else case.splits
