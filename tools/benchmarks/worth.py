@@ -52,7 +52,8 @@ Sets of columns, each with those before it, all point in time ([guide](../guides
 rows ([daily training](../guides/daily.md)), for peers and ours alike.
 
 LightGBM LambdaRank, logistic regression, an MLP on the same columns, and `transformer`, a plain causal transformer over what the member
-did with the same columns beside it, are peers in common use. Minutes are of one core, training and scores of one seed.
+did with the same columns beside it, are peers in common use. Minutes are of one core, training and scores of one seed; in rows with a
+forest without the training of networks that another row has.
 
 ```bash
 python tools/benchmarks/worth.py FOLDER      # goes on where it stopped
