@@ -214,7 +214,8 @@ def warm_start(
     if isinstance(log, ShardedLog):
         check_prepared(on_error)
         _refuse_penalty(penalty, "a ShardedLog", "read the new events as a log, with the history that they need")
-        step = Settings(out, -1 if seed is None else seed, None, None, verbose, False, callbacks, distribution, learning_rate)
+        own: dict[str, Any] = {"callbacks": callbacks, "distribution": distribution, "learning_rate": learning_rate}
+        step = Settings(out, -1 if seed is None else seed, verbose=verbose, **own)
         return warm_start_on_shards(log, folder, new, epochs, step, fit)
     log = as_log(log, Schema.load(Path(folder) / "schema.json") if isinstance(log, pd.DataFrame) else None, "train")
     if member_folders(folder):
